@@ -1,0 +1,7 @@
+"""Images of mixed quality: degradations with severity, mixing, and datasets to start from."""
+
+from dqmq_tf.quality.datasets import digits, load
+from dqmq_tf.quality.degradations import KINDS, SEVERITIES, degrade
+from dqmq_tf.quality.mixing import mixed_quality
+
+__all__ = ["KINDS", "SEVERITIES", "degrade", "digits", "load", "mixed_quality"]
