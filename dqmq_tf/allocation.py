@@ -1,0 +1,103 @@
+"""From mean bit-widths to bits that fit a budget.
+
+The policy's means are real numbers and meet the budget on average; a file holds integers and must
+not exceed it. The nearest candidates are taken and then moved one at a time, always the one that
+departs least from the policy's means for the cost that it changes (greedy for a knapsack).
+"""
+
+import numpy as np
+
+
+def allocate(means, candidates, cost, limit, fixed=None):
+    """Returns bit-widths near `means` whose cost is at most `limit`, and close under it.
+
+    Args:
+        means: `[P]`, mean bit-widths.
+        candidates: P tuples of allowed bit-widths, ascending.
+        cost: `cost(bits)` gives the cost of `[P]` bit-widths; it does not fall as bits rise.
+        limit: Largest cost.
+        fixed: Mask `[P]` of points that stay at the candidate nearest to their mean.
+
+    Returns:
+        int array `[P]`.
+
+    Raises:
+        ValueError: If the smallest bit-widths cost more than `limit`.
+
+    Example:
+
+    >>> allocate(np.array([3.4, 5.2]), [(2, 4, 8)] * 2, lambda bits: bits.sum(), 8)
+    array([4, 4])
+    """
+    means = np.asarray(means, "float64")
+    free = [p for p in range(len(means)) if fixed is None or not fixed[p]]
+    bits = np.array(
+        [min(c, key=lambda b, m=m: (abs(b - m), b)) for c, m in zip(candidates, means)], "int64"
+    )
+    smallest = bits.copy()
+    smallest[free] = [candidates[p][0] for p in free]
+    if cost(smallest) > limit:
+        raise ValueError(
+            f"The smallest bit-widths cost {float(cost(smallest)):,.6g}, over the limit of {limit:,.6g}."
+        )
+    now = cost(bits)
+    while now > limit:
+        moves = _moves(bits, means, candidates, cost, free, -1)
+        # Departure from the means per cost saved; a move that saves nothing comes last.
+        p, b, now = min(moves, key=lambda m: (m[3] / max(now - m[2], 1e-12), m[2]))[:3]
+        bits[p] = b
+    while True:
+        moves = [m for m in _moves(bits, means, candidates, cost, free, 1) if m[2] <= limit]
+        if not moves or now >= 0.995 * limit:
+            return bits
+        p, b, now = min(moves, key=lambda m: (m[3], m[2]))[:3]
+        bits[p] = b
+
+
+def _moves(bits, means, candidates, cost, free, direction):
+    """All single steps up or down: `(point, new bits, cost after, added departure)`."""
+    moves = []
+    for p in free:
+        index = candidates[p].index(int(bits[p])) + direction
+        if not 0 <= index < len(candidates[p]):
+            continue
+        b = candidates[p][index]
+        after = bits.copy()
+        after[p] = b
+        departure = (b - means[p]) ** 2 - (bits[p] - means[p]) ** 2
+        moves.append((p, b, cost(after), departure))
+    return moves
+
+
+def largest_shift(cost, limit, low=-8.0, high=8.0, rounds=40):
+    """Returns the largest shift of all means at which `cost(shift)`, which rises, is in the limit."""
+    if cost(high) <= limit:
+        return high
+    for _ in range(rounds):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(middle) <= limit else (low, middle)
+    return low
+
+
+def cluster(scores, count):
+    """Splits scores into groups by one-dimensional k-means.
+
+    Args:
+        scores: `[N]`.
+        count: Number of groups, at most N.
+
+    Returns:
+        `(thresholds [count - 1], group [N])`, groups numbered from the lowest scores.
+    """
+    scores = np.asarray(scores, "float64")
+    centres = np.quantile(scores, (np.arange(count) + 0.5) / count)
+    for _ in range(50):
+        group = np.abs(scores[:, None] - centres).argmin(axis=1)
+        moved = np.array(
+            [scores[group == g].mean() if (group == g).any() else centres[g] for g in range(count)]
+        )
+        if np.allclose(moved, centres):
+            break
+        centres = np.sort(moved)
+    thresholds = (centres[1:] + centres[:-1]) / 2
+    return thresholds, (scores[:, None] > thresholds).sum(axis=1)

@@ -1,0 +1,171 @@
+"""Configuration: what to quantize, to which budget, and how the policy is trained."""
+
+import dataclasses
+import math
+import re
+
+BUDGET_KINDS = ("size_bytes", "download_bytes", "bit_ops", "mean_bit_width")
+
+
+def _check(condition, argument, value, hint):
+    if not condition:
+        raise ValueError(f"{argument}={value!r}: {hint}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The cost that the user allows; give exactly one.
+
+    Attributes:
+        size_bytes: Bytes of the stored file, in the target's containers.
+        download_bytes: Bytes of the file under deflate (zlib level 9): what fewer bits buy where
+            the container is INT8.
+        bit_ops: Mean bit operations per input: multiply-accumulates x weight bits x input bits.
+        mean_bit_width: Square root of the multiply-accumulate-weighted mean of weight bits x
+            activation bits.
+
+    Raises:
+        ValueError: If not exactly one is given, or if it is not a positive number.
+
+    Example:
+
+    >>> dqmq_tf.Budget(download_bytes=50_000)
+    """
+
+    size_bytes: float | None = None
+    download_bytes: float | None = None
+    bit_ops: float | None = None
+    mean_bit_width: float | None = None
+
+    def __post_init__(self):
+        given = [kind for kind in BUDGET_KINDS if getattr(self, kind) is not None]
+        _check(len(given) == 1, "Budget", given, f"give exactly one of {', '.join(BUDGET_KINDS)}")
+        number = isinstance(self.value, (int, float)) and math.isfinite(self.value)
+        _check(number and self.value > 0, self.kind, self.value, "give a positive number")
+
+    @property
+    def kind(self):
+        return next(kind for kind in BUDGET_KINDS if getattr(self, kind) is not None)
+
+    @property
+    def value(self):
+        return getattr(self, self.kind)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerRule:
+    """What holds for the layers whose path matches; in a list of rules the first match wins.
+
+    Attributes:
+        pattern: Regular expression, matched against the whole path (`"backbone/conv2d_3"`); the
+            model's inputs are matched by their names.
+        quantize: False leaves the layer, and the tensor that it makes, in floating point.
+        weight_bits: Candidates for the layer's weights; None for all that the target has.
+        activation_bits: Candidates for the tensor that the layer makes; None for all.
+        weights: Names of the layer's variables to quantize; None for all that are kernels.
+    """
+
+    pattern: str
+    quantize: bool = True
+    weight_bits: tuple | None = None
+    activation_bits: tuple | None = None
+    weights: tuple | None = None
+
+    def __post_init__(self):
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(
+                f"LayerRule pattern {self.pattern!r} is not a regular expression: {error}."
+            ) from error
+        for name in ("weight_bits", "activation_bits", "weights"):
+            value = getattr(self, name)
+            if isinstance(value, int):
+                value = (value,)
+            if value is not None:
+                value = tuple(sorted(set(value)))
+                _check(value, name, value, "give at least one, or None for all")
+                object.__setattr__(self, name, value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Terms:
+    """Switches of the hybrid objective, one per term, for ablations (see `dqmq_tf.objective`)."""
+
+    supervised: bool = True
+    pathwise: bool = True
+    score_function: bool = True
+    model_cost: bool = True
+    entropy: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DQMQConfig:
+    """How a model is quantized and its policy trained.
+
+    Attributes:
+        rules: `LayerRule`s, the first that matches a layer wins.
+        terms: Which terms of the objective are on.
+        embedding_size: Length of the quality embedding.
+        weight_groups: Groups of samples of like quality, 1 to 4, that draw weight bits of their
+            own while the policy is searching.
+        profiles: Precision profiles, 1 to 4, that the weights settle to before the last
+            fine-tuning; `DQMQModel.freeze` takes as many by default.
+        warmup, settle: Shares of the training at which the policy begins to move, and at which the
+            bits are fixed for the last fine-tuning.
+        initial_sigma, final_sigma: Width of the bit-width distributions, in bits, at the start
+            and at the end of the search.
+        policy_learning_rate: Of the policy's own Adam; None suits it to the length of training.
+        score_coefficient, entropy_coefficient: Weights of these terms.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If a value is out of range; it names the argument.
+    """
+
+    rules: tuple = ()
+    terms: Terms = Terms()
+    embedding_size: int = 8
+    weight_groups: int = 2
+    profiles: int = 1
+    warmup: float = 0.1
+    settle: float = 0.6
+    initial_sigma: float = 0.6
+    final_sigma: float = 0.3
+    policy_learning_rate: float | None = None
+    score_coefficient: float = 0.1
+    entropy_coefficient: float = 0.001
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "rules", tuple(self.rules))
+        for rule in self.rules:
+            _check(isinstance(rule, LayerRule), "rules", rule, "give dqmq_tf.LayerRule objects")
+        for name in ("weight_groups", "profiles"):
+            value = getattr(self, name)
+            _check(value in (1, 2, 3, 4), name, value, "give 1, 2, 3 or 4")
+        _check(self.embedding_size >= 1, "embedding_size", self.embedding_size, "give at least 1")
+        order = 0 <= self.warmup < self.settle <= 1
+        _check(order, "warmup, settle", (self.warmup, self.settle), "0 <= warmup < settle <= 1")
+        sigmas = (self.initial_sigma, self.final_sigma)
+        _check(min(sigmas) > 0, "initial_sigma, final_sigma", sigmas, "give positive widths")
+
+    def rule_for(self, site):
+        """Returns the first `LayerRule` that matches a layer's path, or one that allows all."""
+        for rule in self.rules:
+            if re.fullmatch(rule.pattern, site):
+                return rule
+        return LayerRule(pattern=re.escape(site))
+
+    def to_dict(self):
+        """Returns plain data that `from_dict` reads back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data):
+        """Returns the configuration that `to_dict` wrote."""
+        rules = tuple(
+            LayerRule(**{k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()})
+            for rule in data["rules"]
+        )
+        return cls(**{**data, "rules": rules, "terms": Terms(**data["terms"])})

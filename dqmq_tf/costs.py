@@ -1,0 +1,150 @@
+"""What a decision costs: bit operations, bytes of the file, bytes of the file under deflate.
+
+The cost is a known function of the decision, so its expectation under the policy is computed, not
+sampled. Two forms cover all kinds: bit operations are bilinear in weight and activation bits;
+bytes are a table, one entry per weight decision point and candidate, plus a constant.
+"""
+
+import zlib
+
+import numpy as np
+from keras import ops
+
+from dqmq_tf import quantizers
+
+# Bytes of a TFLite file beside its weights, fitted on files that the converter wrote.
+_FILE_BYTES = 1200
+_TENSOR_BYTES = {"size_bytes": 190, "download_bytes": 40}
+_CHANNEL_BYTES = {"size_bytes": 16, "download_bytes": 8}
+_SAMPLE = 1 << 20
+
+
+class CostModel:
+    """The cost of decisions in the unit of a budget.
+
+    Args:
+        kind: One of `dqmq_tf.config.BUDGET_KINDS`.
+        target: A `Target`, for its containers.
+        activations: `ActivationPoint`s.
+        weights: `WeightPoint`s.
+
+    Attributes:
+        decided: Indices of the activation points that are decided, in the order of the columns.
+    """
+
+    def __init__(self, kind, target, activations, weights):
+        self.kind, self.target = kind, target
+        self.activations, self.weights = activations, weights
+        self.decided = [i for i, point in enumerate(activations) if point.decided]
+        column = {point: i for i, point in enumerate(self.decided)}
+        self.macs = np.array([point.macs for point in weights], "float64")
+        # Which column gives the bits of a layer's input; -1 where they are fixed.
+        self.input_column = np.array([column.get(point.input, -1) for point in weights])
+        self.input_bits = np.array(
+            [
+                32.0 if point.input is None else activations[point.input].bit_widths[-1]
+                for point in weights
+            ]
+        )
+        self.table = None
+
+    @property
+    def in_bytes(self):
+        return self.kind in ("size_bytes", "download_bytes")
+
+    def measure(self, integers):
+        """Fills the table of bytes from the weights as they are.
+
+        Args:
+            integers: `integers(point_index, bit_width)` gives a weight point's integer array.
+        """
+        if not self.in_bytes:
+            return
+        self.table = [
+            {b: self._bytes(point, integers(i, b), b) for b in point.bit_widths}
+            for i, point in enumerate(self.weights)
+        ]
+
+    def constant(self):
+        """Returns the bytes that no decision changes."""
+        if not self.in_bytes:
+            return 0.0
+        channels = sum(
+            int(np.prod([point.shape[a] for a in point.channel_axes])) for point in self.weights
+        )
+        tensors = 2 * len(self.weights) + len(self.activations)
+        per = _TENSOR_BYTES[self.kind] * tensors + _CHANNEL_BYTES[self.kind] * channels
+        return float(_FILE_BYTES + per)
+
+    def exact(self, weight_bits, activation_bits):
+        """Returns the cost of an assignment, or the mean cost of several.
+
+        Args:
+            weight_bits: `[Pw]`, or `[N, Pw]` for N samples or profiles.
+            activation_bits: `[decided]`, or `[N, decided]`.
+        """
+        weight_bits = np.atleast_2d(np.asarray(weight_bits, "float64"))
+        if self.in_bytes:
+            sums = [sum(t[int(b)] for t, b in zip(self.table, row)) for row in weight_bits]
+            return float(np.mean(sums)) + self.constant()
+        return float(self.finish(self.bit_ops(weight_bits, activation_bits)))
+
+    def bit_ops(self, weight_bits, activation_bits):
+        """Returns the bit operations per input of an assignment, or the mean over several."""
+        weight_bits = np.atleast_2d(np.asarray(weight_bits, "float64"))
+        activation_bits = np.atleast_2d(np.asarray(activation_bits, "float64"))
+        inputs = np.tile(self.input_bits, (len(activation_bits), 1))
+        known = self.input_column >= 0
+        inputs[:, known] = activation_bits[:, self.input_column[known]]
+        return float((self.macs * weight_bits * inputs).sum(axis=-1).mean())
+
+    def finish(self, bit_ops):
+        """Turns bit operations, already averaged over inputs, into the budget's unit."""
+        if self.kind == "mean_bit_width":
+            return (bit_ops / max(self.macs.sum(), 1.0)) ** 0.5
+        return bit_ops
+
+    def table_array(self, grid):
+        """Returns the table as float32 `[Pw, K]` on a grid of bit-widths, 0 where not allowed."""
+        rows = [[row.get(int(b), 0.0) for b in grid] for row in self.table]
+        return np.array(rows, "float32")
+
+    def expected(self, weight_p, activation_bits, grid, table):
+        """Returns the expected cost under the distributions, differentiable.
+
+        Args:
+            weight_p: Probabilities `[G, Pw, K]` of the weight bits, per group.
+            activation_bits: Expected activation bits `[G, decided]`, per group.
+            grid: Bit-widths `[K]`.
+            table: Tensor `[Pw, K]` of bytes; not used for bit operations.
+        """
+        if self.in_bytes:
+            return ops.sum(ops.mean(weight_p, axis=0) * table) + self.constant()
+        weight_bits = ops.sum(weight_p * grid, axis=-1)
+        fixed = ops.convert_to_tensor((self.input_column < 0) * self.input_bits, "float32")
+        inputs = ops.expand_dims(fixed, 0)
+        if self.decided:
+            selector = np.zeros((len(self.decided), len(self.weights)), "float32")
+            for i, column in enumerate(self.input_column):
+                if column >= 0:
+                    selector[column, i] = 1.0
+            inputs = inputs + ops.matmul(activation_bits, selector)
+        macs = ops.convert_to_tensor(self.macs, "float32")
+        return self.finish(ops.mean(ops.sum(macs * weight_bits * inputs, axis=-1)))
+
+    def _bytes(self, point, integers, bit_width):
+        stored = self.target.stored_bits(point.op_kind, bit_width)
+        size = int(np.prod(point.shape))
+        if self.kind == "size_bytes":
+            return -(-size * stored // 8)
+        flat = np.asarray(integers).ravel()[:_SAMPLE].astype("int8")
+        if stored == 4:
+            flat = np.pad(flat, (0, flat.size % 2))
+            flat = (flat[::2] & 15) | (flat[1::2] << 4)
+        return len(zlib.compress(flat.tobytes(), 9)) * max(size / _SAMPLE, 1.0)
+
+
+def quantized_integers(weights, step, bit_width):
+    """Returns the int32 integers of weights at a step size and bit-width."""
+    q_min, q_max = quantizers.weight_limits(float(bit_width))
+    return np.clip(np.round(weights / step), q_min, q_max).astype("int32")

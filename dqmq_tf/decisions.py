@@ -1,0 +1,45 @@
+"""A table of decisions: which bit-width each sample got at each decision point."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecisionTable:
+    """Bit-widths per sample and decision point.
+
+    Attributes:
+        points: Names of the decision points: activations by the layer that makes the tensor,
+            weights as `"site:variable"`.
+        bits: int array `[samples, points]`.
+        profile: int array `[samples]`: which precision profile, or group of weights, each takes.
+        per: `"sample"`, `"profile"` or `"static"`: what the bits differ by.
+    """
+
+    points: tuple
+    bits: np.ndarray
+    profile: np.ndarray
+    per: str
+
+    def __len__(self):
+        return len(self.bits)
+
+    def __getitem__(self, point):
+        """Returns the bits `[samples]` of one decision point."""
+        if point not in self.points:
+            raise KeyError(f"No decision point {point!r}; there are {', '.join(self.points)}.")
+        return self.bits[:, self.points.index(point)]
+
+    def mean(self):
+        """Returns `{point: mean bit-width over the samples}`."""
+        return dict(zip(self.points, self.bits.mean(axis=0).tolist()))
+
+    def __str__(self):
+        width = max(len(point) for point in self.points)
+        rows = [
+            f"{point:<{width}}  {bits.mean():5.2f}  {bits.min():3d}  {bits.max():3d}"
+            for point, bits in zip(self.points, self.bits.T)
+        ]
+        head = f"{'bits per ' + self.per if self.per != 'static' else 'static bits':<{width}}"
+        return "\n".join([f"{head}   mean  min  max", *rows])

@@ -1,0 +1,24 @@
+"""Errors raised while a model is written to, or checked against, a file."""
+
+
+class ConversionError(RuntimeError):
+    """A model cannot be written as it stands; the message says what to change."""
+
+
+class UnsupportedLayerError(ValueError):
+    """A layer has no exact counterpart on the integer road of a target.
+
+    Args:
+        site: Name of the layer in the graph, such as `"block_1/conv"`.
+        found: What was found there, such as `"LSTM"`.
+        advice: What the user can do about it.
+    """
+
+    def __init__(self, site, found, advice):
+        super().__init__(f"Layer {site!r} ({found}) cannot be converted. {advice}")
+        self.site = site
+        self.found = found
+
+
+class VerificationError(RuntimeError):
+    """A file does not compute what the model computes, or cannot be read."""

@@ -1,0 +1,171 @@
+"""A `.tflite` file as objects: read, look up, write."""
+
+import numpy as np
+
+from dqmq_tf.export.errors import ConversionError
+
+IDENTIFIER = b"TFL3"
+_ALIGNMENT = 16
+
+
+def schema():
+    """The generated schema module of LiteRT.
+
+    Raises:
+        ImportError: If `ai-edge-litert` is not installed.
+    """
+    try:
+        from ai_edge_litert import schema_py_generated
+    except ImportError as error:
+        raise ImportError(
+            "Reading and writing .tflite files needs ai-edge-litert: "
+            "pip install dqmq_tf[export]") from error
+    return schema_py_generated
+
+
+def read(data):
+    """Parses a file.
+
+    Args:
+        data: Contents of a `.tflite` file.
+
+    Returns:
+        The schema's `ModelT`.
+
+    Raises:
+        ConversionError: If the bytes are not a complete TFLite file.
+    """
+    data = bytes(data)
+    if len(data) < 8 or data[4:8] != IDENTIFIER:
+        raise ConversionError(
+            f"Not a TFLite file: bytes 4 to 8 are {data[4:8]!r}, expected {IDENTIFIER!r}.")
+    try:
+        model = schema().ModelT.InitFromPackedBuf(data, 0)
+        _check_complete(model)
+    except Exception as error:
+        raise ConversionError(
+            f"The TFLite file is truncated or corrupt ({type(error).__name__}: {error}).") from error
+    return model
+
+
+def write(model):
+    """Serializes a model: buffers aligned to 16 bytes, equal vectors stored once.
+
+    Args:
+        model: `ModelT`.
+
+    Returns:
+        Contents of a `.tflite` file.
+    """
+    builder = _sharing_builder()
+    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def operator_name(model, operator):
+    """Name of an operator's builtin code, such as `"CONV_2D"`."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    number = max(code.builtinCode, code.deprecatedBuiltinCode)
+    return _names(schema().BuiltinOperator)[number]
+
+
+def type_name(tensor):
+    """Name of a tensor's type, such as `"INT8"`."""
+    return _names(schema().TensorType)[tensor.type]
+
+
+def is_constant(model, tensor):
+    """Whether a tensor's values stand in the file."""
+    data = model.buffers[tensor.buffer].data
+    return data is not None and len(data) > 0
+
+
+def constant(model, tensor):
+    """Values of a constant tensor.
+
+    Args:
+        model: `ModelT`.
+        tensor: One of its tensors, of type FLOAT32, INT8, INT4, INT32 or INT64.
+
+    Returns:
+        Array of the tensor's shape; INT4 values are unpacked to int8.
+    """
+    data = np.asarray(model.buffers[tensor.buffer].data, np.uint8)
+    shape, name = tuple(tensor.shape) if tensor.shape is not None else (), type_name(tensor)
+    if name == "INT4":
+        return unpack_int4(data, int(np.prod(shape))).reshape(shape)
+    return np.frombuffer(data.tobytes(), np.dtype(name.lower())).reshape(shape)
+
+
+def set_constant(model, tensor, values):
+    """Overwrites a constant tensor's bytes with those of an array."""
+    data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+    model.buffers[tensor.buffer].data = data
+
+
+def pack_int4(integers):
+    """Two's-complement nibbles, the first of each pair in the low half.
+
+    Args:
+        integers: Integers from -8 to 7.
+
+    Returns:
+        uint8 array of half the length, rounded up.
+    """
+    flat = np.asarray(integers).astype(np.int8).reshape(-1).view(np.uint8) & 0xF
+    flat = np.pad(flat, (0, flat.size % 2))
+    return flat[::2] | (flat[1::2] << 4)
+
+
+def unpack_int4(data, count):
+    """Inverse of `pack_int4`: `count` integers as int8."""
+    nibbles = np.stack([data & 0xF, data >> 4], axis=-1).reshape(-1)[:count].astype(np.int8)
+    return np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int8)
+
+
+def text(name):
+    """A name of the schema as str."""
+    return name.decode() if isinstance(name, bytes) else (name or "")
+
+
+def _sharing_builder():
+    import flatbuffers
+
+    class SharingBuilder(flatbuffers.Builder):
+        """Stores equal vectors once: most are the zero points of symmetric channels."""
+
+        def __init__(self):
+            super().__init__(1024)
+            self._vectors = {}
+
+        def CreateNumpyVector(self, x):  # noqa: N802 (the name is that of flatbuffers)
+            key = (x.dtype.str, x.tobytes())
+            if key not in self._vectors:
+                # Bytes are tensors' contents, which kernels read as vectors of any type.
+                alignment = _ALIGNMENT if x.dtype == np.uint8 else x.dtype.itemsize
+                self.StartVector(x.dtype.itemsize, x.size, alignment)
+                self.head = self.head - x.nbytes
+                self.Bytes[self.head : self.head + x.nbytes] = key[1]
+                self._vectors[key] = self.EndVector()
+            return self._vectors[key]
+
+    return SharingBuilder()
+
+
+def _names(enumeration):
+    return {v: k for k, v in vars(enumeration).items() if isinstance(v, int)}
+
+
+def _check_complete(model):
+    if not model.subgraphs or not model.buffers:
+        raise ValueError("no subgraph")
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            if not 0 <= tensor.buffer < len(model.buffers):
+                raise ValueError(f"tensor {text(tensor.name)!r} has no buffer")
+        for operator in graph.operators:
+            if not 0 <= operator.opcodeIndex < len(model.operatorCodes):
+                raise ValueError("an operator has no code")
+            for index in (*operator.inputs, *operator.outputs):
+                if not -1 <= index < len(graph.tensors):
+                    raise ValueError("an operator refers to a tensor that is not there")

@@ -1,0 +1,115 @@
+"""What a file says about itself: JSON under the name `"dqmq_tf"` in its metadata."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from dqmq_tf.export import flatbuffer
+from dqmq_tf.export.errors import ConversionError
+
+NAME = "dqmq_tf"
+FORMAT = 1
+
+
+def describe(skeleton, target, profile, policy, measured):
+    """The facts that a file carries.
+
+    Args:
+        skeleton: `Skeleton`.
+        target: `dqmq_tf.targets.Target`.
+        profile: Index of the precision profile.
+        policy: Configuration of the policy, a dict.
+        measured: Keys of tensors whose range was measured on data.
+
+    Returns:
+        Dict that JSON can hold.
+    """
+    import dqmq_tf
+
+    return {
+        "format": FORMAT,
+        "version": getattr(dqmq_tf, "__version__", "unknown"),
+        "target": target.name,
+        "profile": profile,
+        "bits": {weights_label(weights): weights.bit_width for weights in skeleton.weights},
+        "measured": list(measured),
+        "policy": policy,
+    }
+
+
+def weights_label(weights):
+    """Name of weights in reports: the site, and the variable where it is not the kernel."""
+    return weights.site if weights.variable == "kernel" else f"{weights.site}/{weights.variable}"
+
+
+def attach(model, facts, min_runtime_version):
+    """Writes facts and the oldest runtime into a model, and drops all other metadata.
+
+    Args:
+        model: `ModelT`; changed in place.
+        facts: What `describe` returned.
+        min_runtime_version: Such as `"2.11.0"`.
+    """
+    text = json.dumps(facts, separators=(",", ":"), default=_plain)
+    entries = {
+        "min_runtime_version": min_runtime_version.encode().ljust(16, b"\0"),
+        NAME: text.encode(),
+    }
+    schema, model.metadata = flatbuffer.schema(), []
+    for name, data in entries.items():
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(data, np.uint8)
+        model.buffers.append(buffer)
+        entry = schema.MetadataT()
+        entry.name, entry.buffer = name.encode(), len(model.buffers) - 1
+        model.metadata.append(entry)
+
+
+def min_runtime_version_of(model):
+    """Oldest TensorFlow Lite that a parsed file asks for, such as `"2.11.0"`."""
+    for entry in model.metadata or ():
+        if flatbuffer.text(entry.name) == "min_runtime_version":
+            return np.asarray(model.buffers[entry.buffer].data).tobytes().rstrip(b"\0").decode()
+    return ""
+
+
+def facts_of(model):
+    """Facts of a parsed file, or None where dqmq_tf did not write it."""
+    for entry in model.metadata or ():
+        if flatbuffer.text(entry.name) == NAME:
+            return json.loads(np.asarray(model.buffers[entry.buffer].data).tobytes())
+    return None
+
+
+def read_metadata(path):
+    """Reads what a converted file says about itself.
+
+    Args:
+        path: Path of a `.tflite` file that `dqmq_tf.convert` wrote.
+
+    Returns:
+        Dict with `"version"`, `"target"`, `"profile"`, `"bits"` (`{layer: bit-width}`),
+        `"measured"` and `"policy"`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ConversionError: If the file is no TFLite file, or was not written by dqmq_tf.
+
+    Example:
+
+    >>> dqmq_tf.export.read_metadata("model.tflite")["bits"]["conv2d"]
+    8
+    """
+    facts = facts_of(flatbuffer.read(pathlib.Path(path).read_bytes()))
+    if facts is None:
+        raise ConversionError(f"{path} holds no dqmq_tf metadata: dqmq_tf.convert did not write it.")
+    return facts
+
+
+def _plain(value):
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (np.ndarray, set, frozenset)):
+        return list(value)
+    return str(value)

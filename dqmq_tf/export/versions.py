@@ -1,0 +1,141 @@
+"""Operator versions, and the oldest runtime that knows them.
+
+A runtime refuses a file whose operator versions it does not know. The quantizer leaves them at
+what the float file had, so an old runtime would run the file and compute nonsense.
+"""
+
+from dqmq_tf.export import flatbuffer
+
+# {(operator, version): oldest TensorFlow Lite release that has it}
+_RELEASES = {
+    ("ADD", 1): "1.5.0",
+    ("ADD", 2): "1.14.0",
+    ("AVERAGE_POOL_2D", 1): "1.5.0",
+    ("AVERAGE_POOL_2D", 2): "1.14.0",
+    ("BROADCAST_TO", 2): "2.5.0",
+    ("CONCATENATION", 1): "1.5.0",
+    ("CONCATENATION", 2): "1.14.0",
+    ("CONV_2D", 1): "1.5.0",
+    ("CONV_2D", 3): "1.14.0",
+    ("CONV_2D", 7): "2.11.0",
+    ("DEPTHWISE_CONV_2D", 1): "1.5.0",
+    ("DEPTHWISE_CONV_2D", 2): "1.12.0",
+    ("DEPTHWISE_CONV_2D", 3): "1.14.0",
+    ("DEPTHWISE_CONV_2D", 7): "2.11.0",
+    ("DEQUANTIZE", 2): "1.14.0",
+    ("FULLY_CONNECTED", 1): "1.5.0",
+    ("FULLY_CONNECTED", 4): "1.14.0",
+    ("FULLY_CONNECTED", 5): "2.0.0",
+    ("FULLY_CONNECTED", 6): "2.1.0",
+    ("FULLY_CONNECTED", 10): "2.11.0",
+    ("HARD_SWISH", 1): "1.15.0",
+    ("LOGISTIC", 1): "1.14.0",
+    ("LOGISTIC", 2): "1.14.0",
+    ("MAX_POOL_2D", 1): "1.5.0",
+    ("MAX_POOL_2D", 2): "1.14.0",
+    ("MEAN", 1): "1.6.0",
+    ("MEAN", 2): "1.14.0",
+    ("MUL", 1): "1.5.0",
+    ("MUL", 2): "1.14.0",
+    ("MUL", 3): "1.15.0",
+    ("PAD", 1): "1.5.0",
+    ("PAD", 2): "1.14.0",
+    ("QUANTIZE", 1): "1.14.0",
+    ("RELU", 1): "1.5.0",
+    ("RELU", 2): "2.1.0",
+    ("RESHAPE", 1): "1.5.0",
+    ("RESIZE_NEAREST_NEIGHBOR", 1): "1.13.1",
+    ("RESIZE_NEAREST_NEIGHBOR", 2): "1.14.0",
+    ("RESIZE_NEAREST_NEIGHBOR", 3): "2.3.0",
+    ("SLICE", 1): "1.14.0",
+    ("SLICE", 2): "1.14.0",
+    ("SOFTMAX", 1): "1.5.0",
+    ("SOFTMAX", 2): "1.14.0",
+    ("STRIDED_SLICE", 1): "1.6.0",
+    ("STRIDED_SLICE", 2): "1.14.0",
+    ("SUB", 1): "1.6.0",
+    ("SUB", 2): "1.14.0",
+    ("TANH", 1): "1.14.0",
+    ("TANH", 2): "1.14.0",
+    ("TRANSPOSE", 1): "1.6.0",
+    ("TRANSPOSE", 2): "1.14.0",
+}
+_INT8 = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4}
+_INT4 = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
+_UNVERSIONED = ("QUANTIZE", "RESHAPE", "HARD_SWISH")
+
+
+def set_versions(model):
+    """Gives every operator the version that its tensors' types call for.
+
+    Args:
+        model: `ModelT`; its operator codes are rewritten.
+
+    Returns:
+        The oldest TensorFlow Lite release that runs all of them, such as `"2.11.0"`.
+    """
+    codes, indices, releases = {}, [], ["1.5.0"]
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            name = flatbuffer.operator_name(model, operator)
+            version = operator_version(model, graph, operator)
+            indices.append((operator, codes.setdefault((name, version), len(codes))))
+            releases.append(_RELEASES.get((name, version), "2.21.0"))
+    for operator, index in indices:
+        operator.opcodeIndex = index
+    _rewrite(model, codes)
+    return max(releases, key=_number)
+
+
+def operator_version(model, graph, operator):
+    """Version of one operator, by its name and the types of its tensors."""
+    name = flatbuffer.operator_name(model, operator)
+    types = [flatbuffer.type_name(graph.tensors[i]) for i in operator.inputs if i >= 0]
+    if name in _UNVERSIONED:
+        return 1
+    if name in _INT8:
+        return _weighted_version(name, types, operator)
+    if name == "BROADCAST_TO":
+        return 2
+    if name == "RESIZE_NEAREST_NEIGHBOR":
+        options = operator.builtinOptions
+        if options.halfPixelCenters or options.alignCorners:
+            return 3
+    if name == "MUL" and types[0] == "INT8" and _rescale(graph, operator) >= 1:
+        return 3
+    return 2 if types[0] == "INT8" else 1
+
+
+def _weighted_version(name, types, operator):
+    if types[0] != "INT8":
+        options = operator.builtinOptions
+        dilated = name == "DEPTHWISE_CONV_2D" and (
+            options.dilationWFactor != 1 or options.dilationHFactor != 1)
+        return 2 if dilated else 1
+    version = _INT4[name] if types[1] == "INT4" else _INT8[name]
+    if name == "FULLY_CONNECTED" and len(types) == 2:
+        version = max(version, 6)
+    if name == "FULLY_CONNECTED" and operator.builtinOptions.keepNumDims:
+        version = max(version, 5)
+    return version
+
+
+def _rescale(graph, operator):
+    scales = [graph.tensors[i].quantization.scale[0] for i in (*operator.inputs, *operator.outputs)]
+    return scales[0] * scales[1] / scales[2]
+
+
+def _rewrite(model, codes):
+    schema = flatbuffer.schema()
+    numbers = {k: v for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
+    model.operatorCodes = []
+    for name, version in codes:
+        code = schema.OperatorCodeT()
+        code.builtinCode = numbers[name]
+        code.deprecatedBuiltinCode = min(numbers[name], 127)
+        code.version = version
+        model.operatorCodes.append(code)
+
+
+def _number(release):
+    return tuple(int(part) for part in release.split("."))

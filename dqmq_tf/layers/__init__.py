@@ -1,0 +1,14 @@
+"""Keras layers that quantize other layers and decide their bit-widths."""
+
+from dqmq_tf.layers.activation import ActivationQuantizer
+from dqmq_tf.layers.encoder import QualityEncoder
+from dqmq_tf.layers.policy import BitWidthPolicy, Reorder
+from dqmq_tf.layers.wrapper import QuantizeWrapper
+
+__all__ = [
+    "ActivationQuantizer",
+    "BitWidthPolicy",
+    "QualityEncoder",
+    "QuantizeWrapper",
+    "Reorder",
+]

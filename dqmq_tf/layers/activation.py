@@ -1,0 +1,134 @@
+"""Fake quantization of a tensor between layers."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from dqmq_tf import quantizers
+from dqmq_tf.layers import decision as decisions
+
+_SAMPLES_PER_CALL = 65_536
+
+
+@keras.saving.register_keras_serializable(package="dqmq_tf")
+class ActivationQuantizer(keras.layers.Layer):
+    """Quantizes a tensor per tensor, asymmetric, with one learned step size per candidate.
+
+    Until `calibrate` has seen data the tensor passes unchanged. Method: LSQ (arXiv 1902.08153)
+    with zero points that are fixed at calibration.
+
+    Args:
+        bit_widths: Candidates, ascending.
+        column: Column of the activation decision that holds this point's bit-width; None where
+            there is only one candidate.
+        range: `"affine"`: calibrated and learned. `"unit"` and `"tanh"`: fixed by the int8 kernels
+            of softmax, sigmoid and tanh, step 2**-b from 0 and 2**(1-b) around 0.
+
+    Input shape: any float tensor `[batch, ...]`. Output shape: the same.
+    """
+
+    def __init__(self, bit_widths, column=None, range="affine", **kwargs):
+        super().__init__(**{**kwargs, "autocast": False})
+        self.bit_widths = tuple(int(b) for b in bit_widths)
+        self.column = column
+        self.range = range
+        self.supports_masking = True
+        self._observed = None
+        count = (len(self.bit_widths),)
+        learned = range == "affine"
+        self.log_step = self.add_weight(
+            name="log_step", shape=count, initializer="zeros", dtype="float32", trainable=learned
+        )
+        self.zero_point = self.add_weight(
+            name="zero_point", shape=count, initializer="zeros", dtype="float32", trainable=False
+        )
+        self.calibrated = self.add_weight(
+            name="calibrated", shape=(), initializer="zeros", dtype="float32", trainable=False
+        )
+        self.built = True
+
+    def build(self, input_shape=None):
+        """Nothing depends on the input's shape."""
+
+    def call(self, x, decision=None):
+        if self._observed is not None:
+            self._observe(x)
+            return x
+        if self.column is None:
+            fields = [ops.convert_to_tensor([float(self.bit_widths[-1])])]
+        else:
+            fields = decisions.column(decision, self.column)
+        rank = len(x.shape)
+        executed = self._parameters(fields[decisions.EXECUTED], rank)
+        if len(fields) == 1:
+            return quantizers.quantize(x, *executed)
+        low = self._parameters(fields[decisions.LOW], rank)
+        high = self._parameters(fields[decisions.HIGH], rank)
+        mean = _align(fields[decisions.MEAN], rank)
+        slope = _align(fields[decisions.SLOPE], rank)
+        return quantizers.relaxed_quantize(x, executed, low, high, mean, slope)
+
+    def compute_output_spec(self, x, decision=None):
+        return keras.KerasTensor(x.shape, dtype=x.dtype)
+
+    def _parameters(self, bits, rank):
+        """`(step, q_min, q_max)`, each `[batch, 1, …]`, for bit-widths `[batch]`."""
+        step = ops.exp(decisions.select(self.log_step, self.bit_widths, bits)) * self.calibrated
+        zero_point = decisions.select(self.zero_point, self.bit_widths, bits)
+        q_max = ops.power(2.0, bits) - 1.0 - zero_point
+        return _align(step, rank), _align(-zero_point, rank), _align(q_max, rank)
+
+    def values(self, bit_width):
+        """Returns `(step, zero_point)` at a bit-width, as Python numbers."""
+        row = self.bit_widths.index(bit_width)
+        step = np.exp(ops.convert_to_numpy(self.log_step)[row])
+        return float(step), int(ops.convert_to_numpy(self.zero_point)[row])
+
+    def observe(self):
+        """Begins to collect what the tensor holds; calls in eager mode pass it unchanged."""
+        self._observed = []
+
+    def calibrate(self):
+        """Ends `observe` and sets the step sizes and zero points of all candidates.
+
+        Raises:
+            ValueError: If NaN or infinity was seen.
+        """
+        seen, self._observed = self._observed, None
+        if not seen:
+            return
+        values = np.concatenate(seen)
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"The tensor at {self.name!r} holds NaN or infinity on the calibration batch: "
+                "look for NaN in the images, or for a float model that overflows."
+            )
+        bits = np.array(self.bit_widths, "float32")
+        if self.range == "unit":
+            step, zero_point = 2.0**-bits, 0.0 * bits
+        elif self.range == "tanh":
+            step, zero_point = 2.0 ** (1.0 - bits), 2.0 ** (bits - 1.0)
+        else:
+            step, zero_point = quantizers.fit_activation_range(values, self.bit_widths)
+        self.log_step.assign(np.log(step))
+        self.zero_point.assign(zero_point)
+        self.calibrated.assign(1.0)
+
+    def _observe(self, x):
+        values = ops.convert_to_numpy(ops.cast(x, "float32")).ravel()
+        self._observed.append(values[:: -(-values.size // _SAMPLES_PER_CALL)] if values.size else values)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "bit_widths": self.bit_widths,
+            "column": self.column,
+            "range": self.range,
+        }
+
+
+def _align(values, rank):
+    """`[batch]` to `[batch, 1, …]` of a rank."""
+    return ops.reshape(values, (-1,) + (1,) * (rank - 1)) if values.shape[0] is None else ops.reshape(
+        values, (values.shape[0],) + (1,) * (rank - 1)
+    )

@@ -1,0 +1,158 @@
+"""The quality encoder: a short vector that says how an input was taken, not what is on it."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+_EPSILON = 1e-3
+_HIDDEN = 16
+
+
+@keras.saving.register_keras_serializable(package="dqmq_tf")
+class QualityEncoder(keras.layers.Layer):
+    """Maps the model's input to the quality embedding `z`.
+
+    A few 3 x 3 filters, which start as derivatives, run over the input at a stride. Of each
+    response the mean magnitude and its ratio to the root mean square are taken, and their
+    logarithms, with the mean and the spread of the input itself, pass two small dense layers.
+    Noise raises the response of derivatives, blur and compression lower some of them, darkness
+    and low contrast show in mean and spread: the statistics that no-reference image quality
+    measures rest on (Mittal et al. 2012, BRISQUE), learned further with the policy.
+
+    Args:
+        size: Length d of the embedding.
+        filters: Number of filters.
+        stride: Of the filters over both image axes.
+
+    Input shape: `[batch, ...]`, any rank from 2; images are `[batch, height, width, channels]`.
+    Output shape: `[batch, d]`, in (-1, 1).
+    """
+
+    def __init__(self, size=8, filters=8, stride=1, **kwargs):
+        super().__init__(**{**kwargs, "autocast": False})
+        self.size, self.filters, self.stride = size, filters, stride
+
+    @classmethod
+    def for_model(cls, input_shape, model_macs, size, **kwargs):
+        """Returns an encoder that costs under 1 % of a model's multiply-accumulates, if any can."""
+        for filters in (8, 4):
+            for stride in (1, 2, 3, 4, 6, 8):
+                encoder = cls(size=size, filters=filters, stride=stride, **kwargs)
+                if encoder.multiply_accumulates(input_shape) <= 0.01 * model_macs:
+                    return encoder
+        return encoder
+
+    def build(self, input_shape):
+        channels = _as_image_shape(input_shape)[-1]
+
+        def weight(name, shape, initializer, trainable=True):
+            return self.add_weight(
+                name=name, shape=shape, initializer=initializer, trainable=trainable,
+                dtype="float32", aggregation="mean",
+            )  # fmt: skip
+
+        features = 2 * self.filters + 2
+        self.kernel = weight("kernel", (3, 3, channels, self.filters), _derivatives)
+        self.hidden_kernel = weight("hidden_kernel", (features, _HIDDEN), "glorot_uniform")
+        self.hidden_bias = weight("hidden_bias", (_HIDDEN,), "zeros")
+        self.output_kernel = weight("output_kernel", (_HIDDEN, self.size), "glorot_uniform")
+        self.input_scale = weight("input_scale", (), "ones", trainable=False)
+        self.feature_mean = weight("feature_mean", (features,), "zeros", trainable=False)
+        self.feature_variance = weight("feature_variance", (features,), "ones", trainable=False)
+
+    def call(self, x):
+        features = self._features(x)
+        scale = ops.sqrt(self.feature_variance + 1e-4)
+        # A quality far outside what was seen must not push the policy far outside either.
+        features = ops.clip((features - self.feature_mean) / scale, -4.0, 4.0)
+        hidden = ops.tanh(ops.matmul(features, self.hidden_kernel) + self.hidden_bias)
+        return ops.tanh(ops.matmul(hidden, self.output_kernel))
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.size)
+
+    def calibrate(self, x):
+        """Sets the normalisation of input and features from a batch."""
+        self.input_scale.assign(np.float32(np.std(np.asarray(x, "float32"))) + 1e-6)
+        features = ops.convert_to_numpy(self._features(x))
+        self.feature_mean.assign(features.mean(axis=0))
+        self.feature_variance.assign(features.var(axis=0))
+
+    def adapt(self, x, momentum=0.99):
+        """Moves the normalisation of the features towards a batch's."""
+        features = ops.stop_gradient(self._features(x))
+        for variable, value in (
+            (self.feature_mean, ops.mean(features, axis=0)),
+            (self.feature_variance, ops.var(features, axis=0)),
+        ):
+            variable.assign(variable * momentum + value * (1.0 - momentum))
+
+    def multiply_accumulates(self, input_shape):
+        """Returns the multiply-accumulates per input."""
+        _, height, width, channels = _as_image_shape(input_shape)
+        positions = math.ceil((height or 32) / self.stride) * math.ceil((width or 32) / self.stride)
+        dense = (2 * self.filters + 2) * _HIDDEN + _HIDDEN * self.size
+        return positions * 9 * channels * self.filters + dense
+
+    def _features(self, x):
+        x = ops.cast(x, "float32") / self.input_scale
+        x = ops.reshape(x, (-1, *[n if n else -1 for n in _as_image_shape(x.shape)[1:]])) if len(
+            x.shape
+        ) != 4 else x
+        response = ops.abs(ops.conv(x, self.kernel, strides=self.stride, padding="same"))
+        magnitude = ops.mean(response, axis=(1, 2)) + _EPSILON
+        root = ops.sqrt(ops.mean(ops.square(response), axis=(1, 2)) + _EPSILON**2)
+        mean = ops.mean(x, axis=(1, 2, 3))
+        spread = ops.std(x, axis=(1, 2, 3)) + _EPSILON
+        return ops.concatenate(
+            [
+                ops.log(magnitude),
+                ops.log(root / magnitude),
+                ops.stack([mean, ops.log(spread)], axis=1),
+            ],
+            axis=1,
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "size": self.size,
+            "filters": self.filters,
+            "stride": self.stride,
+        }
+
+
+def _as_image_shape(shape):
+    """`[batch, height, width, channels]` of an input of any rank."""
+    if len(shape) == 2:
+        return (shape[0], shape[1], 1, 1)
+    if len(shape) == 3:
+        return (shape[0], shape[1], 1, shape[2])
+    if len(shape) == 4:
+        return tuple(shape)
+    return (shape[0], shape[1], -1 if None in shape[2:-1] else math.prod(shape[2:-1]), shape[-1])
+
+
+def _derivatives(shape, dtype=None):
+    """Second and first derivatives and a checkerboard over the mean of the channels."""
+    bank = np.array(
+        [
+            [[0, 1, 0], [1, -4, 1], [0, 1, 0]],
+            [[1, -2, 1], [-2, 4, -2], [1, -2, 1]],
+            [[0, 0, 0], [-1, 0, 1], [0, 0, 0]],
+            [[0, -1, 0], [0, 0, 0], [0, 1, 0]],
+            [[0, 0, 0], [0, -1, 1], [0, 0, 0]],
+            [[0, 0, 0], [0, -1, 0], [0, 1, 0]],
+            [[-1, 0, 0], [0, 0, 0], [0, 0, 1]],
+            [[1, 0, -1], [0, 0, 0], [-1, 0, 1]],
+        ],
+        "float32",
+    )
+    bank = np.stack([bank[i % len(bank)] for i in range(shape[3])], axis=-1)
+    bank = bank / np.abs(bank).sum(axis=(0, 1))
+    # The channels differ a little, so that noise in the colours is seen as well.
+    tint = 1.0 + 0.5 * np.cos(np.arange(shape[2])[:, None] + np.arange(shape[3])[None, :])
+    kernel = bank[:, :, None, :] * tint[None, None] / shape[2]
+    return ops.convert_to_tensor(kernel, dtype or "float32")

@@ -1,0 +1,321 @@
+"""The policy: from the quality embedding to a bit-width per decision point."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from dqmq_tf import distributions
+from dqmq_tf.layers.decision import FIELDS
+from dqmq_tf.quantizers import trapezoid_slope
+
+MAX_PROFILES = 4
+RESERVOIR = 1024
+SEARCH, SETTLED, FROZEN = "search", "settled", "frozen"
+
+
+@keras.saving.register_keras_serializable(package="dqmq_tf")
+class BitWidthPolicy(keras.layers.Layer):
+    """Owns the bit-width distributions and draws the decisions.
+
+    Decision point p has a discretised Gaussian around `m_p + <v_p, z>`: activations per sample,
+    weights per group of samples, around the group's mean embedding. Samples are put in groups by
+    their score, the mean over all points of `<v_p, z>`: how many bits more than the static mean
+    the policy gives them.
+
+    Phases: `"search"`: draws in training, modes at inference. `"settled"`: weight bits are those
+    assigned to each profile, activation bits follow the sample. `"frozen"`: all bits are assigned
+    per profile.
+
+    Args:
+        activations, weights: Candidates of each decision point, tuples of bit-widths.
+        groups: Groups of samples that draw weight bits of their own during the search.
+        initial_sigma: Width of the distributions at the start, in bits.
+        seed: Of the draws.
+
+    Input shape: embedding `[B, d]`. Output: a dictionary with
+        `activations` `[B, Pa, fields]` and `weights` `[G, Pw, fields]`, decision tensors (see
+        `dqmq_tf.layers.decision`); `group` `[B]`; `order` `[B]`, the permutation that the batch
+        has to be put in first, empty for none; `embedding` `[B, d]` in that order.
+    """
+
+    def __init__(self, activations, weights, groups=1, initial_sigma=0.6, seed=0, **kwargs):
+        super().__init__(**{**kwargs, "autocast": False})
+        self.activations = [tuple(int(b) for b in point) for point in activations]
+        self.weights_ = [tuple(int(b) for b in point) for point in weights]
+        self.groups, self.initial_sigma, self.seed = groups, initial_sigma, seed
+        self.phase = SEARCH
+        self.profiles = 1
+        self.pathwise = True
+        points = self.activations + self.weights_
+        grid = sorted({b for point in points for b in point})
+        self.grid = np.array(grid, "float32")
+        self.allowed = np.array([[b in point for b in grid] for point in points], "float32")
+        self.random = keras.random.SeedGenerator(seed)
+
+    @property
+    def activation_count(self):
+        return len(self.activations)
+
+    @property
+    def point_count(self):
+        return len(self.activations) + len(self.weights_)
+
+    def build(self, input_shape):
+        size, points = input_shape[-1], self.point_count
+        low = np.array([min(p) for p in self.activations + self.weights_], "float32")
+        high = np.array([max(p) for p in self.activations + self.weights_], "float32")
+        self.mean = self.add_weight(
+            name="mean",
+            shape=(points,),
+            initializer=lambda shape, dtype: ops.convert_to_tensor((low + high) / 2, dtype),
+            constraint=_Between(low, high),
+            dtype="float32",
+        )
+        self.log_sigma = self.add_weight(
+            name="log_sigma",
+            shape=(points,),
+            initializer=keras.initializers.Constant(float(np.log(self.initial_sigma))),
+            constraint=_Between(np.log(0.1), np.log(1.0)),
+            dtype="float32",
+        )
+        self.direction = self.add_weight(
+            name="direction",
+            shape=(points, size),
+            initializer=keras.initializers.RandomNormal(stddev=0.05, seed=self.seed),
+            dtype="float32",
+        )
+
+        def state(name, shape, initializer="zeros", aggregation="mean"):
+            return self.add_weight(
+                name=name, shape=shape, initializer=initializer, trainable=False, dtype="float32",
+                aggregation=aggregation,
+            )  # fmt: skip
+
+        self.baseline_direction = self.add_weight(
+            name="baseline_direction", shape=(size,), initializer="zeros", dtype="float32"
+        )
+        self.baseline_bias = self.add_weight(
+            name="baseline_bias", shape=(), initializer="zeros", dtype="float32"
+        )
+        # Bytes of each weight point and candidate: measured, see `dqmq_tf.costs`.
+        self.byte_table = state("byte_table", (len(self.weights_), len(self.grid)))
+        self.temperature = state("temperature", (), "ones")
+        self.multiplier = state("multiplier", ())
+        self.advantage_scale = state("advantage_scale", (), "ones")
+        self.search_step = state("search_step", (), aggregation="only_first_replica")
+        self.search_total = state("search_total", (), aggregation="only_first_replica")
+        self.shift = state("shift", ())
+        self.thresholds = state("thresholds", (MAX_PROFILES - 1,))
+        self.centroids = state("centroids", (MAX_PROFILES, size))
+        self.assigned = state("assigned", (MAX_PROFILES, points))
+        self.reservoir = state("reservoir", (RESERVOIR, size), aggregation="only_first_replica")
+        self.reservoir_fill = state("reservoir_fill", (), aggregation="only_first_replica")
+
+    def call(self, z, training=False):
+        if self.phase != SEARCH:
+            return self._assigned_decision(z, training)
+        return self._drawn_decision(z) if training else self._likeliest_decision(z)
+
+    def compute_output_spec(self, z, training=False):
+        batch = z.shape[0]
+        return {
+            "activations": keras.KerasTensor((batch, self.activation_count, FIELDS)),
+            "weights": keras.KerasTensor((self.groups, len(self.weights_), FIELDS)),
+            "group": keras.KerasTensor((batch,), dtype="int32"),
+            "order": keras.KerasTensor((None,), dtype="int32"),
+            "embedding": keras.KerasTensor(z.shape),
+        }
+
+    def means(self, z):
+        """Returns the mean bit-width `[B, P]` of every decision point, activations first."""
+        raw = self.mean + ops.matmul(z, ops.transpose(self.direction))
+        limits = [np.where(self.allowed > 0, self.grid, fill) for fill in (99.0, -99.0)]
+        inside = ops.clip(raw, limits[0].min(axis=1), limits[1].max(axis=1))
+        # The gradient passes the clip, so that a sample at the end can come back.
+        return raw + ops.stop_gradient(inside - raw)
+
+    def score(self, z):
+        """Returns the bits `[B]` that samples get above the static mean, averaged over points."""
+        return ops.matmul(z, ops.mean(self.direction, axis=0))
+
+    def baseline(self, z):
+        """Returns the learned expected task loss `[B]`; its error does not train the embedding."""
+        z = ops.stop_gradient(z)
+        return ops.sum(z * self.baseline_direction, axis=-1) + self.baseline_bias
+
+    def sigma(self):
+        return ops.exp(self.log_sigma) * self.temperature
+
+    def log_probabilities(self, means):
+        """Returns `log p` `[B, P, K]` for the means of all decision points."""
+        return distributions.log_probabilities(means, self.sigma(), self.grid, self.allowed)
+
+    def group_means(self, z):
+        """Returns means `[G, P]` at the mean embedding of each group of a sorted batch."""
+        return self.means(self._group_embeddings(z))
+
+    def _group_embeddings(self, z):
+        share = ops.shape(z)[0] // self.groups
+        cuts = [g * share for g in range(self.groups)] + [None]
+        parts = [z[start:stop] for start, stop in zip(cuts, cuts[1:])]
+        counts = [ops.maximum(ops.cast(ops.shape(part)[0], "float32"), 1.0) for part in parts]
+        return ops.stack([ops.sum(p, axis=0) / n for p, n in zip(parts, counts)])
+
+    def _drawn_decision(self, z):
+        order = ops.zeros((0,), "int32")
+        if self.groups > 1:
+            order = ops.cast(ops.argsort(ops.stop_gradient(self.score(z))), "int32")
+            z = ops.take(z, order, axis=0)
+        count = self.activation_count
+        share = ops.maximum(ops.shape(z)[0] // self.groups, 1)
+        group = ops.minimum(ops.arange(ops.shape(z)[0]) // share, self.groups - 1)
+        self._remember(z)
+        return {
+            "activations": self._draw(self.means(z), slice(None, count)),
+            "weights": self._draw(self.group_means(z), slice(count, None)),
+            "group": ops.cast(group, "int32"),
+            "order": order,
+            "embedding": z,
+        }
+
+    def _draw(self, means, which):
+        """A decision tensor with all fields for some of the decision points."""
+        means, allowed = means[:, which], self.allowed[which]
+        if allowed.shape[0] == 0:
+            return ops.zeros((ops.shape(means)[0], 0, FIELDS))
+        sigma = self.sigma()[which]
+        fixed = ops.stop_gradient(means)
+        log_p = distributions.log_probabilities(fixed, sigma, self.grid, allowed)
+        uniform = keras.random.uniform(ops.shape(means), seed=self.random)
+        executed = ops.take(self.grid, distributions.draw(log_p, uniform))
+        low, high = distributions.neighbours(fixed, self.grid, allowed)
+        distance = (ops.square(fixed - high) - ops.square(fixed - low)) / (2 * ops.square(sigma))
+        probability = ops.sigmoid(ops.where(ops.equal(executed, low), distance, -distance))
+        is_neighbour = ops.equal(executed, low) | ops.equal(executed, high)
+        gap = high - low
+        slope = trapezoid_slope(probability, ops.maximum(gap, 1.0))
+        slope = ops.where(is_neighbour & (gap > 0), slope, 0.0)
+        constants = [ops.stop_gradient(x) for x in (executed, low, high, slope)]
+        return ops.stack([*constants, means if self.pathwise else fixed], axis=-1)
+
+    def _likeliest_decision(self, z):
+        count = self.activation_count
+        return {
+            "activations": self._mode(self.means(z), slice(None, count)),
+            "weights": self._mode(self.means(self.centroids[: self.groups]), slice(count, None)),
+            "group": self.assign(z, self.groups),
+            "order": ops.zeros((0,), "int32"),
+            "embedding": z,
+        }
+
+    def _assigned_decision(self, z, training):
+        count, profiles = self.activation_count, self.profiles
+        order = ops.zeros((0,), "int32")
+        if training and profiles > 1:
+            order = ops.cast(ops.argsort(self.score(z)), "int32")
+            z = ops.take(z, order, axis=0)
+        group = self.assign(z, profiles)
+        assigned = ops.stop_gradient(self.assigned[:profiles])
+        if self.phase == SETTLED:
+            activations = self._mode(self.means(z) + self.shift, slice(None, count))
+        elif profiles == 1:
+            activations = ops.expand_dims(assigned[:, :count], -1)
+        else:
+            activations = ops.expand_dims(ops.take(assigned[:, :count], group, axis=0), -1)
+        return {
+            "activations": ops.stop_gradient(activations),
+            "weights": ops.expand_dims(assigned[:, count:], -1),
+            "group": group,
+            "order": order,
+            "embedding": z,
+        }
+
+    def _mode(self, means, which):
+        means, allowed = means[:, which], self.allowed[which]
+        if allowed.shape[0] == 0:
+            return ops.zeros((ops.shape(means)[0], 0, 1))
+        return ops.expand_dims(ops.take(self.grid, distributions.mode(means, self.grid, allowed)), -1)
+
+    def assign(self, z, groups):
+        """Returns the group `[B]` of each sample, by the thresholds on its score."""
+        if groups == 1:
+            return ops.zeros((ops.shape(z)[0],), "int32")
+        above = ops.expand_dims(self.score(z), -1) > self.thresholds[: groups - 1]
+        return ops.sum(ops.cast(above, "int32"), axis=-1)
+
+    def set_groups(self, thresholds, centroids):
+        """Sets the score thresholds and the mean embeddings of groups, from lowest to highest."""
+        padded = np.full(MAX_PROFILES - 1, 1e9, "float32")
+        padded[: len(thresholds)] = thresholds
+        self.thresholds.assign(padded)
+        self.centroids.assign(np.resize(np.asarray(centroids, "float32"), self.centroids.shape))
+
+    def observed(self):
+        """Returns the embeddings `[N, d]` of the last training samples, N at most 1,024."""
+        filled = int(min(ops.convert_to_numpy(self.reservoir_fill), RESERVOIR))
+        return ops.convert_to_numpy(self.reservoir)[:filled]
+
+    def _remember(self, z):
+        """Keeps the last embeddings, and moves the groups of inference towards the batch's."""
+        z = ops.stop_gradient(z)
+        recent = z[: RESERVOIR // 4]
+        self.reservoir.assign(ops.concatenate([recent, self.reservoir], axis=0)[:RESERVOIR])
+        self.reservoir_fill.assign(
+            self.reservoir_fill + ops.cast(ops.shape(recent)[0], "float32")
+        )
+        if self.groups == 1:
+            return
+        share = ops.shape(z)[0] // self.groups
+        score = self.score(z)
+        cuts = ops.stack([score[g * share] for g in range(1, self.groups)])
+        padding = ops.full((MAX_PROFILES - self.groups,), 1e9)
+        started = ops.cast(ops.any(self.centroids != 0.0), "float32")
+        momentum = 0.95 * started
+        moved = self.thresholds[: self.groups - 1] * momentum + cuts * (1.0 - momentum)
+        self.thresholds.assign(ops.concatenate([moved, padding]))
+        embeddings = self._group_embeddings(z)
+        embeddings = self.centroids[: self.groups] * momentum + embeddings * (1.0 - momentum)
+        spare = self.centroids[self.groups :]
+        self.centroids.assign(ops.concatenate([embeddings, spare]))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "activations": self.activations,
+            "weights": self.weights_,
+            "groups": self.groups,
+            "initial_sigma": self.initial_sigma,
+            "seed": self.seed,
+        }
+
+
+@keras.saving.register_keras_serializable(package="dqmq_tf")
+class Reorder(keras.layers.Layer):
+    """Puts a batch in the order of a permutation, or back; an empty permutation changes nothing."""
+
+    def __init__(self, inverse=False, **kwargs):
+        super().__init__(**{**kwargs, "autocast": False})
+        self.inverse = inverse
+        self.supports_masking = True
+
+    def call(self, x, order):
+        if order.shape[0] == 0:
+            return x
+        return ops.take(x, ops.argsort(order) if self.inverse else order, axis=0)
+
+    def compute_output_spec(self, x, order):
+        return keras.KerasTensor(x.shape, dtype=x.dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "inverse": self.inverse}
+
+
+@keras.saving.register_keras_serializable(package="dqmq_tf")
+class _Between(keras.constraints.Constraint):
+    """Keeps a variable between two bounds."""
+
+    def __init__(self, low, high):
+        self.low, self.high = low, high
+
+    def __call__(self, value):
+        return ops.clip(value, self.low, self.high)

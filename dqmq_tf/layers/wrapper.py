@@ -1,0 +1,171 @@
+"""One wrapper that quantizes the kernels of any layer."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from dqmq_tf import quantizers
+from dqmq_tf.graph import variable_names
+from dqmq_tf.layers import decision as decisions
+
+
+@keras.saving.register_keras_serializable(package="dqmq_tf")
+class QuantizeWrapper(keras.layers.Layer):
+    """Runs a layer with quantized kernels, without the layer knowing.
+
+    Kernels are replaced for the length of the call through `keras.StatelessScope`, so any layer,
+    custom ones included, is served by the same code. Each kernel has one learned step size per
+    candidate bit-width and output channel: symmetric, narrow range (LSQ, arXiv 1902.08153).
+
+    Weight bits are decided per group of samples. In training the batch comes sorted and each
+    group is one contiguous share of it, so the work stays one pass per sample; at inference each
+    group's kernels run on the batch and every sample takes the result of its own group.
+
+    Args:
+        layer: A built layer.
+        points: For each quantized variable `{"variable", "column", "channel_axes", "bit_widths"}`.
+    """
+
+    def __init__(self, layer, points, **kwargs):
+        kwargs = {"name": layer.name, "trainable": layer.trainable, **kwargs, "autocast": False}
+        super().__init__(**kwargs)
+        self.layer = layer
+        self.points = [dict(point) for point in points]
+        self.supports_masking = layer.supports_masking
+        self._float = False
+        self.log_steps = []
+        for index, point in enumerate(self.points):
+            shape = variable_names(layer)[point["variable"]].shape
+            axes = [axis % len(shape) for axis in point["channel_axes"]]
+            steps = [n if axis in axes else 1 for axis, n in enumerate(shape)]
+            self.log_steps.append(
+                self.add_weight(
+                    name=f"log_step_{index}",
+                    shape=(len(point["bit_widths"]), *steps),
+                    initializer="zeros",
+                    dtype="float32",
+                )
+            )
+        self.built = True
+
+    def build(self, *args, **kwargs):
+        """The layer was built before it was wrapped."""
+
+    def kernel(self, name):
+        """Returns the float variable behind a decision point."""
+        return variable_names(self.layer)[name]
+
+    def fit_steps(self):
+        """Sets all step sizes to those of least squared error for the weights as they are."""
+        for point, log_step in zip(self.points, self.log_steps):
+            weights = ops.convert_to_numpy(self.kernel(point["variable"]))
+            steps = quantizers.fit_weight_steps(
+                weights.astype("float32"), point["channel_axes"], point["bit_widths"]
+            )
+            log_step.assign(np.log(np.maximum(steps, 1e-12)))
+
+    def step(self, index, bit_width):
+        """Returns the step sizes of a kernel at a bit-width, as an array with one per channel."""
+        row = self.points[index]["bit_widths"].index(bit_width)
+        return np.exp(ops.convert_to_numpy(self.log_steps[index])[row])
+
+    def observe(self):
+        """Runs the layer in floating point until `calibrate`."""
+        self._float = True
+
+    def calibrate(self):
+        """Ends `observe`."""
+        self._float = False
+
+    def call(self, *args, weight_decision, group, training=None, **kwargs):
+        if self._float:
+            return self.layer(*args, **kwargs)
+        groups = weight_decision.shape[0]
+        if groups == 1:
+            return self._run(weight_decision[0], args, kwargs)
+        masked = any(
+            getattr(leaf, "_keras_mask", None) is not None for leaf in keras.tree.flatten((args, kwargs))
+        )
+        if training and not masked:
+            return self._run_shares(weight_decision, args, kwargs)
+        results = [self._run(weight_decision[g], args, kwargs) for g in range(groups)]
+        return keras.tree.map_structure(lambda *parts: _pick(parts, group), *results)
+
+    def compute_output_spec(self, *args, weight_decision, group, training=None, **kwargs):
+        return self.layer.compute_output_spec(*args, **kwargs)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def _run_shares(self, weight_decision, args, kwargs):
+        groups = weight_decision.shape[0]
+        tensors = [x for x in keras.tree.flatten((args, kwargs)) if ops.is_tensor(x)]
+        share = ops.shape(tensors[0])[0] // groups
+        results = []
+        for g in range(groups):
+            start, stop = g * share, (g + 1) * share if g < groups - 1 else None
+
+            def cut(x, start=start, stop=stop):
+                return x[start:stop] if ops.is_tensor(x) and len(x.shape) else x
+
+            part_args, part_kwargs = keras.tree.map_structure(cut, (args, kwargs))
+            results.append(self._run(weight_decision[g], part_args, part_kwargs))
+        return keras.tree.map_structure(lambda *parts: ops.concatenate(parts, axis=0), *results)
+
+    def _run(self, decision, args, kwargs):
+        """One call of the layer with the kernels of one row `[decision points, fields]`."""
+        mapping = []
+        for point, log_step in zip(self.points, self.log_steps):
+            kernel = self.kernel(point["variable"])
+            fields = [decision[point["column"], i] for i in range(decision.shape[-1])]
+            mapping.append((kernel, self._quantized(kernel, log_step, point["bit_widths"], fields)))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            result = self.layer(*args, **kwargs)
+        replaced = {id(kernel) for kernel, _ in mapping}
+        # What the layer wanted to assign (a seed, a moving mean) was only recorded: hand it on.
+        for variable in self.layer.variables:
+            value = scope.get_current_value(variable)
+            if value is not None and id(variable) not in replaced:
+                variable.assign(value)
+        return result
+
+    def _quantized(self, kernel, log_step, bit_widths, fields):
+        weights = ops.cast(kernel.value, "float32")
+        rank = len(kernel.shape)
+
+        def parameters(bits):
+            step = ops.exp(decisions.select(log_step, bit_widths, bits))
+            q_min, q_max = quantizers.weight_limits(bits)
+            return step, _scalar(q_min, rank), _scalar(q_max, rank)
+
+        executed = parameters(fields[decisions.EXECUTED])
+        if len(fields) == 1:
+            return quantizers.quantize(weights, *executed)
+        return quantizers.relaxed_quantize(
+            weights,
+            executed,
+            parameters(fields[decisions.LOW]),
+            parameters(fields[decisions.HIGH]),
+            _scalar(fields[decisions.MEAN], rank),
+            _scalar(fields[decisions.SLOPE], rank),
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "layer": keras.saving.serialize_keras_object(self.layer),
+            "points": self.points,
+        }
+
+
+def _scalar(value, rank):
+    return ops.reshape(value, (1,) * rank)
+
+
+def _pick(parts, group):
+    """Takes each sample from the part of its group."""
+    result = parts[0]
+    for index, part in enumerate(parts[1:], start=1):
+        shape = (-1,) + (1,) * (len(part.shape) - 1)
+        result = ops.where(ops.reshape(ops.equal(group, index), shape), part, result)
+    return result

@@ -1,0 +1,475 @@
+"""`DQMQModel`: a Keras model that learns its bit-widths while it learns its task."""
+
+import dataclasses
+import itertools
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from dqmq_tf import objective, search
+from dqmq_tf import profiles as allot
+from dqmq_tf.config import Budget, DQMQConfig
+from dqmq_tf.costs import quantized_integers
+from dqmq_tf.decisions import DecisionTable
+from dqmq_tf.layers.policy import FROZEN, SEARCH, SETTLED
+from dqmq_tf.precision import ActivationPrecision, Precision, WeightPrecision
+from dqmq_tf.schedule import SearchSchedule, steps_per_epoch
+
+_CALIBRATION_SAMPLES = 256
+
+
+@dataclasses.dataclass(kw_only=True)
+class Parts:
+    """What a `DQMQModel` is made of, beside its graph; views on its layers, not tracked by Keras.
+
+    Attributes:
+        body: The float model whose variables the quantized graph uses.
+        instrumented: The same graph with the decision among its outputs.
+        encoder, policy: The layers that decide.
+        quantizers: The `ActivationQuantizer` of each activation point.
+        wrappers: `{site: QuantizeWrapper}`.
+        costs, target, budget, config: See `quantize_model`.
+    """
+
+    body: keras.Model
+    instrumented: keras.Model
+    encoder: keras.layers.Layer
+    policy: keras.layers.Layer
+    quantizers: list
+    wrappers: dict
+    costs: object
+    target: object
+    budget: Budget
+    config: DQMQConfig
+
+
+@keras.saving.register_keras_serializable(package="dqmq_tf")
+class DQMQModel(keras.Model):
+    """A quantized functional model with a policy; made by `dqmq_tf.quantize_model`.
+
+    It has the inputs, outputs and layer names of the model it was made from; layers with kernels
+    are wrapped in `QuantizeWrapper`. `fit` trains in three phases: a warm-up in which the network
+    gets used to drawn bit-widths, the search in which the policy moves, and, from `config.settle`
+    of the training on, fine-tuning at bits that meet the budget. A `fit` after that goes on
+    fine-tuning at these bits.
+
+    Attributes:
+        parts: A `Parts`; its entries are also attributes of the model (`policy`, `target`, …).
+    """
+
+    def __init__(self, inputs, outputs, parts, name=None):
+        super().__init__(inputs=inputs, outputs=outputs, name=name)
+        # A function hides the parts from Keras's tracking: they would be saved twice.
+        self._get_parts = lambda: parts
+
+    @property
+    def _search(self):
+        return search.PolicySearch(self.policy, self.costs, self.budget, self.config)
+
+    @property
+    def parts(self):
+        return self._get_parts()
+
+    @property
+    def policy(self):
+        return self.parts.policy
+
+    @property
+    def encoder(self):
+        return self.parts.encoder
+
+    @property
+    def target(self):
+        return self.parts.target
+
+    @property
+    def budget(self):
+        return self.parts.budget
+
+    @property
+    def config(self):
+        return self.parts.config
+
+    @property
+    def costs(self):
+        return self.parts.costs
+
+    @property
+    def frozen(self):
+        """Number of precision profiles that the bits are frozen to; 0 while they are not."""
+        return self.policy.profiles if self.policy.phase == FROZEN else 0
+
+    @property
+    def is_calibrated(self):
+        """Whether activation step sizes have been set from data."""
+        return all(float(q.calibrated.numpy()) > 0 for q in self.parts.quantizers)
+
+    def float_model(self):
+        """Returns a new float Keras model with the trained weights and no quantization."""
+        return copy_model(self.parts.body)
+
+    # Training.
+
+    def compile(self, optimizer="rmsprop", **kwargs):
+        """Compiles like any Keras model; the policy gets an Adam of its own beside `optimizer`."""
+        super().compile(optimizer=optimizer, **kwargs)
+        self.policy_optimizer = search.policy_optimizer(self.config.policy_learning_rate or 0.01)
+        self.policy_optimizer.build(self.policy.trainable_variables)
+        if self.optimizer is not None:
+            self.optimizer.build(self._network_variables())
+
+    def fit(self, x=None, y=None, batch_size=None, epochs=1, callbacks=None, **kwargs):
+        """Trains network and policy; arguments and result are those of `keras.Model.fit`.
+
+        Raises:
+            ValueError: If the data are empty or the images hold NaN or infinity.
+        """
+        steps = kwargs.get("steps_per_epoch") or steps_per_epoch(x, batch_size)
+        if not self.is_calibrated:
+            x, first = _peek(x)
+            self.calibrate(first)
+        schedule = SearchSchedule(steps, self.config.settle)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(schedule)
+        else:
+            callbacks = [*keras.tree.flatten(callbacks or []), schedule]
+        return super().fit(
+            x, y, batch_size=batch_size, epochs=epochs, callbacks=callbacks, **kwargs
+        )
+
+    def train_on_batch(self, x, y=None, **kwargs):
+        if not self.is_calibrated:
+            self.calibrate(x)
+        return super().train_on_batch(x, y, **kwargs)
+
+    def calibrate(self, x):
+        """Sets activation step sizes and zero points, and the encoder's normalisation, on images.
+
+        `fit` does this on its first batch.
+
+        Args:
+            x: Images, or whatever the model takes, `[batch, ...]`.
+
+        Raises:
+            ValueError: If there are no images, or if they hold NaN or infinity.
+        """
+        leaves = [np.asarray(leaf)[:_CALIBRATION_SAMPLES] for leaf in keras.tree.flatten(x)]
+        if not leaves or not all(len(leaf) for leaf in leaves):
+            raise ValueError("The dataset is empty: there is no batch to calibrate on.")
+        for leaf in leaves:
+            if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+                count = int((~np.isfinite(leaf)).sum())
+                raise ValueError(
+                    f"The images hold {count} values that are NaN or infinite in the first batch "
+                    f"(shape {leaf.shape}): clean the data first."
+                )
+        layers = [*self.parts.quantizers, *self.parts.wrappers.values()]
+        for layer in layers:
+            layer.observe()
+        try:
+            self(keras.tree.pack_sequence_as(x, leaves), training=False)
+        finally:
+            for layer in layers:
+                layer.calibrate()
+        self.encoder.calibrate(leaves[0])
+        self.measure_cost()
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        searching = self.policy.phase == SEARCH
+        network, deciders = self._network_variables(), self.policy.trainable_variables
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        terms, expected = {}, None
+        with tf.GradientTape() as tape:
+            result = self.parts.instrumented(x, training=True)
+            loss = self._task_loss(x, y, result["outputs"], sample_weight, training=True)
+            total = loss
+            if searching:
+                losses = None
+                if self.loss is not None:
+                    losses = objective.per_sample_losses(
+                        self.loss, y, result["outputs"], sample_weight
+                    )
+                terms, expected = self._search.terms(result, losses)
+                total = total + sum(terms.values()) / replicas
+            scale = self.optimizer.scale_loss(ops.ones(()))
+            total = total * scale
+        decided = [result["activations"], result["weights"]]
+        gradients = tape.gradient(total, network + deciders + decided)
+        to_network, to_policy = gradients[: len(network)], gradients[len(network) : -2]
+        if not self.config.terms.supervised:
+            to_network = [None if g is None else ops.zeros_like(g) for g in to_network]
+        self.optimizer.apply(to_network, network)
+        logs = self._logs(x, y, result["outputs"], sample_weight, loss * replicas)
+        if searching:
+            to_policy = [None if g is None else g / scale for g in to_policy]
+            self._search.update(self.policy_optimizer, to_policy, deciders, x)
+            self.encoder.adapt(keras.tree.flatten(x)[0])
+            pulls = [ops.sum(ops.abs(g[..., -1])) for g in gradients[-2:] if g is not None]
+            logs |= {**terms, "pathwise": sum(pulls, ops.zeros(())) / scale, "cost": expected}
+            logs["multiplier"] = self.policy.multiplier.value
+        logs["mean_bits"] = search.mean_bits(result, self.costs)
+        return logs
+
+    def test_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y_pred = self(x, training=False)
+        loss = self._task_loss(x, y, y_pred, sample_weight, training=False)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return self._logs(x, y, y_pred, sample_weight, loss * replicas)
+
+    def _task_loss(self, x, y, y_pred, sample_weight, training):
+        return self.compute_loss(
+            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+        )
+
+    def _logs(self, x, y, y_pred, sample_weight, loss):
+        for metric in self.metrics:
+            if metric.name == "loss":
+                batch = ops.shape(keras.tree.flatten(x)[0])[0]
+                metric.update_state(loss, sample_weight=batch)
+        return dict(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
+
+    def _network_variables(self):
+        deciders = {id(variable) for variable in self.policy.trainable_variables}
+        return [v for v in self.trainable_variables if id(v) not in deciders]
+
+    # Phases.
+
+    def start_at_budget(self):
+        """Puts all means at the one bit-width whose cost is the budget's."""
+        start = allot.starting_mean(self.policy, self.costs, self.budget)
+        self.policy.mean.assign(np.full(self.policy.mean.shape, start, "float32"))
+
+    def begin_search(self, total_steps):
+        """Starts the clock of the search: how many training steps `fit` will take in all."""
+        self.policy.search_step.assign(0.0)
+        self.policy.search_total.assign(float(total_steps))
+        if self.config.policy_learning_rate is None:
+            searched = total_steps * (self.config.settle - self.config.warmup)
+            self.policy_optimizer.learning_rate = float(np.clip(6.0 / searched, 0.002, 0.05))
+
+    def progress(self):
+        """Returns the share of the training that is done, 0.5 where its length is unknown."""
+        return float(ops.convert_to_numpy(self._search.progress()))
+
+    def measure_cost(self):
+        """Measures again what each bit-width of each kernel costs, for budgets in bytes."""
+        self.costs.measure(self._integers)
+        if self.costs.in_bytes:
+            self.policy.byte_table.assign(self.costs.table_array(self.policy.grid))
+
+    def settle(self):
+        """Fixes weight bits to the budget and ends the search; `fit` goes on training at them."""
+        self.measure_cost()
+        allot.settle(
+            self.policy, self.costs, self.budget, self.config.profiles, self._embeddings(None)
+        )
+        self._rebuild_functions()
+
+    def keep_budget(self):
+        """Lowers settled bits if the bytes of the trained integers drifted over the budget."""
+        if self.policy.phase != SETTLED or not self.costs.in_bytes:
+            return
+        self.measure_cost()
+        count, decided = self.policy.profiles, self.policy.activation_count
+        assigned = ops.convert_to_numpy(self.policy.assigned)[:count]
+        if max(self.costs.exact(row[decided:], row[:decided]) for row in assigned) > self.budget.value:
+            allot.settle(
+                self.policy, self.costs, self.budget, count, self._embeddings(None), assigned
+            )
+
+    def freeze(self, profiles=None, data=None):
+        """Fixes all bits to N precision profiles, clustered from the policy's decisions.
+
+        Args:
+            profiles: N, 1 to 4; None for `config.profiles`. Weight bits that `fit` settled for as
+                many profiles are kept, so that the fine-tuned network is what is frozen.
+            data: Images, or a `tf.data.Dataset` of images or `(image, label)`, whose decisions
+                are clustered; None for what training saw last.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: If `profiles` is out of range or the model has not seen data yet.
+        """
+        count = self.config.profiles if profiles is None else profiles
+        if count not in (1, 2, 3, 4):
+            raise ValueError(f"profiles={count!r}: give 1, 2, 3 or 4 precision profiles.")
+        if not self.is_calibrated:
+            raise ValueError("The model has not seen data: call fit, or calibrate(images), first.")
+        self.measure_cost()
+        allot.freeze(self.policy, self.costs, self.budget, count, self._embeddings(data))
+        self._rebuild_functions()
+        return self
+
+    def resume_search(self):
+        """Lets the policy move again: the next `fit` searches and settles anew."""
+        self.policy.phase = SEARCH
+        self.policy.profiles = 1
+        self._rebuild_functions()
+
+    def _embeddings(self, data):
+        """Quality embeddings `[N, d]` of data, or of what training saw last."""
+        if data is None:
+            seen = self.policy.observed()
+            return seen if len(seen) else np.zeros((1, self.config.embedding_size), "float32")
+        return np.concatenate([self._decide(x)["embedding"] for x in batches(data)])
+
+    def _rebuild_functions(self):
+        # The phase is part of the traced graph.
+        for make in (self.make_train_function, self.make_test_function, self.make_predict_function):
+            if self.compiled or make == self.make_predict_function:
+                make(force=True)
+        self._decide_function = None
+
+    # What was decided.
+
+    def decisions(self, images):
+        """Returns the bit-widths per sample and decision point as a `DecisionTable`.
+
+        Args:
+            images: Images `[batch, ...]`, or a dataset of images or `(image, label)`.
+
+        Example:
+
+        >>> table = qmodel.decisions(noisy)
+        >>> table["conv2d:kernel"].mean()
+        """
+        found = [self._decide(x) for x in batches(images)]
+        if not found:
+            raise ValueError("There are no images to decide on.")
+        activations, weights, group = [], [], []
+        for result in found:
+            count = len(result["group"])
+            rows = result["activations"][..., 0]
+            activations.append(np.broadcast_to(rows, (count, rows.shape[1])))
+            weights.append(result["weights"][..., 0][result["group"]])
+            group.append(result["group"])
+        bits = np.concatenate(
+            [np.concatenate(activations), np.concatenate(weights)], axis=1
+        ).astype("int64")
+        profiles = self.policy.profiles if self.policy.phase != SEARCH else self.policy.groups
+        per = "profile" if profiles > 1 else "static"
+        if self.policy.activation_count and not self.frozen:
+            per = "sample"
+        return DecisionTable(
+            points=self.decision_points, bits=bits, profile=np.concatenate(group), per=per
+        )
+
+    @property
+    def decision_points(self):
+        """Names of the decision points, activations first."""
+        activations = [self.costs.activations[i].name for i in self.costs.decided]
+        return (*activations, *(point.name for point in self.costs.weights))
+
+    def _decide(self, x):
+        first = keras.tree.flatten(x)[0]
+        result = self.policy(self.encoder(ops.convert_to_tensor(first)), training=False)
+        return {key: ops.convert_to_numpy(value) for key, value in result.items()}
+
+    def precision(self, profile=0):
+        """Returns the `Precision` of a frozen model: integers, steps and zero points.
+
+        Raises:
+            ValueError: If the model is not frozen or has no such profile.
+        """
+        if not self.frozen:
+            raise ValueError("The model is not frozen: call freeze() first.")
+        if not 0 <= profile < self.frozen:
+            raise ValueError(f"profile={profile}: the model is frozen to {self.frozen} profiles.")
+        assigned = ops.convert_to_numpy(self.policy.assigned)[profile].astype(int)
+        decided = self.policy.activation_count
+        weights = {}
+        for i, point in enumerate(self.costs.weights):
+            bits = int(assigned[decided + i])
+            wrapper, index = self._wrapped(point)
+            weights.setdefault(point.site, {})[point.variable] = WeightPrecision(
+                integers=self._integers(i, bits),
+                step=wrapper.step(index, bits).astype("float32"),
+                bit_width=bits,
+            )
+        columns = {point: column for column, point in enumerate(self.costs.decided)}
+        activations = {}
+        for i, point in enumerate(self.costs.activations):
+            bits = int(assigned[columns[i]]) if i in columns else point.bit_widths[-1]
+            step, zero_point = self.parts.quantizers[i].values(bits)
+            for tensor in point.tensors:
+                activations[tensor] = ActivationPrecision(
+                    step=step, zero_point=zero_point, bit_width=bits
+                )
+        return Precision(weights=weights, activations=activations)
+
+    def _wrapped(self, point):
+        wrapper = self.parts.wrappers[point.site]
+        return wrapper, [p["variable"] for p in wrapper.points].index(point.variable)
+
+    def _integers(self, index, bit_width):
+        point = self.costs.weights[index]
+        wrapper, position = self._wrapped(point)
+        weights = ops.convert_to_numpy(wrapper.kernel(point.variable)).astype("float32")
+        return quantized_integers(weights, wrapper.step(position, bit_width), bit_width)
+
+    # Saving: the float architecture and how it was quantized, from which all is built again.
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "model": keras.saving.serialize_keras_object(self.parts.body),
+            "target": self.target.name,
+            "budget": {self.budget.kind: self.budget.value},
+            "config": self.config.to_dict(),
+            "phase": self.policy.phase,
+            "profiles": self.policy.profiles,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        from dqmq_tf.quantize import quantize_model
+
+        body = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
+        model = quantize_model(
+            body,
+            target=config["target"],
+            budget=Budget(**config["budget"]),
+            config=DQMQConfig.from_dict(config["config"]),
+        )
+        model.policy.phase, model.policy.profiles = config["phase"], config["profiles"]
+        return model
+
+
+def copy_model(model):
+    """Returns a new model of the same architecture, names and weights."""
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def batches(data, size=256):
+    """Yields batches of images from an array or from a dataset of images or `(image, label)`."""
+    if isinstance(data, tf.data.Dataset):
+        for element in data:
+            yield element[0] if isinstance(element, tuple) else element
+        return
+    count = len(keras.tree.flatten(data)[0])
+    for start in range(0, count, size):
+        yield keras.tree.map_structure(lambda x: x[start : start + size], data)
+
+
+def _peek(x):
+    """Returns `(x, inputs of its first batch)`; a generator is put together again."""
+    if isinstance(x, tf.data.Dataset):
+        first = next(iter(x.take(1)), None)
+    elif isinstance(x, keras.utils.PyDataset):
+        first = x[0] if x.num_batches else None
+    elif hasattr(x, "__next__"):
+        first = next(x, None)
+        x = itertools.chain([first], x)
+    else:
+        return x, x
+    if first is None:
+        raise ValueError("The dataset is empty: there is no batch to train on.")
+    return x, keras.utils.unpack_x_y_sample_weight(first)[0]

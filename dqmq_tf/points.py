@@ -1,0 +1,308 @@
+"""Decision points: which tensors of a graph are quantized, and which share a quantizer.
+
+The rules are those of the int8 kernels (TFLite's quantization specification): a convolution with
+its batch norm and relu is one kernel with one output; pools, reshapes, pads and concatenations
+share the scale of their input; averages share it too and round again.
+"""
+
+import collections
+import dataclasses
+import math
+
+import keras
+
+from dqmq_tf import graph as graphs
+
+# Layers and operations by class name: Keras has two classes for one thing (layers.Add, ops.add).
+_RELUS = {"ReLU", "Relu", "Relu6"}
+_EXACT = {
+    "Concatenate", "Cropping1D", "Cropping2D", "Dropout", "Flatten", "GaussianDropout",
+    "GaussianNoise", "GetItem", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "Identity",
+    "MaxPooling1D", "MaxPooling2D", "Permute", "RepeatVector", "Reshape", "SpatialDropout1D",
+    "SpatialDropout2D", "Squeeze", "Transpose", "ExpandDims", "ZeroPadding1D", "ZeroPadding2D",
+    "ActivityRegularization", "AlphaDropout",
+}  # fmt: skip
+_AVERAGES = {
+    "AveragePooling1D", "AveragePooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D",
+    "Resizing", "UpSampling1D", "UpSampling2D",
+}  # fmt: skip
+_FUSES_RELU = {"Add", "Subtract", "Multiply"}
+INPUT_CALL = -1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActivationPoint:
+    """A quantizer of activations and the tensors that it serves.
+
+    Attributes:
+        name: Site of the first layer (or name of the input) that makes such a tensor.
+        slots: `(site, call, output)` of each output that is quantized where it is made; the
+            model's inputs have call -1.
+        tensors: All tensor ids that carry this scale.
+        bit_widths: Candidates.
+        range: `"affine"`, or `"unit"` (softmax, sigmoid: step 2**-bits) or `"tanh"`.
+        decided: Whether the policy decides: there are several candidates and a kernel reads it.
+    """
+
+    name: str
+    slots: tuple
+    tensors: tuple
+    bit_widths: tuple
+    range: str
+    decided: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightPoint:
+    """One variable whose bit-width is decided.
+
+    Attributes:
+        name: `"site:variable"`.
+        site, variable: Path of the layer and name of the variable.
+        op_kind: `"conv"`, `"depthwise"`, `"dense"` or `"other"`, as targets tell containers apart.
+        channel_axes: Axes with a step size for each index.
+        shape: Of the variable.
+        macs: Multiply-accumulates per input, all calls of the layer together.
+        input: Index of the activation point that the layer reads, or None where that is float.
+        bit_widths: Candidates.
+    """
+
+    name: str
+    site: str
+    variable: str
+    op_kind: str
+    channel_axes: tuple
+    shape: tuple
+    macs: int
+    input: int | None
+    bit_widths: tuple
+
+
+def find_points(graph, target, config):
+    """Returns `(activation points, weight points)` of an inlined graph.
+
+    Args:
+        graph: A `dqmq_tf.graph.Graph` of the float model.
+        target: A `dqmq_tf.targets.Target`.
+        config: A `dqmq_tf.config.DQMQConfig`, for its rules.
+
+    Raises:
+        ValueError: If a rule asks for bit-widths that the target does not have, or for a variable
+            that the layer does not have, or if nothing is left to quantize.
+    """
+    activations = _activation_points(graph, target, config)
+    owner = {tensor: i for i, point in enumerate(activations) for tensor in point.tensors}
+    weights = {}
+    for node in graph.nodes:
+        rule = config.rule_for(node.site)
+        for variable_name, variable in quantized_variables(node, rule).items():
+            name = f"{node.site}:{variable_name}"
+            macs = multiply_accumulates(graph, node, variable)
+            if name in weights:
+                weights[name] = dataclasses.replace(weights[name], macs=weights[name].macs + macs)
+                continue
+            weights[name] = WeightPoint(
+                name=name,
+                site=node.site,
+                variable=variable_name,
+                op_kind=op_kind(node.layer),
+                channel_axes=channel_axes(node.layer, variable_name, variable),
+                shape=tuple(variable.shape),
+                macs=macs,
+                input=owner.get(node.inputs[0]),
+                bit_widths=_candidates(rule.weight_bits, target.weight_bits, target, node.site, "weight"),
+            )
+    if not weights:
+        raise ValueError("The model has no layer with a kernel left to quantize.")
+    return activations, list(weights.values())
+
+
+def quantized_variables(node, rule):
+    """Returns `{name: variable}` of a node's layer that a `LayerRule` lets be quantized."""
+    kernels = kernel_variables(node.layer)
+    if not rule.quantize:
+        return {}
+    if rule.weights is None:
+        return kernels
+    missing = [name for name in rule.weights if name not in kernels]
+    if missing:
+        raise ValueError(
+            f"Layer {node.site!r} has no kernel {missing[0]!r} to quantize; it has {list(kernels)}."
+        )
+    return {name: kernels[name] for name in rule.weights}
+
+
+def kernel_variables(layer):
+    """Returns `{name: variable}` of what multiplies a layer's input: float, rank >= 2, no bias."""
+    if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.layers.Normalization):
+        return {}
+    return {
+        name: variable
+        for name, variable in graphs.variable_names(layer).items()
+        if len(variable.shape) >= 2
+        and "bias" not in variable.name
+        and _is_float(variable.dtype)
+        and (variable.trainable or not layer.trainable)
+    }
+
+
+def op_kind(layer):
+    """Returns the kind of op that a layer becomes, as targets tell containers apart."""
+    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
+        return "depthwise"
+    if isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv2DTranspose)):
+        return "conv"
+    return "dense" if isinstance(layer, keras.layers.Dense) else "other"
+
+
+def channel_axes(layer, name, variable):
+    """Returns the axes of a variable that index output channels."""
+    rank = len(variable.shape)
+    if "depthwise" in name or op_kind(layer) == "depthwise":
+        return (rank - 2, rank - 1)
+    if isinstance(layer, (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose)):
+        return (rank - 2,)
+    if isinstance(layer, keras.layers.Embedding):
+        return (0,)
+    return (rank - 1,)
+
+
+def multiply_accumulates(graph, node, variable):
+    """Returns how many multiply-accumulates one call spends on a variable, per input."""
+    if isinstance(node.layer, keras.layers.Embedding):
+        return 0
+    size = math.prod(variable.shape)
+    entered, left = graph.shapes[node.inputs[0]], graph.shapes[node.outputs[0]]
+    if isinstance(node.layer, keras.layers.RNN) or "Transpose" in type(node.layer).__name__:
+        shape = entered
+    else:
+        shape = left
+    if getattr(node.layer, "data_format", None) == "channels_first" and len(shape) > 2:
+        positions = shape[2:]
+    else:
+        positions = shape[1:-1]
+    return size * math.prod(n or 1 for n in positions)
+
+
+def _activation_points(graph, target, config):
+    slots = {tensor: ("", INPUT_CALL, i) for i, tensor in enumerate(graph.inputs)}
+    for node in graph.nodes:
+        for i, tensor in enumerate(node.outputs):
+            slots[tensor] = (node.site, node.call, i)
+    producers, consumers = graph.producers, graph.consumers
+    kept = {t for t in slots if _is_float(graph.dtypes[t])}
+    kept -= {t for t, node in producers.items() if not config.rule_for(node.site).quantize}
+    folds = graph.folds
+    fused = {t for t in kept if _is_fused(graph, folds, t, producers, consumers)}
+    # A layer of a nested model that is called twice has one quantizer: fuse in all calls or none.
+    fused -= {t for t in fused if any(slots[o] == slots[t] and o not in fused for o in kept)}
+    kept -= fused
+
+    groups = {tensor: tensor for tensor in kept}
+
+    def root(tensor):
+        while groups[tensor] != tensor:
+            tensor = groups[tensor]
+        return tensor
+
+    first_of_slot, made = {}, []
+    for tensor in sorted(kept):
+        groups[root(tensor)] = root(first_of_slot.setdefault(slots[tensor], tensor))
+        producer = producers.get(tensor)
+        kind = type(producer.layer).__name__ if producer else ""
+        if kind in _EXACT | _AVERAGES:
+            for source in producer.inputs:
+                if source in kept:
+                    groups[root(tensor)] = root(source)
+        if kind not in _EXACT or not any(source in kept for source in producer.inputs):
+            made.append(tensor)
+
+    names = dict(zip(graph.inputs, graph.input_names))
+    members = collections.defaultdict(list)
+    for tensor in sorted(kept):
+        members[root(tensor)].append(tensor)
+    points = []
+    for tensors in members.values():
+        origins = [t for t in tensors if t in made]
+        sites = [producers[t].site if t in producers else names[t] for t in origins]
+        allowed = [
+            _candidates(
+                config.rule_for(site).activation_bits,
+                target.activation_bits,
+                target,
+                site,
+                "activation",
+            )
+            for site in sites
+        ]
+        # Tensors that share a scale share the narrowest rule; disjoint rules keep the first.
+        shared = set(allowed[0]).intersection(*allowed) or set(allowed[0])
+        read = any(kernel_variables(n.layer) for t in tensors for n in consumers.get(t, ()))
+        bit_widths = tuple(sorted(shared)) if read else (max(shared),)
+        points.append(
+            ActivationPoint(
+                name=sites[0],
+                slots=tuple(dict.fromkeys(slots[t] for t in origins)),
+                tensors=tuple(tensors),
+                bit_widths=bit_widths,
+                range=_range([producers.get(t) for t in origins]),
+                decided=len(bit_widths) > 1,
+            )
+        )
+    return points
+
+
+def _is_fused(graph, folds, tensor, producers, consumers):
+    """Whether a tensor never exists in an int8 kernel: its only reader is part of the same op."""
+    node, readers = producers.get(tensor), consumers.get(tensor, [])
+    if node is None or len(readers) != 1 or tensor in graph.outputs:
+        return False
+    reader = readers[0]
+    if reader.site in folds:
+        return True
+    linear = graphs.is_foldable(node.layer) or isinstance(
+        node.layer, keras.layers.BatchNormalization
+    )
+    return is_relu(reader.layer) and (linear or type(node.layer).__name__ in _FUSES_RELU)
+
+
+def is_relu(layer):
+    """Whether a layer is relu or relu6, which int8 kernels fuse into the op before."""
+    if isinstance(layer, keras.layers.Activation):
+        return layer.activation in (keras.activations.relu, keras.activations.relu6)
+    if isinstance(layer, keras.layers.ReLU):
+        plain = not layer.negative_slope and not layer.threshold
+        return plain and layer.max_value in (None, 6, 6.0)
+    return type(layer).__name__ in _RELUS
+
+
+def _range(producers):
+    kinds = {_range_of(node.layer if node else None) for node in producers}
+    return kinds.pop() if len(kinds) == 1 else "affine"
+
+
+def _range_of(layer):
+    activation = getattr(layer, "activation", None)
+    if activation in (keras.activations.softmax, keras.activations.sigmoid):
+        return "unit"
+    if isinstance(layer, keras.layers.Softmax) or type(layer).__name__ == "Sigmoid":
+        return "unit"
+    if isinstance(layer, keras.layers.Activation) and activation is keras.activations.tanh:
+        return "tanh"
+    return "affine"
+
+
+def _candidates(asked, offered, target, site, what):
+    if asked is None:
+        return offered
+    outside = sorted(set(asked) - set(offered))
+    if outside:
+        raise ValueError(
+            f"Layer {site!r}: {what} bit-widths {outside} are not among those of target "
+            f"{target.name!r}, which runs {list(offered)}. Choose among these, or another target."
+        )
+    return tuple(asked)
+
+
+def _is_float(dtype):
+    return str(keras.backend.standardize_dtype(dtype)).startswith(("float", "bfloat"))

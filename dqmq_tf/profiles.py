@@ -1,0 +1,145 @@
+"""From the policy to precision profiles: bits that meet the budget, on embeddings that were seen."""
+
+import numpy as np
+from keras import ops
+
+from dqmq_tf import allocation
+from dqmq_tf.layers.policy import FROZEN, SETTLED
+
+# Bytes drift a little while a settled network is fine-tuned: stay just under the budget.
+_BYTES_MARGIN = 0.99
+
+
+def settle(policy, costs, budget, count, embeddings, assigned=None):
+    """Assigns weight bits per profile, and shifts activation bits per sample to the budget.
+
+    Args:
+        policy: A `BitWidthPolicy`; its groups, assignments, shift and phase are set.
+        costs: A `CostModel`, measured.
+        budget: A `Budget`.
+        count: Number of profiles.
+        embeddings: `[N, d]`, what the encoder gave on data.
+        assigned: Bits `[count, P]` to start from, instead of the policy's means.
+
+    Raises:
+        ValueError: If the budget is below the smallest possible cost.
+    """
+    means, group = _grouped(policy, count, embeddings)
+    bits = _assign(policy, costs, budget, means if assigned is None else assigned, group, None)
+    _store(policy, bits)
+    policy.profiles = count
+    policy.phase = SETTLED
+    decided = policy.activation_count
+    if not decided:
+        return
+    samples = ops.convert_to_numpy(policy.means(embeddings))[:, :decided]
+
+    def cost(shift):
+        activations = _nearest(policy, samples + shift, slice(None, decided))
+        return costs.exact(bits[group, decided:], activations)
+
+    policy.shift.assign(allocation.largest_shift(cost, budget.value))
+
+
+def freeze(policy, costs, budget, count, embeddings):
+    """Fixes all bits per profile; weight bits that were settled for as many profiles are kept.
+
+    Arguments and errors are those of `settle`.
+    """
+    decided = policy.activation_count
+    if policy.phase == SETTLED and policy.profiles == count:
+        group = ops.convert_to_numpy(policy.assign(embeddings, count))
+        means = ops.convert_to_numpy(policy.assigned)[:count].copy()
+        shifted = ops.convert_to_numpy(policy.means(embeddings) + policy.shift)
+        for g in range(count):
+            if (group == g).any():
+                means[g, :decided] = shifted[group == g, :decided].mean(axis=0)
+        kept = np.arange(policy.point_count) >= decided
+    else:
+        means, group = _grouped(policy, count, embeddings)
+        kept = None
+    _store(policy, _assign(policy, costs, budget, means, group, kept))
+    policy.profiles = count
+    policy.phase = FROZEN
+
+
+def starting_mean(policy, costs, budget):
+    """Returns the one bit-width for all decision points at which the cost meets the budget."""
+    points = policy.activations + policy.weights_
+    low = np.array([min(p) for p in points], "float64")
+    high = np.array([max(p) for p in points], "float64")
+    decided = policy.activation_count
+
+    def cost(mean):
+        bits = np.clip(np.full(len(points), mean), low, high)
+        below, above = np.floor(bits), np.ceil(bits)
+        share = bits - below
+        # Between two bit-widths the cost is taken as linear, as it is under a mixture of them.
+        ends = [costs.exact(b[decided:], b[:decided]) for b in (below, above)]
+        return ends[0] + (ends[1] - ends[0]) * float(share.max())
+
+    grid = sorted({b for p in points for b in p})
+    return allocation.largest_shift(cost, budget.value, low=grid[0], high=grid[-1])
+
+
+def smallest_cost(policy, costs):
+    """Returns the cost at the smallest bit-widths of all decision points."""
+    decided = policy.activation_count
+    smallest = [min(p) for p in policy.activations + policy.weights_]
+    return costs.exact(smallest[decided:], smallest[:decided])
+
+
+def _grouped(policy, count, embeddings):
+    """Means `[count, P]` and the group of each embedding; sets the policy's groups."""
+    scores = ops.convert_to_numpy(policy.score(embeddings))
+    thresholds, group = allocation.cluster(scores, count)
+    overall = embeddings.mean(axis=0)
+    centroids = np.stack(
+        [embeddings[group == g].mean(axis=0) if (group == g).any() else overall for g in range(count)]
+    )
+    policy.set_groups(thresholds, centroids)
+    means = ops.convert_to_numpy(policy.means(embeddings))
+    means = np.stack(
+        [means[group == g].mean(axis=0) if (group == g).any() else means.mean(axis=0) for g in range(count)]
+    )
+    return means, group
+
+
+def _assign(policy, costs, budget, means, group, fixed):
+    """Bits `[count, P]` within the budget: each profile's file, or the mean over the profiles."""
+    count, points = means.shape
+    candidates = policy.activations + policy.weights_
+    decided = policy.activation_count
+    if costs.in_bytes:
+        limit = budget.value * (_BYTES_MARGIN if fixed is None else 1.0)
+        limit = max(limit, min(budget.value, smallest_cost(policy, costs)))
+
+        def file_bytes(bits):
+            return costs.exact(bits[decided:], bits[:decided])
+
+        return np.stack(
+            [allocation.allocate(row, candidates, file_bytes, limit, fixed) for row in means]
+        )
+    share = np.bincount(group, minlength=count) / max(len(group), 1)
+
+    def mean_cost(flat):
+        bits = flat.reshape(count, points)
+        each = [costs.bit_ops(row[decided:], row[:decided]) for row in bits]
+        return costs.finish(float(np.dot(share, each)))
+
+    fixed = None if fixed is None else np.tile(fixed, count)
+    flat = allocation.allocate(
+        means.ravel(), candidates * count, mean_cost, budget.value, fixed
+    )
+    return flat.reshape(count, points)
+
+
+def _store(policy, bits):
+    assigned = np.resize(bits.astype("float32"), policy.assigned.shape)
+    policy.assigned.assign(assigned)
+
+
+def _nearest(policy, means, which):
+    """Nearest candidates `[N, points]`, the lower at a tie, as `distributions.mode` has it."""
+    distance = np.abs(means[..., None] - policy.grid) + (1 - policy.allowed[which]) * 1e9
+    return policy.grid[distance.argmin(axis=-1)]

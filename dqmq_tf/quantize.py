@@ -1,0 +1,259 @@
+"""The front door: from a float Keras model to a `DQMQModel`."""
+
+import keras
+
+from dqmq_tf import graph as graphs
+from dqmq_tf import points, profiles, targets
+from dqmq_tf.config import Budget, DQMQConfig
+from dqmq_tf.costs import CostModel
+from dqmq_tf.layers import (
+    ActivationQuantizer,
+    BitWidthPolicy,
+    QualityEncoder,
+    QuantizeWrapper,
+    Reorder,
+)
+from dqmq_tf.model import DQMQModel, Parts, copy_model
+
+_DEFAULT_MEAN_BITS = 4.0
+
+
+def quantize_model(model, *, target="android", budget=None, config=None):
+    """Returns a `DQMQModel` with the inputs, outputs, layer names and weights of a Keras model.
+
+    Args:
+        model: A Keras 3 Sequential or functional model; nested models, shared layers and custom
+            layers are fine. It is not changed.
+        target: Name of a deployment target or a `Target`: `"android"`, `"android_small"`,
+            `"microcontroller"` or `"simulation"`.
+        budget: A `Budget`; None for a mean of 4 bits in simulation, and elsewhere for the bytes
+            that about 5 bits a weight take.
+        config: A `DQMQConfig`.
+
+    Returns:
+        A `DQMQModel`, ready for `compile` and `fit`.
+
+    Raises:
+        ValueError: If the model is subclassed or not of Keras 3, if a rule asks for bits that the
+            target does not run, or if the budget is below the smallest possible cost.
+
+    Example:
+
+    >>> qmodel = dqmq_tf.quantize_model(model, budget=dqmq_tf.Budget(download_bytes=50_000))
+    >>> qmodel.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
+    >>> qmodel.fit(dataset, epochs=8)
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"dqmq_tf needs Keras on the TensorFlow backend, found {keras.backend.backend()!r}: "
+            "set KERAS_BACKEND=tensorflow before keras is imported."
+        )
+    target, config = targets.get(target), config or DQMQConfig()
+    body = _with_split_activations(model)
+    nested = graphs.trace_nested(body)
+    activations, weights = points.find_points(graphs.inline(nested), target, config)
+    costs = CostModel(_budget_kind(budget, target), target, activations, weights)
+    assembly = _Assembly(costs, config, nested.shapes[nested.inputs[0]])
+    inputs, outputs, result = assembly.connect(nested)
+    parts = Parts(
+        body=body,
+        instrumented=keras.Model(inputs, result),
+        encoder=assembly.encoder,
+        policy=assembly.policy,
+        quantizers=assembly.quantizers,
+        wrappers=assembly.wrappers,
+        costs=costs,
+        target=target,
+        budget=budget,
+        config=config,
+    )
+    for wrapper in assembly.wrappers.values():
+        wrapper.fit_steps()
+    quantized = DQMQModel(inputs, outputs, parts, name=model.name)
+    quantized.measure_cost()
+    parts.budget = _checked_budget(budget, assembly.policy, costs)
+    quantized.start_at_budget()
+    return quantized
+
+
+class _Assembly:
+    """Connects encoder, policy, quantizers and wrapped layers into one functional graph."""
+
+    def __init__(self, costs, config, input_shape):
+        self.costs = costs
+        macs = max(sum(point.macs for point in costs.weights), 1)
+        self.encoder = QualityEncoder.for_model(
+            input_shape, macs, config.embedding_size, name="quality_encoder"
+        )
+        self.policy = BitWidthPolicy(
+            activations=[costs.activations[i].bit_widths for i in costs.decided],
+            weights=[point.bit_widths for point in costs.weights],
+            groups=config.weight_groups,
+            initial_sigma=config.initial_sigma,
+            seed=config.seed,
+            name="bit_width_policy",
+        )
+        self.policy.pathwise = config.terms.pathwise
+        self.quantizers, self.wrappers, self._nested = [], {}, {}
+        self._quantizer_of = {}
+        columns = {point: column for column, point in enumerate(costs.decided)}
+        for i, point in enumerate(costs.activations):
+            quantizer = ActivationQuantizer(
+                point.bit_widths,
+                column=columns.get(i),
+                range=point.range,
+                name=f"{point.name.replace('/', '_')}_quantizer",
+            )
+            self.quantizers.append(quantizer)
+            self._quantizer_of.update({slot: quantizer for slot in point.slots})
+        self._points_of = {}
+        for column, point in enumerate(costs.weights):
+            self._points_of.setdefault(point.site, []).append(
+                {
+                    "variable": point.variable,
+                    "column": column,
+                    "channel_axes": point.channel_axes,
+                    "bit_widths": point.bit_widths,
+                }
+            )
+
+    def connect(self, graph):
+        """Returns inputs, outputs, and the outputs together with the decision."""
+        inputs = _new_inputs(graph)
+        z = self.encoder(inputs[0])
+        decision = self.policy(z)
+        sort, unsort = Reorder(name="sort_by_quality"), Reorder(inverse=True, name="unsort")
+        values = {}
+        for i, (tensor, x) in enumerate(zip(graph.inputs, inputs)):
+            x = sort(x, decision["order"])
+            values[tensor] = self._quantized(("", points.INPUT_CALL, i), x, decision)
+        outputs = graphs.replay(graph, values, lambda *call: self._call(decision, *call))
+        outputs = keras.tree.map_structure(lambda y: unsort(y, decision["order"]), outputs)
+        structured, outputs = _structured(graph, inputs), _single(outputs)
+        return structured, outputs, {"outputs": outputs, **decision}
+
+    def _call(self, decision, node, args, kwargs):
+        if node.subgraph is not None:
+            outputs = self._call_nested(decision, node, args, kwargs)
+        elif node.site in self._points_of:
+            if node.site not in self.wrappers:
+                self.wrappers[node.site] = QuantizeWrapper(node.layer, self._points_of[node.site])
+            outputs = self.wrappers[node.site](
+                *args, weight_decision=decision["weights"], group=decision["group"], **kwargs
+            )
+        else:
+            outputs = node.layer(*args, **kwargs)
+        flat = keras.tree.flatten(outputs)
+        slots = [(node.site, node.call, i) for i in range(len(flat))]
+        flat = [self._quantized(slot, y, decision) for slot, y in zip(slots, flat)]
+        return keras.tree.pack_sequence_as(outputs, flat)
+
+    def _call_nested(self, decision, node, args, kwargs):
+        """A nested model stays a model; the decision enters it as three more inputs."""
+        handed = [decision["activations"], decision["weights"], decision["group"]]
+        if node.site not in self._nested:
+            inputs = _new_inputs(node.subgraph)
+            entries = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in handed]
+            inner = dict(zip(("activations", "weights", "group"), entries))
+            values = dict(zip(node.subgraph.inputs, inputs))
+            outputs = graphs.replay(node.subgraph, values, lambda *call: self._call(inner, *call))
+            self._nested[node.site] = keras.Model(
+                [*inputs, *entries], _single(outputs), name=node.layer.name
+            )
+        tensors = [x for x in keras.tree.flatten((args, kwargs)) if keras.backend.is_keras_tensor(x)]
+        return self._nested[node.site]([*tensors, *handed])
+
+    def _quantized(self, slot, x, decision):
+        quantizer = self._quantizer_of.get(slot)
+        if quantizer is None:
+            return x
+        if quantizer.column is None:
+            return quantizer(x)
+        return quantizer(x, decision=decision["activations"])
+
+
+def _new_inputs(graph):
+    return [
+        keras.Input(batch_shape=graph.shapes[tensor], dtype=graph.dtypes[tensor], name=name)
+        for tensor, name in zip(graph.inputs, graph.input_names)
+    ]
+
+
+def _with_split_activations(model):
+    """Returns a copy of a model in which softmax and the like are layers of their own.
+
+    An int8 kernel fuses relu alone: the input of any other activation is a quantized tensor.
+    """
+    graph = graphs.trace_nested(model)
+    body = copy_model(model)
+    if not any(_splits(node.layer) for node in graphs.inline(graph).nodes):
+        return body
+    return _split(graphs.trace_nested(body), body.name, {})
+
+
+def _split(graph, name, done):
+    inputs = _new_inputs(graph)
+
+    def call(node, args, kwargs):
+        if node.subgraph is not None:
+            if node.site not in done:
+                done[node.site] = _split(node.subgraph, node.layer.name, done)
+            return done[node.site](*args, **kwargs)
+        if not _splits(node.layer):
+            return node.layer(*args, **kwargs)
+        if node.site not in done:
+            activation = keras.layers.Activation(
+                node.layer.activation, name=f"{node.layer.name}_activation"
+            )
+            node.layer.activation = keras.activations.linear
+            done[node.site] = activation
+        return done[node.site](node.layer(*args, **kwargs))
+
+    values = dict(zip(graph.inputs, inputs))
+    outputs = graphs.replay(graph, values, call)
+    return keras.Model(_structured(graph, inputs), _single(outputs), name=name)
+
+
+def _structured(graph, inputs):
+    """New inputs in the structure of the model's own."""
+    by_tensor = dict(zip(graph.inputs, inputs))
+    return _single(keras.tree.map_structure(lambda tensor: by_tensor[tensor], graph.input_structure))
+
+
+def _single(structure):
+    return structure[0] if isinstance(structure, list) and len(structure) == 1 else structure
+
+
+def _splits(layer):
+    kinds = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+    fused = (keras.activations.linear, keras.activations.relu, keras.activations.relu6)
+    return isinstance(layer, kinds) and layer.activation not in fused
+
+
+def _budget_kind(budget, target):
+    if budget is None:
+        if not target.deployable:
+            return "mean_bit_width"
+        return "size_bytes" if target.size_varies else "download_bytes"
+    if not isinstance(budget, Budget):
+        raise ValueError(
+            f"budget={budget!r}: give a dqmq_tf.Budget, such as Budget(download_bytes=50_000)."
+        )
+    return budget.kind
+
+
+def _checked_budget(budget, policy, costs):
+    """Returns the budget, or the default one; raises if it cannot be met."""
+    smallest = profiles.smallest_cost(policy, costs)
+    if budget is None:
+        if not costs.in_bytes:
+            return Budget(mean_bit_width=_DEFAULT_MEAN_BITS)
+        bits = [min(point.bit_widths, key=lambda b: abs(b - 5)) for point in costs.weights]
+        return Budget(**{costs.kind: max(costs.exact(bits, []), smallest) * 1.01})
+    if budget.value < smallest:
+        raise ValueError(
+            f"Budget {costs.kind}={budget.value:,g} is below the smallest possible: with every "
+            f"decision point at its fewest bits on target {costs.target.name!r} the cost is "
+            f"{smallest:,.6g}. Raise the budget, use a smaller network, or choose another target."
+        )
+    return budget

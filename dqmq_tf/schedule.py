@@ -1,0 +1,72 @@
+"""When the policy warms up, searches and settles within `fit`."""
+
+import warnings
+
+import keras
+import tensorflow as tf
+
+from dqmq_tf.layers.policy import SEARCH
+
+
+class SearchSchedule(keras.callbacks.Callback):
+    """Tells a `DQMQModel` how long its training is, and settles the bits in time.
+
+    Args:
+        steps: Steps per epoch, or None if unknown: then progress is told by epochs.
+        settle: Share of the training after which the bits are fixed for the last fine-tuning.
+    """
+
+    def __init__(self, steps, settle):
+        super().__init__()
+        self.steps, self.settle = steps, settle
+
+    def on_train_begin(self, logs=None):
+        epochs = self.params["epochs"] or 1
+        if self.model.policy.phase == SEARCH and self.steps:
+            self.model.begin_search(self.steps * epochs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.model.policy.phase != SEARCH:
+            return
+        self.model.measure_cost()
+        if not self.steps and epoch >= self.settle * (self.params["epochs"] or 1):
+            self.model.settle()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.steps and self.model.policy.phase == SEARCH:
+            if self.model.progress() >= self.settle:
+                self.model.settle()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self.steps and self.model.policy.phase == SEARCH:
+            self.steps_seen = int(self.model.policy.search_step.numpy())
+            self.model.policy.search_total.assign(
+                self.steps_seen / (epoch + 1) * (self.params["epochs"] or 1)
+            )
+
+    def on_train_end(self, logs=None):
+        if self.model.policy.phase == SEARCH:
+            if not self.steps:
+                warnings.warn(
+                    "The length of the data is unknown, so the bit-widths were fixed only at the "
+                    "end of fit, without fine-tuning at them: pass steps_per_epoch, or call fit "
+                    "once more.",
+                    stacklevel=2,
+                )
+            self.model.settle()
+        self.model.keep_budget()
+
+
+def steps_per_epoch(x, batch_size):
+    """Returns the number of batches in an epoch, or None if it cannot be known without reading."""
+    if isinstance(x, (tf.data.Dataset, tf.distribute.DistributedDataset)):
+        count = int(x.cardinality().numpy())
+        return count if count > 0 else None
+    if isinstance(x, keras.utils.PyDataset):
+        return x.num_batches
+    if hasattr(x, "__next__"):
+        return None
+    leaves = keras.tree.flatten(x)
+    if leaves and hasattr(leaves[0], "shape") and len(leaves[0].shape):
+        return -(-int(leaves[0].shape[0]) // (batch_size or 32))
+    return None

@@ -1,0 +1,120 @@
+"""One step of the policy's search: the terms beside the task loss, and what moves with them."""
+
+import keras
+from keras import ops
+
+from dqmq_tf import distributions, objective
+
+
+class PolicySearch:
+    """Computes the policy's terms of the hybrid objective and applies their gradients.
+
+    Args:
+        policy: A `BitWidthPolicy`.
+        costs: A `CostModel`.
+        budget: A `Budget`.
+        config: A `DQMQConfig`.
+    """
+
+    def __init__(self, policy, costs, budget, config):
+        self.policy, self.costs, self.budget, self.config = policy, costs, budget, config
+
+    def progress(self):
+        """Returns the share of the training that is done; 0.5 where its length is unknown."""
+        step, total = self.policy.search_step, self.policy.search_total
+        return ops.where(total > 0, step / ops.maximum(total, 1.0), 0.5)
+
+    def terms(self, result, losses):
+        """Returns `{name: scalar}` of the terms that are on, in the order of `objective`.
+
+        Args:
+            result: Output of the instrumented model in training.
+            losses: Task loss `[B]` of each sample in the order of the batch as it came, or None.
+        """
+        policy, config = self.policy, self.config
+        z, group = result["embedding"], result["group"]
+        count = policy.activation_count
+        log_p = policy.log_probabilities(policy.means(z))[:, :count]
+        group_log_p = policy.log_probabilities(policy.group_means(z))[:, count:]
+        terms = {}
+        if config.terms.score_function and losses is not None:
+            if result["order"].shape[0] != 0:
+                losses = ops.take(losses, result["order"], axis=0)
+            by_group = _log_p_of(group_log_p, result["weights"], policy.grid)
+            drawn = _log_p_of(log_p, result["activations"], policy.grid)
+            drawn = drawn + ops.take(by_group, group, axis=0)
+            term, error = objective.score_function(
+                losses, drawn, policy.baseline(z), policy.advantage_scale
+            )
+            spread = ops.sqrt(ops.stop_gradient(error)) + 1e-6
+            policy.advantage_scale.assign(0.95 * policy.advantage_scale + 0.05 * spread)
+            terms["score_function"] = config.score_coefficient * term
+            terms["baseline"] = error
+        expected = self.expected_cost(log_p, group_log_p, group)
+        if config.terms.model_cost:
+            terms["model_cost"] = objective.model_cost(
+                expected, self.budget.value, policy.multiplier
+            )
+            ascended = objective.dual_ascent(
+                policy.multiplier, ops.stop_gradient(expected), self.budget.value
+            )
+            warm = self.progress() >= config.warmup
+            policy.multiplier.assign(ops.where(warm, ascended, policy.multiplier))
+        if config.terms.entropy:
+            entropies = distributions.entropy(ops.concatenate([log_p, _spread(group_log_p, group)], 1))
+            terms["entropy"] = objective.entropy_bonus(entropies, config.entropy_coefficient)
+        return terms, expected
+
+    def expected_cost(self, log_p, group_log_p, group):
+        """Returns the expected cost of the batch under the distributions, differentiable."""
+        grid = self.policy.grid
+        member = ops.one_hot(group, self.policy.groups, dtype="float32")
+        share = ops.maximum(ops.sum(member, axis=0), 1.0)
+        bits = ops.matmul(ops.transpose(member), distributions.expectation(log_p, grid))
+        return self.costs.expected(
+            ops.exp(group_log_p), bits / ops.expand_dims(share, -1), grid, self.policy.byte_table.value
+        )
+
+    def update(self, optimizer, gradients, variables, x):
+        """Moves the policy, once the warm-up is over, and the schedule by one step."""
+        policy, config = self.policy, self.config
+        policy.search_step.assign(policy.search_step + 1.0)
+        progress = self.progress()
+        searched = (progress - config.warmup) / (config.settle - config.warmup)
+        narrowed = 1.0 - ops.clip(searched, 0.0, 1.0) * (
+            1.0 - config.final_sigma / config.initial_sigma
+        )
+        policy.temperature.assign(narrowed)
+        active = ops.cast(progress >= config.warmup, "float32")
+        optimizer.apply([None if g is None else g * active for g in gradients], variables)
+
+
+def mean_bits(result, costs):
+    """Returns the executed bits of a decision, averaged over weights by their count."""
+    sizes = ops.convert_to_tensor([float(_size(point)) for point in costs.weights])
+    bits = ops.mean(result["weights"][:, :, 0], axis=0)
+    return ops.sum(bits * sizes) / ops.sum(sizes)
+
+
+def _size(point):
+    size = 1
+    for n in point.shape:
+        size *= n
+    return size
+
+
+def _spread(values, group):
+    """Rows of a per-group array for each sample."""
+    return ops.take(values, group, axis=0)
+
+
+def _log_p_of(log_p, decision, grid):
+    """Sums the log-probability of the executed bit-widths over decision points: `[B]` or `[G]`."""
+    executed = ops.expand_dims(ops.stop_gradient(decision[:, :, 0]), -1)
+    hit = ops.cast(ops.equal(executed, grid), "float32")
+    return ops.sum(ops.where(hit > 0, log_p, 0.0), axis=(1, 2))
+
+
+def policy_optimizer(rate):
+    """Returns the policy's own optimizer: bits need other steps than weights do."""
+    return keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.99)
