@@ -1,8 +1,60 @@
-"""Data-quality-aware mixed-precision quantization for Keras 3, from training to TFLite."""
+"""Data-quality-aware mixed-precision quantization for Keras 3, from training to TFLite.
 
-from dqmq_tf import config, graph, targets
+Source of the method: Wang, Guo, Guo, Zhang, "Data Quality-aware Mixed-precision Quantization via
+Hybrid Reinforcement Learning", arXiv 2302.04453. The published idea is implemented here; none of
+the paper's numbers are claimed.
+"""
+
+from dqmq_tf import graph, quality, targets
+from dqmq_tf.annotate import quantize_annotate_layer, quantize_annotate_model, quantize_apply
 from dqmq_tf.config import Budget, DQMQConfig, LayerRule, Terms
+from dqmq_tf.decisions import DecisionTable
+from dqmq_tf.export import (
+    ConversionReport,
+    UnsupportedLayerError,
+    VerificationError,
+    convert,
+    read_metadata,
+    verify,
+)
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quantize import quantize_model
+from dqmq_tf.report import Summary, summary
+from dqmq_tf.targets import Target
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "ConversionReport",
+    "DQMQConfig",
+    "DQMQModel",
+    "DQMQQuantizeConfig",
+    "DecisionTable",
+    "LayerRule",
+    "Summary",
+    "Target",
+    "Terms",
+    "UnsupportedLayerError",
+    "VerificationError",
+    "convert",
+    "graph",
+    "quality",
+    "quantize_annotate_layer",
+    "quantize_annotate_model",
+    "quantize_apply",
+    "quantize_model",
+    "read_metadata",
+    "summary",
+    "targets",
+    "verify",
+]
+
+
+def __getattr__(name):
+    # TFMOT changes the environment when it is imported: only for who asks for it.
+    if name == "DQMQQuantizeConfig":
+        from dqmq_tf.quantize_config import DQMQQuantizeConfig
+
+        return DQMQQuantizeConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

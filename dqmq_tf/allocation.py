@@ -38,7 +38,8 @@ def allocate(means, candidates, cost, limit, fixed=None):
     smallest[free] = [candidates[p][0] for p in free]
     if cost(smallest) > limit:
         raise ValueError(
-            f"The smallest bit-widths cost {float(cost(smallest)):,.6g}, over the limit of {limit:,.6g}."
+            f"The smallest bit-widths cost {float(cost(smallest)):,.6g}, over the limit of "
+            f"{limit:,.6g}."
         )
     now = cost(bits)
     while now > limit:
@@ -70,7 +71,7 @@ def _moves(bits, means, candidates, cost, free, direction):
 
 
 def largest_shift(cost, limit, low=-8.0, high=8.0, rounds=40):
-    """Returns the largest shift of all means at which `cost(shift)`, which rises, is in the limit."""
+    """Returns the largest shift of all means at which `cost(shift)`, which rises, is allowed."""
     if cost(high) <= limit:
         return high
     for _ in range(rounds):

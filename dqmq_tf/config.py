@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import re
 
 BUDGET_KINDS = ("size_bytes", "download_bytes", "bit_ops", "mean_bit_width")
@@ -40,7 +41,7 @@ class Budget:
     def __post_init__(self):
         given = [kind for kind in BUDGET_KINDS if getattr(self, kind) is not None]
         _check(len(given) == 1, "Budget", given, f"give exactly one of {', '.join(BUDGET_KINDS)}")
-        number = isinstance(self.value, (int, float)) and math.isfinite(self.value)
+        number = isinstance(self.value, numbers.Real) and math.isfinite(self.value)
         _check(number and self.value > 0, self.kind, self.value, "give a positive number")
 
     @property
@@ -80,7 +81,7 @@ class LayerRule:
             ) from error
         for name in ("weight_bits", "activation_bits", "weights"):
             value = getattr(self, name)
-            if isinstance(value, int):
+            if isinstance(value, (int, str)):
                 value = (value,)
             if value is not None:
                 value = tuple(sorted(set(value)))

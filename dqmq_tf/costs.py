@@ -12,10 +12,12 @@ from keras import ops
 
 from dqmq_tf import quantizers
 
-# Bytes of a TFLite file beside its weights, fitted on files that the converter wrote.
-_FILE_BYTES = 1200
-_TENSOR_BYTES = {"size_bytes": 190, "download_bytes": 40}
-_CHANNEL_BYTES = {"size_bytes": 16, "download_bytes": 8}
+# Bytes of a TFLite file beside its weights, fitted on files that the converter wrote
+# (`tests/test_costs_of_files.py` compares): the file's frame, each tensor's entry, each output
+# channel's scale and bias.
+_FRAME_BYTES = {"size_bytes": 2850, "download_bytes": 1300}
+_TENSOR_BYTES = {"size_bytes": 133, "download_bytes": 55}
+_CHANNEL_BYTES = {"size_bytes": 8, "download_bytes": 8.5}
 _SAMPLE = 1 << 20
 
 
@@ -60,6 +62,7 @@ class CostModel:
         """
         if not self.in_bytes:
             return
+        self._integers = integers
         self.table = [
             {b: self._bytes(point, integers(i, b), b) for b in point.bit_widths}
             for i, point in enumerate(self.weights)
@@ -74,7 +77,22 @@ class CostModel:
         )
         tensors = 2 * len(self.weights) + len(self.activations)
         per = _TENSOR_BYTES[self.kind] * tensors + _CHANNEL_BYTES[self.kind] * channels
-        return float(_FILE_BYTES + per)
+        return float(_FRAME_BYTES[self.kind] + per)
+
+    def of_file(self, weight_bits, activation_bits):
+        """Returns the cost of one assignment, under deflate with all weights in one stream.
+
+        A file's tensors share a compressor, so that their bytes do not just add up as the table
+        of `exact` has it.
+        """
+        if self.kind != "download_bytes":
+            return self.exact(weight_bits, activation_bits)
+        bits = [int(b) for b in weight_bits]
+        stream = b"".join(
+            self._stored(point, self._integers(i, b), b)
+            for i, (point, b) in enumerate(zip(self.weights, bits))
+        )
+        return len(zlib.compress(stream, 9)) + self.constant()
 
     def exact(self, weight_bits, activation_bits):
         """Returns the cost of an assignment, or the mean cost of several.
@@ -133,15 +151,23 @@ class CostModel:
         return self.finish(ops.mean(ops.sum(macs * weight_bits * inputs, axis=-1)))
 
     def _bytes(self, point, integers, bit_width):
-        stored = self.target.stored_bits(point.op_kind, bit_width)
         size = int(np.prod(point.shape))
         if self.kind == "size_bytes":
-            return -(-size * stored // 8)
-        flat = np.asarray(integers).ravel()[:_SAMPLE].astype("int8")
-        if stored == 4:
-            flat = np.pad(flat, (0, flat.size % 2))
-            flat = (flat[::2] & 15) | (flat[1::2] << 4)
-        return len(zlib.compress(flat.tobytes(), 9)) * max(size / _SAMPLE, 1.0)
+            return -(-size * self.target.stored_bits(point.op_kind, bit_width) // 8)
+        sample = self._stored(point, integers, bit_width)[:_SAMPLE]
+        whole = -(-size * self.target.stored_bits(point.op_kind, bit_width) // 8)
+        return len(zlib.compress(sample, 9)) * whole / max(len(sample), 1)
+
+    def _stored(self, point, integers, bit_width):
+        """The bytes of a kernel as the file holds them: output channels first, INT4 in pairs."""
+        values = np.asarray(integers).astype("int8")
+        if point.op_kind != "depthwise":
+            values = np.moveaxis(values, point.channel_axes, range(len(point.channel_axes)))
+        values = np.ravel(values)
+        if self.target.stored_bits(point.op_kind, bit_width) == 4:
+            values = np.pad(values, (0, values.size % 2))
+            values = (values[::2] & 15) | (values[1::2] << 4)
+        return values.tobytes()
 
 
 def quantized_integers(weights, step, bit_width):

@@ -29,11 +29,11 @@ def draw(log_p, uniform):
 
     Args:
         log_p: `[..., P, K]`.
-        uniform: `[..., P]`, in (0, 1).
+        uniform: `[..., P]`, in [0, 1).
     """
     cumulative = ops.cumsum(ops.exp(log_p), axis=-1)
     # The last allowed candidate must be reached although the sum may round to just below 1.
-    index = ops.sum(ops.cast(cumulative < ops.expand_dims(uniform, -1), "int32"), axis=-1)
+    index = ops.sum(ops.cast(cumulative <= ops.expand_dims(uniform, -1), "int32"), axis=-1)
     last = ops.max(
         ops.where(log_p > 0.5 * _EXCLUDED, ops.arange(log_p.shape[-1], dtype="int32"), 0), axis=-1
     )
@@ -60,8 +60,8 @@ def entropy(log_p):
 def neighbours(mean, grid, allowed):
     """Returns the two allowed bit-widths around `mean`, `(low, high)` of shape `[..., P]`.
 
-    Outside the allowed range both are its nearest end; on an allowed bit-width the pair is the
-    one above it, and below it at the upper end.
+    On an allowed bit-width, and below the range, the pair is that and the one above it; at the
+    upper end and beyond it is the last two. Where only one is allowed both are that one.
     """
     lowest = ops.min(ops.where(allowed > 0, grid, 1e9), axis=-1)
     highest = ops.max(ops.where(allowed > 0, grid, -1e9), axis=-1)

@@ -79,8 +79,11 @@ class Graph:
         for node in self.nodes:
             if isinstance(node.layer, keras.layers.BatchNormalization):
                 source = producers.get(node.inputs[0])
-                if source and is_foldable(source.layer) and len(consumers[node.inputs[0]]) == 1:
-                    if node.inputs[0] not in self.outputs:
+                alone = len(consumers[node.inputs[0]]) == 1 and node.inputs[0] not in self.outputs
+                if source and alone and is_foldable(source.layer):
+                    rank = len(self.shapes[node.inputs[0]])
+                    first = getattr(source.layer, "data_format", "") == "channels_first"
+                    if node.layer.axis % rank == (1 if first else rank - 1):
                         found[node.site] = source.site
         # A layer or a batch norm that is called more than once folds only if all calls agree.
         calls = collections.Counter(node.site for node in self.nodes)
@@ -119,6 +122,13 @@ def is_foldable(layer):
         keras.layers.SeparableConv2D,
     )
     return isinstance(layer, kinds) and layer.activation is keras.activations.linear
+
+
+def copy_model(model):
+    """Returns a new model of the same architecture, names and weights."""
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def trace(model):

@@ -1,21 +1,21 @@
 """`DQMQModel`: a Keras model that learns its bit-widths while it learns its task."""
 
 import dataclasses
-import itertools
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from dqmq_tf import objective, search
+from dqmq_tf import feeding, objective, search
 from dqmq_tf import profiles as allot
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.costs import quantized_integers
 from dqmq_tf.decisions import DecisionTable
+from dqmq_tf.graph import copy_model
 from dqmq_tf.layers.policy import FROZEN, SEARCH, SETTLED
 from dqmq_tf.precision import ActivationPrecision, Precision, WeightPrecision
-from dqmq_tf.schedule import SearchSchedule, steps_per_epoch
+from dqmq_tf.schedule import SearchSchedule
 
 _CALIBRATION_SAMPLES = 256
 
@@ -112,13 +112,21 @@ class DQMQModel(keras.Model):
 
     # Training.
 
-    def compile(self, optimizer="rmsprop", **kwargs):
+    def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, *args, **kwargs):
         """Compiles like any Keras model; the policy gets an Adam of its own beside `optimizer`."""
-        super().compile(optimizer=optimizer, **kwargs)
+        super().compile(optimizer, loss, loss_weights, *args, **kwargs)
+        self._loss_weights = loss_weights
         self.policy_optimizer = search.policy_optimizer(self.config.policy_learning_rate or 0.01)
         self.policy_optimizer.build(self.policy.trainable_variables)
         if self.optimizer is not None:
             self.optimizer.build(self._network_variables())
+
+    def get_compile_config(self):
+        # Keras records the arguments of `compile` itself; our override only adds to it.
+        return super().get_compile_config()
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
 
     def fit(self, x=None, y=None, batch_size=None, epochs=1, callbacks=None, **kwargs):
         """Trains network and policy; arguments and result are those of `keras.Model.fit`.
@@ -126,9 +134,11 @@ class DQMQModel(keras.Model):
         Raises:
             ValueError: If the data are empty or the images hold NaN or infinity.
         """
-        steps = kwargs.get("steps_per_epoch") or steps_per_epoch(x, batch_size)
+        steps = kwargs.get("steps_per_epoch") or feeding.steps_per_epoch(x, batch_size)
+        if steps == 0:
+            raise ValueError("The dataset is empty: there is no batch to train on.")
         if not self.is_calibrated:
-            x, first = _peek(x)
+            x, first = feeding.peek(x)
             self.calibrate(first)
         schedule = SearchSchedule(steps, self.config.settle)
         if isinstance(callbacks, keras.callbacks.CallbackList):
@@ -155,25 +165,16 @@ class DQMQModel(keras.Model):
         Raises:
             ValueError: If there are no images, or if they hold NaN or infinity.
         """
-        leaves = [np.asarray(leaf)[:_CALIBRATION_SAMPLES] for leaf in keras.tree.flatten(x)]
-        if not leaves or not all(len(leaf) for leaf in leaves):
-            raise ValueError("The dataset is empty: there is no batch to calibrate on.")
-        for leaf in leaves:
-            if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
-                count = int((~np.isfinite(leaf)).sum())
-                raise ValueError(
-                    f"The images hold {count} values that are NaN or infinite in the first batch "
-                    f"(shape {leaf.shape}): clean the data first."
-                )
+        x = feeding.checked_batch(x, _CALIBRATION_SAMPLES)
         layers = [*self.parts.quantizers, *self.parts.wrappers.values()]
         for layer in layers:
             layer.observe()
         try:
-            self(keras.tree.pack_sequence_as(x, leaves), training=False)
+            self(x, training=False)
         finally:
             for layer in layers:
                 layer.calibrate()
-        self.encoder.calibrate(leaves[0])
+        self.encoder.calibrate(keras.tree.flatten(x)[0])
         self.measure_cost()
 
     def train_step(self, data):
@@ -183,14 +184,19 @@ class DQMQModel(keras.Model):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         terms, expected = {}, None
         with tf.GradientTape() as tape:
-            result = self.parts.instrumented(x, training=True)
+            result = self.parts.instrumented(feeding.finite(x), training=True)
             loss = self._task_loss(x, y, result["outputs"], sample_weight, training=True)
             total = loss
             if searching:
                 losses = None
                 if self.loss is not None:
                     losses = objective.per_sample_losses(
-                        self.loss, y, result["outputs"], sample_weight
+                        self.loss,
+                        y,
+                        result["outputs"],
+                        sample_weight,
+                        self._loss_weights,
+                        self.output_names,
                     )
                 terms, expected = self._search.terms(result, losses)
                 total = total + sum(terms.values()) / replicas
@@ -201,7 +207,9 @@ class DQMQModel(keras.Model):
         to_network, to_policy = gradients[: len(network)], gradients[len(network) : -2]
         if not self.config.terms.supervised:
             to_network = [None if g is None else ops.zeros_like(g) for g in to_network]
-        self.optimizer.apply(to_network, network)
+        # Once the bits are settled the encoder has no gradient: Keras would warn at each trace.
+        pairs = [(g, v) for g, v in zip(to_network, network) if g is not None]
+        self.optimizer.apply_gradients(pairs)
         logs = self._logs(x, y, result["outputs"], sample_weight, loss * replicas)
         if searching:
             to_policy = [None if g is None else g / scale for g in to_policy]
@@ -215,7 +223,7 @@ class DQMQModel(keras.Model):
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y_pred = self(x, training=False)
+        y_pred = self(feeding.finite(x), training=False)
         loss = self._task_loss(x, y, y_pred, sample_weight, training=False)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return self._logs(x, y, y_pred, sample_weight, loss * replicas)
@@ -233,6 +241,7 @@ class DQMQModel(keras.Model):
         return dict(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
 
     def _network_variables(self):
+        """What the user's optimizer moves: all but the policy."""
         deciders = {id(variable) for variable in self.policy.trainable_variables}
         return [v for v in self.trainable_variables if id(v) not in deciders]
 
@@ -276,7 +285,10 @@ class DQMQModel(keras.Model):
         self.measure_cost()
         count, decided = self.policy.profiles, self.policy.activation_count
         assigned = ops.convert_to_numpy(self.policy.assigned)[:count]
-        if max(self.costs.exact(row[decided:], row[:decided]) for row in assigned) > self.budget.value:
+        if (
+            max(self.costs.of_file(row[decided:], row[:decided]) for row in assigned)
+            > self.budget.value
+        ):
             allot.settle(
                 self.policy, self.costs, self.budget, count, self._embeddings(None), assigned
             )
@@ -317,7 +329,7 @@ class DQMQModel(keras.Model):
         if data is None:
             seen = self.policy.observed()
             return seen if len(seen) else np.zeros((1, self.config.embedding_size), "float32")
-        return np.concatenate([self._decide(x)["embedding"] for x in batches(data)])
+        return np.concatenate([self._decide(x)["embedding"] for x in feeding.batches(data)])
 
     def _rebuild_functions(self):
         # The phase is part of the traced graph.
@@ -339,7 +351,7 @@ class DQMQModel(keras.Model):
         >>> table = qmodel.decisions(noisy)
         >>> table["conv2d:kernel"].mean()
         """
-        found = [self._decide(x) for x in batches(images)]
+        found = [self._decide(x) for x in feeding.batches(images)]
         if not found:
             raise ValueError("There are no images to decide on.")
         activations, weights, group = [], [], []
@@ -383,9 +395,8 @@ class DQMQModel(keras.Model):
             raise ValueError(f"profile={profile}: the model is frozen to {self.frozen} profiles.")
         assigned = ops.convert_to_numpy(self.policy.assigned)[profile].astype(int)
         decided = self.policy.activation_count
-        weights = {}
-        for i, point in enumerate(self.costs.weights):
-            bits = int(assigned[decided + i])
+        weights, activations = {}, {}
+        for i, (point, bits) in enumerate(zip(self.costs.weights, assigned[decided:].tolist())):
             wrapper, index = self._wrapped(point)
             weights.setdefault(point.site, {})[point.variable] = WeightPrecision(
                 integers=self._integers(i, bits),
@@ -393,14 +404,11 @@ class DQMQModel(keras.Model):
                 bit_width=bits,
             )
         columns = {point: column for column, point in enumerate(self.costs.decided)}
-        activations = {}
-        for i, point in enumerate(self.costs.activations):
+        for i, (point, quantizer) in enumerate(zip(self.costs.activations, self.parts.quantizers)):
             bits = int(assigned[columns[i]]) if i in columns else point.bit_widths[-1]
-            step, zero_point = self.parts.quantizers[i].values(bits)
-            for tensor in point.tensors:
-                activations[tensor] = ActivationPrecision(
-                    step=step, zero_point=zero_point, bit_width=bits
-                )
+            step, zero_point = quantizer.values(bits)
+            entry = ActivationPrecision(step=step, zero_point=zero_point, bit_width=bits)
+            activations |= dict.fromkeys(point.tensors, entry)
         return Precision(weights=weights, activations=activations)
 
     def _wrapped(self, point):
@@ -439,37 +447,3 @@ class DQMQModel(keras.Model):
         )
         model.policy.phase, model.policy.profiles = config["phase"], config["profiles"]
         return model
-
-
-def copy_model(model):
-    """Returns a new model of the same architecture, names and weights."""
-    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
-    copy.set_weights(model.get_weights())
-    return copy
-
-
-def batches(data, size=256):
-    """Yields batches of images from an array or from a dataset of images or `(image, label)`."""
-    if isinstance(data, tf.data.Dataset):
-        for element in data:
-            yield element[0] if isinstance(element, tuple) else element
-        return
-    count = len(keras.tree.flatten(data)[0])
-    for start in range(0, count, size):
-        yield keras.tree.map_structure(lambda x: x[start : start + size], data)
-
-
-def _peek(x):
-    """Returns `(x, inputs of its first batch)`; a generator is put together again."""
-    if isinstance(x, tf.data.Dataset):
-        first = next(iter(x.take(1)), None)
-    elif isinstance(x, keras.utils.PyDataset):
-        first = x[0] if x.num_batches else None
-    elif hasattr(x, "__next__"):
-        first = next(x, None)
-        x = itertools.chain([first], x)
-    else:
-        return x, x
-    if first is None:
-        raise ValueError("The dataset is empty: there is no batch to train on.")
-    return x, keras.utils.unpack_x_y_sample_weight(first)[0]

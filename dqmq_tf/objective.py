@@ -58,34 +58,49 @@ def entropy_bonus(entropies, coefficient):
     return -coefficient * ops.mean(entropies)
 
 
-def per_sample_losses(loss, y, y_pred, sample_weight=None):
+def per_sample_losses(loss, y, y_pred, sample_weight=None, loss_weights=None, names=None):
     """Returns the task loss `[B]` of each sample, outputs added up.
 
     Args:
-        loss: What was given to `compile`: a name, `keras.losses.Loss` or function, or a structure
-            of these like the outputs.
+        loss: What was given to `compile`: a name, `keras.losses.Loss` or function, or a list or
+            dictionary of these, one per output.
         y, y_pred: Targets and predictions.
-        sample_weight: Weights `[B, ...]`, or None.
+        sample_weight: Weights `[B, ...]`, one or one per output, or None.
+        loss_weights: Weights of the outputs, as given to `compile`.
+        names: Names of the outputs, for a dictionary of losses where outputs are a list.
     """
-    functions = keras.tree.flatten(loss)
-    targets, predictions = keras.tree.flatten(y), keras.tree.flatten(y_pred)
-    if len(functions) == 1:
-        functions = functions * len(predictions)
-    weights = keras.tree.flatten(sample_weight) if sample_weight is not None else [None]
-    if len(weights) == 1:
-        weights = weights * len(predictions)
+    keys = list(y_pred) if isinstance(y_pred, dict) else names
+    predictions = (
+        [y_pred[key] for key in keys] if isinstance(y_pred, dict) else keras.tree.flatten(y_pred)
+    )
+    parts = [
+        _per_output(structure, keys, len(predictions))
+        for structure in (loss, y, sample_weight, loss_weights)
+    ]
     total = 0.0
-    for function, target, prediction, weight in zip(functions, targets, predictions, weights):
+    for prediction, function, target, weight, scale in zip(predictions, *parts):
         if function is None:
             continue
         values = _unreduced(keras.losses.get(function), target, prediction)
         if weight is not None:
             weight = ops.cast(weight, values.dtype)
-            values = values * ops.reshape(weight, (-1,) + (1,) * (len(values.shape) - 1)) if len(
-                weight.shape
-            ) < len(values.shape) else values * weight
-        total = total + (ops.mean(values, axis=range(1, len(values.shape))) if len(values.shape) > 1 else values)
+            shape = tuple(weight.shape)[: len(values.shape)]
+            extra = len(values.shape) - len(shape)
+            weight = ops.reshape(weight, (-1, *shape[1:], *(1,) * extra))
+            values = values * weight
+        if len(values.shape) > 1:
+            values = ops.mean(values, axis=tuple(range(1, len(values.shape))))
+        total = total + values * (1.0 if scale is None else scale)
     return total
+
+
+def _per_output(structure, keys, count):
+    """A list with one entry per output of what may be one thing, a list or a dictionary."""
+    if isinstance(structure, dict):
+        return [structure.get(key) for key in keys]
+    if isinstance(structure, (list, tuple)):
+        return list(structure)
+    return [structure] * count
 
 
 def _unreduced(function, target, prediction):

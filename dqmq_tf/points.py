@@ -27,6 +27,13 @@ _AVERAGES = {
     "Resizing", "UpSampling1D", "UpSampling2D",
 }  # fmt: skip
 _FUSES_RELU = {"Add", "Subtract", "Multiply"}
+_NO_KERNEL = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.Normalization,
+    keras.layers.PReLU,
+)
 INPUT_CALL = -1
 
 
@@ -35,7 +42,8 @@ class ActivationPoint:
     """A quantizer of activations and the tensors that it serves.
 
     Attributes:
-        name: Site of the first layer (or name of the input) that makes such a tensor.
+        name: Site of the first layer (or name of the input) that makes such a tensor, with
+            `"_call_1"` and so on where a shared layer makes several.
         slots: `(site, call, output)` of each output that is quantized where it is made; the
             model's inputs have call -1.
         tensors: All tensor ids that carry this scale.
@@ -110,7 +118,9 @@ def find_points(graph, target, config):
                 shape=tuple(variable.shape),
                 macs=macs,
                 input=owner.get(node.inputs[0]),
-                bit_widths=_candidates(rule.weight_bits, target.weight_bits, target, node.site, "weight"),
+                bit_widths=_candidates(
+                    rule.weight_bits, target.weight_bits, target, node.site, "weight"
+                ),
             )
     if not weights:
         raise ValueError("The model has no layer with a kernel left to quantize.")
@@ -134,7 +144,7 @@ def quantized_variables(node, rule):
 
 def kernel_variables(layer):
     """Returns `{name: variable}` of what multiplies a layer's input: float, rank >= 2, no bias."""
-    if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.layers.Normalization):
+    if not isinstance(layer, keras.layers.Layer) or isinstance(layer, _NO_KERNEL):
         return {}
     return {
         name: variable
@@ -164,6 +174,10 @@ def channel_axes(layer, name, variable):
         return (rank - 2,)
     if isinstance(layer, keras.layers.Embedding):
         return (0,)
+    if isinstance(layer, keras.layers.EinsumDense):
+        kernel, output = layer.equation.split(",")[1].split("->")
+        axes = tuple(i for i, letter in enumerate(kernel) if letter in output)
+        return axes or (rank - 1,)
     return (rank - 1,)
 
 
@@ -173,10 +187,14 @@ def multiply_accumulates(graph, node, variable):
         return 0
     size = math.prod(variable.shape)
     entered, left = graph.shapes[node.inputs[0]], graph.shapes[node.outputs[0]]
-    if isinstance(node.layer, keras.layers.RNN) or "Transpose" in type(node.layer).__name__:
+    over_time = (keras.layers.RNN, keras.layers.Bidirectional)
+    if isinstance(node.layer, over_time) or "Transpose" in type(node.layer).__name__:
         shape = entered
     else:
         shape = left
+    if isinstance(node.layer, keras.layers.EinsumDense):
+        made = math.prod(variable.shape[axis] for axis in channel_axes(node.layer, "", variable))
+        return size * max(math.prod(n or 1 for n in left[1:]) // made, 1)
     if getattr(node.layer, "data_format", None) == "channels_first" and len(shape) > 2:
         positions = shape[2:]
     else:
@@ -221,7 +239,7 @@ def _activation_points(graph, target, config):
     members = collections.defaultdict(list)
     for tensor in sorted(kept):
         members[root(tensor)].append(tensor)
-    points = []
+    points, taken = [], collections.Counter()
     for tensors in members.values():
         origins = [t for t in tensors if t in made]
         sites = [producers[t].site if t in producers else names[t] for t in origins]
@@ -239,9 +257,12 @@ def _activation_points(graph, target, config):
         shared = set(allowed[0]).intersection(*allowed) or set(allowed[0])
         read = any(kernel_variables(n.layer) for t in tensors for n in consumers.get(t, ()))
         bit_widths = tuple(sorted(shared)) if read else (max(shared),)
+        # The calls of a shared layer have quantizers of their own.
+        number = taken[sites[0]]
+        taken[sites[0]] += 1
         points.append(
             ActivationPoint(
-                name=sites[0],
+                name=f"{sites[0]}_call_{number}" if number else sites[0],
                 slots=tuple(dict.fromkeys(slots[t] for t in origins)),
                 tensors=tuple(tensors),
                 bit_widths=bit_widths,
@@ -285,9 +306,10 @@ def _range_of(layer):
     activation = getattr(layer, "activation", None)
     if activation in (keras.activations.softmax, keras.activations.sigmoid):
         return "unit"
-    if isinstance(layer, keras.layers.Softmax) or type(layer).__name__ == "Sigmoid":
+    if type(layer).__name__ in ("Softmax", "Sigmoid"):
         return "unit"
-    if isinstance(layer, keras.layers.Activation) and activation is keras.activations.tanh:
+    plain = isinstance(layer, keras.layers.Activation) and activation is keras.activations.tanh
+    if plain or type(layer).__name__ == "Tanh":
         return "tanh"
     return "affine"
 

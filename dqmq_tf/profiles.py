@@ -65,20 +65,19 @@ def freeze(policy, costs, budget, count, embeddings):
 
 def starting_mean(policy, costs, budget):
     """Returns the one bit-width for all decision points at which the cost meets the budget."""
-    points = policy.activations + policy.weights_
-    low = np.array([min(p) for p in points], "float64")
-    high = np.array([max(p) for p in points], "float64")
+    candidates = policy.activations + policy.weights_
     decided = policy.activation_count
 
     def cost(mean):
-        bits = np.clip(np.full(len(points), mean), low, high)
-        below, above = np.floor(bits), np.ceil(bits)
-        share = bits - below
-        # Between two bit-widths the cost is taken as linear, as it is under a mixture of them.
-        ends = [costs.exact(b[decided:], b[:decided]) for b in (below, above)]
-        return ends[0] + (ends[1] - ends[0]) * float(share.max())
+        # Between two candidates the cost is taken as linear, as it is under a mixture of them.
+        below = np.array([max([b for b in c if b <= mean], default=c[0]) for c in candidates])
+        above = np.array([min([b for b in c if b >= mean], default=c[-1]) for c in candidates])
+        gap = np.maximum(above - below, 1)
+        share = float(np.clip((mean - below) / gap, 0.0, 1.0).mean())
+        ends = [costs.exact(bits[decided:], bits[:decided]) for bits in (below, above)]
+        return ends[0] + (ends[1] - ends[0]) * share
 
-    grid = sorted({b for p in points for b in p})
+    grid = sorted({b for c in candidates for b in c})
     return allocation.largest_shift(cost, budget.value, low=grid[0], high=grid[-1])
 
 
@@ -95,12 +94,18 @@ def _grouped(policy, count, embeddings):
     thresholds, group = allocation.cluster(scores, count)
     overall = embeddings.mean(axis=0)
     centroids = np.stack(
-        [embeddings[group == g].mean(axis=0) if (group == g).any() else overall for g in range(count)]
+        [
+            embeddings[group == g].mean(axis=0) if (group == g).any() else overall
+            for g in range(count)
+        ]
     )
     policy.set_groups(thresholds, centroids)
     means = ops.convert_to_numpy(policy.means(embeddings))
     means = np.stack(
-        [means[group == g].mean(axis=0) if (group == g).any() else means.mean(axis=0) for g in range(count)]
+        [
+            means[group == g].mean(axis=0) if (group == g).any() else means.mean(axis=0)
+            for g in range(count)
+        ]
     )
     return means, group
 
@@ -113,13 +118,7 @@ def _assign(policy, costs, budget, means, group, fixed):
     if costs.in_bytes:
         limit = budget.value * (_BYTES_MARGIN if fixed is None else 1.0)
         limit = max(limit, min(budget.value, smallest_cost(policy, costs)))
-
-        def file_bytes(bits):
-            return costs.exact(bits[decided:], bits[:decided])
-
-        return np.stack(
-            [allocation.allocate(row, candidates, file_bytes, limit, fixed) for row in means]
-        )
+        return np.stack([_assign_file(policy, costs, row, limit, fixed) for row in means])
     share = np.bincount(group, minlength=count) / max(len(group), 1)
 
     def mean_cost(flat):
@@ -128,10 +127,26 @@ def _assign(policy, costs, budget, means, group, fixed):
         return costs.finish(float(np.dot(share, each)))
 
     fixed = None if fixed is None else np.tile(fixed, count)
-    flat = allocation.allocate(
-        means.ravel(), candidates * count, mean_cost, budget.value, fixed
-    )
+    flat = allocation.allocate(means.ravel(), candidates * count, mean_cost, budget.value, fixed)
     return flat.reshape(count, points)
+
+
+def _assign_file(policy, costs, means, limit, fixed):
+    """Bits `[P]` of one file; what the table of bytes gets wrong is measured and taken off."""
+    decided = policy.activation_count
+    candidates = policy.activations + policy.weights_
+
+    def table_bytes(bits):
+        return costs.exact(bits[decided:], bits[:decided])
+
+    smallest, aim = smallest_cost(policy, costs), limit
+    for _ in range(6):
+        bits = allocation.allocate(means, candidates, table_bytes, max(aim, smallest), fixed)
+        excess = costs.of_file(bits[decided:], bits[:decided]) - limit
+        if -0.01 * limit <= excess <= 0 or (excess > 0 and aim <= smallest):
+            break
+        aim -= excess
+    return bits
 
 
 def _store(policy, bits):

@@ -13,7 +13,7 @@ from dqmq_tf.layers import (
     QuantizeWrapper,
     Reorder,
 )
-from dqmq_tf.model import DQMQModel, Parts, copy_model
+from dqmq_tf.model import DQMQModel, Parts
 
 _DEFAULT_MEAN_BITS = 4.0
 
@@ -53,7 +53,7 @@ def quantize_model(model, *, target="android", budget=None, config=None):
     nested = graphs.trace_nested(body)
     activations, weights = points.find_points(graphs.inline(nested), target, config)
     costs = CostModel(_budget_kind(budget, target), target, activations, weights)
-    assembly = _Assembly(costs, config, nested.shapes[nested.inputs[0]])
+    assembly = _Assembly(costs, config, nested)
     inputs, outputs, result = assembly.connect(nested)
     parts = Parts(
         body=body,
@@ -79,8 +79,11 @@ def quantize_model(model, *, target="android", budget=None, config=None):
 class _Assembly:
     """Connects encoder, policy, quantizers and wrapped layers into one functional graph."""
 
-    def __init__(self, costs, config, input_shape):
+    def __init__(self, costs, config, graph):
         self.costs = costs
+        input_shape = graph.shapes[graph.inputs[0]]
+        # Sorting a batch would part its samples from masks that Keras carries beside them.
+        masks = any(_makes_mask(node.layer) for node in graphs.inline(graph).nodes)
         macs = max(sum(point.macs for point in costs.weights), 1)
         self.encoder = QualityEncoder.for_model(
             input_shape, macs, config.embedding_size, name="quality_encoder"
@@ -88,7 +91,7 @@ class _Assembly:
         self.policy = BitWidthPolicy(
             activations=[costs.activations[i].bit_widths for i in costs.decided],
             weights=[point.bit_widths for point in costs.weights],
-            groups=config.weight_groups,
+            groups=1 if masks else config.weight_groups,
             initial_sigma=config.initial_sigma,
             seed=config.seed,
             name="bit_width_policy",
@@ -160,8 +163,11 @@ class _Assembly:
             self._nested[node.site] = keras.Model(
                 [*inputs, *entries], _single(outputs), name=node.layer.name
             )
-        tensors = [x for x in keras.tree.flatten((args, kwargs)) if keras.backend.is_keras_tensor(x)]
-        return self._nested[node.site]([*tensors, *handed])
+        tensors = [
+            x for x in keras.tree.flatten((args, kwargs)) if keras.backend.is_keras_tensor(x)
+        ]
+        training = {"training": kwargs["training"]} if "training" in kwargs else {}
+        return self._nested[node.site]([*tensors, *handed], **training)
 
     def _quantized(self, slot, x, decision):
         quantizer = self._quantizer_of.get(slot)
@@ -185,7 +191,7 @@ def _with_split_activations(model):
     An int8 kernel fuses relu alone: the input of any other activation is a quantized tensor.
     """
     graph = graphs.trace_nested(model)
-    body = copy_model(model)
+    body = graphs.copy_model(model)
     if not any(_splits(node.layer) for node in graphs.inline(graph).nodes):
         return body
     return _split(graphs.trace_nested(body), body.name, {})
@@ -217,15 +223,26 @@ def _split(graph, name, done):
 def _structured(graph, inputs):
     """New inputs in the structure of the model's own."""
     by_tensor = dict(zip(graph.inputs, inputs))
-    return _single(keras.tree.map_structure(lambda tensor: by_tensor[tensor], graph.input_structure))
+    return _single(
+        keras.tree.map_structure(lambda tensor: by_tensor[tensor], graph.input_structure)
+    )
 
 
 def _single(structure):
     return structure[0] if isinstance(structure, list) and len(structure) == 1 else structure
 
 
+def _makes_mask(layer):
+    return isinstance(layer, keras.layers.Masking) or getattr(layer, "mask_zero", False)
+
+
 def _splits(layer):
-    kinds = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+    kinds = (
+        keras.layers.Dense,
+        keras.layers.Conv1D,
+        keras.layers.Conv2D,
+        keras.layers.DepthwiseConv2D,
+    )
     fused = (keras.activations.linear, keras.activations.relu, keras.activations.relu6)
     return isinstance(layer, kinds) and layer.activation not in fused
 

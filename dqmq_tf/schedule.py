@@ -3,7 +3,6 @@
 import warnings
 
 import keras
-import tensorflow as tf
 
 from dqmq_tf.layers.policy import SEARCH
 
@@ -55,18 +54,3 @@ class SearchSchedule(keras.callbacks.Callback):
                 )
             self.model.settle()
         self.model.keep_budget()
-
-
-def steps_per_epoch(x, batch_size):
-    """Returns the number of batches in an epoch, or None if it cannot be known without reading."""
-    if isinstance(x, (tf.data.Dataset, tf.distribute.DistributedDataset)):
-        count = int(x.cardinality().numpy())
-        return count if count > 0 else None
-    if isinstance(x, keras.utils.PyDataset):
-        return x.num_batches
-    if hasattr(x, "__next__"):
-        return None
-    leaves = keras.tree.flatten(x)
-    if leaves and hasattr(leaves[0], "shape") and len(leaves[0].shape):
-        return -(-int(leaves[0].shape[0]) // (batch_size or 32))
-    return None

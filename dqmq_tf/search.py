@@ -61,7 +61,9 @@ class PolicySearch:
             warm = self.progress() >= config.warmup
             policy.multiplier.assign(ops.where(warm, ascended, policy.multiplier))
         if config.terms.entropy:
-            entropies = distributions.entropy(ops.concatenate([log_p, _spread(group_log_p, group)], 1))
+            entropies = distributions.entropy(
+                ops.concatenate([log_p, _spread(group_log_p, group)], 1)
+            )
             terms["entropy"] = objective.entropy_bonus(entropies, config.entropy_coefficient)
         return terms, expected
 
@@ -72,7 +74,10 @@ class PolicySearch:
         share = ops.maximum(ops.sum(member, axis=0), 1.0)
         bits = ops.matmul(ops.transpose(member), distributions.expectation(log_p, grid))
         return self.costs.expected(
-            ops.exp(group_log_p), bits / ops.expand_dims(share, -1), grid, self.policy.byte_table.value
+            ops.exp(group_log_p),
+            bits / ops.expand_dims(share, -1),
+            grid,
+            self.policy.byte_table.value,
         )
 
     def update(self, optimizer, gradients, variables, x):

@@ -5,27 +5,44 @@ import pathlib
 import tempfile
 import time
 
+from dqmq_tf import graph as graphs
 from dqmq_tf.export import (
-    finishing, flatbuffer, inspection, litert, metadata, quantization, size)
+    finishing,
+    flatbuffer,
+    inspection,
+    litert,
+    lowering,
+    metadata,
+    quantization,
+    size,
+)
 from dqmq_tf.export.errors import ConversionError
 from dqmq_tf.export.matching import match, probe_inputs
 from dqmq_tf.export.progress import stages
 from dqmq_tf.export.report import ConversionReport, TensorReport
 from dqmq_tf.export.verify import (
-    DEFAULT_AGREEMENT, DEFAULT_MEAN_QUANTA, check, collect, skeleton_of)
+    DEFAULT_AGREEMENT,
+    DEFAULT_MEAN_QUANTA,
+    check,
+    collect,
+    skeleton_of,
+)
 
 _SUFFIX = ".tflite"
+_IO_TYPES = ("float32", "int8")
 _PROBE_SAMPLES = 64
 _MEASURING_SAMPLES = 256
 _OP_KINDS = {"CONV_2D": "conv", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "dense"}
 _PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer")
 
 
-def convert(qmodel, path, *, profile=0, data=None, verify=True):
+def convert(qmodel, path, *, profile=0, data=None, io="float32", verify=True):
     """Writes a trained model as a `.tflite` file for its target.
 
     The file holds the very integers and steps of training: batch normalization is folded exactly,
-    and no range is calibrated. Its inputs and outputs are float32 with a batch of one.
+    and no range is calibrated. It takes a batch of one, and has the signature
+    `"serving_default"` with the names of the model's inputs and of the layers that make its
+    outputs.
 
     Args:
         qmodel: A trained `DQMQModel`. It is frozen to one precision profile if that was not done.
@@ -34,6 +51,8 @@ def convert(qmodel, path, *, profile=0, data=None, verify=True):
         data: Typical inputs, as `dqmq_tf.verify` takes them: for the verification, and to measure
             the range of a tensor that training could not see, such as the logits inside a
             `Dense(activation="softmax")`. Random inputs are used for the verification otherwise.
+        io: Type of inputs and outputs: `"float32"`, or `"int8"` for callers that quantize by
+            themselves, such as firmware.
         verify: Run the file on LiteRT and compare it with the model before it is delivered.
 
     Returns:
@@ -44,7 +63,7 @@ def convert(qmodel, path, *, profile=0, data=None, verify=True):
         ConversionError: If the target cannot be deployed to, a tensor has no range, or the file
             is larger than the budget.
         VerificationError: If the file does not compute what the model computes.
-        ValueError: If `path` does not end in `.tflite`.
+        ValueError: If `path` does not end in `.tflite`, or `io` is unknown.
         OSError: If `path` cannot be written.
 
     Example:
@@ -55,6 +74,10 @@ def convert(qmodel, path, *, profile=0, data=None, verify=True):
     started = time.perf_counter()
     path = _checked_path(path)
     target = _checked_target(qmodel.target)
+    if io not in _IO_TYPES:
+        raise ValueError(f"io={io!r} must be one of {', '.join(map(repr, _IO_TYPES))}.")
+    quantization.require_quantizer()
+    lowering.check_supported(graphs.trace(qmodel.float_model()))
     with stages("Converting") as stage:
         if not qmodel.frozen:
             stage("freezing to one precision profile")
@@ -63,14 +86,23 @@ def convert(qmodel, path, *, profile=0, data=None, verify=True):
         skeleton, graph = skeleton_of(qmodel, profile)
         _check_activations(skeleton, graph, target)
         inputs = None if data is None else collect(data, _MEASURING_SAMPLES)
-        contents, model, plan, figures = _written(qmodel, skeleton, target, profile, inputs, stage)
+        contents, model, plan = _written(qmodel, skeleton, target, profile, inputs, io, stage)
         _check_budget(qmodel.budget, contents)
         verification = None
         if verify:
             inputs = probe_inputs(skeleton, _PROBE_SAMPLES) if data is None else inputs
             verification = check(
-                qmodel, path, contents, model, skeleton, inputs, graph,
-                agreement=DEFAULT_AGREEMENT, mean_quanta=DEFAULT_MEAN_QUANTA, stage=stage)
+                qmodel,
+                path,
+                contents,
+                model,
+                skeleton,
+                inputs,
+                graph,
+                agreement=DEFAULT_AGREEMENT,
+                mean_quanta=DEFAULT_MEAN_QUANTA,
+                stage=stage,
+            )
         _write_atomically(path, contents)
     return ConversionReport(
         path=str(path),
@@ -88,8 +120,8 @@ def convert(qmodel, path, *, profile=0, data=None, verify=True):
     )
 
 
-def _written(qmodel, skeleton, target, profile, inputs, stage):
-    """Contents of the finished file, parsed, with its plan and the comparison's figures."""
+def _written(qmodel, skeleton, target, profile, inputs, io, stage):
+    """Contents of the finished file, the same parsed, and its plan."""
     stage("exporting the float skeleton")
     data = litert.export_float(skeleton)
     model = flatbuffer.read(data)
@@ -103,16 +135,16 @@ def _written(qmodel, skeleton, target, profile, inputs, stage):
         f"w{number}": target.container(_OP_KINDS[weights.kind], weights.bit_width)
         for number, weights in enumerate(skeleton.weights)
     }
-    facts = metadata.describe(
-        skeleton, target, profile, qmodel.policy.get_config(), plan.measured)
-    contents = finishing.finish(data, skeleton, containers, facts)
+    facts = metadata.describe(skeleton, target, profile, qmodel.policy.get_config(), plan.measured)
+    contents = finishing.finish(data, skeleton, containers, facts, io)
     model = flatbuffer.read(contents)
-    figures, messages = inspection.differences(model, skeleton)
+    _, messages = inspection.differences(model, skeleton)
     if messages:
         raise ConversionError(
             f"The quantizer did not write our numbers: {'; '.join(messages[:3])}. Please report "
-            "the model.")
-    return contents, model, plan, figures
+            "the model."
+        )
+    return contents, model, plan
 
 
 def _checked_path(path):
@@ -136,7 +168,8 @@ def _checked_target(target):
     if not target.deployable:
         raise ConversionError(
             f"Target {target.name!r} has no runtime: nothing runs such a file. Quantize the model "
-            "for a target that can be deployed to, such as 'android'.")
+            "for a target that can be deployed to, such as 'android'."
+        )
     return target
 
 
@@ -147,7 +180,8 @@ def _check_activations(skeleton, graph, target):
             raise ConversionError(
                 f"The tensor made by {sites.get(key.rstrip('p'), 'the input')!r} has "
                 f"{precision.bit_width} bits, but runtimes of target {target.name!r} compute with "
-                "8-bit activations. Quantize the model for that target.")
+                "8-bit activations. Quantize the model for that target."
+            )
 
 
 def _check_budget(budget, contents):
@@ -158,7 +192,8 @@ def _check_budget(budget, contents):
         raise ConversionError(
             f"The file takes {found[budget.kind]:,} bytes ({budget.kind}), the budget is "
             f"{int(budget.value):,}; its weights alone are only a part of that. Nothing was "
-            "written. Train with a smaller budget, or allow fewer bits by LayerRule.")
+            "written. Train with a smaller budget, or allow fewer bits by LayerRule."
+        )
 
 
 def _write_atomically(path, contents):
@@ -181,15 +216,17 @@ def _tensor_reports(model, skeleton):
     for number, weights in enumerate(skeleton.weights):
         tensor = tensors[f"w{number}"]
         data = model.buffers[tensor.buffer].data.tobytes()
-        reports.append(TensorReport(
-            name=metadata.weights_label(weights),
-            operator=weights.kind,
-            count=weights.integers.size,
-            bit_width=weights.bit_width,
-            container=flatbuffer.type_name(tensor),
-            stored_bytes=len(data),
-            deflated_bytes=size.deflated_bytes(data),
-        ))
+        reports.append(
+            TensorReport(
+                name=metadata.weights_label(weights),
+                operator=weights.kind,
+                count=weights.integers.size,
+                bit_width=weights.bit_width,
+                container=flatbuffer.type_name(tensor),
+                stored_bytes=len(data),
+                deflated_bytes=size.deflated_bytes(data),
+            )
+        )
     return tuple(reports)
 
 

@@ -1,12 +1,15 @@
 """The last pass over a quantized file: containers, names, signature, versions, metadata."""
 
+import numpy as np
+
 from dqmq_tf.export import flatbuffer, metadata, versions
+from dqmq_tf.export.errors import ConversionError
 
 _SIGNATURE = b"serving_default"
 _ADDED_BY_QUANTIZER = ("_quantized", "_dequant")
 
 
-def finish(data, skeleton, containers, facts):
+def finish(data, skeleton, containers, facts, io):
     """Turns a quantized file into the one that is delivered.
 
     Args:
@@ -14,6 +17,7 @@ def finish(data, skeleton, containers, facts):
         skeleton: `Skeleton`.
         containers: `{name of a weight tensor: "INT8" or "INT4"}`.
         facts: What `metadata.describe` returned.
+        io: Type of inputs and outputs, `"float32"` or `"int8"`.
 
     Returns:
         Contents of the finished file.
@@ -21,6 +25,8 @@ def finish(data, skeleton, containers, facts):
     model = flatbuffer.read(data)
     graph = model.subgraphs[0]
     _store_in_containers(model, graph, containers)
+    if io == "int8":
+        _strip_ends(model, graph)
     _name_inputs_and_outputs(model, graph, skeleton)
     _drop_unused_tensors(model, graph)
     model.description = b"dqmq_tf"
@@ -39,13 +45,39 @@ def _store_in_containers(model, graph, containers):
             tensor.type = int4
 
 
+def _strip_ends(model, graph):
+    """Takes QUANTIZE off the inputs and DEQUANTIZE off the outputs."""
+    inner, removed = {}, []
+    for operator in graph.operators:
+        name = flatbuffer.operator_name(model, operator)
+        if name == "QUANTIZE" and operator.inputs[0] in graph.inputs:
+            inner[operator.inputs[0]] = operator.outputs[0]
+            removed.append(operator)
+        elif name == "DEQUANTIZE" and operator.outputs[0] in graph.outputs:
+            inner[operator.outputs[0]] = operator.inputs[0]
+            removed.append(operator)
+    missing = [i for i in (*graph.inputs, *graph.outputs) if i not in inner]
+    if missing:
+        names = ", ".join(flatbuffer.text(graph.tensors[i].name) for i in missing)
+        raise ConversionError(
+            f"io='int8', but {names} is in floating point: the layer at this end is not quantized. "
+            "Use io='float32'."
+        )
+    graph.operators = [operator for operator in graph.operators if operator not in removed]
+    graph.inputs = [inner[i] for i in graph.inputs]
+    graph.outputs = [inner[i] for i in graph.outputs]
+    for definition in model.signatureDefs:
+        for entry in (*definition.inputs, *definition.outputs):
+            entry.tensorIndex = inner[entry.tensorIndex]
+
+
 def _name_inputs_and_outputs(model, graph, skeleton):
-    """Signature and float ends get the model's names, their int8 twins the keys."""
+    """Signature and float ends get the model's names and order, their int8 twins the keys."""
     (definition,) = model.signatureDefs
     definition.signatureKey = _SIGNATURE
     entries = sorted(definition.inputs, key=lambda entry: (len(entry.name), entry.name))
     exits = sorted(definition.outputs, key=lambda entry: (len(entry.name), entry.name))
-    ends = {}
+    definition.inputs, definition.outputs, ends = entries, exits, {}
     for entry, name in zip(entries + exits, [*skeleton.input_names, *skeleton.output_names]):
         entry.name = name.encode()
         ends[entry.tensorIndex] = name
@@ -67,33 +99,40 @@ def _drop_unused_tensors(model, graph):
     kept = sorted(int(i) for i in used)
     position = {old: new for new, old in enumerate(kept)} | {-1: -1}
     graph.tensors = [graph.tensors[i] for i in kept]
-    graph.inputs = [position[i] for i in graph.inputs]
-    graph.outputs = [position[i] for i in graph.outputs]
-    for operator in graph.operators:
-        operator.inputs = [position[i] for i in operator.inputs]
-        operator.outputs = [position[i] for i in operator.outputs]
+    for owner in (graph, *graph.operators):
+        owner.inputs = np.array([position[i] for i in owner.inputs], np.int32)
+        owner.outputs = np.array([position[i] for i in owner.outputs], np.int32)
     for definition in model.signatureDefs:
         for entry in (*definition.inputs, *definition.outputs):
             entry.tensorIndex = position[entry.tensorIndex]
 
 
 def _drop_unused_buffers(model):
-    """Buffer 0 stands for every tensor that has no values in the file."""
-    kept, position = [flatbuffer.schema().BufferT()], {}
+    """Keeps each content once, in an order that deflate likes.
 
-    def place(old):
-        data = model.buffers[old].data
-        if data is None or not len(data):
-            return 0
-        key = bytes(data)
-        if key not in position:
-            position[key] = len(kept)
-            kept.append(model.buffers[old])
-        return position[key]
+    Buffer 0 stands for every tensor that has no values in the file. The others go by entropy:
+    deflate codes a stretch of the file at a time, best where the stretch is of one kind.
+    """
+    owners = [tensor for graph in model.subgraphs for tensor in graph.tensors] + model.metadata
+    contents = {}
+    for owner in owners:
+        data = model.buffers[owner.buffer].data
+        key = b"" if data is None or not len(data) else bytes(data)
+        contents.setdefault(key, []).append(owner)
+    contents.setdefault(b"", [])
+    model.buffers = []
+    for key in sorted(contents, key=_entropy):
+        buffer = flatbuffer.schema().BufferT()
+        buffer.data = np.frombuffer(key, np.uint8) if key else None
+        for owner in contents[key]:
+            owner.buffer = len(model.buffers)
+        model.buffers.append(buffer)
 
-    for graph in model.subgraphs:
-        for tensor in graph.tensors:
-            tensor.buffer = place(tensor.buffer)
-    for entry in model.metadata:
-        entry.buffer = place(entry.buffer)
-    model.buffers = kept
+
+def _entropy(data):
+    """Bits per byte of the distribution of byte values; -1 for nothing."""
+    if not data:
+        return -1.0
+    counts = np.bincount(np.frombuffer(data, np.uint8))
+    shares = counts[counts > 0] / len(data)
+    return float(-(shares * np.log2(shares)).sum())

@@ -18,8 +18,8 @@ def schema():
         from ai_edge_litert import schema_py_generated
     except ImportError as error:
         raise ImportError(
-            "Reading and writing .tflite files needs ai-edge-litert: "
-            "pip install dqmq_tf[export]") from error
+            "Reading and writing .tflite files needs ai-edge-litert: pip install dqmq_tf[export]"
+        ) from error
     return schema_py_generated
 
 
@@ -38,13 +38,16 @@ def read(data):
     data = bytes(data)
     if len(data) < 8 or data[4:8] != IDENTIFIER:
         raise ConversionError(
-            f"Not a TFLite file: bytes 4 to 8 are {data[4:8]!r}, expected {IDENTIFIER!r}.")
+            f"Not a TFLite file: bytes 4 to 8 are {data[4:8]!r}, expected {IDENTIFIER!r}."
+        )
     try:
         model = schema().ModelT.InitFromPackedBuf(data, 0)
+        _take_in(model, data)
         _check_complete(model)
     except Exception as error:
         raise ConversionError(
-            f"The TFLite file is truncated or corrupt ({type(error).__name__}: {error}).") from error
+            f"The TFLite file is truncated or corrupt ({type(error).__name__}: {error})."
+        ) from error
     return model
 
 
@@ -154,6 +157,17 @@ def _sharing_builder():
 
 def _names(enumeration):
     return {v: k for k, v in vars(enumeration).items() if isinstance(v, int)}
+
+
+def _take_in(model, data):
+    """Takes in contents that stand behind the flatbuffer, as large files have them."""
+    for buffer in model.buffers or ():
+        if buffer.offset > 1:
+            end = buffer.offset + buffer.size
+            if end > len(data):
+                raise ValueError(f"contents end at byte {end} of {len(data)}")
+            buffer.data = np.frombuffer(data[buffer.offset : end], np.uint8)
+            buffer.offset = buffer.size = 0
 
 
 def _check_complete(model):

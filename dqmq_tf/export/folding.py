@@ -11,6 +11,7 @@ so the fold rescales steps, flips signs, and leaves every integer's magnitude al
 
 import dataclasses
 
+import keras
 import numpy as np
 
 from dqmq_tf.export.errors import ConversionError
@@ -96,14 +97,14 @@ def batch_norm_affine(layer):
     Returns:
         `Affine` over the layer's channels.
     """
-    mean = np.asarray(layer.moving_mean, np.float64)
-    variance = np.asarray(layer.moving_variance, np.float64)
+    mean = _numpy(layer.moving_mean)
+    variance = _numpy(layer.moving_variance)
     multiplier = 1.0 / np.sqrt(variance + layer.epsilon)
     if layer.scale:
-        multiplier = multiplier * np.asarray(layer.gamma, np.float64)
+        multiplier = multiplier * _numpy(layer.gamma)
     offset = -mean * multiplier
     if layer.center:
-        offset = offset + np.asarray(layer.beta, np.float64)
+        offset = offset + _numpy(layer.beta)
     return Affine(multiplier, offset)
 
 
@@ -127,10 +128,12 @@ def fold_weights(site, variable, kind, precision, bias=None, affine=None, input_
     """
     integers = _tflite_layout(kind, np.asarray(precision.integers))
     limit = 2 ** (precision.bit_width - 1) - 1
-    if np.abs(integers).max(initial=0) > limit:
+    largest = np.abs(integers).max(initial=0)
+    if largest > limit:
         raise ConversionError(
-            f"{site}/{variable}: integers reach {np.abs(integers).max()}, but {precision.bit_width} "
-            f"bits allow -{limit} to {limit}. Freeze the model again.")
+            f"{site}/{variable}: integers reach {largest}, but {precision.bit_width} bits allow "
+            f"-{limit} to {limit}. Freeze the model again."
+        )
     steps = np.broadcast_to(np.asarray(precision.step, np.float64), precision.integers.shape)
     scales = _per_channel(site, variable, kind, _tflite_layout(kind, steps))
     bias = np.zeros_like(scales) if bias is None else np.asarray(bias, np.float64)
@@ -142,8 +145,16 @@ def fold_weights(site, variable, kind, precision, bias=None, affine=None, input_
         scales = scales * np.where(multiplier == 0, 1.0, np.abs(multiplier))
     _check_finite(site, variable, scales, bias)
     integers, scales, coarsened = _fit_bias(kind, integers, scales, bias, float(input_step))
-    return FoldedWeights(site, variable, kind, integers.astype(np.int8), scales.astype(np.float32),
-                         bias.astype(np.float32), precision.bit_width, coarsened)
+    return FoldedWeights(
+        site,
+        variable,
+        kind,
+        integers.astype(np.int8),
+        scales.astype(np.float32),
+        bias.astype(np.float32),
+        precision.bit_width,
+        coarsened,
+    )
 
 
 def affine_weights(site, variable, affine, input_step=1.0):
@@ -165,8 +176,16 @@ def affine_weights(site, variable, affine, input_step=1.0):
     scales = np.where(multiplier == 0, 1.0, np.abs(multiplier)) / 127.0
     _check_finite(site, variable, scales, offset)
     integers, scales, coarsened = _fit_bias(DEPTHWISE, integers, scales, offset, float(input_step))
-    return FoldedWeights(site, variable, DEPTHWISE, integers.astype(np.int8),
-                         scales.astype(np.float32), offset.astype(np.float32), 8, coarsened)
+    return FoldedWeights(
+        site,
+        variable,
+        DEPTHWISE,
+        integers.astype(np.int8),
+        scales.astype(np.float32),
+        offset.astype(np.float32),
+        8,
+        coarsened,
+    )
 
 
 def keras_kernel(weights, shape):
@@ -185,6 +204,10 @@ def keras_kernel(weights, shape):
     elif weights.kind == FULLY_CONNECTED:
         values = values.transpose(1, 0)
     return values.reshape(shape)
+
+
+def _numpy(variable):
+    return keras.ops.convert_to_numpy(variable).astype(np.float64)
 
 
 def fold_floats(kind, kernel, bias, affine):
@@ -228,7 +251,8 @@ def _per_channel(site, variable, kind, steps):
     if np.ptp(channels_first, axis=1).any():
         raise ConversionError(
             f"{site}/{variable}: the step varies inside an output channel; a file holds one scale "
-            "per output channel. Quantize this variable per output channel.")
+            "per output channel. Quantize this variable per output channel."
+        )
     return channels_first[:, 0].copy()
 
 
@@ -236,7 +260,8 @@ def _check_finite(site, variable, scales, bias):
     if not (np.isfinite(scales).all() and (scales > 0).all() and np.isfinite(bias).all()):
         raise ConversionError(
             f"{site}/{variable}: scales or bias are not finite and positive after folding. Look "
-            "for NaN in the weights, the step sizes or the batch normalization behind it.")
+            "for NaN in the weights, the step sizes or the batch normalization behind it."
+        )
 
 
 def _fit_bias(kind, integers, scales, bias, input_step):

@@ -44,8 +44,12 @@ def differences(model, skeleton, activations=None):
             continue
         compare("integers", weights.site, flatbuffer.constant(model, tensor), weights.integers)
         compare("scales", weights.site, tensor.quantization.scale, weights.scales)
-        compare("zero_points", weights.site, tensor.quantization.zeroPoint,
-                np.zeros(len(weights.scales)))
+        compare(
+            "zero_points",
+            weights.site,
+            tensor.quantization.zeroPoint,
+            np.zeros(len(weights.scales)),
+        )
         for operator in graph.operators:
             inputs = list(operator.inputs)
             if len(inputs) > 1 and inputs[1] >= 0 and graph.tensors[inputs[1]] is tensor:

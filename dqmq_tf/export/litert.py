@@ -7,7 +7,6 @@ import tempfile
 import keras
 
 
-
 def export_float(skeleton):
     """Converts a skeleton to a float `.tflite` file with a batch of one.
 
@@ -18,12 +17,17 @@ def export_float(skeleton):
         Contents of the file.
     """
     # A batch of unknown size would leave SHAPE, STRIDED_SLICE and PACK behind.
-    signature = [keras.InputSpec(shape=(1, *t.shape[1:]), dtype=t.dtype) for t in skeleton.model.inputs]
+    signature = [
+        keras.InputSpec(shape=(1, *t.shape[1:]), dtype=t.dtype) for t in skeleton.model.inputs
+    ]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "float.tflite")
         skeleton.model.export(
-            path, format="litert", verbose=False,
-            input_signature=signature if len(signature) == 1 else [signature])
+            path,
+            format="litert",
+            verbose=False,
+            input_signature=signature if len(signature) == 1 else [signature],
+        )
         with open(path, "rb") as file:
             return file.read()
 

@@ -32,18 +32,36 @@ def lower(builder, node):
     Raises:
         UnsupportedLayerError: If the layer has no counterpart on the integer road.
     """
+    builder.site = node.site
+    _lowering_of(node)(builder, node)
+
+
+def check_supported(graph):
+    """Refuses a graph with a layer that has no counterpart, before any work is done.
+
+    Args:
+        graph: `dqmq_tf.graph.Graph`.
+
+    Raises:
+        UnsupportedLayerError: For the first such layer.
+    """
+    for node in graph.nodes:
+        _lowering_of(node)
+
+
+def _lowering_of(node):
     function = _LOWERINGS.get(type(node.layer))
     if function is None and not isinstance(node.layer, keras.Layer):
         function = _OPERATIONS.get(type(node.layer).__name__)
     if function is None:
         supported = sorted({layer.__name__ for layer in _LOWERINGS})
         raise UnsupportedLayerError(
-            node.site, type(node.layer).__name__,
+            node.site,
+            type(node.layer).__name__,
             "Replace it, keep it outside the converted model, or deploy to target 'simulation'. "
-            f"Supported: {', '.join(supported)}.")
-    if len(node.outputs) != 1:
-        raise _unsupported(node, f"{len(node.outputs)} outputs", "Split it into layers of one output.")
-    function(builder, node)
+            f"Supported: {', '.join(supported)}.",
+        )
+    return function
 
 
 def activation_name(function):
@@ -87,8 +105,12 @@ def _separable(builder, node):
     inner = f"{node.site}:depthwise"
     if node.site not in builder.layers:
         depthwise = keras.layers.DepthwiseConv2D(
-            layer.kernel_size, layer.strides, layer.padding, layer.depth_multiplier,
-            dilation_rate=layer.dilation_rate)
+            layer.kernel_size,
+            layer.strides,
+            layer.padding,
+            layer.depth_multiplier,
+            dilation_rate=layer.dilation_rate,
+        )
         pointwise = keras.layers.Conv2D(layer.filters, 1)
         step = builder.step_of(source)
         _fill(builder, node, depthwise, folding.DEPTHWISE, "depthwise_kernel", step, key=inner)
@@ -100,8 +122,8 @@ def _separable(builder, node):
 def _fill(builder, node, clone, kind, variable, input_step, last=False, key=None):
     """Gives a fresh layer its folded kernel and bias; the last one of a node takes the bias."""
     layer, key = node.layer, key or node.site
-    kernel = np.asarray(getattr(layer, variable))
-    bias = np.asarray(layer.bias) if last and layer.use_bias else None
+    kernel = keras.ops.convert_to_numpy(getattr(layer, variable))
+    bias = keras.ops.convert_to_numpy(layer.bias) if last and layer.use_bias else None
     norm = builder.norm_after(node.site) if last else None
     affine = folding.batch_norm_affine(norm) if norm is not None else None
     precision = builder.precision.weights.get(node.site, {}).get(variable)
@@ -110,7 +132,8 @@ def _fill(builder, node, clone, kind, variable, input_step, last=False, key=None
         builder.float_sites.append(key)
     else:
         weights = folding.fold_weights(
-            node.site, variable, kind, precision, bias, affine, input_step)
+            node.site, variable, kind, precision, bias, affine, input_step
+        )
         kernel, bias = folding.keras_kernel(weights, kernel.shape), weights.bias
         builder.weights[key] = weights
     clone.build((None, None, None, kernel.shape[2]) if kernel.ndim == 4 else (None, len(kernel)))
@@ -135,8 +158,10 @@ def _activate(builder, node, value, function):
     name = activation_name(function)
     if name is None:
         raise _unsupported(
-            node, f"activation {getattr(function, '__name__', function)!r}",
-            f"Use one of {', '.join(_FUSED_ACTIVATIONS + _LONE_ACTIVATIONS)}.")
+            node,
+            f"activation {getattr(function, '__name__', function)!r}",
+            f"Use one of {', '.join(_FUSED_ACTIVATIONS + _LONE_ACTIVATIONS)}.",
+        )
     target = node.outputs[0]
     if name in _LONE_ACTIVATIONS:
         value = builder.emit(target, value, inner=True)
@@ -170,8 +195,12 @@ def _affine(builder, node, variable, affine):
     """A lone per-channel map: a depthwise convolution of 1 x 1, which rounds nothing."""
     source, target = node.inputs[0], node.outputs[0]
     value = builder.values[source]
-    if len(value.shape) not in (2, 4):
-        raise _unsupported(node, f"an input of rank {len(value.shape)}", "Use rank 2 or 4.")
+    if len(value.shape) != 4:
+        raise _unsupported(
+            node,
+            f"an input of rank {len(value.shape)} that no layer before it can absorb",
+            "Put it directly behind a Dense layer without activation, or on images.",
+        )
     if node.site not in builder.layers:
         weights = folding.affine_weights(node.site, variable, affine, builder.step_of(source))
         layer = keras.layers.DepthwiseConv2D(1)
@@ -180,13 +209,7 @@ def _affine(builder, node, variable, affine):
         layer.bias.assign(weights.bias)
         builder.layers[node.site] = layer
         builder.weights[node.site] = weights
-    if len(value.shape) == 2:
-        value = keras.layers.Reshape((1, 1, value.shape[-1]))(value)
-        value = builder.layers[node.site](value)
-        value = keras.layers.Reshape((value.shape[-1],))(value)
-    else:
-        value = builder.layers[node.site](value)
-    builder.emit(target, value)
+    builder.emit(target, builder.layers[node.site](value))
 
 
 def _activation(builder, node):
@@ -198,8 +221,10 @@ def _lone_activation(builder, node, function):
     name = activation_name(function)
     if name is None:
         raise _unsupported(
-            node, f"activation {getattr(function, '__name__', function)!r}",
-            f"Use one of {', '.join(_FUSED_ACTIVATIONS + _LONE_ACTIVATIONS)}.")
+            node,
+            f"activation {getattr(function, '__name__', function)!r}",
+            f"Use one of {', '.join(_FUSED_ACTIVATIONS + _LONE_ACTIVATIONS)}.",
+        )
     value = builder.values[source]
     if name == "linear":
         builder.emit(target, value, like=source)
@@ -214,7 +239,8 @@ def _relu(builder, node):
             node,
             f"max_value={layer.max_value}, negative_slope={layer.negative_slope}, "
             f"threshold={layer.threshold}",
-            "Use a plain ReLU or one with max_value=6.")
+            "Use a plain ReLU or one with max_value=6.",
+        )
     name = "relu" if layer.max_value is None else "relu6"
     _lone_activation(builder, node, keras.activations.get(name))
 
@@ -254,8 +280,14 @@ def _again(builder, node):
 def _upsampling(builder, node):
     if node.layer.interpolation != "nearest":
         raise _unsupported(
-            node, f"interpolation={node.layer.interpolation!r}", "Use interpolation='nearest'.")
-    _moved(builder, node)
+            node, f"interpolation={node.layer.interpolation!r}", "Use interpolation='nearest'."
+        )
+    _check_data_format(node)
+    value = builder.values[node.inputs[0]]
+    size = [n * factor for n, factor in zip(value.shape[1:3], node.layer.size)]
+    # UpSampling2D repeats by TILE, which has no int8 form; a resize by whole factors is the same.
+    result = keras.ops.image.resize(value, size, interpolation="nearest")
+    builder.emit(node.outputs[0], result, like=node.inputs[0])
 
 
 def _global_max(builder, node):
@@ -271,6 +303,11 @@ def _operation(builder, node):
     if len(node.inputs) != 2:
         raise _unsupported(node, "an operand that is a constant", "Use layers, such as Rescaling.")
     _computed(builder, node)
+
+
+def _function(activation):
+    """Lowering of an activation that is called as a function, such as `keras.ops.relu(x)`."""
+    return lambda builder, node: _lone_activation(builder, node, activation)
 
 
 _layers = keras.layers
@@ -306,4 +343,12 @@ _LOWERINGS = {
     _layers.ActivityRegularization: _same,
     _layers.Identity: _same,
 }
-_OPERATIONS = {"Add": _operation, "Subtract": _operation, "Multiply": _operation}
+_OPERATIONS = {
+    "Add": _operation,
+    "Subtract": _operation,
+    "Multiply": _operation,
+    "Relu": _function(keras.activations.relu),
+    "Relu6": _function(keras.activations.relu6),
+    "Sigmoid": _function(keras.activations.sigmoid),
+    "Tanh": _function(keras.activations.tanh),
+}

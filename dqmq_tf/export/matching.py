@@ -92,7 +92,8 @@ def _match_weights(model, graph, expected):
         sites = ", ".join(repr(weights.site) for weights in remaining)
         raise ConversionError(
             f"The weights of {sites} are not in the converted file: the converter rewrote the "
-            "layer. Please report the model.")
+            "layer. Please report the model."
+        )
     return found
 
 
@@ -112,12 +113,13 @@ def _match_tensors(model, graph, data, skeleton):
     found = {}
     for index in activation_tensors(model, graph):
         values = runner.get_tensor(index)
-        found[index] = tuple(
-            key for key, other in expected.items() if _close(values, other))
+        found[index] = tuple(key for key, other in expected.items() if _close(values, other))
     return found
 
 
 def _close(values, expected):
+    # The converter adds and drops axes of length one.
+    values, expected = np.squeeze(values), np.squeeze(expected)
     if values.shape != expected.shape:
         return False
     bound = _RELATIVE_TOLERANCE * max(np.abs(expected).max(initial=0), 1e-6)
@@ -129,14 +131,17 @@ def activation_tensors(model, graph):
     indices = [*graph.inputs]
     for operator in graph.operators:
         indices.extend(operator.outputs)
-    return [i for i in dict.fromkeys(indices) if flatbuffer.type_name(graph.tensors[i]) == "FLOAT32"]
+    return [
+        i for i in dict.fromkeys(indices) if flatbuffer.type_name(graph.tensors[i]) == "FLOAT32"
+    ]
 
 
 def input_order(model, skeleton):
     """Position of the skeleton's input behind each input of the file's first subgraph."""
     names = {
         entry.tensorIndex: flatbuffer.text(entry.name)
-        for definition in model.signatureDefs or () for entry in definition.inputs
+        for definition in model.signatureDefs or ()
+        for entry in definition.inputs
     }
     tensors = list(model.subgraphs[0].inputs)
     if len(tensors) == 1:

@@ -10,6 +10,7 @@ from dqmq_tf.export.errors import ConversionError
 
 NAME = "dqmq_tf"
 FORMAT = 1
+_OF_NO_CONSEQUENCE = ("dtype", "trainable", "name")
 
 
 def describe(skeleton, target, profile, policy, measured):
@@ -34,7 +35,7 @@ def describe(skeleton, target, profile, policy, measured):
         "profile": profile,
         "bits": {weights_label(weights): weights.bit_width for weights in skeleton.weights},
         "measured": list(measured),
-        "policy": policy,
+        "policy": {k: v for k, v in policy.items() if k not in _OF_NO_CONSEQUENCE},
     }
 
 
@@ -103,7 +104,9 @@ def read_metadata(path):
     """
     facts = facts_of(flatbuffer.read(pathlib.Path(path).read_bytes()))
     if facts is None:
-        raise ConversionError(f"{path} holds no dqmq_tf metadata: dqmq_tf.convert did not write it.")
+        raise ConversionError(
+            f"{path} holds no dqmq_tf metadata: dqmq_tf.convert did not write it."
+        )
     return facts
 
 

@@ -19,9 +19,20 @@ from dqmq_tf.export.matching import activation_tensors
 from dqmq_tf.precision import ActivationPrecision
 
 # Their kernels move values and cannot rescale them.
-_SHARED_SCALES = frozenset({
-    "AVERAGE_POOL_2D", "MAX_POOL_2D", "RESHAPE", "TRANSPOSE", "PAD", "STRIDED_SLICE", "SLICE",
-    "RESIZE_NEAREST_NEIGHBOR", "BROADCAST_TO", "CONCATENATION"})
+_SHARED_SCALES = frozenset(
+    {
+        "AVERAGE_POOL_2D",
+        "MAX_POOL_2D",
+        "RESHAPE",
+        "TRANSPOSE",
+        "PAD",
+        "STRIDED_SLICE",
+        "SLICE",
+        "RESIZE_NEAREST_NEIGHBOR",
+        "BROADCAST_TO",
+        "CONCATENATION",
+    }
+)
 _INHERITED_SCALES = _SHARED_SCALES | {"MEAN"}
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _LARGEST_INT32 = 2**31 - 1
@@ -71,8 +82,24 @@ def plan(model, match, skeleton, data=None):
             keys = match.tensors.get(index, ())
             known[index] = _measure(skeleton, keys, data, _describe(model, graph, index))
             measured.append(keys[0])
-    return Plan(activations=known, weights=match.weights, operators=operators,
-                measured=tuple(measured))
+    return Plan(
+        activations=known, weights=match.weights, operators=operators, measured=tuple(measured)
+    )
+
+
+def require_quantizer():
+    """Modules `qtyping` and `quantizer` of ai-edge-quantizer.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        from ai_edge_quantizer import qtyping, quantizer
+    except ImportError as error:
+        raise ImportError(
+            "Quantizing .tflite files needs ai-edge-quantizer: pip install dqmq_tf[export]"
+        ) from error
+    return qtyping, quantizer
 
 
 def quantize(model, plan):
@@ -89,12 +116,7 @@ def quantize(model, plan):
         ImportError: If `ai-edge-quantizer` is not installed.
         ConversionError: If an operator is not covered by it.
     """
-    try:
-        from ai_edge_quantizer import qtyping, quantizer
-    except ImportError as error:
-        raise ImportError(
-            "Quantizing .tflite files needs ai-edge-quantizer: "
-            "pip install dqmq_tf[export]") from error
+    qtyping, quantizer = require_quantizer()
     graph = model.subgraphs[0]
     writer = quantizer.Quantizer(flatbuffer.write(model))
     for index in plan.operators:
@@ -106,10 +128,12 @@ def quantize(model, plan):
         except ValueError as error:
             raise ConversionError(
                 f"Operator {name} that makes tensor {scope!r} has no int8 form in "
-                f"ai-edge-quantizer ({error}). Replace the layer.") from error
+                f"ai-edge-quantizer ({error}). Replace the layer."
+            ) from error
     with _quiet():
         result = writer.quantize(
-            _ranges(model, graph, plan), enable_progress_bar=False, enable_progress_report=False)
+            _ranges(model, graph, plan), enable_progress_bar=False, enable_progress_report=False
+        )
     return bytes(result.quantized_model)
 
 
@@ -123,7 +147,8 @@ def _known(model, graph, match, skeleton):
     known, contested = {}, {}
     for index, keys in match.tensors.items():
         found = dict.fromkeys(
-            skeleton.quantization[key] for key in keys if key in skeleton.quantization)
+            skeleton.quantization[key] for key in keys if key in skeleton.quantization
+        )
         if len(found) == 1:
             known[index] = next(iter(found))
         elif found:
@@ -134,7 +159,8 @@ def _known(model, graph, match, skeleton):
             names = ", ".join(_describe(model, graph, index) for index in indices)
             raise ConversionError(
                 f"{len(found)} tensors of the model have the same values as {names}, with "
-                "different quantization. Remove the layer that changes nothing.")
+                "different quantization. Remove the layer that changes nothing."
+            )
         known |= zip(indices, found)
     return known
 
@@ -156,7 +182,8 @@ def _share(model, graph, known):
             if name in _SHARED_SCALES - {"CONCATENATION"} and len(set(found)) > 1:
                 raise ConversionError(
                     f"{name} that makes {_describe(model, graph, operator.outputs[0])} cannot "
-                    f"rescale, but its tensors have different quantization: {found}.")
+                    f"rescale, but its tensors have different quantization: {found}."
+                )
             for index in group:
                 if index not in known:
                     known[index], changed = found[0], True
@@ -180,11 +207,13 @@ def _measure(skeleton, keys, data, description):
     if not keys:
         raise ConversionError(
             f"{description} matches no tensor of the model: the converter rewrote the layers "
-            "around it. Please report the model.")
+            "around it. Please report the model."
+        )
     if data is None:
         raise ConversionError(
             f"{description} needs a range that training did not set. Pass typical inputs as "
-            "data=..., or make it a layer of its own before quantize_model.")
+            "data=..., or make it a layer of its own before quantize_model."
+        )
     values = skeleton.values(data)[keys[0]]
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     step = float(np.float32(max(high - low, 1e-6) / 255))
@@ -208,7 +237,8 @@ def _ranges(model, graph, plan):
         bias_scales = np.float32(source.step) * weights.scales.astype(np.float64)
         if (np.abs(weights.bias / bias_scales) > _LARGEST_INT32).any():
             raise ConversionError(
-                f"{weights.site}: the bias does not fit into int32 at the scale of its input.")
+                f"{weights.site}: the bias does not fit into int32 at the scale of its input."
+            )
         tensor = graph.tensors[operator.inputs[1]]
         bound = _bound_shape(weights, len(tensor.shape))
         ranges[flatbuffer.text(tensor.name)] = {"min": -bound, "max": bound}
@@ -222,11 +252,12 @@ def _bound_shape(weights, rank):
 
 
 def _describe(model, graph, index):
+    shape = tuple(int(n) for n in graph.tensors[index].shape)
     for operator in graph.operators:
         if index in operator.outputs:
             name = flatbuffer.operator_name(model, operator)
-            return f"Tensor {index} (shape {tuple(graph.tensors[index].shape)}, made by {name})"
-    return f"Input tensor {index} (shape {tuple(graph.tensors[index].shape)})"
+            return f"Tensor {index} (shape {shape}, made by {name})"
+    return f"Input tensor {index} (shape {shape})"
 
 
 @contextlib.contextmanager
@@ -235,7 +266,10 @@ def _quiet():
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+            stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -36,6 +36,8 @@ class VerificationReport:
         samples: Inputs compared.
         classification: Whether outputs were compared by their largest entry too.
         top1_agreement: Share of inputs with the same largest entry; 1.0 if no classification.
+        decided: Inputs whose largest entry leads by more than an eighth of the output's grid.
+        decided_agreement: Share of these with the same largest entry.
         largest_quanta: Largest difference, in steps of the output's grid.
         mean_quanta: Mean difference, in steps of the output's grid.
         checked_numbers: Integers, scales, zero points and biases compared in the file.
@@ -46,6 +48,8 @@ class VerificationReport:
     samples: int
     classification: bool
     top1_agreement: float
+    decided: int
+    decided_agreement: float
     largest_quanta: float
     mean_quanta: float
     checked_numbers: int
@@ -64,12 +68,21 @@ class VerificationReport:
     def rows(self):
         """Pairs of text for tables."""
         rows = [
-            ("numbers in the file that differ", f"{self.different_numbers} of {self.checked_numbers:,}"),
+            (
+                "numbers in the file that differ",
+                f"{self.different_numbers} of {self.checked_numbers:,}",
+            ),
             ("largest difference, quanta", f"{self.largest_quanta:.3g}"),
             ("mean difference, quanta", f"{self.mean_quanta:.3g}"),
         ]
         if self.classification:
-            rows.insert(1, ("top-1 agreement", f"{100 * self.top1_agreement:.2f} %"))
+            rows[1:1] = [
+                ("top-1 agreement", f"{100 * self.top1_agreement:.2f} %"),
+                (
+                    f"the same, {self.decided} decided inputs",
+                    f"{100 * self.decided_agreement:.2f} %",
+                ),
+            ]
         return rows
 
 
@@ -114,14 +127,28 @@ class ConversionReport:
 
         table = _table(
             f"{self.path}: {self.target}, profile {self.profile}",
-            "layer", "operator", "weights", "bits", "container", "bytes", "deflated")
+            "layer",
+            "operator",
+            "weights",
+            "bits",
+            "container",
+            "bytes",
+            "deflated",
+        )
         for entry in self.weights:
             table.add_row(
-                entry.name, entry.operator, f"{entry.count:,}", str(entry.bit_width),
-                entry.container, f"{entry.stored_bytes:,}", f"{entry.deflated_bytes:,}")
+                entry.name,
+                entry.operator,
+                f"{entry.count:,}",
+                str(entry.bit_width),
+                entry.container,
+                f"{entry.stored_bytes:,}",
+                f"{entry.deflated_bytes:,}",
+            )
         table.add_section()
         table.add_row(
-            "whole file", "", "", "", "", f"{self.total_bytes:,}", f"{self.deflated_bytes:,}")
+            "whole file", "", "", "", "", f"{self.total_bytes:,}", f"{self.deflated_bytes:,}"
+        )
         parts = [table, f"Oldest TensorFlow Lite runtime: {self.min_runtime_version}"]
         if self.float_sites:
             parts.append(f"In floating point: {', '.join(self.float_sites)}")

@@ -24,7 +24,8 @@ def interpreter(data, delegates=True, all_tensors=False, threads=1):
         from ai_edge_litert import interpreter as litert
     except ImportError as error:
         raise ImportError(
-            "Running .tflite files needs ai-edge-litert: pip install dqmq_tf[export]") from error
+            "Running .tflite files needs ai-edge-litert: pip install dqmq_tf[export]"
+        ) from error
     resolvers = litert.OpResolverType
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Reading all tensors is what is wanted.
@@ -32,7 +33,8 @@ def interpreter(data, delegates=True, all_tensors=False, threads=1):
             model_content=bytes(data),
             num_threads=threads,
             experimental_op_resolver_type=(
-                resolvers.AUTO if delegates else resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES),
+                resolvers.AUTO if delegates else resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            ),
             experimental_preserve_all_tensors=all_tensors,
         )
     result.allocate_tensors()

@@ -10,7 +10,6 @@ import dataclasses
 from typing import Any
 
 import keras
-import numpy as np
 
 from dqmq_tf.export import lowering
 from dqmq_tf.export.errors import ConversionError
@@ -57,7 +56,10 @@ class Skeleton:
         probe = keras.Model(self.model.inputs, list(unique.values()))
         results = probe([keras.ops.convert_to_tensor(array) for array in inputs], training=False)
         found = dict(zip(unique, keras.tree.flatten(results)))
-        return {key: np.asarray(found[id(tensor)]) for key, tensor in self.tensors.items()}
+        return {
+            key: keras.ops.convert_to_numpy(found[id(tensor)])
+            for key, tensor in self.tensors.items()
+        }
 
 
 def build_skeleton(graph, precision, simulate=False):
@@ -119,6 +121,7 @@ class Builder:
         self.simulate = simulate
         self.folded_sites = graph.folds
         self.outputs = graph.outputs
+        self.site = ""
         self.inputs = []
         self.values = {}
         self.tensors = {}
@@ -133,11 +136,13 @@ class Builder:
             if None in shape[1:]:
                 raise ConversionError(
                     f"The model's input has shape {shape}: a file holds fixed sizes. Build the "
-                    "model with a fixed keras.Input(shape=...).")
+                    "model with a fixed keras.Input(shape=...)."
+                )
             if dtype != "float32":
                 raise ConversionError(
                     f"The model's input has dtype {dtype}: a file takes float32. Build the model "
-                    "with a float32 keras.Input.")
+                    "with a float32 keras.Input."
+                )
             self.inputs.append(keras.Input(shape[1:], dtype=dtype))
             self.emit(tensor, self.inputs[-1])
 
@@ -183,9 +188,10 @@ class Builder:
         # An output's own grid is of no consequence: nothing in the graph reads it.
         if found not in (None, fixed) and tensor not in self.outputs:
             raise ConversionError(
-                f"Tensor {tensor} was trained with step {found.step} and zero point "
-                f"{found.zero_point}, but the operator that makes it writes step {fixed.step} and "
-                f"zero point {fixed.zero_point} on every runtime. Quantize the model again.")
+                f"The output of {self.site!r} was trained with step {found.step} and zero point "
+                f"{found.zero_point}, but every runtime writes it with step {fixed.step} and zero "
+                f"point {fixed.zero_point}. Quantize the model again."
+            )
 
 
 def rounded(values, precision):

@@ -110,10 +110,11 @@ def _weighted_version(name, types, operator):
     if types[0] != "INT8":
         options = operator.builtinOptions
         dilated = name == "DEPTHWISE_CONV_2D" and (
-            options.dilationWFactor != 1 or options.dilationHFactor != 1)
+            options.dilationWFactor != 1 or options.dilationHFactor != 1
+        )
         return 2 if dilated else 1
     version = _INT4[name] if types[1] == "INT4" else _INT8[name]
-    if name == "FULLY_CONNECTED" and len(types) == 2:
+    if name == "FULLY_CONNECTED" and len(operator.inputs) == 2:
         version = max(version, 6)
     if name == "FULLY_CONNECTED" and operator.builtinOptions.keepNumDims:
         version = max(version, 5)

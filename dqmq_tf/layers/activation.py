@@ -116,7 +116,12 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def _observe(self, x):
         values = ops.convert_to_numpy(ops.cast(x, "float32")).ravel()
-        self._observed.append(values[:: -(-values.size // _SAMPLES_PER_CALL)] if values.size else values)
+        if values.size > _SAMPLES_PER_CALL:
+            # Drawn, not strided: a stride would keep meeting the same channel. The ends are kept.
+            ends = [values.min(), values.max()]
+            chosen = np.random.default_rng(len(self._observed)).choice(values, _SAMPLES_PER_CALL)
+            values = np.append(chosen, ends)
+        self._observed.append(values)
 
     def get_config(self):
         return {
@@ -129,6 +134,5 @@ class ActivationQuantizer(keras.layers.Layer):
 
 def _align(values, rank):
     """`[batch]` to `[batch, 1, …]` of a rank."""
-    return ops.reshape(values, (-1,) + (1,) * (rank - 1)) if values.shape[0] is None else ops.reshape(
-        values, (values.shape[0],) + (1,) * (rank - 1)
-    )
+    batch = -1 if values.shape[0] is None else values.shape[0]
+    return ops.reshape(values, (batch,) + (1,) * (rank - 1))

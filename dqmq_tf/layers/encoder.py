@@ -98,9 +98,11 @@ class QualityEncoder(keras.layers.Layer):
 
     def _features(self, x):
         x = ops.cast(x, "float32") / self.input_scale
-        x = ops.reshape(x, (-1, *[n if n else -1 for n in _as_image_shape(x.shape)[1:]])) if len(
-            x.shape
-        ) != 4 else x
+        x = (
+            ops.reshape(x, (-1, *[n if n else -1 for n in _as_image_shape(x.shape)[1:]]))
+            if len(x.shape) != 4
+            else x
+        )
         response = ops.abs(ops.conv(x, self.kernel, strides=self.stride, padding="same"))
         magnitude = ops.mean(response, axis=(1, 2)) + _EPSILON
         root = ops.sqrt(ops.mean(ops.square(response), axis=(1, 2)) + _EPSILON**2)

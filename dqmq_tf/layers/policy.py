@@ -10,6 +10,7 @@ from dqmq_tf.quantizers import trapezoid_slope
 
 MAX_PROFILES = 4
 RESERVOIR = 1024
+REMEMBERED = 64
 SEARCH, SETTLED, FROZEN = "search", "settled", "frozen"
 
 
@@ -113,7 +114,7 @@ class BitWidthPolicy(keras.layers.Layer):
 
     def call(self, z, training=False):
         if self.phase != SEARCH:
-            return self._assigned_decision(z, training)
+            return self._assigned_decision(z)
         return self._drawn_decision(z) if training else self._likeliest_decision(z)
 
     def compute_output_spec(self, z, training=False):
@@ -167,8 +168,10 @@ class BitWidthPolicy(keras.layers.Layer):
             order = ops.cast(ops.argsort(ops.stop_gradient(self.score(z))), "int32")
             z = ops.take(z, order, axis=0)
         count = self.activation_count
-        share = ops.maximum(ops.shape(z)[0] // self.groups, 1)
-        group = ops.minimum(ops.arange(ops.shape(z)[0]) // share, self.groups - 1)
+        share = ops.shape(z)[0] // self.groups
+        # As the wrapper cuts: equal shares, and all in the last one where there are too few.
+        group = ops.minimum(ops.arange(ops.shape(z)[0]) // ops.maximum(share, 1), self.groups - 1)
+        group = ops.where(share > 0, group, self.groups - 1)
         self._remember(z)
         return {
             "activations": self._draw(self.means(z), slice(None, count)),
@@ -208,12 +211,8 @@ class BitWidthPolicy(keras.layers.Layer):
             "embedding": z,
         }
 
-    def _assigned_decision(self, z, training):
+    def _assigned_decision(self, z):
         count, profiles = self.activation_count, self.profiles
-        order = ops.zeros((0,), "int32")
-        if training and profiles > 1:
-            order = ops.cast(ops.argsort(self.score(z)), "int32")
-            z = ops.take(z, order, axis=0)
         group = self.assign(z, profiles)
         assigned = ops.stop_gradient(self.assigned[:profiles])
         if self.phase == SETTLED:
@@ -226,7 +225,7 @@ class BitWidthPolicy(keras.layers.Layer):
             "activations": ops.stop_gradient(activations),
             "weights": ops.expand_dims(assigned[:, count:], -1),
             "group": group,
-            "order": order,
+            "order": ops.zeros((0,), "int32"),
             "embedding": z,
         }
 
@@ -234,7 +233,9 @@ class BitWidthPolicy(keras.layers.Layer):
         means, allowed = means[:, which], self.allowed[which]
         if allowed.shape[0] == 0:
             return ops.zeros((ops.shape(means)[0], 0, 1))
-        return ops.expand_dims(ops.take(self.grid, distributions.mode(means, self.grid, allowed)), -1)
+        return ops.expand_dims(
+            ops.take(self.grid, distributions.mode(means, self.grid, allowed)), -1
+        )
 
     def assign(self, z, groups):
         """Returns the group `[B]` of each sample, by the thresholds on its score."""
@@ -258,11 +259,11 @@ class BitWidthPolicy(keras.layers.Layer):
     def _remember(self, z):
         """Keeps the last embeddings, and moves the groups of inference towards the batch's."""
         z = ops.stop_gradient(z)
-        recent = z[: RESERVOIR // 4]
-        self.reservoir.assign(ops.concatenate([recent, self.reservoir], axis=0)[:RESERVOIR])
-        self.reservoir_fill.assign(
-            self.reservoir_fill + ops.cast(ops.shape(recent)[0], "float32")
-        )
+        # The batch is sorted: take evenly from all of it.
+        rows = ops.arange(REMEMBERED) * ops.shape(z)[0] // REMEMBERED
+        kept = self.reservoir[: RESERVOIR - REMEMBERED]
+        self.reservoir.assign(ops.concatenate([ops.take(z, rows, axis=0), kept], axis=0))
+        self.reservoir_fill.assign(self.reservoir_fill + float(REMEMBERED))
         if self.groups == 1:
             return
         share = ops.shape(z)[0] // self.groups

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from dqmq_tf import quantizers
@@ -17,9 +18,9 @@ class QuantizeWrapper(keras.layers.Layer):
     custom ones included, is served by the same code. Each kernel has one learned step size per
     candidate bit-width and output channel: symmetric, narrow range (LSQ, arXiv 1902.08153).
 
-    Weight bits are decided per group of samples. In training the batch comes sorted and each
-    group is one contiguous share of it, so the work stays one pass per sample; at inference each
-    group's kernels run on the batch and every sample takes the result of its own group.
+    Weight bits are decided per group of samples. While the policy searches, the batch comes sorted
+    and each group is one contiguous, equal share of it, so the work stays one pass per sample;
+    elsewhere each group's kernels run on the batch and every sample takes its own group's result.
 
     Args:
         layer: A built layer.
@@ -83,10 +84,7 @@ class QuantizeWrapper(keras.layers.Layer):
         groups = weight_decision.shape[0]
         if groups == 1:
             return self._run(weight_decision[0], args, kwargs)
-        masked = any(
-            getattr(leaf, "_keras_mask", None) is not None for leaf in keras.tree.flatten((args, kwargs))
-        )
-        if training and not masked:
+        if training and weight_decision.shape[-1] == decisions.FIELDS:
             return self._run_shares(weight_decision, args, kwargs)
         results = [self._run(weight_decision[g], args, kwargs) for g in range(groups)]
         return keras.tree.map_structure(lambda *parts: _pick(parts, group), *results)
@@ -98,17 +96,25 @@ class QuantizeWrapper(keras.layers.Layer):
         return self.layer.compute_mask(inputs, previous_mask)
 
     def _run_shares(self, weight_decision, args, kwargs):
+        """Each contiguous share of a sorted batch with the kernels of its own group."""
         groups = weight_decision.shape[0]
-        tensors = [x for x in keras.tree.flatten((args, kwargs)) if ops.is_tensor(x)]
-        share = ops.shape(tensors[0])[0] // groups
+        leaves = keras.tree.flatten((args, kwargs))
+        batch = next(ops.shape(x)[0] for x in leaves if ops.is_tensor(x) and len(x.shape))
+        share = batch // groups
+        sizes = [share] * (groups - 1) + [batch - share * (groups - 1)]
+
+        # A split's gradient is one concatenation; that of slices would pad and add.
+        def cut(x):
+            if ops.is_tensor(x) and len(x.shape):
+                return tf.split(x, sizes, num=groups)
+            return [x] * groups
+
+        parts = [cut(x) for x in leaves]
         results = []
         for g in range(groups):
-            start, stop = g * share, (g + 1) * share if g < groups - 1 else None
-
-            def cut(x, start=start, stop=stop):
-                return x[start:stop] if ops.is_tensor(x) and len(x.shape) else x
-
-            part_args, part_kwargs = keras.tree.map_structure(cut, (args, kwargs))
+            part_args, part_kwargs = keras.tree.pack_sequence_as(
+                (args, kwargs), [part[g] for part in parts]
+            )
             results.append(self._run(weight_decision[g], part_args, part_kwargs))
         return keras.tree.map_structure(lambda *parts: ops.concatenate(parts, axis=0), *results)
 
@@ -119,8 +125,10 @@ class QuantizeWrapper(keras.layers.Layer):
             kernel = self.kernel(point["variable"])
             fields = [decision[point["column"], i] for i in range(decision.shape[-1])]
             mapping.append((kernel, self._quantized(kernel, log_step, point["bit_widths"], fields)))
-        with keras.StatelessScope(state_mapping=mapping) as scope:
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
             result = self.layer(*args, **kwargs)
+        for loss in scope.losses:
+            self.add_loss(loss)
         replaced = {id(kernel) for kernel, _ in mapping}
         # What the layer wanted to assign (a seed, a moving mean) was only recorded: hand it on.
         for variable in self.layer.variables:
@@ -140,7 +148,7 @@ class QuantizeWrapper(keras.layers.Layer):
 
         executed = parameters(fields[decisions.EXECUTED])
         if len(fields) == 1:
-            return quantizers.quantize(weights, *executed)
+            return quantizers.quantize(weights, *executed, compiled=False)
         return quantizers.relaxed_quantize(
             weights,
             executed,
@@ -148,6 +156,7 @@ class QuantizeWrapper(keras.layers.Layer):
             parameters(fields[decisions.HIGH]),
             _scalar(fields[decisions.MEAN], rank),
             _scalar(fields[decisions.SLOPE], rank),
+            compiled=False,
         )
 
     def get_config(self):
@@ -156,6 +165,11 @@ class QuantizeWrapper(keras.layers.Layer):
             "layer": keras.saving.serialize_keras_object(self.layer),
             "points": self.points,
         }
+
+    @classmethod
+    def from_config(cls, config):
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        return cls(layer, **config)
 
 
 def _scalar(value, rank):

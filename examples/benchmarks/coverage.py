@@ -1,0 +1,181 @@
+"""Which models of `keras.applications` quantize, train, save, load and predict the same.
+
+Each model is built without pretrained weights for ten classes on small images, quantized, trained
+for one step, saved, and loaded again; the loaded model must predict exactly what the saved one did.
+Each model has a process of its own, which bounds its memory and time.
+
+    python examples/benchmarks/coverage.py --output=coverage.json
+    python examples/benchmarks/coverage.py --models="MobileNet.*"
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import pathlib
+import re
+import tempfile
+import time
+
+import rich
+import rich.table
+from absl import app, flags
+
+_MODELS = flags.DEFINE_string("models", ".*", "Regular expression that whole names must match.")
+_TARGET = flags.DEFINE_string("target", "simulation", "Deployment target (see dqmq_tf.targets).")
+_TIMEOUT = flags.DEFINE_integer("timeout", 900, "Seconds that a model may take.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results, written as they come.")
+
+_BOUND = 34
+_BATCH, _CLASSES = 2, 10
+# Smallest image sides that the models take; 32 for all others.
+_SIDES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a model did.
+
+    Attributes:
+        name: Of the function in `keras.applications`.
+        passed: Whether it went all the way.
+        reason: What went wrong, or "".
+        points: Number of decision points.
+        seconds: Time of each stage, by its name.
+    """
+
+    name: str
+    passed: bool
+    reason: str
+    points: int
+    seconds: dict
+
+
+def model_functions():
+    """Returns the names of the model functions of `keras.applications`."""
+    import keras
+
+    found = vars(keras.applications).items()
+    return sorted(name for name, value in found if callable(value) and name[0].isupper())
+
+
+def measure(name, target, connection):
+    """Takes one model all the way and sends its `Result`; runs in a process of its own."""
+    seconds, points, stage, started = {}, 0, "import", time.perf_counter()
+
+    def finish(next_stage):
+        nonlocal stage, started
+        now = time.perf_counter()
+        seconds[stage] = round(now - started, 2)
+        stage, started = next_stage, now
+
+    try:
+        import keras
+        import numpy as np
+
+        import dqmq_tf
+
+        finish("build")
+        side = _SIDES.get(name, 32)
+        function = getattr(keras.applications, name)
+        model = function(weights=None, input_shape=(side, side, 3), classes=_CLASSES)
+        random = np.random.default_rng(0)
+        images = random.uniform(0, 255, (_BATCH, side, side, 3)).astype("float32")
+        labels = random.integers(0, _CLASSES, _BATCH)
+        finish("quantize")
+        qmodel = dqmq_tf.quantize_model(model, target=target)
+        points = len(qmodel.decision_points)
+        finish("train")
+        qmodel.compile(
+            optimizer="adam", loss="sparse_categorical_crossentropy", jit_compile=False
+        )
+        before = [np.array(v) for v in qmodel.trainable_variables]
+        losses = qmodel.fit(images, labels, batch_size=_BATCH, epochs=1, verbose=0).history["loss"]
+        if not np.isfinite(losses).all():
+            raise ArithmeticError(f"the loss of the training step is {losses[0]}")
+        if all(np.array_equal(b, v) for b, v in zip(before, qmodel.trainable_variables)):
+            raise ArithmeticError("the training step changed no variable")
+        finish("predict")
+        expected = qmodel.predict(images, verbose=0)
+        finish("save")
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "model.keras"
+            qmodel.save(path)
+            finish("load")
+            loaded = keras.models.load_model(path)
+        finish("predict again")
+        found = loaded.predict(images, verbose=0)
+        finish("")
+        if not np.isfinite(expected).all():
+            raise ArithmeticError("the predictions hold NaN or infinity")
+        if not np.array_equal(found, expected):
+            largest = np.abs(found - expected).max()
+            raise ArithmeticError(f"the loaded model predicts otherwise, by up to {largest:.3g}")
+        result = Result(name, True, "", points, seconds)
+    except Exception as error:
+        finish("")
+        text = " ".join(str(error).split())[:500]
+        result = Result(name, False, f"{stage_of(seconds)}: {type(error).__name__}: {text}", points, seconds)
+    connection.send(result)
+
+
+def stage_of(seconds):
+    """Returns the last stage that was timed."""
+    return list(seconds)[-1]
+
+
+def run(name, target, timeout):
+    """Measures a model in a new process and returns its `Result`."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(name, target, sender))
+    started = time.perf_counter()
+    process.start()
+    sender.close()
+    try:
+        if receiver.poll(timeout):
+            return receiver.recv()
+        reason = f"took longer than {timeout} s"
+    except EOFError:
+        process.join()
+        reason = f"the process ended with status {process.exitcode} (-9: out of memory)"
+    finally:
+        process.kill()
+        process.join()
+    return Result(name, False, reason, 0, {"total": round(time.perf_counter() - started, 2)})
+
+
+def table_of(results):
+    """Returns a table of results."""
+    table = rich.table.Table("model", "decision points", "seconds", "result", title="Coverage")
+    for result in results:
+        table.add_row(
+            result.name,
+            str(result.points),
+            f"{sum(result.seconds.values()):.0f}",
+            "passed" if result.passed else result.reason,
+        )
+    return table
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
+    names = [name for name in model_functions() if re.fullmatch(_MODELS.value, name)]
+    if not names:
+        raise app.UsageError(f"--models={_MODELS.value} matches none of {model_functions()}.")
+    results = []
+    for number, name in enumerate(names, start=1):
+        result = run(name, _TARGET.value, _TIMEOUT.value)
+        results.append(result)
+        outcome = "passed" if result.passed else result.reason
+        print(f"{number}/{len(names)} {name}: {outcome} {result.seconds}", flush=True)
+        if _OUTPUT.value:
+            rows = [dataclasses.asdict(entry) for entry in results]
+            pathlib.Path(_OUTPUT.value).write_text(json.dumps(rows, indent=2) + "\n")
+    rich.print(table_of(results))
+    passed = sum(result.passed for result in results)
+    print(f"{passed} of {len(results)} models passed (bound: at least {_BOUND} of all)")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,332 @@
+"""The whole way: mixed-quality images, a budget in bytes, and a mixed-precision `.tflite` file.
+
+A float network is trained further on mixed-quality images, and the same network, from the same
+weights, on the same images in the same order, is trained for as long with learned bit-widths. The
+file that comes out is compared with both.
+
+    python examples/quickstart.py
+    python examples/quickstart.py --dataset=cifar10 --data_dir=~/tensorflow_datasets \
+        --model=pretrainedResnet.h5
+
+Without arguments it runs on scikit-learn's handwritten digits: no download, a few minutes on two
+cores.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import sys
+import time
+
+import keras
+import rich
+import rich.table
+import tensorflow as tf
+from absl import app, flags, logging
+
+import dqmq_tf
+from dqmq_tf import quality
+
+_DATASET = flags.DEFINE_enum("dataset", "digits", ["digits", "cifar10"], "Images to train on.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Folder of prepared tensorflow-datasets, for cifar10; None for its own default, to which it "
+    "downloads.",
+)
+_MODEL = flags.DEFINE_string(
+    "model",
+    None,
+    "Trained float Keras model (.keras or .h5) to start from: images of 32 x 32 x 3 from 0 to 255 "
+    "in, ten class probabilities out. None builds a small network and trains it first.",
+)
+_TARGET = flags.DEFINE_string("target", "android", "Deployment target (see dqmq_tf.targets).")
+_BUDGET_BYTES = flags.DEFINE_integer(
+    "budget_bytes",
+    None,
+    "Bytes that the file may take under deflate; None for 50,000 (cifar10) or 30,000 (digits).",
+    lower_bound=1,
+)
+_EPOCHS = flags.DEFINE_integer(
+    "epochs", None, "Epochs of each training; None for 6 (cifar10) or 12 (digits).", lower_bound=1
+)
+_TRAIN_EXAMPLES = flags.DEFINE_integer(
+    "train_examples",
+    None,
+    "Images per epoch; None for 25,600 (cifar10) or 1,437 (digits). Epochs go on where the last "
+    "one stopped, so fewer images than the dataset has are no smaller dataset.",
+    lower_bound=1,
+)
+_TEST_EXAMPLES = flags.DEFINE_integer(
+    "test_examples",
+    None,
+    "Test images; None for 10,000 (cifar10) or 1,800 (digits: its 360, five draws of quality "
+    "each).",
+    lower_bound=1,
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size",
+    None,
+    "Images per training step; None for 128 (cifar10) or 32 (digits).",
+    lower_bound=2,
+)
+_LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate", 0.001, "Adam's, at the start; it falls to 0 as a cosine.", lower_bound=0.0
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of weights, data order and training degradations.")
+_OUTPUT = flags.DEFINE_string(
+    "output", "build/quickstart", "Folder for model.tflite, model.keras and figures.json."
+)
+_PLOT = flags.DEFINE_bool("plot", False, "Also draw the summary to summary.png (needs matplotlib).")
+
+_TEST_SEED = 20_230_209  # One fixed test mixture, whatever --seed is.
+_TEST_BATCH = 200
+_AGREEMENT_SAMPLES = 2_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """What the flags are by default for a dataset."""
+
+    budget_bytes: int
+    epochs: int
+    train_examples: int
+    test_examples: int
+    batch_size: int
+
+
+_PRESETS = {
+    "digits": Preset(
+        budget_bytes=30_000,
+        epochs=12,
+        train_examples=1_437,
+        test_examples=1_800,
+        batch_size=32,
+    ),
+    "cifar10": Preset(
+        budget_bytes=50_000,
+        epochs=6,
+        train_examples=25_600,
+        test_examples=10_000,
+        batch_size=128,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A measured value beside the bound that it has to keep.
+
+    Attributes:
+        name: What was measured.
+        value: As text, with its unit.
+        bound: As text.
+        kept: Whether the value keeps the bound.
+    """
+
+    name: str
+    value: str
+    bound: str
+    kept: bool
+
+
+def settings():
+    """Returns a `Preset` with the flags that were given in place of its values."""
+    given = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Preset)}
+    given = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(_PRESETS[_DATASET.value], **given)
+
+
+@functools.cache
+def images(split):
+    """Returns a `tf.data.Dataset` of `(uint8 image [32, 32, 3], label)`, in memory."""
+    if _DATASET.value == "digits":
+        return quality.digits(split, size=32)
+    dataset, _ = quality.load(_DATASET.value, split=split, data_dir=_DATA_DIR.value)
+    return dataset.cache()
+
+
+def as_floats(image, label, *drawn):
+    """Casts images to float32, still from 0 to 255: the networks here take them like that."""
+    return (tf.cast(image, tf.float32), label, *drawn)
+
+
+def training_batches(batch_size):
+    """Returns endless mixed-quality batches, the same ones each time that they are iterated."""
+    data = images("train")
+    data = data.shuffle(50_000, seed=_SEED.value, reshuffle_each_iteration=False).repeat()
+    # Positions go on counting over the repetitions, so each epoch degrades the images anew.
+    mixed = quality.mixed_quality(data.batch(batch_size), seed=_SEED.value)
+    return mixed.map(as_floats).prefetch(tf.data.AUTOTUNE)
+
+
+def test_batches(count):
+    """Returns `(image, label, quality)` batches of one fixed mixture of qualities."""
+    data = images("test").repeat().take(count).batch(_TEST_BATCH)
+    return quality.mixed_quality(data, seed=_TEST_SEED, with_quality=True).map(as_floats).cache()
+
+
+def small_network():
+    """Returns an untrained convolutional network for 32 x 32 images in ten classes."""
+    x = inputs = keras.Input((32, 32, 3), name="image")
+    for index, (filters, strides) in enumerate([(16, 2), (32, 1), (48, 2), (64, 1)]):
+        x = keras.layers.Conv2D(
+            filters, 3, strides=strides, padding="same", use_bias=False, name=f"conv_{index}"
+        )(x)
+        # Few steps: the moving averages have to keep up.
+        x = keras.layers.BatchNormalization(momentum=0.9, name=f"norm_{index}")(x)
+        x = keras.layers.ReLU(name=f"relu_{index}")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    outputs = keras.layers.Dense(10, activation="softmax", name="classes")(x)
+    return keras.Model(inputs, outputs, name="small_network")
+
+
+def train(model, chosen):
+    """Trains a model in place, float or quantized: one recipe for all."""
+    steps = math.ceil(chosen.train_examples / chosen.batch_size)
+    rate = keras.optimizers.schedules.CosineDecay(_LEARNING_RATE.value, steps * chosen.epochs)
+    model.compile(
+        optimizer=keras.optimizers.Adam(rate),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    started = time.perf_counter()
+    model.fit(
+        training_batches(chosen.batch_size),
+        steps_per_epoch=steps,
+        epochs=chosen.epochs,
+        shuffle=False,  # The dataset is shuffled.
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
+    print(f"{time.perf_counter() - started:.0f} s")
+
+
+def accuracy(model, test):
+    """Returns the share of test images that a model classifies rightly."""
+    right, count = 0, 0
+    for image, label, *_ in test:
+        predicted = tf.argmax(model.predict_on_batch(image), axis=-1)
+        right += int(tf.reduce_sum(tf.cast(predicted == label, tf.int32)))
+        count += len(label)
+    return right / count
+
+
+def start():
+    """Returns the float model that both trainings start from."""
+    if _MODEL.value:
+        return keras.models.load_model(_MODEL.value, compile=False)
+    rich.print("\n[bold]A small network, trained in float on mixed-quality images[/bold]")
+    model = small_network()
+    train(model, settings())
+    return model
+
+
+def figures(report, agreement, samples, float_accuracy, dqmq_accuracy, budget_bytes):
+    """Returns the `Figure`s that decide whether the run did what it promises."""
+    widths = sorted({tensor.bit_width for tensor in report.weights})
+    lost = 100 * (float_accuracy - dqmq_accuracy)
+    return [
+        Figure(
+            "file under deflate",
+            f"{report.deflated_bytes:,} bytes",
+            f"<= {budget_bytes:,} bytes",
+            report.deflated_bytes <= budget_bytes,
+        ),
+        Figure(
+            "distinct weight bit-widths",
+            f"{len(widths)} ({', '.join(map(str, widths))})",
+            ">= 3",
+            len(widths) >= 3,
+        ),
+        Figure(
+            "accuracy lost against float",
+            f"{lost:.2f} points",
+            "<= 1.0 points",
+            lost <= 1.0,
+        ),
+        Figure(
+            f"LiteRT agrees with Keras, {samples:,} images",
+            f"{100 * agreement:.2f} %",
+            ">= 99 %",
+            agreement >= 0.99,
+        ),
+    ]
+
+
+def show(rows):
+    """Prints the figures as a table."""
+    table = rich.table.Table("figure", "measured", "bound", "", title="What came out")
+    for row in rows:
+        table.add_row(row.name, row.value, row.bound, "kept" if row.kept else "MISSED")
+    rich.print(table)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
+    # TensorFlow's export talks at the level of information.
+    logging.set_verbosity(logging.ERROR)
+    chosen = settings()
+    output = pathlib.Path(_OUTPUT.value)
+    output.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(_SEED.value)
+    test = test_batches(chosen.test_examples)
+
+    model = start()
+    print(f"float model at the start: {100 * accuracy(model, test):.2f} % of the test images")
+    qmodel = dqmq_tf.quantize_model(
+        model,
+        target=_TARGET.value,
+        budget=dqmq_tf.Budget(download_bytes=chosen.budget_bytes),
+        config=dqmq_tf.DQMQConfig(seed=_SEED.value),
+    )
+    rich.print("\n[bold]Float, trained further[/bold]")
+    train(model, chosen)
+    float_accuracy = accuracy(model, test)
+    print(f"float: {100 * float_accuracy:.2f} %")
+
+    rich.print("\n[bold]DQMQ, from the same weights, trained for as long[/bold]")
+    train(qmodel, chosen)
+    qmodel.freeze()
+    dqmq_accuracy = accuracy(qmodel, test)
+    print(f"DQMQ, frozen to one precision profile: {100 * dqmq_accuracy:.2f} %")
+
+    summary = dqmq_tf.summary(qmodel, test)
+    rich.print(summary)
+    if _PLOT.value:
+        summary.plot(output / "summary.png")
+
+    seen = test.map(lambda image, label, drawn: image)
+    report = dqmq_tf.convert(qmodel, output / "model.tflite", data=seen)
+    rich.print(report)
+    samples = min(_AGREEMENT_SAMPLES, chosen.test_examples)
+    verified = dqmq_tf.verify(qmodel, output / "model.tflite", seen, samples=samples)
+    qmodel.save(output / "model.keras")
+
+    print(f"float {100 * float_accuracy:.2f} %, DQMQ {100 * dqmq_accuracy:.2f} % of the test images")
+    print(f"{report.path}: {report.total_bytes:,} bytes, {report.deflated_bytes:,} under deflate")
+    rows = figures(
+        report,
+        verified.top1_agreement,
+        samples,
+        float_accuracy,
+        dqmq_accuracy,
+        chosen.budget_bytes,
+    )
+    show(rows)
+    record = {
+        "float_accuracy": float_accuracy,
+        "dqmq_accuracy": dqmq_accuracy,
+        "file_bytes": report.total_bytes,
+        "deflated_bytes": report.deflated_bytes,
+        "figures": [dataclasses.asdict(row) for row in rows],
+        "flags": {name: flags.FLAGS[name].value for name in ("dataset", "model", "target", "seed")},
+        "settings": dataclasses.asdict(chosen),
+    }
+    (output / "figures.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

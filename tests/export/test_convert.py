@@ -1,0 +1,179 @@
+import dataclasses
+import json
+import os
+import sys
+
+import keras
+import numpy as np
+import pytest
+import rich.console
+
+import dqmq_tf
+from dqmq_tf import export
+from dqmq_tf.export import flatbuffer
+from dqmq_tf.export.errors import ConversionError, VerificationError
+
+from .conftest import batch_norm, freeze, images, small_model
+
+
+def test_report(every_bit_width):
+    qmodel, path, report = every_bit_width
+    data = path.read_bytes()
+    assert report.total_bytes == len(data)
+    assert report.deflated_bytes == export.size.deflated_bytes(data)
+    assert {w.name: w.bit_width for w in report.weights}["dense5"] == 5
+    assert report.verification.runtime.startswith("LiteRT")
+    stored = {w.name: w.stored_bytes for w in report.weights}
+    int4 = qmodel.target.name == "android_small"
+    assert stored["conv4"] == (3 * 3 * 4 * 4 // 2 if int4 else 3 * 3 * 4 * 4)
+    assert json.loads(report.to_json())["target"] == qmodel.target.name
+    console = rich.console.Console(width=120, record=True, file=open(os.devnull, "w"))
+    console.print(report)
+    assert "conv4" in console.export_text()
+
+
+def test_names_are_short_and_unique(every_bit_width):
+    model = flatbuffer.read(every_bit_width[1].read_bytes())
+    names = [flatbuffer.text(t.name) for t in model.subgraphs[0].tensors]
+    assert len(set(names)) == len(names)
+    assert max(len(name) for name in names if name not in ("image", "head")) <= 5
+
+
+def test_signature(small, small_file):
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(small_file[0])).get_signature_runner("serving_default")
+    x = images(small)[:1]
+    (name,) = runner.get_output_details()
+    np.testing.assert_allclose(runner(image=x)[name], small.predict(x, verbose=0), atol=3 / 256)
+
+
+def test_freezes_by_itself_and_leaves_one_file(tmp_path):
+    qmodel = dqmq_tf.quantize_model(small_model(), budget=dqmq_tf.Budget(download_bytes=10**6))
+    qmodel.calibrate(images(qmodel))
+    assert not qmodel.frozen
+    export.convert(qmodel, tmp_path / "model.tflite")
+    assert qmodel.frozen == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.tflite"]
+
+
+def test_negative_and_zero_gamma(tmp_path):
+    keras.utils.set_random_seed(8)
+    inputs = keras.Input((8, 8, 3))
+    norm = batch_norm(8)
+    x = keras.layers.ReLU()(norm(keras.layers.Conv2D(4, 3, use_bias=False)(inputs)))
+    x = keras.layers.DepthwiseConv2D(3)(x)
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+    norm.gamma.assign([-1.0, 0.0, 0.7, -0.2])
+    report = export.convert(freeze(model), tmp_path / "model.tflite", data=images(model))
+    assert report.verification.different_numbers == 0
+    assert report.verification.largest_quanta <= 2
+
+
+def test_int8_ends(small, tmp_path):
+    path = tmp_path / "model.tflite"
+    report = export.convert(small, path, io="int8", data=images(small))
+    model = flatbuffer.read(path.read_bytes())
+    part = model.subgraphs[0]
+    ends = [part.tensors[i] for i in (*part.inputs, *part.outputs)]
+    assert [flatbuffer.type_name(t) for t in ends] == ["INT8", "INT8"]
+    names = {flatbuffer.operator_name(model, operator) for operator in part.operators}
+    assert names.isdisjoint({"QUANTIZE", "DEQUANTIZE"})
+    assert report.verification.largest_quanta <= 2
+    assert export.verify(small, path, images(small)).different_numbers == 0
+
+
+def test_each_profile_has_its_file(tmp_path):
+    model = small_model()
+    qmodel = dqmq_tf.quantize_model(model, budget=dqmq_tf.Budget(download_bytes=10**6))
+    qmodel.calibrate(images(model))
+    qmodel.freeze(profiles=2, data=images(model))
+    for profile in range(2):
+        path = tmp_path / f"profile{profile}.tflite"
+        export.convert(qmodel, path, profile=profile, data=images(model))
+        assert export.read_metadata(path)["profile"] == profile
+        assert export.verify(qmodel, path, images(model)).different_numbers == 0
+
+
+@pytest.mark.parametrize("kind", ["size_bytes", "download_bytes"])
+def test_file_over_budget_is_refused(kind, small, tmp_path, monkeypatch):
+    budget = dqmq_tf.Budget(**{kind: 100})
+    monkeypatch.setattr(type(small), "budget", property(lambda self: budget))
+    with pytest.raises(ConversionError, match=rf"\d,\d\d\d bytes .{kind}.*budget is 100"):
+        export.convert(small, tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_failure_keeps_the_old_file(small, tmp_path, monkeypatch):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"old")
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export.convert(small, path, verify=False)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.tflite"]
+
+
+def test_file_that_departs_is_not_delivered(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        type(small), "predict", lambda self, x, **kwargs: np.full((len(x), 4), [1, 0, 0, 0])
+    )
+    with pytest.raises(VerificationError, match="mean difference"):
+        export.convert(small, tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name, error, message",
+    [
+        ("model.h5", ValueError, "must end in '.tflite'"),
+        ("missing/model.tflite", FileNotFoundError, "missing"),
+        ("folder.tflite", IsADirectoryError, "is a folder"),
+    ],
+)
+def test_path_is_checked_first(name, error, message, tmp_path):
+    (tmp_path / "folder.tflite").mkdir()
+    with pytest.raises(error, match=message):
+        export.convert(None, tmp_path / name)
+
+
+def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(PermissionError, match="cannot be written.*read-only"):
+        export.convert(None, tmp_path / "model.tflite")
+
+
+def test_target_without_runtime(small, tmp_path, monkeypatch):
+    target = dqmq_tf.targets.get("simulation")
+    monkeypatch.setattr(type(small), "target", property(lambda self: target))
+    with pytest.raises(ConversionError, match="'simulation' has no runtime"):
+        export.convert(small, tmp_path / "model.tflite")
+
+
+def test_activations_of_fewer_bits(small, tmp_path, monkeypatch):
+    given = small.precision()
+    narrow = dqmq_tf.precision.Precision(
+        weights=given.weights,
+        activations={k: dataclasses.replace(v, bit_width=4) for k, v in given.activations.items()},
+    )
+    monkeypatch.setattr(type(small), "precision", lambda self, profile=0: narrow)
+    with pytest.raises(ConversionError, match="has 4 bits.*8-bit activations"):
+        export.convert(small, tmp_path / "model.tflite")
+
+
+def test_unknown_io(small, tmp_path):
+    with pytest.raises(ValueError, match="io='int16' must be one of 'float32', 'int8'"):
+        export.convert(small, tmp_path / "model.tflite", io="int16")
+
+
+def test_missing_quantizer_names_the_extra(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ai_edge_quantizer", None)
+    with pytest.raises(ImportError, match=r"pip install dqmq_tf\[export\]"):
+        export.convert(small, tmp_path / "model.tflite")

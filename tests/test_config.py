@@ -1,0 +1,103 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from dqmq_tf.config import BUDGET_KINDS, Budget, DQMQConfig, LayerRule, Terms
+
+
+@pytest.mark.parametrize("kind", BUDGET_KINDS)
+def test_budget_knows_its_kind_and_value(kind):
+    budget = Budget(**{kind: 5})
+    assert (budget.kind, budget.value) == (kind, 5)
+
+
+@pytest.mark.parametrize("number", [np.float32(5), np.float64(5), np.int64(5)])
+def test_budget_takes_numbers_of_numpy(number):
+    assert Budget(size_bytes=number).value == 5
+
+
+@pytest.mark.parametrize("given", [{}, {"size_bytes": 3, "bit_ops": 4}])
+def test_budget_wants_exactly_one_kind(given):
+    with pytest.raises(ValueError, match="exactly one of size_bytes, download_bytes"):
+        Budget(**given)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "5"])
+def test_budget_wants_a_positive_number(value):
+    with pytest.raises(ValueError, match=r"bit_ops=.*positive"):
+        Budget(bit_ops=value)
+
+
+def test_budget_is_keyword_only_and_frozen():
+    with pytest.raises(TypeError):
+        Budget(5)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Budget(bit_ops=5).bit_ops = 6
+
+
+def test_rule_sorts_its_candidates_and_takes_single_values():
+    rule = LayerRule(pattern="x", weight_bits=[8, 2, 4, 2], activation_bits=8, weights="kernel")
+    assert rule.weight_bits == (2, 4, 8)
+    assert rule.activation_bits == (8,)
+    assert rule.weights == ("kernel",)
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ({"pattern": "("}, "not a regular expression"),
+        ({"pattern": "x", "weight_bits": ()}, "weight_bits"),
+        ({"pattern": "x", "weights": ()}, "weights"),
+    ],
+)
+def test_rule_refuses_what_it_cannot_use(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LayerRule(**arguments)
+
+
+def test_first_rule_that_matches_the_whole_path_wins():
+    narrow = LayerRule(pattern="backbone/conv2d", weight_bits=8)
+    wide = LayerRule(pattern="backbone/.*", quantize=False)
+    config = DQMQConfig(rules=[narrow, wide])
+    assert config.rule_for("backbone/conv2d") is narrow
+    assert config.rule_for("backbone/conv2d_1") is wide
+    other = config.rule_for("my_backbone/conv2d")
+    assert other.quantize and other.weight_bits is None and other.weights is None
+
+
+def test_a_layer_without_a_rule_may_have_a_name_that_is_no_regular_expression():
+    assert DQMQConfig().rule_for("conv(2d").quantize
+
+
+@pytest.mark.parametrize(
+    "argument,value",
+    [
+        ("weight_groups", 0),
+        ("weight_groups", 5),
+        ("profiles", 0),
+        ("embedding_size", 0),
+        ("warmup", -0.1),
+        ("warmup", 0.7),
+        ("settle", 1.2),
+        ("initial_sigma", 0.0),
+        ("final_sigma", -1.0),
+        ("rules", ("conv2d",)),
+    ],
+)
+def test_config_names_the_argument_that_is_out_of_range(argument, value):
+    with pytest.raises(ValueError, match=argument):
+        DQMQConfig(**{argument: value})
+
+
+def test_config_goes_through_json():
+    config = DQMQConfig(
+        rules=[LayerRule(pattern="a", weight_bits=(2, 8)), LayerRule(pattern="b", quantize=False)],
+        terms=Terms(pathwise=False),
+        weight_groups=3,
+        policy_learning_rate=0.01,
+        seed=4,
+    )
+    assert DQMQConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert hash(config)

@@ -1,0 +1,229 @@
+import itertools
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dqmq_tf import costs, targets
+from dqmq_tf.points import ActivationPoint, WeightPoint
+
+GRID = np.arange(2, 9, dtype="float32")
+BITS = tuple(range(2, 9))
+
+
+def activation(name, bit_widths=BITS, decided=None):
+    decided = len(bit_widths) > 1 if decided is None else decided
+    return ActivationPoint(
+        name=name, slots=(), tensors=(), bit_widths=bit_widths, range="affine", decided=decided
+    )
+
+
+def weight(name, macs, source, shape=(3, 3, 2, 4), bit_widths=BITS, op_kind="conv"):
+    return WeightPoint(
+        name=f"{name}:kernel",
+        site=name,
+        variable="kernel",
+        op_kind=op_kind,
+        channel_axes=(len(shape) - 1,),
+        shape=shape,
+        macs=macs,
+        input=source,
+        bit_widths=bit_widths,
+    )
+
+
+ACTIVATIONS = [activation("image", (8,)), activation("a"), activation("b", (2, 4, 8))]
+# The first layer reads a tensor of fixed bits, the last a float one, two share an input.
+WEIGHTS = [
+    weight("first", 100.0, 0),
+    weight("second", 1000.0, 1),
+    weight("third", 70.0, 1),
+    weight("fourth", 400.0, 2),
+    weight("last", 30.0, None),
+]
+INTEGERS = {
+    (i, b): np.random.default_rng(i).integers(-(2 ** (b - 1)) + 1, 2 ** (b - 1), point.shape)
+    for i, point in enumerate(WEIGHTS)
+    for b in BITS
+}
+
+
+def make(kind, target="simulation", measured=True):
+    model = costs.CostModel(kind, targets.get(target), ACTIVATIONS, WEIGHTS)
+    if measured:
+        model.measure(lambda i, b: INTEGERS[i, b])
+    return model
+
+
+def brute_force_bit_ops(weight_bits, activation_bits):
+    bits = {0: 8, 1: activation_bits[0], 2: activation_bits[1], None: 32}
+    return sum(p.macs * w * bits[p.input] for p, w in zip(WEIGHTS, weight_bits))
+
+
+assignments = st.tuples(
+    st.lists(st.sampled_from(BITS), min_size=5, max_size=5),
+    st.tuples(st.sampled_from(BITS), st.sampled_from((2, 4, 8))),
+)
+
+
+def test_only_decided_activations_have_a_column():
+    assert make("bit_ops").decided == [1, 2]
+
+
+@settings(max_examples=30, deadline=None)
+@given(chosen=assignments)
+def test_exact_bit_costs_are_the_sum_over_layers(chosen):
+    bit_ops = brute_force_bit_ops(*chosen)
+    assert make("bit_ops").exact(*chosen) == pytest.approx(bit_ops)
+    mean = (bit_ops / sum(p.macs for p in WEIGHTS)) ** 0.5
+    assert make("mean_bit_width").exact(*chosen) == pytest.approx(mean)
+
+
+def test_uniform_bits_are_their_own_mean_bit_width():
+    points = [activation("a")]
+    layers = [weight("x", 10.0, 0), weight("y", 1.0, 0)]
+    model = costs.CostModel("mean_bit_width", targets.get("simulation"), points, layers)
+    for bits in BITS:
+        assert model.exact([bits, bits], [bits]) == pytest.approx(bits)
+
+
+def test_several_assignments_cost_their_mean_before_the_root_is_taken():
+    several = [([2] * 5, (2, 2)), ([8] * 5, (8, 8)), ([3, 4, 5, 6, 7], (5, 4))]
+    weights, activations = (np.array(part) for part in zip(*several))
+    bit_ops = np.mean([brute_force_bit_ops(*one) for one in several])
+    assert make("bit_ops").exact(weights, activations) == pytest.approx(bit_ops)
+    mean = (bit_ops / sum(p.macs for p in WEIGHTS)) ** 0.5
+    assert make("mean_bit_width").exact(weights, activations) == pytest.approx(mean)
+    one_file = make("download_bytes")
+    each = [one_file.exact(*one) for one in several]
+    assert one_file.exact(weights, activations) == pytest.approx(np.mean(each))
+    # Weights of one profile, activations of many samples.
+    broadcast = make("bit_ops").exact(weights[0], activations)
+    assert broadcast == pytest.approx(
+        np.mean([brute_force_bit_ops(weights[0], row) for row in activations])
+    )
+
+
+@pytest.mark.parametrize("kind", ["bit_ops", "mean_bit_width", "size_bytes", "download_bytes"])
+@pytest.mark.parametrize("target", ["simulation", "android_small"])
+def test_costs_do_not_fall_as_bits_rise(kind, target):
+    model = make(kind, target)
+    base = [4] * 5
+    for point in range(5):
+        found = [model.exact(base[:point] + [b] + base[point + 1 :], (4, 4)) for b in BITS]
+        if kind == "download_bytes":
+            # Real bytes of a real compressor: a wiggle of a few bytes on 72 weights.
+            assert np.all(np.diff(found) >= -6) and found[-1] >= found[0]
+        else:
+            assert np.all(np.diff(found) >= 0)
+    for column, candidates in ((0, BITS), (1, (2, 4, 8))):
+        found = []
+        for b in candidates:
+            bits = [4, 4]
+            bits[column] = b
+            found.append(model.exact(base, bits))
+        if model.in_bytes:
+            assert len(set(found)) == 1
+        else:
+            assert np.all(np.diff(found) > 0)
+
+
+@pytest.mark.parametrize("kind", ["bit_ops", "mean_bit_width", "size_bytes", "download_bytes"])
+@settings(max_examples=15, deadline=None)
+@given(chosen=assignments)
+def test_expectation_under_a_sure_decision_is_the_exact_cost(kind, chosen):
+    model = make(kind, "android_small")
+    weight_p = (np.array(chosen[0], "float32")[None, :, None] == GRID).astype("float32")
+    table = model.table_array(GRID) if model.in_bytes else None
+    expected = model.expected(weight_p, np.array([chosen[1]], "float32"), GRID, table)
+    assert float(expected) == pytest.approx(model.exact(*chosen), rel=1e-5)
+
+
+def test_expected_bit_ops_are_the_mean_over_all_decisions():
+    # Weights of one group and activations of a sample are drawn independently.
+    rng = np.random.default_rng(0)
+    model = make("bit_ops")
+    weight_p = rng.dirichlet(np.ones(2), size=(1, 5))
+    activation_p = rng.dirichlet(np.ones(2), size=2)
+    pairs = (3, 6), (2, 8)
+    total = 0.0
+    for bits in itertools.product((2, 5), repeat=5):
+        for a in itertools.product(pairs[0], pairs[1]):
+            p = np.prod([weight_p[0, i, (2, 5).index(b)] for i, b in enumerate(bits)])
+            p *= np.prod([activation_p[i, pairs[i].index(b)] for i, b in enumerate(a)])
+            total += p * model.exact(bits, a)
+    full = np.zeros((1, 5, 7), "float32")
+    full[:, :, [0, 3]] = weight_p
+    means = [[float(np.dot(p, pair)) for p, pair in zip(activation_p, pairs)]]
+    found = model.expected(full, np.array(means, "float32"), GRID, None)
+    assert float(found) == pytest.approx(total, rel=1e-5)
+
+
+def test_expected_cost_of_groups_is_their_mean():
+    model = make("bit_ops")
+    weight_p = np.zeros((2, 5, 7), "float32")
+    weight_p[0, :, 0] = weight_p[1, :, 6] = 1.0
+    found = model.expected(weight_p, np.array([[2, 2], [8, 8]], "float32"), GRID, None)
+    ends = model.exact([2] * 5, (2, 2)), model.exact([8] * 5, (8, 8))
+    assert float(found) == pytest.approx(np.mean(ends), rel=1e-5)
+
+
+@pytest.mark.parametrize("target,bits,stored", [("android", 3, 8), ("simulation", 4, 8)])
+def test_download_bytes_are_those_of_zlib(target, bits, stored):
+    model = make("download_bytes", target)
+    for i in range(len(WEIGHTS)):
+        raw = INTEGERS[i, bits].astype("int8").tobytes()
+        assert model.table[i][bits] == len(zlib.compress(raw, 9))
+
+
+def test_int4_containers_hold_two_weights_a_byte():
+    model = make("size_bytes", "android_small")
+    assert [model.table[0][b] for b in BITS] == [36, 36, 36, 72, 72, 72, 72]
+    assert set(make("size_bytes", "android").table[0].values()) == {72}
+    other = costs.CostModel(
+        "size_bytes",
+        targets.get("microcontroller"),
+        [activation("a", (8,))],
+        [weight("d", 1.0, 0, shape=(3, 5), op_kind="dense"), weight("c", 1.0, 0, shape=(3, 5))],
+    )
+    other.measure(lambda i, b: np.zeros((3, 5), "int32"))
+    assert other.table[0][4] == 15  # no INT4 matrix products there
+    assert other.table[1][4] == 8  # 15 nibbles
+
+
+def test_deflated_int4_weights_are_packed_before_they_are_compressed():
+    model = make("download_bytes", "android_small")
+    for i in range(len(WEIGHTS)):
+        for bits in (2, 4):
+            flat = INTEGERS[i, bits].ravel()
+            packed = bytes((int(a) & 15) | ((int(b) & 15) << 4) for a, b in zip(flat[::2], flat[1::2]))
+            assert model.table[i][bits] == len(zlib.compress(packed, 9))
+
+
+def test_large_kernels_are_measured_on_a_part(monkeypatch):
+    monkeypatch.setattr(costs, "_SAMPLE", 4096)
+    integers = np.random.default_rng(0).integers(-3, 4, (20_000,))
+    point = weight("large", 1.0, 0, shape=(100, 200))
+    model = costs.CostModel("download_bytes", targets.get("android"), [activation("a", (8,))], [point])
+    model.measure(lambda i, b: integers)
+    assert model.table[0][3] == pytest.approx(len(zlib.compress(integers.astype("int8").tobytes(), 9)), rel=0.05)
+
+
+def test_table_array_has_zeros_where_a_bit_width_is_not_allowed():
+    point = weight("gaps", 1.0, 0, bit_widths=(2, 4, 8))
+    model = costs.CostModel("size_bytes", targets.get("android_small"), [activation("a", (8,))], [point])
+    model.measure(lambda i, b: np.zeros(point.shape))
+    np.testing.assert_array_equal(model.table_array(GRID), [[36, 0, 36, 0, 0, 0, 72]])
+    assert make("bit_ops").table is None
+    assert make("bit_ops").constant() == 0.0
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_quantized_integers_stay_within_their_bits(bits):
+    weights = np.random.default_rng(0).normal(size=(50, 3))
+    integers = costs.quantized_integers(weights, np.array([[0.01, 0.1, 10.0]]), bits)
+    assert integers.dtype == np.int32
+    assert np.abs(integers).max() == 2 ** (bits - 1) - 1
+    assert np.all(integers[:, 2] == np.round(weights[:, 2] / 10.0))

@@ -1,0 +1,397 @@
+import keras
+import pytest
+from keras import layers, ops
+
+from dqmq_tf import graph as graphs
+from dqmq_tf import points, targets
+from dqmq_tf.config import DQMQConfig, LayerRule
+
+BITS = tuple(range(2, 9))
+
+
+def find(make, rules=(), target="simulation", shape=(8, 8, 4), dtype="float32"):
+    x = keras.Input(shape, name="image", dtype=dtype)
+    graph = graphs.trace(keras.Model(x, make(x)))
+    activations, weights = points.find_points(graph, targets.get(target), DQMQConfig(rules=rules))
+    return graph, activations, weights
+
+
+def sites_of(graph, activations):
+    """Which outputs each activation point holds, named by the layers that make them."""
+    producers = graph.producers
+    return [
+        tuple(producers[t].site if t in producers else "image" for t in point.tensors)
+        for point in activations
+    ]
+
+
+def residual(x):
+    y = layers.Conv2D(4, 3, padding="same", name="conv")(x)
+    y = layers.BatchNormalization(name="bn")(y)
+    y = layers.ReLU(name="relu")(y)
+    y = layers.Conv2D(4, 3, padding="same", name="conv_1")(y)
+    y = layers.BatchNormalization(name="bn_1")(y)
+    y = layers.Add(name="add")([x, y])
+    y = layers.ReLU(name="relu_1")(y)
+    y = layers.GlobalAveragePooling2D(name="pool")(y)
+    y = layers.Dense(3, name="dense")(y)
+    return layers.Softmax(name="softmax")(y)
+
+
+def test_residual_network():
+    graph, activations, weights = find(residual)
+    assert sites_of(graph, activations) == [
+        ("image",), ("relu",), ("bn_1",), ("relu_1", "pool"), ("dense",), ("softmax",),
+    ]  # fmt: skip
+    assert [p.name for p in activations] == ["image", "relu", "bn_1", "relu_1", "dense", "softmax"]
+    # The policy decides what a kernel reads; the rest keeps the most bits.
+    assert [p.decided for p in activations] == [True, True, False, True, False, False]
+    assert [p.bit_widths for p in activations] == [BITS, BITS, (8,), BITS, (8,), (8,)]
+    assert [p.range for p in activations] == ["affine"] * 5 + ["unit"]
+    # An average is rounded again on the scale of what it averages.
+    assert activations[3].slots == (("relu_1", 0, 0), ("pool", 0, 0))
+    assert activations[0].slots == (("", points.INPUT_CALL, 0),)
+    assert [(p.name, p.input, p.macs) for p in weights] == [
+        ("conv:kernel", 0, 64 * 9 * 16),
+        ("conv_1:kernel", 1, 64 * 9 * 16),
+        ("dense:kernel", 3, 12),
+    ]
+    assert [p.op_kind for p in weights] == ["conv", "conv", "dense"]
+
+
+def test_on_devices_only_weights_are_decided():
+    _, activations, weights = find(residual, target="android")
+    assert not any(p.decided for p in activations)
+    assert {p.bit_widths for p in activations} == {(8,)}
+    assert {p.bit_widths for p in weights} == {BITS}
+
+
+def test_depthwise_block():
+    def make(x):
+        y = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2, name="depthwise")(x)
+        y = layers.BatchNormalization(name="bn")(y)
+        y = layers.Activation("relu6", name="relu6")(y)
+        return layers.Conv2D(5, 1, name="pointwise")(y)
+
+    graph, activations, weights = find(make)
+    assert sites_of(graph, activations) == [("image",), ("relu6",), ("pointwise",)]
+    assert [p.op_kind for p in weights] == ["depthwise", "conv"]
+    assert [p.channel_axes for p in weights] == [(2, 3), (3,)]
+
+
+def test_concatenated_tensors_share_one_scale_and_are_quantized_where_they_are_made():
+    def make(x):
+        a = layers.Conv2D(2, 1, activation="relu", name="a")(x)
+        b = layers.Conv2D(3, 1, activation="relu", name="b")(x)
+        y = layers.Concatenate(name="concat")([a, b])
+        return layers.Conv2D(2, 1, name="head")(layers.MaxPooling2D(name="pool")(y))
+
+    graph, activations, weights = find(make)
+    assert sites_of(graph, activations) == [("image",), ("a", "b", "concat", "pool"), ("head",)]
+    assert activations[1].slots == (("a", 0, 0), ("b", 0, 0))
+    assert weights[2].input == 1
+
+
+def test_layers_that_move_values_keep_the_scale():
+    def make(x):
+        y = layers.ZeroPadding2D(name="pad")(x)
+        y = layers.MaxPooling2D(name="max")(y)
+        y = layers.Dropout(0.5, name="dropout")(y)
+        y = layers.Permute((2, 1, 3), name="permute")(y)
+        y = layers.Flatten(name="flatten")(y)
+        y = ops.reshape(y, (-1, 50, 2))[:, 1:]
+        return layers.Dense(2, name="dense")(y)
+
+    graph, activations, weights = find(make)
+    assert len(activations) == 2
+    assert activations[0].slots == (("", points.INPUT_CALL, 0),)
+    assert len(activations[0].tensors) == 8
+    assert weights[0].input == 0
+
+
+@pytest.mark.parametrize("pool", [layers.AveragePooling2D(2), layers.UpSampling2D(), layers.GlobalAveragePooling2D()])
+def test_averages_keep_the_scale_and_round_again(pool):
+    graph, activations, _ = find(lambda x: layers.Dense(2)(pool(x)))
+    assert activations[0].slots == (("", points.INPUT_CALL, 0), (pool.name, 0, 0))
+
+
+@pytest.mark.parametrize("relu", [layers.ReLU(), layers.ReLU(max_value=6), layers.Activation("relu"), ops.relu, ops.relu6])
+@pytest.mark.parametrize("combine", [layers.Add(), layers.Multiply(), layers.Subtract()])
+def test_relu_is_fused_into_elementwise_layers(relu, combine):
+    def make(x):
+        return relu(combine([layers.Conv2D(4, 1)(x), x]))
+
+    graph, activations, _ = find(make)
+    assert len(activations) == 3
+    assert combine.name not in [point.name for point in activations]
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [layers.ReLU(max_value=4), layers.ReLU(negative_slope=0.1), layers.LeakyReLU(),
+     layers.Activation("gelu"), layers.Activation("softmax")],
+)  # fmt: skip
+def test_other_activations_read_a_quantized_tensor(activation):
+    graph, activations, _ = find(lambda x: activation(layers.Conv2D(4, 1, name="conv")(x)))
+    assert "conv" in [point.name for point in activations]
+
+
+def test_relu_is_not_fused_if_its_input_is_read_elsewhere():
+    def make(x):
+        y = layers.Conv2D(4, 1, name="conv")(x)
+        return layers.Add(name="add")([layers.ReLU(name="relu")(y), y])
+
+    graph, activations, _ = find(make)
+    assert [p.name for p in activations] == ["image", "conv", "relu", "add"]
+
+    def output(x):
+        y = layers.Conv2D(4, 1, name="conv")(x)
+        return [layers.ReLU(name="relu")(y), y]
+
+    graph, activations, _ = find(output)
+    assert [p.name for p in activations] == ["image", "conv", "relu"]
+
+
+@pytest.mark.parametrize(
+    "layer,expected",
+    [
+        (layers.Softmax(), "unit"),
+        (layers.Activation("softmax"), "unit"),
+        (layers.Activation("sigmoid"), "unit"),
+        (layers.Activation("tanh"), "tanh"),
+        (ops.sigmoid, "unit"),
+        (ops.softmax, "unit"),
+        (ops.tanh, "tanh"),
+        (layers.Activation("gelu"), "affine"),
+        (layers.Activation("relu"), "affine"),
+    ],
+)
+def test_ranges_that_int8_kernels_fix(layer, expected):
+    _, activations, _ = find(lambda x: layer(layers.Dense(4)(x)))
+    assert activations[-1].range == expected
+
+
+def test_a_fixed_range_holds_through_a_reshape_and_yields_to_other_tensors():
+    def make(x):
+        y = layers.Activation("sigmoid", name="gate")(layers.Dense(4)(x))
+        return [layers.Reshape((-1,))(y)]
+
+    _, activations, _ = find(make)
+    assert activations[-1].range == "unit"
+
+    def mixed(x):
+        y = layers.Activation("sigmoid", name="gate")(layers.Dense(4)(x))
+        return layers.Concatenate()([y, x])
+
+    _, activations, _ = find(mixed)
+    assert {p.range for p in activations if "gate" in p.name or "image" in p.name} == {"affine"}
+
+
+def test_rules_choose_candidates():
+    rules = [
+        LayerRule(pattern="conv", weight_bits=(2, 4), activation_bits=(4, 8)),
+        LayerRule(pattern="image", activation_bits=8),
+        LayerRule(pattern="relu", activation_bits=(3, 5)),
+        LayerRule(pattern="dense", weights=("kernel",)),
+    ]
+    _, activations, weights = find(residual, rules)
+    by_name = {p.name: p for p in [*activations, *weights]}
+    assert by_name["conv:kernel"].bit_widths == (2, 4)
+    assert by_name["conv_1:kernel"].bit_widths == BITS
+    assert by_name["image"].bit_widths == (8,) and not by_name["image"].decided
+    assert by_name["relu"].bit_widths == (3, 5)
+
+
+def test_rules_leave_layers_and_their_outputs_in_floating_point():
+    rules = [LayerRule(pattern="conv|bn|relu", quantize=False)]
+    _, activations, weights = find(residual, rules)
+    assert [p.name for p in weights] == ["conv_1:kernel", "dense:kernel"]
+    assert weights[0].input is None
+    assert "relu" not in [p.name for p in activations]
+
+
+def test_points_that_share_a_scale_share_what_their_rules_allow():
+    def make(x):
+        a = layers.Conv2D(2, 1, name="a")(x)
+        b = layers.Conv2D(2, 1, name="b")(x)
+        return layers.Conv2D(2, 1)(layers.Concatenate()([a, b]))
+
+    def bits_with(second):
+        rules = [
+            LayerRule(pattern="a", activation_bits=(2, 4, 6)),
+            LayerRule(pattern="b", activation_bits=second),
+        ]
+        return find(make, rules)[1][1].bit_widths
+
+    assert bits_with((4, 6, 8)) == (4, 6)
+    assert bits_with((7, 8)) == (2, 4, 6)
+
+
+@pytest.mark.parametrize(
+    "rule,target,message",
+    [
+        (LayerRule(pattern="conv", weight_bits=(4, 16)), "android", r"'conv'.*weight.*\[16\].*android"),
+        (LayerRule(pattern="relu", activation_bits=4), "android", r"'relu'.*activation.*\[4\]"),
+        (LayerRule(pattern="image", activation_bits=4), "android", r"'image'.*activation"),
+        (LayerRule(pattern="dense", weights=("core",)), "android", r"'dense'.*'core'.*kernel"),
+        (LayerRule(pattern=".*", quantize=False), "android", "no layer with a kernel"),
+    ],
+)
+def test_rules_that_cannot_be_met_name_the_layer(rule, target, message):
+    with pytest.raises(ValueError, match=message):
+        find(residual, [rule], target)
+
+
+def test_a_model_without_kernels_is_refused():
+    with pytest.raises(ValueError, match="no layer with a kernel"):
+        find(lambda x: layers.ReLU()(x))
+
+
+def test_calls_of_a_shared_layer_have_a_quantizer_each_and_one_kernel():
+    dense = layers.Dense(4, name="dense")
+    _, activations, weights = find(lambda x: dense(ops.tanh(dense(x))), shape=(4,))
+    assert [p.slots for p in activations if "dense" in p.name] == [
+        (("dense", 0, 0),), (("dense", 1, 0),),
+    ]  # fmt: skip
+    assert len({p.name for p in activations}) == len(activations)
+    assert [(p.name, p.macs) for p in weights] == [("dense:kernel", 2 * 16)]
+
+
+def test_a_nested_model_that_is_called_twice_has_one_quantizer_inside():
+    x = keras.Input((4,))
+    inner = keras.Model(
+        x, layers.Dense(4, name="b")(layers.Dense(4, activation="relu", name="a")(x)), name="inner"
+    )
+
+    def make(x):
+        # The first call's output is fused into the relu, the second's is not: none may be.
+        return layers.Add(name="add")([layers.ReLU(name="relu")(inner(x)), inner(x)])
+
+    graph, activations, weights = find(make, shape=(4,))
+    inside = [p for p in activations if p.name.startswith("inner/")]
+    assert [p.slots for p in inside] == [(("inner/a", 0, 0),), (("inner/b", 0, 0),)]
+    assert [len(p.tensors) for p in inside] == [2, 2]
+    assert [(p.name, p.macs) for p in weights] == [("inner/a:kernel", 32), ("inner/b:kernel", 32)]
+
+
+def test_integer_tensors_are_not_quantized():
+    def make(x):
+        return layers.Dense(2, name="dense")(layers.Embedding(9, 3, name="embedding")(x))
+
+    graph, activations, weights = find(make, shape=(5,), dtype="int32")
+    assert [p.name for p in activations] == ["embedding", "dense"]
+    assert [(p.name, p.input, p.macs, p.channel_axes) for p in weights] == [
+        ("embedding:embeddings", None, 0, (0,)),
+        ("dense:kernel", 0, 5 * 6, (1,)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "layer,expected",
+    [
+        (layers.Conv2D(6, 3, padding="same"), [8 * 8 * 9 * 4 * 6]),
+        (layers.Conv2D(6, 3, padding="valid"), [6 * 6 * 9 * 4 * 6]),
+        (layers.Conv2D(6, 3, strides=2, padding="same"), [4 * 4 * 9 * 4 * 6]),
+        (layers.Conv2D(6, 3, strides=2, padding="valid"), [3 * 3 * 9 * 4 * 6]),
+        (layers.Conv2D(6, 3, dilation_rate=2), [4 * 4 * 9 * 4 * 6]),
+        (layers.Conv2D(6, 3, groups=2, padding="same"), [8 * 8 * 9 * 2 * 6]),
+        (layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same"), [8 * 8 * 9 * 4 * 2]),
+        (layers.SeparableConv2D(6, 3, strides=2, padding="same"), [4 * 4 * 9 * 4, 4 * 4 * 4 * 6]),
+        (layers.Conv2DTranspose(6, 3, strides=2, padding="same"), [8 * 8 * 9 * 4 * 6]),
+        (layers.Dense(7), [8 * 8 * 4 * 7]),
+        (layers.EinsumDense("abcd,de->abce", output_shape=(8, 8, 7)), [8 * 8 * 4 * 7]),
+        (layers.EinsumDense("abcd,def->abcef", output_shape=(8, 8, 2, 7)), [8 * 8 * 4 * 2 * 7]),
+        (layers.EinsumDense("abcd,bcde->ae", output_shape=7), [8 * 8 * 4 * 7]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_multiply_accumulates_of_image_layers(layer, expected):
+    _, _, weights = find(layer)
+    assert [p.macs for p in weights] == expected
+
+
+@pytest.mark.parametrize(
+    "layer,expected",
+    [
+        (layers.Dense(7), [5 * 3 * 7]),
+        (layers.Conv1D(7, 3), [3 * 3 * 3 * 7]),
+        (layers.LSTM(2), [5 * 3 * 8, 5 * 2 * 8]),
+        (layers.LSTM(2, return_sequences=True), [5 * 3 * 8, 5 * 2 * 8]),
+        (layers.GRU(2), [5 * 3 * 6, 5 * 2 * 6]),
+        (layers.Bidirectional(layers.LSTM(2)), [5 * 3 * 8, 5 * 2 * 8] * 2),
+        (layers.Bidirectional(layers.LSTM(2, return_sequences=True)), [5 * 3 * 8, 5 * 2 * 8] * 2),
+        (layers.TimeDistributed(layers.Dense(7)), [5 * 3 * 7]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_multiply_accumulates_of_sequence_layers(layer, expected):
+    _, _, weights = find(layer, shape=(5, 3))
+    assert [p.macs for p in weights] == expected
+
+
+def test_multiply_accumulates_of_attention():
+    attention = layers.MultiHeadAttention(2, 3, name="mha")
+    _, _, weights = find(lambda x: attention(x, x), shape=(5, 4))
+    assert {p.variable: p.macs for p in weights} == {
+        f"{name}/kernel": 5 * 4 * 2 * 3 for name in ("query", "key", "value", "attention_output")
+    }
+    assert {p.input for p in weights} == {0}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.BatchNormalization(),
+        layers.LayerNormalization(axis=(1, 2, 3)),
+        layers.GroupNormalization(2),
+        layers.Normalization(mean=0.0, variance=1.0),
+        layers.PReLU(),
+        layers.PReLU(shared_axes=(1, 2)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_scale_have_no_kernel(layer):
+    _, _, weights = find(lambda x: layer(layers.Conv2D(4, 1, name="conv")(x)))
+    assert [p.name for p in weights] == ["conv:kernel"]
+
+
+def test_custom_layers_are_served_by_their_variables():
+    @keras.saving.register_keras_serializable(package="dqmq_tf_tests")
+    class Bilinear(layers.Layer):
+        def build(self, shape):
+            self.core = self.add_weight(name="core", shape=(shape[-1], 3))
+            self.table_bias = self.add_weight(name="table_bias", shape=(3, 1))
+            self.counts = self.add_weight(name="counts", shape=(2, 2), trainable=False)
+            self.indices = self.add_weight(name="indices", shape=(2, 2), dtype="int32", trainable=False)
+
+        def call(self, x):
+            return ops.matmul(x, self.core)
+
+    _, _, weights = find(Bilinear(name="bilinear"), shape=(4,))
+    assert [(p.name, p.op_kind, p.channel_axes, p.macs) for p in weights] == [
+        ("bilinear:core", "other", (1,), 12)
+    ]
+
+
+def test_a_frozen_layer_has_its_kernels_quantized_too():
+    layer = layers.Conv2D(4, 1, name="conv", trainable=False)
+    assert [p.name for p in find(layer)[2]] == ["conv:kernel"]
+
+
+@pytest.mark.parametrize(
+    "layer,shape,expected",
+    [
+        (layers.Conv2D(6, 3), (8, 8, 4), {"kernel": (3,)}),
+        (layers.Conv2DTranspose(6, 3), (8, 8, 4), {"kernel": (2,)}),
+        (layers.Conv1DTranspose(6, 3), (8, 4), {"kernel": (1,)}),
+        (layers.DepthwiseConv1D(3), (8, 4), {"kernel": (1, 2)}),
+        (layers.SeparableConv2D(6, 3), (8, 8, 4), {"depthwise_kernel": (2, 3), "pointwise_kernel": (3,)}),
+        (layers.Dense(6), (4,), {"kernel": (1,)}),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_axes_of_the_output_channels(layer, shape, expected):
+    _, _, weights = find(layer, shape=shape)
+    assert {p.variable: p.channel_axes for p in weights} == expected
+    for p in weights:
+        assert len(p.shape) > max(p.channel_axes)
