@@ -154,9 +154,9 @@ def quantize_annotate_model(model):
 def quantize_apply(model, *, target="android", budget=None, config=None):
     """Quantizes the annotated layers of a model; all other kernels stay in floating point.
 
-    An integer kernel reads and makes integers. So what has no kernel (batch norm, relu, pools, adds)
-    and the model's inputs are quantized where an annotated layer reads them, directly or through
-    others of these, and where they are made of the outputs of annotated layers alone;
+    An integer kernel reads and makes integers. So what has no kernel (batch norm, relu, pools,
+    adds) and the model's inputs are quantized where an annotated layer reads them, directly or
+    through others of these, and where they are made of the outputs of annotated layers alone;
     `quantize_apply(quantize_annotate_model(model))` quantizes what `quantize_model(model)` does.
 
     Args:

@@ -63,7 +63,8 @@ class LayerRule:
         quantize: False leaves the layer, and the tensor that it makes, in floating point.
         weight_bits: Candidates for the layer's weights; None for all that the target has.
         activation_bits: Candidates for the tensor that the layer makes; None for all.
-        weights: Names of the layer's variables to quantize; None for all that are kernels.
+        weights: Names of the layer's variables to quantize; None for all that are kernels, and
+            `()` for none, so that only the tensor that the layer makes is quantized.
     """
 
     pattern: str
@@ -85,7 +86,8 @@ class LayerRule:
                 value = (value,)
             if value is not None:
                 value = tuple(sorted(set(value)))
-                _check(value, name, value, "give at least one, or None for all")
+                if name != "weights":
+                    _check(value, name, value, "give at least one, or None for all")
                 object.__setattr__(self, name, value)
 
 

@@ -13,11 +13,11 @@ from keras import ops
 from dqmq_tf import quantizers
 
 # Bytes of a TFLite file beside its weights, fitted on files that the converter wrote
-# (`tests/test_costs_of_files.py` compares): the file's frame, each tensor's entry, each output
+# (`tests/test_model_files.py` compares): the file's frame, each tensor's entry, each output
 # channel's scale and bias.
-_FRAME_BYTES = {"size_bytes": 2850, "download_bytes": 1300}
-_TENSOR_BYTES = {"size_bytes": 133, "download_bytes": 55}
-_CHANNEL_BYTES = {"size_bytes": 8, "download_bytes": 8.5}
+_FRAME_BYTES = {"size_bytes": 2600, "download_bytes": 950}
+_TENSOR_BYTES = {"size_bytes": 90, "download_bytes": 29}
+_CHANNEL_BYTES = {"size_bytes": 15, "download_bytes": 12.5}
 _SAMPLE = 1 << 20
 
 
@@ -29,13 +29,14 @@ class CostModel:
         target: A `Target`, for its containers.
         activations: `ActivationPoint`s.
         weights: `WeightPoint`s.
+        float_weights: Number of kernel weights that stay in floating point.
 
     Attributes:
         decided: Indices of the activation points that are decided, in the order of the columns.
     """
 
-    def __init__(self, kind, target, activations, weights):
-        self.kind, self.target = kind, target
+    def __init__(self, kind, target, activations, weights, float_weights=0):
+        self.kind, self.target, self.float_weights = kind, target, float_weights
         self.activations, self.weights = activations, weights
         self.decided = [i for i, point in enumerate(activations) if point.decided]
         column = {point: i for i, point in enumerate(self.decided)}
@@ -77,7 +78,7 @@ class CostModel:
         )
         tensors = 2 * len(self.weights) + len(self.activations)
         per = _TENSOR_BYTES[self.kind] * tensors + _CHANNEL_BYTES[self.kind] * channels
-        return float(_FRAME_BYTES[self.kind] + per)
+        return float(_FRAME_BYTES[self.kind] + per + 4 * self.float_weights)
 
     def of_file(self, weight_bits, activation_bits):
         """Returns the cost of one assignment, under deflate with all weights in one stream.

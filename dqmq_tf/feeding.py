@@ -53,12 +53,17 @@ def peek(x):
         first = x[0] if x.num_batches else None
     elif hasattr(x, "__next__"):
         first = next(x, None)
-        x = itertools.chain([first], x)
+        x = _chained(first, x)
     else:
         return x, x
     if first is None:
         raise ValueError("The dataset is empty: there is no batch to train on.")
     return x, keras.utils.unpack_x_y_sample_weight(first)[0]
+
+
+def _chained(first, rest):
+    # Keras takes generators, not iterators of other kinds.
+    yield from itertools.chain([first], rest)
 
 
 def checked_batch(x, most):

@@ -126,9 +126,20 @@ def is_foldable(layer):
 
 def copy_model(model):
     """Returns a new model of the same architecture, names and weights."""
-    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
+    config = _without_compilation(keras.saving.serialize_keras_object(model))
+    copy = keras.saving.deserialize_keras_object(config)
     copy.set_weights(model.get_weights())
     return copy
+
+
+def _without_compilation(config):
+    """A serialized model, and those inside it, without loss and optimizer, which may be private."""
+    if isinstance(config, dict):
+        kept = {key: value for key, value in config.items() if key != "compile_config"}
+        return {key: _without_compilation(value) for key, value in kept.items()}
+    if isinstance(config, list):
+        return [_without_compilation(item) for item in config]
+    return config
 
 
 def trace(model):

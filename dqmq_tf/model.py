@@ -7,8 +7,9 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from dqmq_tf import feeding, objective, search
+from dqmq_tf import feeding, objective, search, targets
 from dqmq_tf import profiles as allot
+from dqmq_tf.biases import snap_biases
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.costs import quantized_integers
 from dqmq_tf.decisions import DecisionTable
@@ -170,7 +171,10 @@ class DQMQModel(keras.Model):
         for layer in layers:
             layer.observe()
         try:
-            self(x, training=False)
+            # In training mode for batch statistics, in a scope that drops what would be assigned:
+            # the moving statistics of a new network say nothing of what training will see.
+            with keras.StatelessScope():
+                self(x, training=True)
         finally:
             for layer in layers:
                 layer.calibrate()
@@ -296,6 +300,8 @@ class DQMQModel(keras.Model):
     def freeze(self, profiles=None, data=None):
         """Fixes all bits to N precision profiles, clustered from the policy's decisions.
 
+        With one profile biases are rounded to the int32 grid on which a file holds them.
+
         Args:
             profiles: N, 1 to 4; None for `config.profiles`. Weight bits that `fit` settled for as
                 many profiles are kept, so that the fine-tuned network is what is frozen.
@@ -315,6 +321,9 @@ class DQMQModel(keras.Model):
             raise ValueError("The model has not seen data: call fit, or calibrate(images), first.")
         self.measure_cost()
         allot.freeze(self.policy, self.costs, self.budget, count, self._embeddings(data))
+        if count == 1:
+            # Profiles share the biases but not the weight steps, so only one can be on its grid.
+            snap_biases(self.parts.body, self.precision())
         self._rebuild_functions()
         return self
 
@@ -427,7 +436,7 @@ class DQMQModel(keras.Model):
         return {
             "name": self.name,
             "model": keras.saving.serialize_keras_object(self.parts.body),
-            "target": self.target.name,
+            "target": targets.serialize(self.target),
             "budget": {self.budget.kind: self.budget.value},
             "config": self.config.to_dict(),
             "phase": self.policy.phase,
@@ -436,14 +445,14 @@ class DQMQModel(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        from dqmq_tf.quantize import quantize_model
+        from dqmq_tf.quantize import build
 
         body = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
-        model = quantize_model(
+        model = build(
             body,
-            target=config["target"],
-            budget=Budget(**config["budget"]),
-            config=DQMQConfig.from_dict(config["config"]),
+            targets.get(config["target"]),
+            Budget(**config["budget"]),
+            DQMQConfig.from_dict(config["config"]),
         )
         model.policy.phase, model.policy.profiles = config["phase"], config["profiles"]
         return model

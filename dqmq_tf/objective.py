@@ -69,7 +69,8 @@ def per_sample_losses(loss, y, y_pred, sample_weight=None, loss_weights=None, na
         loss_weights: Weights of the outputs, as given to `compile`.
         names: Names of the outputs, for a dictionary of losses where outputs are a list.
     """
-    keys = list(y_pred) if isinstance(y_pred, dict) else names
+    named = isinstance(y_pred, dict)
+    keys = list(y_pred) if named else names
     predictions = (
         [y_pred[key] for key in keys] if isinstance(y_pred, dict) else keras.tree.flatten(y_pred)
     )

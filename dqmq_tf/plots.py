@@ -69,7 +69,8 @@ def _head(summary):
         if summary.profiles > 1:
             cost += "; the largest profile counts"
     macs = max(summary.total("macs"), 1)
-    encoder = f"{_si(summary.encoder_macs)} MACs, {100 * summary.encoder_macs / macs:.2g} % of the network's"
+    part = f"{100 * summary.encoder_macs / macs:.2g} %"
+    encoder = f"{_si(summary.encoder_macs)} MACs, {part} of the network's"
     if summary.per == "static" and summary.phase != "search":
         encoder += "; not needed any more, as the bits are static"
     head = rich.table.Table.grid(padding=(0, 2))
@@ -83,7 +84,8 @@ def _head(summary):
     ):
         head.add_row(rich.text.Text(name, style="bold"), rich.text.Text(value, style=style))
     if not summary.deployable:
-        head.add_row("", "activations below 8 bits are simulation only: no runtime runs this target")
+        note = "activations below 8 bits are simulation only: no runtime runs this target"
+        head.add_row("", note)
     return head
 
 
@@ -172,8 +174,8 @@ def _table(title, *columns):
 def _spread_head(rows):
     """Column names of `_spread`; the candidates are named where all rows have the same."""
     candidates = {row.distribution.bit_widths for row in rows}
-    low, *_, high = candidates.pop() if len(candidates) == 1 else ("bits", "bits")
-    return "m, sigma", "p(bits)" if low == "bits" else f"p({low}-{high})"
+    ends = [f"{bits[0]}-{bits[-1]}" for bits in candidates]
+    return "m, sigma", f"p({ends[0] if len(ends) == 1 else 'bits'})"
 
 
 def _spread(distribution, ascii_only):
@@ -184,7 +186,9 @@ def _spread(distribution, ascii_only):
 
 
 def _range(bits):
-    return str(bits.least) if bits.least == bits.most else f"{bits.mean:.1f} ({bits.least}-{bits.most})"
+    if bits.least == bits.most:
+        return str(bits.least)
+    return f"{bits.mean:.1f} ({bits.least}-{bits.most})"
 
 
 def _metric(summary):
@@ -207,7 +211,12 @@ def _si(value):
 
 # Okabe and Ito's colours, told apart by the colour-blind: one for each family of degradations, a
 # mark for each kind in it.
-_COLOURS = {"noise": "#D55E00", "blur": "#0072B2", "resolution": "#009E73", "photometric": "#CC79A7"}
+_COLOURS = {
+    "noise": "#D55E00",
+    "blur": "#0072B2",
+    "resolution": "#009E73",
+    "photometric": "#CC79A7",
+}
 _MARKS = ("o", "s", "^", "D")
 _LINES = ("-", "--", ":", "-.")
 _ROW_INCHES = 0.23
@@ -276,7 +285,8 @@ def _title(summary):
             result = f", loss {last.loss:.4g} on {last.samples:,} inputs"
     limit = _number(summary.budget.value, kind)
     cost = f"{kind} {_number(summary.cost, kind)}, budget {limit}"
-    return f"{summary.model}: {cost}{result}", f"{summary.target}, {summary.phase}; {meaning(summary)}"
+    state = f"{summary.target}, {summary.phase}; {meaning(summary)}"
+    return f"{summary.model}: {cost}{result}", state
 
 
 def _style(kind):
@@ -289,7 +299,7 @@ def _style(kind):
 
 
 def _draw_bits(axes, title, bits, labels):
-    """One row per layer: the range over the inputs, the mean, and that of each kind if it differs."""
+    """One row per layer: the range over the inputs, and the mean, of each kind if they differ."""
     for row, found in enumerate(bits):
         if row % 2:
             axes.axhspan(row - 0.5, row + 0.5, color="0.95", linewidth=0, zorder=0)
@@ -333,7 +343,8 @@ def _quality_panels(summary, kinds):
     if not kinds:
         return []
     panels, counts = [], sorted({row.samples for row in kinds})
-    points = f"{' to '.join(f'{n:,}' for n in dict.fromkeys((counts[0], counts[-1])))} inputs per point"
+    ends = dict.fromkeys((counts[0], counts[-1]))
+    points = f"{' to '.join(f'{n:,}' for n in ends)} inputs per point"
     if _metric(summary) == "accuracy":
         panels.append((f"Accuracy, {points}", "top-1 accuracy (%)", lambda row: 100 * row.accuracy))
     elif _metric(summary) == "loss":

@@ -2,7 +2,7 @@
 
 The rules are those of the int8 kernels (TFLite's quantization specification): a convolution with
 its batch norm and relu is one kernel with one output; pools, reshapes, pads and concatenations
-share the scale of their input; averages share it too and round again.
+share the scale of their input; local averages share it too and round again.
 """
 
 import collections
@@ -23,8 +23,7 @@ _EXACT = {
     "ActivityRegularization", "AlphaDropout",
 }  # fmt: skip
 _AVERAGES = {
-    "AveragePooling1D", "AveragePooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D",
-    "Resizing", "UpSampling1D", "UpSampling2D",
+    "AveragePooling1D", "AveragePooling2D", "Resizing", "UpSampling1D", "UpSampling2D",
 }  # fmt: skip
 _FUSES_RELU = {"Add", "Subtract", "Multiply"}
 _NO_KERNEL = (
@@ -130,7 +129,7 @@ def find_points(graph, target, config):
 def quantized_variables(node, rule):
     """Returns `{name: variable}` of a node's layer that a `LayerRule` lets be quantized."""
     kernels = kernel_variables(node.layer)
-    if not rule.quantize:
+    if not rule.quantize or not kernels:
         return {}
     if rule.weights is None:
         return kernels
@@ -154,6 +153,17 @@ def kernel_variables(layer):
         and _is_float(variable.dtype)
         and (variable.trainable or not layer.trainable)
     }
+
+
+def float_weight_count(graph, weights):
+    """Returns the number of kernel weights that no `WeightPoint` covers: they stay float."""
+    covered = {(point.site, point.variable) for point in weights}
+    sizes = {
+        (node.site, name): math.prod(variable.shape)
+        for node in graph.nodes
+        for name, variable in kernel_variables(node.layer).items()
+    }
+    return sum(size for key, size in sizes.items() if key not in covered)
 
 
 def op_kind(layer):
@@ -210,6 +220,8 @@ def _activation_points(graph, target, config):
     producers, consumers = graph.producers, graph.consumers
     kept = {t for t in slots if _is_float(graph.dtypes[t])}
     kept -= {t for t, node in producers.items() if not config.rule_for(node.site).quantize}
+    names = dict(zip(graph.inputs, graph.input_names))
+    kept -= {t for t, name in names.items() if not config.rule_for(name).quantize}
     folds = graph.folds
     fused = {t for t in kept if _is_fused(graph, folds, t, producers, consumers)}
     # A layer of a nested model that is called twice has one quantizer: fuse in all calls or none.
@@ -228,14 +240,13 @@ def _activation_points(graph, target, config):
         groups[root(tensor)] = root(first_of_slot.setdefault(slots[tensor], tensor))
         producer = producers.get(tensor)
         kind = type(producer.layer).__name__ if producer else ""
-        if kind in _EXACT | _AVERAGES:
+        if kind in _EXACT | _AVERAGES and not is_global_average(graph, producer):
             for source in producer.inputs:
                 if source in kept:
                     groups[root(tensor)] = root(source)
         if kind not in _EXACT or not any(source in kept for source in producer.inputs):
             made.append(tensor)
 
-    names = dict(zip(graph.inputs, graph.input_names))
     members = collections.defaultdict(list)
     for tensor in sorted(kept):
         members[root(tensor)].append(tensor)
@@ -295,6 +306,22 @@ def is_relu(layer):
         plain = not layer.negative_slope and not layer.threshold
         return plain and layer.max_value in (None, 6, 6.0)
     return type(layer).__name__ in _RELUS
+
+
+def is_global_average(graph, node):
+    """Whether a node averages over the whole image: a mean, which has a scale of its own.
+
+    The values of a mean spread over a fraction of its input's range: sharing the input's scale, as
+    a local average pool must, would leave them a handful of integers.
+    """
+    if type(node.layer).__name__.startswith("GlobalAveragePooling"):
+        return True
+    if not isinstance(node.layer, keras.layers.AveragePooling2D):
+        return False
+    before, after = graph.shapes[node.inputs[0]], graph.shapes[node.outputs[0]]
+    first = node.layer.data_format == "channels_first"
+    spatial = slice(2, 4) if first else slice(1, 3)
+    return after[spatial] == (1, 1) and before[spatial] == tuple(node.layer.pool_size)
 
 
 def _range(producers):

@@ -1,4 +1,4 @@
-"""From the policy to precision profiles: bits that meet the budget, on embeddings that were seen."""
+"""From the policy to precision profiles: bits that meet the budget, on embeddings seen."""
 
 import numpy as np
 from keras import ops
@@ -92,22 +92,14 @@ def _grouped(policy, count, embeddings):
     """Means `[count, P]` and the group of each embedding; sets the policy's groups."""
     scores = ops.convert_to_numpy(policy.score(embeddings))
     thresholds, group = allocation.cluster(scores, count)
-    overall = embeddings.mean(axis=0)
-    centroids = np.stack(
-        [
-            embeddings[group == g].mean(axis=0) if (group == g).any() else overall
-            for g in range(count)
-        ]
-    )
-    policy.set_groups(thresholds, centroids)
-    means = ops.convert_to_numpy(policy.means(embeddings))
-    means = np.stack(
-        [
-            means[group == g].mean(axis=0) if (group == g).any() else means.mean(axis=0)
-            for g in range(count)
-        ]
-    )
-    return means, group
+
+    def by_group(values):
+        everywhere = values.mean(axis=0)
+        rows = [values[group == g] for g in range(count)]
+        return np.stack([row.mean(axis=0) if len(row) else everywhere for row in rows])
+
+    policy.set_groups(thresholds, by_group(embeddings))
+    return by_group(ops.convert_to_numpy(policy.means(embeddings))), group
 
 
 def _assign(policy, costs, budget, means, group, fixed):

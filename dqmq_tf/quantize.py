@@ -9,6 +9,7 @@ from dqmq_tf.costs import CostModel
 from dqmq_tf.layers import (
     ActivationQuantizer,
     BitWidthPolicy,
+    Constants,
     QualityEncoder,
     QuantizeWrapper,
     Reorder,
@@ -48,11 +49,24 @@ def quantize_model(model, *, target="android", budget=None, config=None):
             f"dqmq_tf needs Keras on the TensorFlow backend, found {keras.backend.backend()!r}: "
             "set KERAS_BACKEND=tensorflow before keras is imported."
         )
-    target, config = targets.get(target), config or DQMQConfig()
+    quantized = build(model, targets.get(target), budget, config or DQMQConfig())
+    quantized.parts.budget = _checked_budget(budget, quantized.policy, quantized.costs)
+    quantized.start_at_budget()
+    return quantized
+
+
+def build(model, target, budget, config):
+    """Returns the `DQMQModel` that `quantize_model` makes, with the budget unchecked.
+
+    A saved model is built anew by this and then given its weights: what its first, random weights
+    would cost says nothing.
+    """
     body = _with_split_activations(model)
     nested = graphs.trace_nested(body)
-    activations, weights = points.find_points(graphs.inline(nested), target, config)
-    costs = CostModel(_budget_kind(budget, target), target, activations, weights)
+    graph = graphs.inline(nested)
+    activations, weights = points.find_points(graph, target, config)
+    kept = points.float_weight_count(graph, weights)
+    costs = CostModel(_budget_kind(budget, target), target, activations, weights, kept)
     assembly = _Assembly(costs, config, nested)
     inputs, outputs, result = assembly.connect(nested)
     parts = Parts(
@@ -71,8 +85,6 @@ def quantize_model(model, *, target="android", budget=None, config=None):
         wrapper.fit_steps()
     quantized = DQMQModel(inputs, outputs, parts, name=model.name)
     quantized.measure_cost()
-    parts.budget = _checked_budget(budget, assembly.policy, costs)
-    quantized.start_at_budget()
     return quantized
 
 
@@ -141,8 +153,13 @@ class _Assembly:
         elif node.site in self._points_of:
             if node.site not in self.wrappers:
                 self.wrappers[node.site] = QuantizeWrapper(node.layer, self._points_of[node.site])
+            tensors, constants = _parted(kwargs)
             outputs = self.wrappers[node.site](
-                *args, weight_decision=decision["weights"], group=decision["group"], **kwargs
+                *args,
+                weight_decision=decision["weights"],
+                group=decision["group"],
+                constants=Constants(constants) if constants else None,
+                **tensors,
             )
         else:
             outputs = node.layer(*args, **kwargs)
@@ -176,6 +193,16 @@ class _Assembly:
         if quantizer.column is None:
             return quantizer(x)
         return quantizer(x, decision=decision["activations"])
+
+
+def _parted(kwargs):
+    """Call arguments that hold tensors, and those that do not."""
+    tensors = {
+        key: value
+        for key, value in kwargs.items()
+        if any(keras.backend.is_keras_tensor(leaf) for leaf in keras.tree.flatten(value))
+    }
+    return tensors, {key: value for key, value in kwargs.items() if key not in tensors}
 
 
 def _new_inputs(graph):

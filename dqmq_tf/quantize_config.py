@@ -222,8 +222,9 @@ def to_rule(config, layer, site):
 
     Example:
 
-    >>> to_rule(Default8BitQuantizeConfig(["kernel"], ["activation"], False), dense, "dense")
-    LayerRule(pattern='dense', weight_bits=(8,), activation_bits=(8,), weights=('kernel',), ...)
+    >>> rule = to_rule(Default8BitQuantizeConfig(["kernel"], ["activation"], False), dense, "dense")
+    >>> rule.weights, rule.weight_bits, rule.activation_bits
+    (('kernel',), (8,), (8,))
     """
     if isinstance(config, DQMQQuantizeConfig):
         return config.to_rule(site)

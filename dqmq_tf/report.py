@@ -256,7 +256,8 @@ def summary(qmodel, data=None):
         z = z if len(z) else np.zeros((1, qmodel.config.embedding_size), "float32")
     decided, costs = _Decided(qmodel, z), qmodel.costs
     names = None if kinds is None else np.array(["clean", *KINDS])[kinds[:, 0]]
-    stored, deflated = (_measured(qmodel, kind, decided) for kind in ("size_bytes", "download_bytes"))
+    stored = _measured(qmodel, "size_bytes", decided)
+    deflated = _measured(qmodel, "download_bytes", decided)
     in_budget = {"size_bytes": stored, "download_bytes": deflated}.get(costs.kind)
     if in_budget:
         cost = max(in_budget.exact(row, []) for row in decided.group_weights)
@@ -369,9 +370,10 @@ def _measured(qmodel, kind, decided):
 
     The model's own is measured for one kind of budget, and at times that suit training.
     """
+    used = [tuple(np.unique(bits).tolist()) for bits in decided.group_weights.T]
     points = [
-        dataclasses.replace(point, bit_widths=tuple(np.unique(decided.group_weights[:, i]).tolist()))
-        for i, point in enumerate(qmodel.costs.weights)
+        dataclasses.replace(point, bit_widths=bits)
+        for point, bits in zip(qmodel.costs.weights, used)
     ]
     costs = CostModel(kind, qmodel.target, qmodel.costs.activations, points)
 
@@ -455,8 +457,8 @@ def _evaluate(qmodel, data):
     kinds = np.concatenate(kinds) if kinds else None
     if kinds is not None and not (0 <= kinds[:, 0].min() and kinds[:, 0].max() <= len(KINDS)):
         raise ValueError(
-            f"`data` must have kinds from 0 (clean) to {len(KINDS)}, as quality.mixed_quality gives "
-            f"them. Found {kinds[:, 0].min()} to {kinds[:, 0].max()}."
+            f"`data` must have kinds from 0 (clean) to {len(KINDS)}, as quality.mixed_quality "
+            f"gives them. Found {kinds[:, 0].min()} to {kinds[:, 0].max()}."
         )
     return np.concatenate(embeddings), (metric, np.concatenate(values) if values else None), kinds
 

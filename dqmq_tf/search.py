@@ -61,9 +61,8 @@ class PolicySearch:
             warm = self.progress() >= config.warmup
             policy.multiplier.assign(ops.where(warm, ascended, policy.multiplier))
         if config.terms.entropy:
-            entropies = distributions.entropy(
-                ops.concatenate([log_p, _spread(group_log_p, group)], 1)
-            )
+            both = ops.concatenate([log_p, ops.take(group_log_p, group, axis=0)], axis=1)
+            entropies = distributions.entropy(both)
             terms["entropy"] = objective.entropy_bonus(entropies, config.entropy_coefficient)
         return terms, expected
 
@@ -106,11 +105,6 @@ def _size(point):
     for n in point.shape:
         size *= n
     return size
-
-
-def _spread(values, group):
-    """Rows of a per-group array for each sample."""
-    return ops.take(values, group, axis=0)
 
 
 def _log_p_of(log_p, decision, grid):

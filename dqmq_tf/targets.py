@@ -72,8 +72,15 @@ TARGETS = {
 }
 
 
+def serialize(target):
+    """Returns what `get` takes: the name of a known target, or the data of one's own."""
+    if TARGETS.get(target.name) == target:
+        return target.name
+    return {**dataclasses.asdict(target), "int4_ops": sorted(target.int4_ops)}
+
+
 def get(identifier):
-    """Returns a `Target` by name, or the target itself.
+    """Returns a `Target` by name or from its data, or the target itself.
 
     Raises:
         ValueError: If no target has that name.
@@ -85,6 +92,9 @@ def get(identifier):
     """
     if isinstance(identifier, Target):
         return identifier
+    if isinstance(identifier, dict):
+        data = {k: tuple(v) if isinstance(v, list) else v for k, v in identifier.items()}
+        return Target(**{**data, "int4_ops": frozenset(data["int4_ops"])})
     if identifier in TARGETS:
         return TARGETS[identifier]
     raise ValueError(f"Unknown target {identifier!r}: choose one of {', '.join(TARGETS)}.")

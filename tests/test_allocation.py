@@ -17,7 +17,7 @@ def nearest(mean, candidates):
     return min(candidates, key=lambda b: (abs(b - mean), b))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(mean=means, price=prices, share=st.floats(0, 1))
 def test_allocation_never_exceeds_the_limit_and_takes_candidates(mean, price, share):
     def cost(bits):
@@ -49,17 +49,24 @@ def test_allocation_refuses_a_limit_below_the_smallest_bits(mean, price, gap):
 
 
 @settings(max_examples=30, deadline=None)
-@given(mean=means, share=st.floats(0, 1), mask=st.lists(st.booleans(), min_size=points, max_size=points))
+@given(
+    mean=means,
+    share=st.floats(0, 1),
+    mask=st.lists(st.booleans(), min_size=points, max_size=points),
+)
 def test_fixed_points_stay_at_the_candidate_nearest_to_their_mean(mean, share, mask):
     def cost(bits):
         return float(np.sum(bits))
 
     kept = [nearest(m, c) for m, c in zip(mean, CANDIDATES)]
     ends = [
-        cost([k if fixed else f(c) for k, c, fixed in zip(kept, CANDIDATES, mask)]) for f in (min, max)
+        cost([k if fixed else f(c) for k, c, fixed in zip(kept, CANDIDATES, mask)])
+        for f in (min, max)
     ]
     bits = allocation.allocate(mean, CANDIDATES, cost, ends[0] + share * (ends[1] - ends[0]), mask)
-    assert [b for b, fixed in zip(bits, mask) if fixed] == [k for k, fixed in zip(kept, mask) if fixed]
+    assert [b for b, fixed in zip(bits, mask) if fixed] == [
+        k for k, fixed in zip(kept, mask) if fixed
+    ]
 
 
 def test_means_that_cost_the_limit_are_kept():

@@ -293,7 +293,11 @@ class TestCandidates:
         )
         rule = LayerRule(pattern="own|ruled|float", weight_bits=(6,))
         qmodel = quantize_apply(model, config=DQMQConfig(rules=[rule], seed=7))
-        assert candidates(qmodel) == {"own:kernel": (2, 4), "ruled:kernel": (6,), "free:kernel": ALL}
+        assert candidates(qmodel) == {
+            "own:kernel": (2, 4),
+            "ruled:kernel": (6,),
+            "free:kernel": ALL,
+        }
         assert qmodel.config.seed == 7
 
     def test_activation_bits_reach_an_activation_that_is_split_off(self):

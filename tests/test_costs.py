@@ -170,11 +170,12 @@ def test_expected_cost_of_groups_is_their_mean():
     assert float(found) == pytest.approx(np.mean(ends), rel=1e-5)
 
 
-@pytest.mark.parametrize("target,bits,stored", [("android", 3, 8), ("simulation", 4, 8)])
-def test_download_bytes_are_those_of_zlib(target, bits, stored):
+@pytest.mark.parametrize("target,bits", [("android", 3), ("simulation", 4)])
+def test_download_bytes_are_those_of_zlib(target, bits):
     model = make("download_bytes", target)
     for i in range(len(WEIGHTS)):
-        raw = INTEGERS[i, bits].astype("int8").tobytes()
+        # TFLite holds a convolution's kernel with the output channels first.
+        raw = INTEGERS[i, bits].transpose(3, 0, 1, 2).astype("int8").tobytes()
         assert model.table[i][bits] == len(zlib.compress(raw, 9))
 
 
@@ -197,23 +198,29 @@ def test_deflated_int4_weights_are_packed_before_they_are_compressed():
     model = make("download_bytes", "android_small")
     for i in range(len(WEIGHTS)):
         for bits in (2, 4):
-            flat = INTEGERS[i, bits].ravel()
-            packed = bytes((int(a) & 15) | ((int(b) & 15) << 4) for a, b in zip(flat[::2], flat[1::2]))
+            flat = INTEGERS[i, bits].transpose(3, 0, 1, 2).ravel().tolist()
+            packed = bytes((a & 15) | ((b & 15) << 4) for a, b in zip(flat[::2], flat[1::2]))
             assert model.table[i][bits] == len(zlib.compress(packed, 9))
 
 
 def test_large_kernels_are_measured_on_a_part(monkeypatch):
     monkeypatch.setattr(costs, "_SAMPLE", 4096)
-    integers = np.random.default_rng(0).integers(-3, 4, (20_000,))
+    integers = np.random.default_rng(0).integers(-3, 4, (100, 200))
     point = weight("large", 1.0, 0, shape=(100, 200))
-    model = costs.CostModel("download_bytes", targets.get("android"), [activation("a", (8,))], [point])
-    model.measure(lambda i, b: integers)
-    assert model.table[0][3] == pytest.approx(len(zlib.compress(integers.astype("int8").tobytes(), 9)), rel=0.05)
+    whole = len(zlib.compress(integers.T.astype("int8").tobytes(), 9))
+    for target in ("android", "android_small"):
+        model = costs.CostModel(
+            "download_bytes", targets.get(target), [activation("a", (8,))], [point]
+        )
+        model.measure(lambda i, b: integers)
+        assert model.table[0][8] == pytest.approx(whole, rel=0.05)
+        assert model.table[0][3] <= model.table[0][8]
 
 
 def test_table_array_has_zeros_where_a_bit_width_is_not_allowed():
     point = weight("gaps", 1.0, 0, bit_widths=(2, 4, 8))
-    model = costs.CostModel("size_bytes", targets.get("android_small"), [activation("a", (8,))], [point])
+    target = targets.get("android_small")
+    model = costs.CostModel("size_bytes", target, [activation("a", (8,))], [point])
     model.measure(lambda i, b: np.zeros(point.shape))
     np.testing.assert_array_equal(model.table_array(GRID), [[36, 0, 36, 0, 0, 0, 72]])
     assert make("bit_ops").table is None
@@ -227,3 +234,32 @@ def test_quantized_integers_stay_within_their_bits(bits):
     assert integers.dtype == np.int32
     assert np.abs(integers).max() == 2 ** (bits - 1) - 1
     assert np.all(integers[:, 2] == np.round(weights[:, 2] / 10.0))
+
+
+@pytest.mark.parametrize("target", ["android", "android_small"])
+def test_a_file_is_compressed_in_one_stream(target):
+    model = make("download_bytes", target)
+    bits, parts = [2, 4, 3, 8, 5], []
+    for i, b in enumerate(bits):
+        flat = INTEGERS[i, b].transpose(3, 0, 1, 2).ravel().tolist()
+        if target == "android_small" and b <= 4:
+            flat = [(x & 15) | ((y & 15) << 4) for x, y in zip(flat[::2], flat[1::2])]
+        parts.append(bytes(x & 255 for x in flat))
+    expected = len(zlib.compress(b"".join(parts), 9)) + model.constant()
+    assert model.of_file(bits, (4, 4)) == expected
+
+
+@pytest.mark.parametrize("kind", ["bit_ops", "mean_bit_width", "size_bytes"])
+def test_other_costs_of_a_file_are_those_of_the_table(kind):
+    model = make(kind, "android_small")
+    bits = [2, 4, 3, 8, 5]
+    assert model.of_file(bits, (4, 4)) == model.exact(bits, (4, 4))
+
+
+def test_weights_left_in_floating_point_take_four_bytes_each():
+    target = targets.get("android")
+    plain, with_float = (
+        costs.CostModel("size_bytes", target, ACTIVATIONS, WEIGHTS, float_weights=n)
+        for n in (0, 10)
+    )
+    assert with_float.constant() - plain.constant() == 40

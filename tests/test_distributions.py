@@ -13,29 +13,33 @@ POINTS = len(CANDIDATES)
 means = st.lists(st.floats(0, 10, width=32), min_size=POINTS, max_size=POINTS).map(
     lambda m: np.array([m], "float32")
 )
-sigmas = st.lists(
-    st.floats(0.0625, 2, width=32), min_size=POINTS, max_size=POINTS
-).map(lambda s: np.array(s, "float32"))
+sigmas = st.lists(st.floats(0.0625, 2, width=32), min_size=POINTS, max_size=POINTS).map(
+    lambda s: np.array(s, "float32")
+)
 
 
 def clipped(mean):
-    return np.clip(mean, [min(c) for c in CANDIDATES], [max(c) for c in CANDIDATES]).astype("float32")
+    return np.clip(mean, [min(c) for c in CANDIDATES], [max(c) for c in CANDIDATES]).astype(
+        "float32"
+    )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(mean=means, sigma=sigmas)
 def test_probabilities_are_a_discretised_gaussian_on_the_candidates(mean, sigma):
     p = np.exp(distributions.log_probabilities(mean, sigma, GRID, ALLOWED))[0]
     np.testing.assert_allclose(p.sum(axis=-1), 1.0, rtol=1e-5)
     assert np.all(p[ALLOWED == 0] == 0)
     for point in range(POINTS):
-        weights = np.exp(-((GRID - mean[0, point].astype("float64")) ** 2) / (2.0 * sigma[point] ** 2))
+        weights = np.exp(
+            -((GRID - mean[0, point].astype("float64")) ** 2) / (2.0 * sigma[point] ** 2)
+        )
         weights = weights * ALLOWED[point]
         if weights.sum() > 1e-250:
             np.testing.assert_allclose(p[point], weights / weights.sum(), atol=2e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     mean=means,
     sigma=sigmas,
@@ -77,12 +81,14 @@ def test_draws_follow_the_probabilities():
         assert seen[~likely].sum() <= 20
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(mean=means)
 def test_mode_is_the_nearest_candidate_the_lower_at_a_tie(mean):
     mode = GRID[np.array(distributions.mode(mean, GRID, ALLOWED))[0]]
     for point, candidates in enumerate(CANDIDATES):
-        assert mode[point] == min(candidates, key=lambda b: (abs(np.float32(b) - mean[0, point]), b))
+        assert mode[point] == min(
+            candidates, key=lambda b: (abs(np.float32(b) - mean[0, point]), b)
+        )
 
 
 def test_mode_takes_the_lower_bit_width_at_a_half():
@@ -103,7 +109,7 @@ def test_expectation_rises_with_the_mean_and_stays_among_the_candidates(sigma):
     assert np.all(expected <= [max(c) + 1e-4 for c in CANDIDATES])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(mean=means, sigma=sigmas)
 def test_entropy_is_that_of_the_probabilities(mean, sigma):
     log_p = distributions.log_probabilities(mean, sigma, GRID, ALLOWED)
@@ -115,7 +121,7 @@ def test_entropy_is_that_of_the_probabilities(mean, sigma):
     assert np.all(entropy <= [np.log(len(c)) + 1e-5 for c in CANDIDATES])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(mean=means)
 def test_neighbours_bracket_the_mean(mean):
     mean = clipped(mean)

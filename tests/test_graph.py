@@ -247,7 +247,10 @@ def test_sites_are_paths_and_calls_count_from_zero():
     assert shared.count("middle/inner/dense") == 4
     assert shared.count("inner/dense") == 1
     two = graphs.trace(shared_with_another_model())
-    assert [(n.site, n.call) for n in two.nodes if n.site == "dense"] == [("dense", 0), ("dense", 1)]
+    assert [(n.site, n.call) for n in two.nodes if n.site == "dense"] == [
+        ("dense", 0),
+        ("dense", 1),
+    ]
 
 
 def test_the_layers_of_the_graph_are_those_of_the_model():
@@ -268,7 +271,9 @@ def test_tracing_changes_neither_the_model_nor_later_traces():
 
 
 def test_a_call_of_a_nested_model_keeps_its_arguments():
-    inner = keras.Sequential([keras.Input((4,)), layers.BatchNormalization(name="bn")], name="inner")
+    inner = keras.Sequential(
+        [keras.Input((4,)), layers.BatchNormalization(name="bn")], name="inner"
+    )
     x = keras.Input((4,))
     model = keras.Model(x, inner(x, training=False))
     (node,) = graphs.trace_nested(model).nodes
@@ -390,7 +395,17 @@ def over_rows(x):
         shared_batch_norm,
         over_rows,
     ],
-    ids=["relu", "pool", "layer_norm", "before", "two_readers", "output", "shared_conv", "shared_bn", "rows"],
+    ids=[
+        "relu",
+        "pool",
+        "layer_norm",
+        "before",
+        "two_readers",
+        "output",
+        "shared_conv",
+        "shared_bn",
+        "rows",
+    ],  # fmt: skip
 )
 def test_what_a_batch_norm_does_not_fold_into(make):
     assert folds_of(make) == {}

@@ -86,7 +86,9 @@ def test_model_cost_pulls_to_the_budget_from_both_sides():
     assert pull(4.0, 0.0) == 0
     assert pull(4.0, 1.0) == pytest.approx(0.25)
     # In relative units: a budget in bytes and one in bits weigh the same.
-    np.testing.assert_allclose(objective.model_cost(5e6, 4e6, 0.3), objective.model_cost(5.0, 4.0, 0.3))
+    np.testing.assert_allclose(
+        objective.model_cost(5e6, 4e6, 0.3), objective.model_cost(5.0, 4.0, 0.3)
+    )
 
 
 def test_dual_ascent_rises_over_the_budget_and_never_below_zero():
@@ -144,7 +146,9 @@ def test_per_sample_losses_of_every_form_of_a_loss(loss, column):
     np.testing.assert_allclose(found, CROSS_ENTROPY, rtol=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["mse", "mae", keras.losses.MeanSquaredError(), keras.losses.Huber()])
+@pytest.mark.parametrize(
+    "loss", ["mse", "mae", keras.losses.MeanSquaredError(), keras.losses.Huber()]
+)
 @pytest.mark.parametrize("y_column", [False, True])
 def test_regression_targets_with_and_without_a_last_axis(loss, y_column):
     y, p = np.array([0.0, 1.0, 4.0], "float32"), np.array([[0.5], [1.0], [2.0]], "float32")

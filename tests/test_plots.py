@@ -32,7 +32,9 @@ def report():
     )  # fmt: skip
     data = data.cache()
     qmodel.calibrate(next(iter(data))[0].numpy())
-    qmodel.policy.direction.assign(np.random.default_rng(1).normal(size=qmodel.policy.direction.shape))
+    qmodel.policy.direction.assign(
+        np.random.default_rng(1).normal(size=qmodel.policy.direction.shape)
+    )
     return summary(qmodel, data)
 
 
@@ -42,7 +44,9 @@ def large(report):
     kinds = ("clean", *quality.KINDS)
     bits = Bits(mean=4.0, least=2, most=8, by_kind={k: 2 + 0.3 * i for i, k in enumerate(kinds)})
     layers = [
-        dataclasses.replace(report.layers[0], name=f"backbone/stage_{i}/depthwise:kernel", input_bits=bits)
+        dataclasses.replace(
+            report.layers[0], name=f"backbone/stage_{i}/depthwise:kernel", input_bits=bits
+        )
         for i in range(60)
     ]
     rows = [
@@ -60,7 +64,13 @@ def static(report):
     layers = tuple(dataclasses.replace(row, bits=same, input_bits=same) for row in report.layers)
     rows = tuple(dataclasses.replace(row, bit_ops=7e6) for row in report.qualities)
     return dataclasses.replace(
-        report, per="static", phase="frozen", profiles=1, layers=layers, activations=(), qualities=rows
+        report,
+        per="static",
+        phase="frozen",
+        profiles=1,
+        layers=layers,
+        activations=(),
+        qualities=rows,
     )
 
 
@@ -150,15 +160,31 @@ class TestTables:
         assert "p(2-8)" in self.render(changed)
         assert "044" in self.render(changed, ascii_only=True)
 
+    def test_one_candidate_and_candidates_that_differ(self, report):
+        fixed = dataclasses.replace(
+            report.layers[0].distribution, bit_widths=(8,), probabilities=(1.0,)
+        )
+        row = dataclasses.replace(report.layers[0], distribution=fixed)
+        assert "p(8-8)" in self.render(dataclasses.replace(report, layers=(row,)))
+        mixed = dataclasses.replace(report, layers=(row, report.layers[1]))
+        assert "p(bits)" in self.render(mixed)
+
     def test_total_row(self, report):
         line = next(x for x in self.render(report).splitlines() if x.strip().startswith("total"))
         assert f"{report.total('deflated_bytes'):,.0f}" in line
 
     def test_several_variables_of_a_layer_are_told_apart(self, report):
         first, *rest = report.layers
-        twins = [dataclasses.replace(first, name=f"gru:{v}") for v in ("kernel", "recurrent_kernel")]
+        twins = [
+            dataclasses.replace(first, name=f"gru:{v}") for v in ("kernel", "recurrent_kernel")
+        ]
         changed = dataclasses.replace(report, layers=(*twins, *rest))
-        assert plots.layer_labels(changed) == ["gru:kernel", "gru:recurrent_kernel", "middle", "classes"]
+        assert plots.layer_labels(changed) == [
+            "gru:kernel",
+            "gru:recurrent_kernel",
+            "middle",
+            "classes",
+        ]
 
     @pytest.mark.parametrize(
         ("fields", "words"),

@@ -41,20 +41,26 @@ def residual(x):
 def test_residual_network():
     graph, activations, weights = find(residual)
     assert sites_of(graph, activations) == [
-        ("image",), ("relu",), ("bn_1",), ("relu_1", "pool"), ("dense",), ("softmax",),
+        ("image",), ("relu",), ("bn_1",), ("relu_1",), ("pool",), ("dense",), ("softmax",),
     ]  # fmt: skip
-    assert [p.name for p in activations] == ["image", "relu", "bn_1", "relu_1", "dense", "softmax"]
+    assert [p.name for p in activations] == [
+        "image",
+        "relu",
+        "bn_1",
+        "relu_1",
+        "pool",
+        "dense",
+        "softmax",
+    ]
     # The policy decides what a kernel reads; the rest keeps the most bits.
-    assert [p.decided for p in activations] == [True, True, False, True, False, False]
-    assert [p.bit_widths for p in activations] == [BITS, BITS, (8,), BITS, (8,), (8,)]
-    assert [p.range for p in activations] == ["affine"] * 5 + ["unit"]
-    # An average is rounded again on the scale of what it averages.
-    assert activations[3].slots == (("relu_1", 0, 0), ("pool", 0, 0))
+    assert [p.decided for p in activations] == [True, True, False, False, True, False, False]
+    assert [p.bit_widths for p in activations] == [BITS, BITS, (8,), (8,), BITS, (8,), (8,)]
+    assert [p.range for p in activations] == ["affine"] * 6 + ["unit"]
     assert activations[0].slots == (("", points.INPUT_CALL, 0),)
     assert [(p.name, p.input, p.macs) for p in weights] == [
         ("conv:kernel", 0, 64 * 9 * 16),
         ("conv_1:kernel", 1, 64 * 9 * 16),
-        ("dense:kernel", 3, 12),
+        ("dense:kernel", 4, 12),
     ]
     assert [p.op_kind for p in weights] == ["conv", "conv", "dense"]
 
@@ -109,13 +115,22 @@ def test_layers_that_move_values_keep_the_scale():
     assert weights[0].input == 0
 
 
-@pytest.mark.parametrize("pool", [layers.AveragePooling2D(2), layers.UpSampling2D(), layers.GlobalAveragePooling2D()])
-def test_averages_keep_the_scale_and_round_again(pool):
-    graph, activations, _ = find(lambda x: layers.Dense(2)(pool(x)))
+@pytest.mark.parametrize("pool", [layers.AveragePooling2D(2), layers.UpSampling2D()])
+def test_local_averages_keep_the_scale_and_round_again(pool):
+    _, activations, _ = find(lambda x: layers.Dense(2)(pool(x)))
     assert activations[0].slots == (("", points.INPUT_CALL, 0), (pool.name, 0, 0))
 
 
-@pytest.mark.parametrize("relu", [layers.ReLU(), layers.ReLU(max_value=6), layers.Activation("relu"), ops.relu, ops.relu6])
+@pytest.mark.parametrize("pool", [layers.GlobalAveragePooling2D(), layers.AveragePooling2D(8)])
+def test_the_mean_of_a_whole_image_has_a_scale_of_its_own(pool):
+    _, activations, _ = find(lambda x: layers.Dense(2)(pool(x)))
+    assert [p.name for p in activations][:2] == ["image", pool.name]
+
+
+@pytest.mark.parametrize(
+    "relu",
+    [layers.ReLU(), layers.ReLU(max_value=6), layers.Activation("relu"), ops.relu, ops.relu6],
+)
 @pytest.mark.parametrize("combine", [layers.Add(), layers.Multiply(), layers.Subtract()])
 def test_relu_is_fused_into_elementwise_layers(relu, combine):
     def make(x):
@@ -230,7 +245,7 @@ def test_points_that_share_a_scale_share_what_their_rules_allow():
 @pytest.mark.parametrize(
     "rule,target,message",
     [
-        (LayerRule(pattern="conv", weight_bits=(4, 16)), "android", r"'conv'.*weight.*\[16\].*android"),
+        (LayerRule(pattern="conv", weight_bits=(4, 16)), "android", r"'conv'.*weight.*\[16\]"),
         (LayerRule(pattern="relu", activation_bits=4), "android", r"'relu'.*activation.*\[4\]"),
         (LayerRule(pattern="image", activation_bits=4), "android", r"'image'.*activation"),
         (LayerRule(pattern="dense", weights=("core",)), "android", r"'dense'.*'core'.*kernel"),
@@ -362,7 +377,7 @@ def test_custom_layers_are_served_by_their_variables():
             self.core = self.add_weight(name="core", shape=(shape[-1], 3))
             self.table_bias = self.add_weight(name="table_bias", shape=(3, 1))
             self.counts = self.add_weight(name="counts", shape=(2, 2), trainable=False)
-            self.indices = self.add_weight(name="indices", shape=(2, 2), dtype="int32", trainable=False)
+            self.ids = self.add_weight(name="ids", shape=(2, 2), dtype="int32", trainable=False)
 
         def call(self, x):
             return ops.matmul(x, self.core)
@@ -385,7 +400,11 @@ def test_a_frozen_layer_has_its_kernels_quantized_too():
         (layers.Conv2DTranspose(6, 3), (8, 8, 4), {"kernel": (2,)}),
         (layers.Conv1DTranspose(6, 3), (8, 4), {"kernel": (1,)}),
         (layers.DepthwiseConv1D(3), (8, 4), {"kernel": (1, 2)}),
-        (layers.SeparableConv2D(6, 3), (8, 8, 4), {"depthwise_kernel": (2, 3), "pointwise_kernel": (3,)}),
+        (
+            layers.SeparableConv2D(6, 3),
+            (8, 8, 4),
+            {"depthwise_kernel": (2, 3), "pointwise_kernel": (3,)},
+        ),
         (layers.Dense(6), (4,), {"kernel": (1,)}),
     ],
     ids=lambda value: getattr(value, "name", ""),
@@ -395,3 +414,17 @@ def test_axes_of_the_output_channels(layer, shape, expected):
     assert {p.variable: p.channel_axes for p in weights} == expected
     for p in weights:
         assert len(p.shape) > max(p.channel_axes)
+
+
+def test_weights_that_rules_leave_in_floating_point_are_counted():
+    x = keras.Input((8, 8, 4), name="image")
+    graph = graphs.trace(keras.Model(x, residual(x)))
+    rules = [LayerRule(pattern="conv", quantize=False)]
+    _, weights = points.find_points(graph, targets.get("android"), DQMQConfig(rules=rules))
+    assert points.float_weight_count(graph, weights) == 9 * 4 * 4
+
+
+def test_an_input_may_be_left_in_floating_point():
+    _, activations, weights = find(residual, [LayerRule(pattern="image", quantize=False)])
+    assert "image" not in [p.name for p in activations]
+    assert weights[0].input is None

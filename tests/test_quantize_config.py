@@ -93,7 +93,10 @@ class TestDQMQQuantizeConfig:
         assert [v.name for v, _ in one] == ["pointwise_kernel"]
 
     def test_refuses_weights_that_the_layer_lacks(self, dense):
-        with pytest.raises(ValueError, match=re.escape("'dense' has no kernel 'bias' to quantize; it has ['kernel']")):
+        with pytest.raises(
+            ValueError,
+            match=re.escape("'dense' has no kernel 'bias' to quantize; it has ['kernel']"),
+        ):
             DQMQQuantizeConfig("bias").get_weights_and_quantizers(dense)
 
     def test_activation_or_output(self, dense):
@@ -148,7 +151,9 @@ class TestDQMQQuantizeConfig:
             assert widths["own"] == (4, 8)
 
     def test_refusals_of_apply(self):
-        model = model_of(quantize_annotate_layer(layers.Dense(3, name="d"), DQMQQuantizeConfig("w")))
+        model = model_of(
+            quantize_annotate_layer(layers.Dense(3, name="d"), DQMQQuantizeConfig("w"))
+        )
         with pytest.raises(ValueError, match="'d' has no kernel 'w'"):
             quantize_apply(model)
         config = DQMQQuantizeConfig(activation_bits=(4,))
@@ -270,7 +275,7 @@ class TestImport:
             "assert tf.keras.layers.Dense is keras.layers.Dense",
             "assert tf.losses.Loss is keras.losses.Loss",
             "import tf_keras",
-            "assert module.tfmot.quantization.keras.QuantizeWrapper.__mro__[1] is tf_keras.layers.Wrapper",
+            "assert issubclass(module.tfmot.quantization.keras.QuantizeWrapper, tf_keras.layers.Layer)",
             "import numpy as np",
             "model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])",
             "model.compile('sgd', 'mse')",

@@ -9,11 +9,12 @@ from dqmq_tf import quantizers
 BITS = tuple(range(2, 9))
 ACTIVATION_LIMITS = [(0.0, 15.0), (-3.0, 12.0), (0.0, 3.0), (-128.0, 127.0)]
 
-# One shape for all drawn examples: each new shape would be compiled anew.
-values = st.lists(
-    st.floats(-50, 50, width=32, allow_subnormal=False), min_size=12, max_size=12
-).map(lambda x: np.array(x, "float32"))
-steps = st.floats(0.0625, 4.0, width=32)
+# One shape for all drawn examples, as each new shape would be compiled anew; and numbers of few
+# digits, so that what lies on a limit in NumPy lies on it in XLA, which drops subnormal numbers.
+values = st.lists(st.integers(-800, 800), min_size=12, max_size=12).map(
+    lambda x: np.array(x, "float32") / 16
+)
+steps = st.integers(1, 64).map(lambda n: n / 16)
 
 
 def as_parameters(step, q_min, q_max):
@@ -33,7 +34,7 @@ def test_weight_limits_are_symmetric_and_narrow(bits):
 
 @settings(max_examples=40, deadline=None)
 @given(x=values, step=steps, bits=st.sampled_from(BITS), share=st.floats(0, 1))
-def test_quantized_values_lie_on_the_grid_and_quantizing_again_changes_nothing(x, step, bits, share):
+def test_quantized_values_lie_on_the_grid_and_stay_when_quantized_again(x, step, bits, share):
     zero_point = np.float32(np.round(share * (2.0**bits - 1)))
     parameters = as_parameters(step, -zero_point, 2.0**bits - 1 - zero_point)
     once = quantizers.quantize(tf.constant(x), *parameters).numpy()
@@ -100,7 +101,8 @@ def test_step_gradient_descends_to_the_best_step():
             loss = error()
         log_step.assign_sub(0.5 * tape.gradient(loss, log_step))
     best = min(
-        np.mean(np.square(reference(x.numpy(), s, -3, 3) - x.numpy())) for s in np.linspace(0.2, 2, 90)
+        np.mean(np.square(reference(x.numpy(), s, -3, 3) - x.numpy()))
+        for s in np.linspace(0.2, 2, 90)
     )
     assert float(error()) < 0.3 * before
     assert float(error()) < 1.25 * best
@@ -213,7 +215,9 @@ def test_large_float16_values_do_not_overflow_on_the_way():
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("shape,axes", [((3, 3, 4, 6), (3,)), ((3, 3, 5, 2), (2, 3)), ((40, 7), (-1,))])
+@pytest.mark.parametrize(
+    "shape,axes", [((3, 3, 4, 6), (3,)), ((3, 3, 5, 2), (2, 3)), ((40, 7), (-1,))]
+)
 def test_fitted_weight_steps_are_no_worse_than_the_largest_value(bits, shape, axes):
     rng = np.random.default_rng(bits)
     weights = rng.normal(size=shape) * rng.lognormal(size=shape[-1])

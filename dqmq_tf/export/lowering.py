@@ -9,6 +9,7 @@ import numpy as np
 
 from dqmq_tf.export import folding
 from dqmq_tf.export.errors import UnsupportedLayerError
+from dqmq_tf.points import is_global_average
 from dqmq_tf.precision import ActivationPrecision
 
 # Fused into the operator before them; the tensor in front is never rounded.
@@ -290,6 +291,14 @@ def _upsampling(builder, node):
     builder.emit(node.outputs[0], result, like=node.inputs[0])
 
 
+def _average(builder, node):
+    """A pool over the whole image becomes a mean, which has a scale of its own."""
+    if not is_global_average(builder.graph, node):
+        return _moved(builder, node)
+    pool = keras.layers.GlobalAveragePooling2D(keepdims=True)
+    builder.emit(node.outputs[0], pool(builder.values[node.inputs[0]]))
+
+
 def _global_max(builder, node):
     value = builder.values[node.inputs[0]]
     result = keras.layers.MaxPooling2D(value.shape[1:3], strides=1)(value)
@@ -326,7 +335,7 @@ _LOWERINGS = {
     _layers.Multiply: _computed,
     _layers.Concatenate: _computed,
     _layers.GlobalAveragePooling2D: _moved,
-    _layers.AveragePooling2D: _moved,
+    _layers.AveragePooling2D: _average,
     _layers.MaxPooling2D: _moved,
     _layers.GlobalMaxPooling2D: _global_max,
     _layers.Flatten: _moved,

@@ -117,6 +117,7 @@ class Builder:
     """Collects the skeleton while the graph's nodes are lowered one after another."""
 
     def __init__(self, graph, precision, simulate):
+        self.graph = graph
         self.precision = precision
         self.simulate = simulate
         self.folded_sites = graph.folds

@@ -3,11 +3,12 @@
 from dqmq_tf.layers.activation import ActivationQuantizer
 from dqmq_tf.layers.encoder import QualityEncoder
 from dqmq_tf.layers.policy import BitWidthPolicy, Reorder
-from dqmq_tf.layers.wrapper import QuantizeWrapper
+from dqmq_tf.layers.wrapper import Constants, QuantizeWrapper
 
 __all__ = [
     "ActivationQuantizer",
     "BitWidthPolicy",
+    "Constants",
     "QualityEncoder",
     "QuantizeWrapper",
     "Reorder",

@@ -10,6 +10,13 @@ from dqmq_tf.graph import variable_names
 from dqmq_tf.layers import decision as decisions
 
 
+class Constants:
+    """Call arguments that are no tensors; Keras refuses them beside tensors in `**kwargs`."""
+
+    def __init__(self, values):
+        self.values = values
+
+
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class QuantizeWrapper(keras.layers.Layer):
     """Runs a layer with quantized kernels, without the layer knowing.
@@ -78,7 +85,8 @@ class QuantizeWrapper(keras.layers.Layer):
         """Ends `observe`."""
         self._float = False
 
-    def call(self, *args, weight_decision, group, training=None, **kwargs):
+    def call(self, *args, weight_decision, group, constants=None, training=None, **kwargs):
+        kwargs |= constants.values if constants else {}
         if self._float:
             return self.layer(*args, **kwargs)
         groups = weight_decision.shape[0]
@@ -89,7 +97,10 @@ class QuantizeWrapper(keras.layers.Layer):
         results = [self._run(weight_decision[g], args, kwargs) for g in range(groups)]
         return keras.tree.map_structure(lambda *parts: _pick(parts, group), *results)
 
-    def compute_output_spec(self, *args, weight_decision, group, training=None, **kwargs):
+    def compute_output_spec(
+        self, *args, weight_decision, group, constants=None, training=None, **kwargs
+    ):
+        kwargs |= constants.values if constants else {}
         return self.layer.compute_output_spec(*args, **kwargs)
 
     def compute_mask(self, inputs, previous_mask=None):

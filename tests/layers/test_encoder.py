@@ -32,7 +32,8 @@ def probe(features, labels):
     rows = np.random.default_rng(0).permutation(len(labels))
     features = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     train, test = rows[::2], rows[1::2]
-    weights = np.linalg.lstsq(features[train], np.eye(labels.max() + 1)[labels[train]], rcond=None)[0]
+    targets = np.eye(labels.max() + 1)[labels]
+    weights, *_ = np.linalg.lstsq(features[train], targets[train], rcond=None)
     return np.mean((features[test] @ weights).argmax(1) == labels[test])
 
 
@@ -53,10 +54,10 @@ def test_embedding_moves_with_severity(digits):
     encoder = calibrated(np.concatenate(degraded(digits)))
     clean = np.mean(encoder(digits), axis=0)
     for kind in ("gaussian_noise", "gaussian_blur"):
-        away = [
-            np.linalg.norm(np.mean(encoder(np.array(quality.degrade(digits, kind, s))), axis=0) - clean)
-            for s in (1, 3, 5)
-        ]
+        away = []
+        for severity in (1, 3, 5):
+            z = encoder(np.array(quality.degrade(digits, kind, severity)))
+            away.append(np.linalg.norm(np.mean(z, axis=0) - clean))
         assert away[0] < away[1] < away[2]
 
 
@@ -125,7 +126,9 @@ def test_encoder_learns(digits):
     assert all(np.any(g != 0) and np.all(np.isfinite(g)) for g in gradients)
 
 
-@pytest.mark.parametrize("shape", [(None, 32, 32, 3), (None, 224, 224, 3), (None, 28, 28, 1), (None, 16)])
+@pytest.mark.parametrize(
+    "shape", [(None, 32, 32, 3), (None, 224, 224, 3), (None, 28, 28, 1), (None, 16)]
+)
 def test_encoder_is_made_to_cost_under_a_hundredth_of_the_model(shape):
     macs = 50e6
     encoder = QualityEncoder.for_model(shape, macs, 8)

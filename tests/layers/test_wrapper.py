@@ -232,7 +232,9 @@ def test_losses_of_a_layer_are_handed_on():
     (y,) = call(wrapper, [x], executing(wrapper, 8))
     activity = 0.01 * np.sum(np.square(y)) / 6
     weights = 0.5 * np.abs(layer.kernel).sum()
-    np.testing.assert_allclose(sorted(map(float, wrapper.losses)), sorted([activity, weights]), rtol=1e-5)
+    np.testing.assert_allclose(
+        sorted(map(float, wrapper.losses)), sorted([activity, weights]), rtol=1e-5
+    )
 
 
 def test_losses_of_groups_are_averaged():
@@ -243,7 +245,9 @@ def test_losses_of_groups_are_averaged():
     wrapper.fit_steps()
     x = tf.ones((6, 4))
     (y,) = call(wrapper, [x], searching(wrapper, 4, 4), [0] * 3 + [1] * 3, training=True)
-    np.testing.assert_allclose(sum(map(float, wrapper.losses)), 0.01 * np.sum(np.square(y)) / 6, rtol=1e-5)
+    np.testing.assert_allclose(
+        sum(map(float, wrapper.losses)), 0.01 * np.sum(np.square(y)) / 6, rtol=1e-5
+    )
 
 
 def test_calibration_runs_the_float_layer():
