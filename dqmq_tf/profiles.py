@@ -131,14 +131,18 @@ def _assign_file(policy, costs, means, limit, fixed):
     def table_bytes(bits):
         return costs.exact(bits[decided:], bits[:decided])
 
-    smallest, aim = smallest_cost(policy, costs), limit
-    for _ in range(6):
-        bits = allocation.allocate(means, candidates, table_bytes, max(aim, smallest), fixed)
-        excess = costs.of_file(bits[decided:], bits[:decided]) - limit
-        if -0.01 * limit <= excess <= 0 or (excess > 0 and aim <= smallest):
+    lowest = smallest_cost(policy, costs)
+    aim, best, best_bytes = limit, None, 0.0
+    for _ in range(12):
+        bits = allocation.allocate(means, candidates, table_bytes, max(aim, lowest), fixed)
+        measured = costs.of_file(bits[decided:], bits[:decided])
+        if best_bytes < measured <= limit:
+            best, best_bytes = bits, measured
+        if measured <= limit and (best_bytes >= 0.99 * limit or measured < best_bytes):
             break
-        aim -= excess
-    return bits
+        # Over the limit the whole excess is taken off; under it the room is halved.
+        aim -= measured - limit if measured > limit else 0.5 * (measured - limit)
+    return bits if best is None else best
 
 
 def _store(policy, bits):

@@ -143,7 +143,7 @@ class _Assembly:
             x = sort(x, decision["order"])
             values[tensor] = self._quantized(("", points.INPUT_CALL, i), x, decision)
         outputs = graphs.replay(graph, values, lambda *call: self._call(decision, *call))
-        outputs = keras.tree.map_structure(lambda y: unsort(y, decision["order"]), outputs)
+        outputs = keras.tree.map_structure(lambda y: unsort(y, decision["order"], like=z), outputs)
         structured, outputs = _structured(graph, inputs), _single(outputs)
         return structured, outputs, {"outputs": outputs, **decision}
 

@@ -260,7 +260,7 @@ def summary(qmodel, data=None):
     deflated = _measured(qmodel, "download_bytes", decided)
     in_budget = {"size_bytes": stored, "download_bytes": deflated}.get(costs.kind)
     if in_budget:
-        cost = max(in_budget.exact(row, []) for row in decided.group_weights)
+        cost = max(in_budget.of_file(row, []) for row in decided.group_weights)
     else:
         cost = costs.exact(decided.weights, decided.activations)
     rows, activations = [], []
@@ -375,7 +375,13 @@ def _measured(qmodel, kind, decided):
         dataclasses.replace(point, bit_widths=bits)
         for point, bits in zip(qmodel.costs.weights, used)
     ]
-    costs = CostModel(kind, qmodel.target, qmodel.costs.activations, points)
+    costs = CostModel(
+        kind,
+        qmodel.target,
+        qmodel.costs.activations,
+        points,
+        qmodel.costs.float_weights,
+    )
 
     def integers(index, bit_width):
         point = points[index]

@@ -42,6 +42,7 @@ def test_rule_sorts_its_candidates_and_takes_single_values():
     assert rule.weight_bits == (2, 4, 8)
     assert rule.activation_bits == (8,)
     assert rule.weights == ("kernel",)
+    assert LayerRule(pattern="x", weights=()).weights == ()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_rule_sorts_its_candidates_and_takes_single_values():
     [
         ({"pattern": "("}, "not a regular expression"),
         ({"pattern": "x", "weight_bits": ()}, "weight_bits"),
-        ({"pattern": "x", "weights": ()}, "weights"),
+        ({"pattern": "x", "activation_bits": ()}, "activation_bits"),
     ],
 )
 def test_rule_refuses_what_it_cannot_use(arguments, message):

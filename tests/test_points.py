@@ -217,6 +217,12 @@ def test_rules_choose_candidates():
     assert by_name["relu"].bit_widths == (3, 5)
 
 
+def test_a_rule_may_leave_the_weights_alone_in_floating_point():
+    _, activations, weights = find(residual, [LayerRule(pattern="conv|dense", weights=())])
+    assert [p.name for p in weights] == ["conv_1:kernel"]
+    assert "relu" in [p.name for p in activations]
+
+
 def test_rules_leave_layers_and_their_outputs_in_floating_point():
     rules = [LayerRule(pattern="conv|bn|relu", quantize=False)]
     _, activations, weights = find(residual, rules)

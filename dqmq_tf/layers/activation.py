@@ -55,28 +55,27 @@ class ActivationQuantizer(keras.layers.Layer):
             self._observe(x)
             return x
         if self.column is None:
-            fields = [ops.convert_to_tensor([float(self.bit_widths[-1])])]
+            row = ops.convert_to_tensor([[float(self.bit_widths[-1])]])
         else:
-            fields = decisions.column(decision, self.column)
-        rank = len(x.shape)
-        executed = self._parameters(fields[decisions.EXECUTED], rank)
-        if len(fields) == 1:
-            return quantizers.quantize(x, *executed)
-        low = self._parameters(fields[decisions.LOW], rank)
-        high = self._parameters(fields[decisions.HIGH], rank)
-        mean = _align(fields[decisions.MEAN], rank)
-        slope = _align(fields[decisions.SLOPE], rank)
+            row = decision[:, self.column]
+        parameters = self._parameters(decisions.bit_widths_of(row), len(x.shape))
+        if row.shape[-1] == 1:
+            return quantizers.quantize(x, *parameters[0])
+        executed, low, high = parameters
+        slope, mean = ops.unstack(_aligned(row[:, decisions.SLOPE :], len(x.shape)), axis=1)
         return quantizers.relaxed_quantize(x, executed, low, high, mean, slope)
 
     def compute_output_spec(self, x, decision=None):
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
     def _parameters(self, bits, rank):
-        """`(step, q_min, q_max)`, each `[batch, 1, …]`, for bit-widths `[batch]`."""
-        step = ops.exp(decisions.select(self.log_step, self.bit_widths, bits)) * self.calibrated
-        zero_point = decisions.select(self.zero_point, self.bit_widths, bits)
+        """`(step, q_min, q_max)`, each `[batch, 1, …]`, for each column of bits `[batch, n]`."""
+        table = ops.stack([self.log_step.value, self.zero_point.value], axis=-1)
+        log_step, zero_point = ops.unstack(decisions.look_up(table, self.bit_widths, bits), axis=-1)
+        step = ops.exp(log_step) * self.calibrated
         q_max = ops.power(2.0, bits) - 1.0 - zero_point
-        return _align(step, rank), _align(-zero_point, rank), _align(q_max, rank)
+        aligned = [_aligned(part, rank) for part in (step, -zero_point, q_max)]
+        return list(zip(*(ops.unstack(part, axis=1) for part in aligned)))
 
     def values(self, bit_width):
         """Returns `(step, zero_point)` at a bit-width, as Python numbers."""
@@ -132,7 +131,7 @@ class ActivationQuantizer(keras.layers.Layer):
         }
 
 
-def _align(values, rank):
-    """`[batch]` to `[batch, 1, …]` of a rank."""
+def _aligned(values, rank):
+    """`[batch, n]` to `[batch, n, 1, …]`, whose columns broadcast against a tensor of a rank."""
     batch = -1 if values.shape[0] is None else values.shape[0]
-    return ops.reshape(values, (batch,) + (1,) * (rank - 1))
+    return ops.reshape(values, (batch, values.shape[1]) + (1,) * (rank - 1))

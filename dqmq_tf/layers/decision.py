@@ -1,4 +1,4 @@
-"""The tensor form of a decision, and how a quantizer reads its column.
+"""The tensor form of a decision, and how a quantizer reads its part of it.
 
 A decision tensor is `[samples or groups, decision points, fields]`. With one field it holds the
 executed bit-width; with five, as while the policy searches, also what the pathwise gradient
@@ -11,21 +11,24 @@ EXECUTED, LOW, HIGH, SLOPE, MEAN = range(5)
 FIELDS = 5
 
 
-def column(decision, index):
-    """Returns the fields of one decision point, each of shape `[samples or groups]`."""
-    return [decision[:, index, field] for field in range(decision.shape[-1])]
+def bit_widths_of(row):
+    """Returns the bit-widths `[..., 1 or 3]` of a decision row: executed, and low and high."""
+    return row[..., :SLOPE] if row.shape[-1] == FIELDS else row
 
 
-def select(table, bit_widths, chosen):
+def look_up(table, candidates, bit_widths):
     """Looks up the rows of a table, one per candidate, for chosen bit-widths.
 
     Args:
-        table: `[K, ...]`.
-        bit_widths: The K candidates.
-        chosen: Bit-widths, scalar or `[B]`.
+        table: `[K, n]`.
+        candidates: The K bit-widths.
+        bit_widths: Chosen ones, `[...]`.
 
     Returns:
-        `[...]` or `[B, ...]`; a bit-width that is no candidate gives zeros.
+        `[..., n]`; a bit-width that is no candidate gives zeros.
     """
-    hit = ops.equal(ops.expand_dims(chosen, -1), ops.convert_to_tensor(bit_widths, chosen.dtype))
-    return ops.tensordot(ops.cast(hit, table.dtype), table, axes=1)
+    # One lookup for all fields: every operation here is traced once per layer.
+    hit = ops.equal(
+        ops.expand_dims(bit_widths, -1), ops.convert_to_tensor(candidates, bit_widths.dtype)
+    )
+    return ops.matmul(ops.cast(hit, table.dtype), table)

@@ -166,12 +166,15 @@ class BitWidthPolicy(keras.layers.Layer):
         order = ops.zeros((0,), "int32")
         if self.groups > 1:
             order = ops.cast(ops.argsort(ops.stop_gradient(self.score(z))), "int32")
+            # No group may be empty: a batch of fewer samples than groups holds some twice.
+            batch = ops.shape(z)[0]
+            rows = ops.arange(ops.maximum(batch, self.groups)) % ops.maximum(batch, 1)
+            order = ops.take(order, rows)
             z = ops.take(z, order, axis=0)
         count = self.activation_count
         share = ops.shape(z)[0] // self.groups
-        # As the wrapper cuts: equal shares, and all in the last one where there are too few.
+        # As the wrapper cuts: equal shares, what is over in the last one.
         group = ops.minimum(ops.arange(ops.shape(z)[0]) // ops.maximum(share, 1), self.groups - 1)
-        group = ops.where(share > 0, group, self.groups - 1)
         self._remember(z)
         return {
             "activations": self._draw(self.means(z), slice(None, count)),
@@ -292,19 +295,25 @@ class BitWidthPolicy(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class Reorder(keras.layers.Layer):
-    """Puts a batch in the order of a permutation, or back; an empty permutation changes nothing."""
+    """Puts a batch in the order of a permutation, or back; an empty permutation changes nothing.
+
+    Args:
+        inverse: Whether to put it back; `like` is then a tensor of as many samples as come out.
+    """
 
     def __init__(self, inverse=False, **kwargs):
         super().__init__(**{**kwargs, "autocast": False})
         self.inverse = inverse
         self.supports_masking = True
 
-    def call(self, x, order):
+    def call(self, x, order, like=None):
         if order.shape[0] == 0:
             return x
-        return ops.take(x, ops.argsort(order) if self.inverse else order, axis=0)
+        if self.inverse:
+            order = ops.argsort(order[: ops.shape(like)[0]])
+        return ops.take(x, order, axis=0)
 
-    def compute_output_spec(self, x, order):
+    def compute_output_spec(self, x, order, like=None):
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
     def get_config(self):

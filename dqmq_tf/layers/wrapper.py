@@ -94,7 +94,7 @@ class QuantizeWrapper(keras.layers.Layer):
             return self._run(weight_decision[0], args, kwargs)
         if training and weight_decision.shape[-1] == decisions.FIELDS:
             return self._run_shares(weight_decision, args, kwargs)
-        results = [self._run(weight_decision[g], args, kwargs) for g in range(groups)]
+        results = [self._run(weight_decision[g], args, kwargs, groups) for g in range(groups)]
         return keras.tree.map_structure(lambda *parts: _pick(parts, group), *results)
 
     def compute_output_spec(
@@ -126,20 +126,20 @@ class QuantizeWrapper(keras.layers.Layer):
             part_args, part_kwargs = keras.tree.pack_sequence_as(
                 (args, kwargs), [part[g] for part in parts]
             )
-            results.append(self._run(weight_decision[g], part_args, part_kwargs))
+            results.append(self._run(weight_decision[g], part_args, part_kwargs, groups))
         return keras.tree.map_structure(lambda *parts: ops.concatenate(parts, axis=0), *results)
 
-    def _run(self, decision, args, kwargs):
+    def _run(self, decision, args, kwargs, groups=1):
         """One call of the layer with the kernels of one row `[decision points, fields]`."""
         mapping = []
         for point, log_step in zip(self.points, self.log_steps):
             kernel = self.kernel(point["variable"])
-            fields = [decision[point["column"], i] for i in range(decision.shape[-1])]
-            mapping.append((kernel, self._quantized(kernel, log_step, point["bit_widths"], fields)))
+            row = decision[point["column"]]
+            mapping.append((kernel, self._quantized(kernel, log_step, point["bit_widths"], row)))
         with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
             result = self.layer(*args, **kwargs)
         for loss in scope.losses:
-            self.add_loss(loss)
+            self.add_loss(loss / groups)
         replaced = {id(kernel) for kernel, _ in mapping}
         # What the layer wanted to assign (a seed, a moving mean) was only recorded: hand it on.
         for variable in self.layer.variables:
@@ -148,26 +148,27 @@ class QuantizeWrapper(keras.layers.Layer):
                 variable.assign(value)
         return result
 
-    def _quantized(self, kernel, log_step, bit_widths, fields):
+    def _quantized(self, kernel, log_step, candidates, row):
+        """The kernel at the bit-width of one decision row `[fields]`."""
         weights = ops.cast(kernel.value, "float32")
-        rank = len(kernel.shape)
-
-        def parameters(bits):
-            step = ops.exp(decisions.select(log_step, bit_widths, bits))
-            q_min, q_max = quantizers.weight_limits(bits)
-            return step, _scalar(q_min, rank), _scalar(q_max, rank)
-
-        executed = parameters(fields[decisions.EXECUTED])
-        if len(fields) == 1:
-            return quantizers.quantize(weights, *executed, compiled=False)
+        bits = decisions.bit_widths_of(row)
+        shape = tuple(log_step.shape[1:])
+        table = ops.reshape(log_step.value, (len(candidates), -1))
+        steps = ops.exp(decisions.look_up(table, candidates, bits))
+        steps = ops.unstack(ops.reshape(steps, (bits.shape[0], *shape)), axis=0)
+        one = (1,) * len(shape)
+        limits = [
+            ops.unstack(ops.reshape(limit, (bits.shape[0], *one)), axis=0)
+            for limit in quantizers.weight_limits(bits)
+        ]
+        parameters = list(zip(steps, *limits))
+        if row.shape[0] == 1:
+            return quantizers.quantize(weights, *parameters[0], compiled=False)
+        executed, low, high = parameters
+        slope = ops.reshape(row[decisions.SLOPE], one)
+        mean = ops.reshape(row[decisions.MEAN], one)
         return quantizers.relaxed_quantize(
-            weights,
-            executed,
-            parameters(fields[decisions.LOW]),
-            parameters(fields[decisions.HIGH]),
-            _scalar(fields[decisions.MEAN], rank),
-            _scalar(fields[decisions.SLOPE], rank),
-            compiled=False,
+            weights, executed, low, high, mean, slope, compiled=False
         )
 
     def get_config(self):
@@ -181,10 +182,6 @@ class QuantizeWrapper(keras.layers.Layer):
     def from_config(cls, config):
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         return cls(layer, **config)
-
-
-def _scalar(value, rank):
-    return ops.reshape(value, (1,) * rank)
 
 
 def _pick(parts, group):

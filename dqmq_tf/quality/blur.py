@@ -88,7 +88,9 @@ def defocus_blur(image, severity, seed):
     del seed
     rows, columns = np.mgrid[-2:3, -2:3].reshape(2, -1)
     weights = at_severity(_DEFOCUS_DISKS, severity)
-    return weighted_taps(image, tf.constant(rows, tf.int32), tf.constant(columns, tf.int32), weights)
+    return weighted_taps(
+        image, tf.constant(rows, tf.int32), tf.constant(columns, tf.int32), weights
+    )
 
 
 def motion_blur(image, severity, seed):

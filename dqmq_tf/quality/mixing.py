@@ -165,10 +165,7 @@ def mixed_quality(
         unit = to_unit(image, value_range)
         degraded = tf.switch_case(
             branch,
-            [
-                (lambda f=f: f(unit, level, noise_seed)) if f else (lambda: unit)
-                for f in functions
-            ],
+            [(lambda f=f: f(unit, level, noise_seed)) if f else (lambda: unit) for f in functions],
         )
         degraded = from_unit(degraded, image.dtype, value_range)
         degraded = tf.where(kind > 0, degraded, image)

@@ -42,9 +42,7 @@ def _merge_rows(image, small):
 def pixelate(image, severity, seed):
     """Shrinks to the fraction `PIXELATE_SIDE` of each side and repeats pixels (CIFAR-10-C)."""
     del seed
-    rows, columns = tf.unstack(
-        _shrunk(tf.shape(image)[:2], at_severity(PIXELATE_SIDE, severity))
-    )
+    rows, columns = tf.unstack(_shrunk(tf.shape(image)[:2], at_severity(PIXELATE_SIDE, severity)))
     image = tf.transpose(_merge_rows(image, rows), [1, 0, 2])
     return tf.transpose(_merge_rows(image, columns), [1, 0, 2])
 
