@@ -1,213 +1,9 @@
-"""How a `Summary` is shown: tables for the terminal, and a figure."""
+"""The figure of a `Summary`: bits per layer, and accuracy and cost by quality."""
 
-import math
 import textwrap
 
-import rich.box
-import rich.table
-import rich.text
-
+from dqmq_tf import tables
 from dqmq_tf.quality.degradations import DEGRADATIONS
-
-# A mark for nought, so that the place of each candidate is seen and no space is trimmed.
-_BARS = "·▁▂▃▄▅▆▇█"
-_PHASES = {
-    "search": "the policy still moves; these are the likeliest bits",
-    "settled": "weight bits are fixed to the budget",
-    "frozen": "all bits are fixed",
-}
-_UNITS = {
-    "size_bytes": "bytes stored",
-    "download_bytes": "bytes under deflate",
-    "bit_ops": "BitOPs per input",
-    "mean_bit_width": "bits, the root of weight bits x input bits averaged over MACs",
-}
-_SOURCES = {
-    "data": "means over the {:,} inputs of the data",
-    "training": "means over the last {:,} inputs of training",
-    "none": "at a neutral quality, as nothing was trained",
-}
-
-
-def tables(summary, ascii_only=False):
-    """Yields what rich shows of a `Summary`.
-
-    Args:
-        summary: A `dqmq_tf.report.Summary`.
-        ascii_only: Whether the terminal shows nothing beyond ASCII: histograms are then tenths.
-    """
-    yield _head(summary)
-    yield ""
-    yield _layers(summary, ascii_only)
-    if summary.activations:
-        yield _activations(summary, ascii_only)
-    if summary.qualities:
-        yield _qualities(summary)
-
-
-def meaning(summary):
-    """Returns a sentence on what the bits of a `Summary` differ by."""
-    groups = "groups of like quality" if summary.phase == "search" else "precision profiles"
-    choice = f"{summary.profiles} {groups}, of which the policy picks one for each input"
-    if summary.per == "static":
-        return "static: the same bits for every input"
-    if summary.per == "profile":
-        return f"per profile: {choice}"
-    weights = choice if summary.profiles > 1 else "the same for every input"
-    return f"per sample: activation bits follow each input; weight bits: {weights}"
-
-
-def _head(summary):
-    share = 100 * summary.cost / summary.budget.value
-    kind = summary.budget.kind
-    cost = (
-        f"{_number(summary.cost, kind)} of {_number(summary.budget.value, kind)} {_UNITS[kind]}: "
-        f"{share:.1f} % of the budget {kind}"
-    )
-    if summary.other_bytes is not None:
-        cost += f"; {summary.other_bytes:,.0f} of these, an estimate, are not weights"
-        if summary.profiles > 1:
-            cost += "; the largest profile counts"
-    macs = max(summary.total("macs"), 1)
-    part = f"{100 * summary.encoder_macs / macs:.2g} %"
-    encoder = f"{_si(summary.encoder_macs)} MACs, {part} of the network's"
-    if summary.per == "static" and summary.phase != "search":
-        encoder += "; not needed any more, as the bits are static"
-    head = rich.table.Table.grid(padding=(0, 2))
-    for name, value, style in (
-        ("model", f"{summary.model}, target {summary.target}", ""),
-        ("phase", f"{summary.phase}: {_PHASES[summary.phase]}", ""),
-        ("bits", meaning(summary), ""),
-        ("cost", cost, "red" if share > 100 else "green"),
-        ("encoder", encoder, ""),
-        ("not counted", f"{summary.other_parameters:,} parameters that are not quantized", ""),
-    ):
-        head.add_row(rich.text.Text(name, style="bold"), rich.text.Text(value, style=style))
-    if not summary.deployable:
-        note = "activations below 8 bits are simulation only: no runtime runs this target"
-        head.add_row("", note)
-    return head
-
-
-def _layers(summary, ascii_only):
-    table = _table(
-        f"Weights per layer: {_SOURCES[summary.source].format(summary.samples)}",
-        "layer", *_spread_head(summary.layers), "bits", "input\nbits", "weights", "bytes",
-        "deflated", "MACs", "BitOPs",
-    )  # fmt: skip
-    labels = layer_labels(summary)
-    for label, row in zip(labels, summary.layers):
-        table.add_row(
-            rich.text.Text(label),
-            *_spread(row.distribution, ascii_only),
-            _range(row.bits),
-            "float" if row.input is None else _range(row.input_bits),
-            _si(row.weights),
-            f"{row.stored_bytes:,.0f}",
-            f"{row.deflated_bytes:,.0f}",
-            _si(row.macs),
-            _si(row.bit_ops),
-        )
-    table.add_section()
-    sizes = [f"{summary.total(c):,.0f}" for c in ("stored_bytes", "deflated_bytes")]
-    counts = [_si(summary.total(c)) for c in ("weights", "macs", "bit_ops")]
-    table.add_row("total", *[""] * 4, counts[0], *sizes, *counts[1:], style="bold")
-    return table
-
-
-def _activations(summary, ascii_only):
-    head = _spread_head(summary.activations)
-    table = _table("Activations that are decided", "made by", *head, "bits")
-    for row in summary.activations:
-        bars = _spread(row.distribution, ascii_only)
-        table.add_row(rich.text.Text(row.name), *bars, _range(row.bits))
-    return table
-
-
-def _qualities(summary):
-    score = {"accuracy": "accuracy", "loss": "loss", None: ""}[_metric(summary)]
-    table = _table(
-        "Inputs by quality: bits of weights are means over weights, of activations over MACs",
-        "kind", "severity", "samples", *filter(None, [score]), "weight bits", "activation bits",
-        "BitOPs",
-    )  # fmt: skip
-    before = None
-    for row in summary.qualities:
-        if before is not None and row.kind != before:
-            table.add_section()
-        scores = []
-        if score:
-            scores = [f"{row.loss:.4g}" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"]
-        table.add_row(
-            "" if row.kind == before else row.kind,
-            str(row.severity or ""),
-            f"{row.samples:,}",
-            *scores,
-            f"{row.weight_bits:.2f}",
-            f"{row.activation_bits:.2f}",
-            _si(row.bit_ops),
-            style="bold" if row.severity is None else None,
-        )
-        before = row.kind
-    return table
-
-
-def layer_labels(summary):
-    """Returns a short name per layer: its path, and the variable where a layer has several."""
-    sites = [row.name.rsplit(":", 1)[0] for row in summary.layers]
-    return [s if sites.count(s) == 1 else row.name for s, row in zip(sites, summary.layers)]
-
-
-def _table(title, *columns):
-    table = rich.table.Table(
-        title=rich.text.Text(title, style="bold"),
-        title_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table
-
-
-def _spread_head(rows):
-    """Column names of `_spread`; the candidates are named where all rows have the same."""
-    candidates = {row.distribution.bit_widths for row in rows}
-    ends = [f"{bits[0]}-{bits[-1]}" for bits in candidates]
-    return "m, sigma", f"p({ends[0] if len(ends) == 1 else 'bits'})"
-
-
-def _spread(distribution, ascii_only):
-    marks = "0123456789" if ascii_only else _BARS
-    bars = "".join(marks[round(p * (len(marks) - 1))] for p in distribution.probabilities)
-    numbers = f"{distribution.mean:.1f}, {distribution.sigma:.1f}"
-    return numbers, rich.text.Text(bars, style="cyan")
-
-
-def _range(bits):
-    if bits.least == bits.most:
-        return str(bits.least)
-    return f"{bits.mean:.1f} ({bits.least}-{bits.most})"
-
-
-def _metric(summary):
-    row = summary.qualities[-1]
-    return "accuracy" if row.accuracy is not None else "loss" if row.loss is not None else None
-
-
-def _number(value, kind):
-    return f"{value:.3f}" if kind == "mean_bit_width" else f"{value:,.0f}"
-
-
-def _si(value):
-    """Three digits and a prefix: `1.23M`."""
-    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size * 0.9995:
-            scaled = value / size
-            return f"{scaled:.{max(0, 2 - int(math.log10(scaled)))}f}{prefix}"
-    return f"{value:.0f}"
-
 
 # Okabe and Ito's colours, told apart by the colour-blind: one for each family of degradations, a
 # mark for each kind in it.
@@ -257,7 +53,7 @@ def plot_summary(summary, path=None):
     axes = None
     for number, (title, bits) in enumerate(columns):
         axes = figure.add_subplot(grid[0, number], sharey=axes)
-        _draw_bits(axes, title, bits, layer_labels(summary) if number == 0 else None)
+        _draw_bits(axes, title, bits, tables.layer_labels(summary) if number == 0 else None)
     if panels:
         # Curves keep their proportions beside a long list of layers.
         rest = max(height - 1.2 - 3.4 * len(panels), 0.01)
@@ -283,9 +79,9 @@ def _title(summary):
             result = f", accuracy {100 * last.accuracy:.1f} % on {last.samples:,} inputs"
         elif last.loss is not None:
             result = f", loss {last.loss:.4g} on {last.samples:,} inputs"
-    limit = _number(summary.budget.value, kind)
-    cost = f"{kind} {_number(summary.cost, kind)}, budget {limit}"
-    state = f"{summary.target}, {summary.phase}; {meaning(summary)}"
+    limit = tables.budget_number(summary.budget.value, kind)
+    cost = f"{kind} {tables.budget_number(summary.cost, kind)}, budget {limit}"
+    state = f"{summary.target}, {summary.phase}; {tables.meaning(summary)}"
     return f"{summary.model}: {cost}{result}", state
 
 
@@ -345,9 +141,9 @@ def _quality_panels(summary, kinds):
     panels, counts = [], sorted({row.samples for row in kinds})
     ends = dict.fromkeys((counts[0], counts[-1]))
     points = f"{' to '.join(f'{n:,}' for n in ends)} inputs per point"
-    if _metric(summary) == "accuracy":
+    if tables.metric(summary) == "accuracy":
         panels.append((f"Accuracy, {points}", "top-1 accuracy (%)", lambda row: 100 * row.accuracy))
-    elif _metric(summary) == "loss":
+    elif tables.metric(summary) == "loss":
         panels.append((f"Loss, {points}", "loss", lambda row: row.loss))
     work = [row.bit_ops for row in kinds]
     if max(work) > 1.0001 * min(work):
@@ -357,7 +153,7 @@ def _quality_panels(summary, kinds):
         panels.append(("Cost of the bits chosen", label, lambda row: row.bit_ops / unit))
     elif panels:
         title, *drawn = panels[0]
-        panels[0] = (f"{title}\nall inputs cost the same: {_si(work[0])} BitOPs", *drawn)
+        panels[0] = (f"{title}\nall inputs cost the same: {tables.si(work[0])} BitOPs", *drawn)
     return panels
 
 

@@ -1,17 +1,16 @@
-"""`dqmq_tf.plots`: what the figure and the tables show, and that nothing in it overlaps."""
+"""`dqmq_tf.plots`: what the figure shows, and that nothing in it overlaps."""
 
 import dataclasses
-import io
 import sys
 
 import keras
 import numpy as np
 import pytest
-import rich.console
 
 import dqmq_tf
-from dqmq_tf import plots, quality
-from dqmq_tf.report import Bits, QualityRow, summary
+from dqmq_tf import quality
+from dqmq_tf.report import summary
+from dqmq_tf.rows import Bits, QualityRow
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -141,60 +140,3 @@ class TestFigure:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         with pytest.raises(ImportError, match="dqmq_tf\\[plot\\]"):
             report.plot()
-
-
-class TestTables:
-    def render(self, report, ascii_only=False):
-        console = rich.console.Console(file=io.StringIO(), width=120)
-        for part in plots.tables(report, ascii_only):
-            console.print(part)
-        return console.file.getvalue()
-
-    def test_histogram_marks_the_likely_candidates(self, report):
-        spike = dataclasses.replace(
-            report.layers[0].distribution, bit_widths=(2, 4, 8), probabilities=(0.0, 0.5, 0.5)
-        )
-        layers = tuple(dataclasses.replace(row, distribution=spike) for row in report.layers)
-        changed = dataclasses.replace(report, layers=layers)
-        assert "·▄▄" in self.render(changed)
-        assert "p(2-8)" in self.render(changed)
-        assert "044" in self.render(changed, ascii_only=True)
-
-    def test_one_candidate_and_candidates_that_differ(self, report):
-        fixed = dataclasses.replace(
-            report.layers[0].distribution, bit_widths=(8,), probabilities=(1.0,)
-        )
-        row = dataclasses.replace(report.layers[0], distribution=fixed)
-        assert "p(8-8)" in self.render(dataclasses.replace(report, layers=(row,)))
-        mixed = dataclasses.replace(report, layers=(row, report.layers[1]))
-        assert "p(bits)" in self.render(mixed)
-
-    def test_total_row(self, report):
-        line = next(x for x in self.render(report).splitlines() if x.strip().startswith("total"))
-        assert f"{report.total('deflated_bytes'):,.0f}" in line
-
-    def test_several_variables_of_a_layer_are_told_apart(self, report):
-        first, *rest = report.layers
-        twins = [
-            dataclasses.replace(first, name=f"gru:{v}") for v in ("kernel", "recurrent_kernel")
-        ]
-        changed = dataclasses.replace(report, layers=(*twins, *rest))
-        assert plots.layer_labels(changed) == [
-            "gru:kernel",
-            "gru:recurrent_kernel",
-            "middle",
-            "classes",
-        ]
-
-    @pytest.mark.parametrize(
-        ("fields", "words"),
-        [
-            ({"per": "static"}, "static: the same"),
-            ({"per": "profile", "profiles": 3}, "per profile: 3 precision profiles"),
-            ({"per": "profile", "profiles": 2, "phase": "search"}, "2 groups of like quality"),
-            ({"per": "sample", "profiles": 1}, "weight bits: the same for every input"),
-        ],
-    )
-    def test_meaning(self, report, fields, words):
-        fields = {"phase": "frozen", **fields}
-        assert words in plots.meaning(dataclasses.replace(report, **fields))

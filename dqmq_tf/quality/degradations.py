@@ -64,7 +64,7 @@ def check_image_shape(shape):
         raise ValueError(f"`images` must hold pixels. Found shape {shape}, which has none.")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _batch_degradation(kind, channels):
     """The degradation of a batch as one graph, so that an eager call does not run op by op."""
     function = DEGRADATIONS[kind]

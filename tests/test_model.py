@@ -1,0 +1,293 @@
+"""`DQMQModel`: training to a budget, decisions, freezing, saving; on trained networks."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import KINDS, compiled, network, training_data
+
+import dqmq_tf
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def in_new_process(code, *arguments):
+    prelude = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    result = subprocess.run(
+        [sys.executable, "-c", prelude + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+def cost_of(qmodel):
+    decided = qmodel.policy.activation_count
+    bits = qmodel.policy.assigned.numpy()[0]
+    return qmodel.costs.of_file(bits[decided:], bits[:decided])
+
+
+class TestBudget:
+    def test_download_bytes_are_met_within_two_percent(self, deployable):
+        qmodel, _ = deployable
+        qmodel.measure_cost()
+        assert 0.98 * 7_500 <= cost_of(qmodel) <= 7_500
+
+    def test_mean_bit_width_is_met_within_two_percent(self, simulated, by_kind):
+        qmodel, history = simulated
+        table = qmodel.decisions(np.concatenate(list(by_kind.values())))
+        decided = qmodel.policy.activation_count
+        seen = qmodel.policy.observed()
+        means = np.asarray(qmodel.policy.means(seen) + qmodel.policy.shift)[:, :decided]
+        bits = np.clip(np.ceil(means - 0.5), 2, 8)
+        weights = table.bits[:1, decided:]
+        assert qmodel.costs.exact(weights, bits) == pytest.approx(3.0, rel=0.02)
+        assert history["cost"][1] == pytest.approx(3.0, rel=0.1)
+
+    def test_frozen_model_does_not_exceed_it(self, simulated, tmp_path):
+        qmodel, _ = simulated
+        qmodel.save(tmp_path / "m.keras")
+        frozen = keras.models.load_model(tmp_path / "m.keras").freeze()
+        bits = frozen.policy.assigned.numpy()[0]
+        decided = frozen.policy.activation_count
+        assert frozen.costs.exact(bits[decided:], bits[:decided]) <= 3.0
+        assert frozen.decisions(np.zeros((2, 16, 16, 3), "float32")).per == "static"
+
+    def test_file_does_not_exceed_it_and_is_mixed(self, deployable, tmp_path, clean_images):
+        qmodel, _ = deployable
+        qmodel.save(tmp_path / "m.keras")
+        frozen = keras.models.load_model(tmp_path / "m.keras")
+        report = dqmq_tf.convert(frozen, tmp_path / "m.tflite")
+        assert report.deflated_bytes <= 7_500
+        assert report.deflated_bytes == pytest.approx(cost_of(frozen), rel=0.03)
+        assert len({tensor.bit_width for tensor in report.weights}) >= 2
+        found = dqmq_tf.verify(frozen, tmp_path / "m.tflite", clean_images[0])
+        assert found.top1_agreement >= 0.98
+
+
+class TestPolicyIsAlive:
+    def test_kinds_get_different_bits_at_two_points(self, simulated, by_kind):
+        qmodel, _ = simulated
+        means = {kind: qmodel.decisions(images).mean() for kind, images in by_kind.items()}
+        spread = {
+            point: max(m[point] for m in means.values()) - min(m[point] for m in means.values())
+            for point in qmodel.decision_points
+        }
+        assert sum(value >= 0.2 for value in spread.values()) >= 2, spread
+
+    def test_swapped_embeddings_change_the_decisions(self, simulated, by_kind):
+        qmodel, _ = simulated
+        embeddings = {k: qmodel.encoder(x) for k, x in by_kind.items()}
+
+        def decide(z):
+            return np.asarray(qmodel.policy(z, training=False)["activations"])
+
+        own = {kind: decide(z) for kind, z in embeddings.items()}
+        swapped = max(np.mean(own["clean"] != own[kind]) for kind in KINDS)
+        assert swapped > 0.1
+
+    def test_without_directions_all_inputs_are_decided_alike(self, simulated, by_kind):
+        qmodel, _ = simulated
+        kept = qmodel.policy.direction.numpy()
+        qmodel.policy.direction.assign(np.zeros_like(kept))
+        try:
+            bits = qmodel.decisions(np.concatenate(list(by_kind.values()))).bits
+        finally:
+            qmodel.policy.direction.assign(kept)
+        assert (bits == bits[0]).all()
+
+    def test_decisions_do_not_depend_on_the_batch(self, simulated, by_kind):
+        qmodel, _ = simulated
+        images = np.concatenate([by_kind["low_light"][:9], by_kind["clean"][:9]])
+        together = qmodel.decisions(images).bits
+        alone = np.concatenate([qmodel.decisions(image[None]).bits for image in images])
+        np.testing.assert_array_equal(together, alone)
+        np.testing.assert_allclose(
+            qmodel.predict(images, verbose=0), qmodel.predict(images, batch_size=3, verbose=0), atol=0.01
+        )
+
+    def test_logs_hold_every_term(self, simulated):
+        _, history = simulated
+        names = {"pathwise", "score_function", "model_cost", "entropy", "cost", "multiplier"}
+        assert names <= set(history)
+        assert {"mean_bits", "loss", "accuracy"} <= set(history)
+
+    def test_accuracy_stays_near_float(self, simulated, float_network, by_kind, clean_images):
+        qmodel, _ = simulated
+        _, labels = clean_images
+        right = [
+            (qmodel.predict(images, verbose=0).argmax(1) == labels).mean()
+            for images in by_kind.values()
+        ]
+        assert np.mean(right) > 0.7
+
+
+class TestFreeze:
+    @pytest.fixture()
+    def copy(self, simulated, tmp_path):
+        simulated[0].save(tmp_path / "m.keras")
+        return keras.models.load_model(tmp_path / "m.keras")
+
+    def test_two_profiles_follow_the_quality(self, copy, by_kind):
+        images = np.concatenate(list(by_kind.values()))
+        copy.freeze(profiles=2, data=images)
+        table = copy.decisions(images)
+        assert copy.frozen == 2 and table.per == "profile"
+        assert len(np.unique(table.bits, axis=0)) == 2
+        assert set(table.profile) == {0, 1}
+        decided = copy.policy.activation_count
+        mean = copy.costs.exact(table.bits[:, decided:], table.bits[:, :decided])
+        assert mean <= 3.0 * 1.001
+
+    def test_precision_is_on_the_grid(self, copy):
+        precision = copy.freeze().precision()
+        for site, variables in precision.weights.items():
+            weight = variables["kernel"]
+            kernel = copy.parts.wrappers[site].layer.kernel.numpy()
+            assert weight.integers.shape == kernel.shape
+            assert np.abs(weight.integers).max() <= 2 ** (weight.bit_width - 1) - 1
+            error = np.abs(weight.step * weight.integers - kernel)
+            inside = np.abs(kernel) < weight.step * (2 ** (weight.bit_width - 1) - 1)
+            assert (error[inside] <= 0.51 * np.broadcast_to(weight.step, kernel.shape)[inside]).all()
+
+    def test_unfrozen_model_has_no_precision(self, copy):
+        with pytest.raises(ValueError, match="freeze"):
+            copy.precision()
+
+    def test_profiles_out_of_range(self, copy):
+        with pytest.raises(ValueError, match="profiles=5"):
+            copy.freeze(profiles=5)
+
+    def test_uncalibrated_model(self):
+        with pytest.raises(ValueError, match="has not seen data"):
+            dqmq_tf.quantize_model(network()).freeze()
+
+
+class TestSaving:
+    def test_new_process_predicts_and_decides_the_same(self, simulated, by_kind, tmp_path):
+        qmodel, _ = simulated
+        images = np.concatenate([x[:20] for x in by_kind.values()])
+        qmodel.save(tmp_path / "m.keras")
+        np.save(tmp_path / "x.npy", images)
+        code = (
+            "import keras, numpy as np, dqmq_tf\n"
+            "folder = sys.argv[1]\n"
+            "m = keras.models.load_model(folder + '/m.keras')\n"
+            "x = np.load(folder + '/x.npy')\n"
+            "np.save(folder + '/p.npy', m.predict(x, verbose=0))\n"
+            "np.save(folder + '/d.npy', m.decisions(x).bits)\n"
+        )
+        in_new_process(code, tmp_path)
+        np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), qmodel.predict(images, verbose=0))
+        np.testing.assert_array_equal(np.load(tmp_path / "d.npy"), qmodel.decisions(images).bits)
+
+    def test_optimizers_and_schedule_go_on(self, simulated, tmp_path):
+        qmodel, _ = simulated
+        qmodel.save(tmp_path / "m.keras")
+        again = keras.models.load_model(tmp_path / "m.keras")
+        assert again.policy.phase == qmodel.policy.phase == "settled"
+        assert int(again.optimizer.iterations) == int(qmodel.optimizer.iterations)
+        assert int(again.policy_optimizer.iterations) == int(qmodel.policy_optimizer.iterations)
+        before = again.decisions(np.zeros((1, 16, 16, 3), "float32")).bits
+        again.fit(training_data(1).take(2), verbose=0)
+        assert (again.decisions(np.zeros((1, 16, 16, 3), "float32")).bits == before).all()
+
+    def test_config_round_trip(self):
+        config = dqmq_tf.DQMQConfig(
+            rules=[dqmq_tf.LayerRule(pattern="conv_.*", weight_bits=(3, 5))], profiles=2
+        )
+        assert dqmq_tf.DQMQConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+class TestWaysToTrain:
+    """`fit` in the ways of any Keras model, on a few steps."""
+
+    images = np.random.default_rng(0).random((33, 16, 16, 3)).astype("float32")
+    labels = np.random.default_rng(1).integers(0, 10, 33)
+
+    def model(self, **kwargs):
+        qmodel = dqmq_tf.quantize_model(network(), target="simulation", **kwargs)
+        return qmodel
+
+    def test_arrays_sample_weights_and_jit(self):
+        qmodel = self.model()
+        qmodel.compile("adam", "sparse_categorical_crossentropy", jit_compile=True)
+        weights = np.linspace(0, 1, 33)
+        history = qmodel.fit(
+            self.images, self.labels, sample_weight=weights, batch_size=16, epochs=2, verbose=0
+        )
+        assert np.isfinite(history.history["loss"]).all()
+        assert qmodel.policy.phase == "settled"
+
+    def test_generator_of_unknown_length(self):
+        def batches():
+            for _ in range(3):
+                yield self.images[:16], self.labels[:16]
+
+        qmodel = compiled(self.model())
+        with pytest.warns(UserWarning, match="steps_per_epoch"):
+            qmodel.fit(batches(), verbose=0)
+        assert qmodel.policy.phase == "settled"
+
+    def test_train_on_batch_and_resumed_search(self):
+        qmodel = compiled(self.model())
+        before = qmodel.policy.mean.numpy()
+        qmodel.train_on_batch(self.images, self.labels)
+        assert (qmodel.policy.mean.numpy() != before).any()
+        qmodel.settle()
+        qmodel.resume_search()
+        settled = qmodel.policy.mean.numpy()
+        qmodel.train_on_batch(self.images, self.labels)
+        assert (qmodel.policy.mean.numpy() != settled).any()
+
+    def test_mirrored_strategy(self):
+        code = (
+            "import tensorflow as tf, numpy as np, keras\n"
+            "cpu = tf.config.list_physical_devices('CPU')[0]\n"
+            "two = [tf.config.LogicalDeviceConfiguration()] * 2\n"
+            "tf.config.set_logical_device_configuration(cpu, two)\n"
+            "import dqmq_tf\n"
+            "L = keras.layers\n"
+            "strategy = tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])\n"
+            "with strategy.scope():\n"
+            "    m = keras.Sequential([keras.Input((8, 8, 3)), L.Conv2D(4, 3, activation='relu'),\n"
+            "                          L.GlobalAveragePooling2D(), L.Dense(3)])\n"
+            "    q = dqmq_tf.quantize_model(m, target='simulation')\n"
+            "    q.compile('adam', keras.losses.SparseCategoricalCrossentropy(from_logits=True))\n"
+            "x = np.random.rand(32, 8, 8, 3).astype('float32'); y = np.arange(32) % 3\n"
+            "h = q.fit(x, y, batch_size=8, epochs=2, verbose=0, validation_data=(x, y))\n"
+            "assert np.isfinite(h.history['loss']).all(), h.history\n"
+            "assert q.policy.phase == 'settled'\n"
+            "print('steps', float(q.policy.search_step.numpy()))\n"
+        )
+        assert float(in_new_process(code).split("steps")[1]) > 0
+
+
+class TestBadInput:
+    def test_empty_dataset(self):
+        qmodel = compiled(dqmq_tf.quantize_model(network()))
+        empty = tf.data.Dataset.from_tensor_slices((np.zeros((0, 16, 16, 3)), np.zeros(0)))
+        with pytest.raises(ValueError, match="empty"):
+            qmodel.fit(empty.batch(4))
+
+    def test_nan_in_the_first_batch(self):
+        qmodel = compiled(dqmq_tf.quantize_model(network()))
+        images = np.zeros((8, 16, 16, 3), "float32")
+        images[3, 0, 0, 0] = np.nan
+        with pytest.raises(ValueError, match="1 values that are NaN or infinite"):
+            qmodel.fit(images, np.zeros(8), verbose=0)
+
+    def test_nan_in_a_later_batch(self, deployable, tmp_path):
+        deployable[0].save(tmp_path / "m.keras")
+        qmodel = keras.models.load_model(tmp_path / "m.keras")
+        images = np.zeros((8, 16, 16, 3), "float32")
+        images[7] = np.inf
+        with pytest.raises(tf.errors.InvalidArgumentError, match="NaN or infinity"):
+            qmodel.fit(images, np.zeros(8), batch_size=4, verbose=0)

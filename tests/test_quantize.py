@@ -1,0 +1,201 @@
+"""`quantize_model`: what goes in, what comes out, and what is refused at the door."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import compiled, network
+
+import dqmq_tf
+from dqmq_tf.layers import QuantizeWrapper
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+IMAGES = np.random.default_rng(0).random((8, 16, 16, 3)).astype("float32")
+
+
+class Block(keras.layers.Layer):
+    """A custom layer with a kernel of its own."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, shape):
+        self.mixing = self.add_weight(name="mixing", shape=(shape[-1], self.units))
+
+    def call(self, x):
+        return keras.ops.relu(keras.ops.matmul(x, self.mixing))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+class TestModel:
+    def test_keeps_inputs_outputs_names_and_weights(self):
+        model = network()
+        qmodel = dqmq_tf.quantize_model(model)
+        assert isinstance(qmodel, keras.Model) and qmodel.name == model.name
+        assert [x.name for x in qmodel.inputs] == [x.name for x in model.inputs]
+        assert [x.shape for x in qmodel.outputs] == [x.shape for x in model.outputs]
+        names = {layer.name for layer in qmodel.layers}
+        assert {layer.name for layer in model.layers} <= names
+        again = qmodel.float_model()
+        for kept, given in zip(again.get_weights(), model.get_weights()):
+            np.testing.assert_array_equal(kept, given)
+        np.testing.assert_allclose(
+            again.predict(IMAGES, verbose=0), model.predict(IMAGES, verbose=0), atol=1e-6
+        )
+
+    def test_does_not_touch_the_model(self):
+        model = network()
+        before = [w.copy() for w in model.get_weights()]
+        qmodel = compiled(dqmq_tf.quantize_model(model))
+        qmodel.train_on_batch(IMAGES, np.zeros(8))
+        for was, now in zip(before, model.get_weights()):
+            np.testing.assert_array_equal(was, now)
+        assert not model.compiled
+
+    def test_at_eight_bits_it_computes_what_the_float_model_does(self):
+        model = network()
+        rule = dqmq_tf.LayerRule(pattern=".*", weight_bits=8)
+        config = dqmq_tf.DQMQConfig(rules=[rule])
+        qmodel = dqmq_tf.quantize_model(model, config=config)
+        qmodel.calibrate(IMAGES)
+        np.testing.assert_allclose(
+            qmodel.predict(IMAGES, verbose=0), model.predict(IMAGES, verbose=0), atol=0.02
+        )
+
+    def test_nested_shared_and_custom_layers_train_save_and_load(self, tmp_path):
+        keras.saving.register_keras_serializable(package="test_quantize")(Block)
+        inner_inputs = keras.Input((16,))
+        inner = keras.Model(inner_inputs, Block(16, name="block")(inner_inputs), name="inner")
+        shared = keras.layers.Dense(16, activation="relu", name="shared")
+        inputs = keras.Input((8,))
+        x = keras.layers.Dense(16, name="first")(inputs)
+        x = inner(shared(inner(shared(x))))
+        model = keras.Model(inputs, {"a": keras.layers.Dense(2, name="head")(x), "b": x[:, :1] + 1.0})
+        qmodel = dqmq_tf.quantize_model(model, target="simulation")
+        assert set(qmodel.parts.wrappers) == {"first", "shared", "inner/block", "head"}
+        assert isinstance(qmodel.get_layer("inner").get_layer("block"), QuantizeWrapper)
+        qmodel.compile("sgd", {"a": "mse", "b": "mse"})
+        x = np.random.default_rng(0).random((12, 8)).astype("float32")
+        qmodel.fit(x, {"a": np.zeros((12, 2)), "b": np.zeros((12, 1))}, epochs=2, verbose=0)
+        qmodel.save(tmp_path / "m.keras")
+        loaded = keras.models.load_model(tmp_path / "m.keras")
+        for key, value in qmodel.predict(x, verbose=0).items():
+            np.testing.assert_array_equal(loaded.predict(x, verbose=0)[key], value)
+
+    def test_attention_with_causal_mask(self):
+        inputs = keras.Input((6, 8))
+        attention = keras.layers.MultiHeadAttention(2, 4, name="attention")
+        x = attention(inputs, inputs, key=inputs, use_causal_mask=True)
+        model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+        qmodel = dqmq_tf.quantize_model(model, target="simulation")
+        qmodel.compile("adam", "mse")
+        x = np.random.default_rng(0).random((10, 6, 8)).astype("float32")
+        qmodel.fit(x, np.zeros((10, 3)), verbose=0)
+        assert len(qmodel.parts.wrappers["attention"].points) == 4
+
+    def test_frozen_batch_norm_of_a_nested_model_stays_frozen(self):
+        base_inputs = keras.Input((16, 16, 3))
+        x = keras.layers.Conv2D(4, 3)(base_inputs)
+        base = keras.Model(base_inputs, keras.layers.BatchNormalization(name="norm")(x), name="base")
+        inputs = keras.Input((16, 16, 3))
+        x = keras.layers.GlobalAveragePooling2D()(base(inputs, training=False))
+        model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(x))
+        qmodel = compiled(dqmq_tf.quantize_model(model))
+        norm = qmodel.get_layer("base").get_layer("norm")
+        before = norm.moving_mean.numpy()
+        qmodel.train_on_batch(IMAGES, np.zeros(8))
+        np.testing.assert_array_equal(norm.moving_mean.numpy(), before)
+
+    def test_encoder_costs_under_two_percent(self):
+        qmodel = dqmq_tf.quantize_model(network())
+        macs = qmodel.encoder.multiply_accumulates((None, 16, 16, 3))
+        assert macs <= 0.02 * qmodel.costs.macs.sum()
+
+
+class TestRules:
+    def test_candidates_and_left_out_layers(self):
+        rules = [
+            dqmq_tf.LayerRule(pattern="conv_0", quantize=False),
+            dqmq_tf.LayerRule(pattern="conv_.*", weight_bits=(2, 4, 8)),
+        ]
+        qmodel = dqmq_tf.quantize_model(network(), config=dqmq_tf.DQMQConfig(rules=rules))
+        assert "conv_0" not in qmodel.parts.wrappers
+        bits = {point.site: point.bit_widths for point in qmodel.costs.weights}
+        assert bits["conv_1"] == (2, 4, 8) and bits["classes"] == (2, 3, 4, 5, 6, 7, 8)
+
+    def test_bits_outside_the_target(self):
+        rules = [dqmq_tf.LayerRule(pattern="relu_0", activation_bits=(4,))]
+        with pytest.raises(ValueError, match=r"relu_0.*\[4\].*android"):
+            dqmq_tf.quantize_model(network(), config=dqmq_tf.DQMQConfig(rules=rules))
+
+
+class TestRefused:
+    def test_subclassed_model(self):
+        class Own(keras.Model):
+            def call(self, x):
+                return x
+
+        with pytest.raises(ValueError, match="subclassed"):
+            dqmq_tf.quantize_model(Own())
+
+    def test_model_without_shape(self):
+        with pytest.raises(ValueError, match="no input shape"):
+            dqmq_tf.quantize_model(keras.Sequential([keras.layers.Dense(2)]))
+
+    def test_unknown_target(self):
+        with pytest.raises(ValueError, match="choose one of android"):
+            dqmq_tf.quantize_model(network(), target="toaster")
+
+    def test_budget_below_the_smallest_says_the_smallest(self):
+        budget = dqmq_tf.Budget(mean_bit_width=1.5)
+        with pytest.raises(ValueError, match=r"smallest possible.*is 2\b"):
+            dqmq_tf.quantize_model(network(), target="simulation", budget=budget)
+        with pytest.raises(ValueError, match="smallest possible"):
+            dqmq_tf.quantize_model(network(), budget=dqmq_tf.Budget(download_bytes=1000))
+
+    def test_budget_that_is_none(self):
+        with pytest.raises(ValueError, match="Budget"):
+            dqmq_tf.quantize_model(network(), budget=50_000)
+
+    def test_other_backend(self):
+        code = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+            "import keras, dqmq_tf\n"
+            "model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])\n"
+            "dqmq_tf.quantize_model(model)\n"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "KERAS_BACKEND": "numpy"},
+        )
+        assert result.returncode != 0
+        assert "needs Keras on the TensorFlow backend" in result.stderr
+
+    def test_simulation_cannot_be_converted(self, tmp_path):
+        qmodel = dqmq_tf.quantize_model(network(), target="simulation")
+        qmodel.calibrate(IMAGES)
+        with pytest.raises(ValueError, match="simulation"):
+            dqmq_tf.convert(qmodel, tmp_path / "m.tflite")
+        assert not list(tmp_path.iterdir())
+
+
+def test_import_leaves_the_environment_as_it_was():
+    code = (
+        f"import sys, os; sys.path.insert(0, {str(ROOT)!r})\n"
+        "before = dict(os.environ); import tensorflow as tf; after_tf = dict(os.environ)\n"
+        "import dqmq_tf\n"
+        "assert dict(os.environ) == after_tf\n"
+        "assert 'tensorflow_model_optimization' not in sys.modules\n"
+        "assert tf.keras.__version__.startswith('3')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

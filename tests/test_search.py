@@ -1,0 +1,68 @@
+"""Each term of the objective feeds a gradient, and its switch turns just that gradient off."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import network
+
+import dqmq_tf
+
+OFF = {
+    "supervised": False,
+    "pathwise": False,
+    "score_function": False,
+    "model_cost": False,
+    "entropy": False,
+}
+IMAGES = np.random.default_rng(0).random((32, 16, 16, 3)).astype("float32")
+LABELS = np.random.default_rng(1).integers(0, 10, 32)
+
+
+def moved(**on):
+    """`{variable: whether two training steps moved it}` with only some terms on."""
+    config = dqmq_tf.DQMQConfig(terms=dqmq_tf.Terms(**{**OFF, **on}))
+    budget = dqmq_tf.Budget(mean_bit_width=3.3)
+    qmodel = dqmq_tf.quantize_model(network(), target="simulation", budget=budget, config=config)
+    qmodel.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    qmodel.calibrate(IMAGES)
+    policy = qmodel.policy
+    wrapper = qmodel.parts.wrappers["conv_1"]
+    variables = {
+        "kernel": wrapper.layer.kernel,
+        "weight_step": wrapper.log_steps[0],
+        "activation_step": qmodel.parts.quantizers[1].log_step,
+        "mean": policy.mean,
+        "direction": policy.direction,
+        "sigma": policy.log_sigma,
+        "baseline": policy.baseline_bias,
+        "encoder": qmodel.encoder.hidden_kernel,
+    }
+    before = {name: variable.numpy() for name, variable in variables.items()}
+    for _ in range(2):
+        qmodel.train_on_batch(IMAGES, LABELS)
+    return {name: bool((v.numpy() != before[name]).any()) for name, v in variables.items()}
+
+
+@pytest.fixture(scope="module")
+def nothing():
+    return moved()
+
+
+def test_without_any_term_nothing_moves(nothing):
+    assert not any(nothing.values()), nothing
+
+
+@pytest.mark.parametrize(
+    "term, fed, not_fed",
+    [
+        ("supervised", ["kernel", "weight_step", "activation_step"], ["mean", "sigma", "baseline"]),
+        ("pathwise", ["mean", "direction"], ["kernel", "sigma", "baseline"]),
+        ("score_function", ["mean", "direction", "sigma", "baseline"], ["kernel"]),
+        ("model_cost", ["mean", "direction", "sigma"], ["kernel", "baseline"]),
+        ("entropy", ["sigma"], ["kernel", "baseline"]),
+    ],
+)
+def test_a_term_alone_feeds_its_own_gradients(term, fed, not_fed):
+    result = moved(**{term: True})
+    assert all(result[name] for name in fed), result
+    assert not any(result[name] for name in not_fed), result
