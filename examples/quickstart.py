@@ -305,7 +305,9 @@ def main(argv):
     verified = dqmq_tf.verify(qmodel, output / "model.tflite", seen, samples=samples)
     qmodel.save(output / "model.keras")
 
-    print(f"float {100 * float_accuracy:.2f} %, DQMQ {100 * dqmq_accuracy:.2f} % of the test images")
+    print(
+        f"float {100 * float_accuracy:.2f} %, DQMQ {100 * dqmq_accuracy:.2f} % of the test images"
+    )
     print(f"{report.path}: {report.total_bytes:,} bytes, {report.deflated_bytes:,} under deflate")
     rows = figures(
         report,

@@ -18,7 +18,9 @@ def test_folded_bias_is_a_whole_number_of_units(center, scale):
     x = keras.layers.Dense(2, name="dense")(keras.layers.Flatten()(x))
     model = keras.Model(inputs, x)
     for layer in model.layers:
-        layer.set_weights([np.random.default_rng(2).uniform(0.2, 1.5, w.shape) for w in layer.get_weights()])
+        layer.set_weights(
+            [np.random.default_rng(2).uniform(0.2, 1.5, w.shape) for w in layer.get_weights()]
+        )
     qmodel = dqmq_tf.quantize_model(model)
     images = np.random.default_rng(0).random((16, 8, 8, 3)).astype("float32")
     qmodel.calibrate(images)

@@ -9,7 +9,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = "dqmq_tf"
 RUNNER = "tests/run_pytest.py"
-HEADER = f'''\
+HEADER = f"""\
 # Targets of dqmq_tf, one per module and test. Written by `python tests/test_build_file.py > BUILD`.
 #
 # TensorFlow, Keras and the other requirements of setup.py come from the Python environment that
@@ -19,7 +19,7 @@ HEADER = f'''\
 package(default_visibility = ["//visibility:public"])
 
 licenses(["notice"])
-'''
+"""
 
 
 def files(folder, pattern="*.py"):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import KINDS, compiled, network, training_data
+from small_networks import KINDS, compiled, network, training_data
 
 import dqmq_tf
 
@@ -110,7 +110,9 @@ class TestPolicyIsAlive:
         alone = np.concatenate([qmodel.decisions(image[None]).bits for image in images])
         np.testing.assert_array_equal(together, alone)
         np.testing.assert_allclose(
-            qmodel.predict(images, verbose=0), qmodel.predict(images, batch_size=3, verbose=0), atol=0.01
+            qmodel.predict(images, verbose=0),
+            qmodel.predict(images, batch_size=3, verbose=0),
+            atol=0.01,
         )
 
     def test_logs_hold_every_term(self, simulated):
@@ -155,7 +157,9 @@ class TestFreeze:
             assert np.abs(weight.integers).max() <= 2 ** (weight.bit_width - 1) - 1
             error = np.abs(weight.step * weight.integers - kernel)
             inside = np.abs(kernel) < weight.step * (2 ** (weight.bit_width - 1) - 1)
-            assert (error[inside] <= 0.51 * np.broadcast_to(weight.step, kernel.shape)[inside]).all()
+            assert (
+                error[inside] <= 0.51 * np.broadcast_to(weight.step, kernel.shape)[inside]
+            ).all()
 
     def test_unfrozen_model_has_no_precision(self, copy):
         with pytest.raises(ValueError, match="freeze"):
@@ -185,7 +189,9 @@ class TestSaving:
             "np.save(folder + '/d.npy', m.decisions(x).bits)\n"
         )
         in_new_process(code, tmp_path)
-        np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), qmodel.predict(images, verbose=0))
+        np.testing.assert_array_equal(
+            np.load(tmp_path / "p.npy"), qmodel.predict(images, verbose=0)
+        )
         np.testing.assert_array_equal(np.load(tmp_path / "d.npy"), qmodel.decisions(images).bits)
 
     def test_optimizers_and_schedule_go_on(self, simulated, tmp_path):

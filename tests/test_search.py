@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import network
+from small_networks import network
 
 import dqmq_tf
 

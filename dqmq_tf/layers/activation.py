@@ -1,5 +1,7 @@
 """Fake quantization of a tensor between layers."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
@@ -8,6 +10,8 @@ from dqmq_tf import quantizers
 from dqmq_tf.layers import decision as decisions
 
 _SAMPLES_PER_CALL = 65_536
+# Values per sample from which XLA saves more time than it takes to compile, half a second a shape.
+_WORTH_COMPILING = 4096
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -59,11 +63,12 @@ class ActivationQuantizer(keras.layers.Layer):
         else:
             row = decision[:, self.column]
         parameters = self._parameters(decisions.bit_widths_of(row), len(x.shape))
+        compiled = math.prod(n or 1 for n in x.shape[1:]) >= _WORTH_COMPILING
         if row.shape[-1] == 1:
-            return quantizers.quantize(x, *parameters[0])
+            return quantizers.quantize(x, *parameters[0], compiled=compiled)
         executed, low, high = parameters
         slope, mean = ops.unstack(_aligned(row[:, decisions.SLOPE :], len(x.shape)), axis=1)
-        return quantizers.relaxed_quantize(x, executed, low, high, mean, slope)
+        return quantizers.relaxed_quantize(x, executed, low, high, mean, slope, compiled=compiled)
 
     def compute_output_spec(self, x, decision=None):
         return keras.KerasTensor(x.shape, dtype=x.dtype)

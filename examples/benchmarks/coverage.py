@@ -23,7 +23,12 @@ from absl import app, flags
 _MODELS = flags.DEFINE_string("models", ".*", "Regular expression that whole names must match.")
 _TARGET = flags.DEFINE_string("target", "simulation", "Deployment target (see dqmq_tf.targets).")
 _TIMEOUT = flags.DEFINE_integer("timeout", 900, "Seconds that a model may take.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results, written as they come.")
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "JSON file for the results, written as they come. Models that it already holds are not measured "
+    "again: a run that was stopped goes on, and `--models` can fill it in parts.",
+)
 
 _BOUND = 34
 _BATCH, _CLASSES = 2, 10
@@ -112,13 +117,9 @@ def measure(name, target, connection):
     except Exception as error:
         finish("")
         text = " ".join(str(error).split())[:500]
-        result = Result(name, False, f"{stage_of(seconds)}: {type(error).__name__}: {text}", points, seconds)
+        reason = f"{list(seconds)[-1]}: {type(error).__name__}: {text}"
+        result = Result(name, False, reason, points, seconds)
     connection.send(result)
-
-
-def stage_of(seconds):
-    """Returns the last stage that was timed."""
-    return list(seconds)[-1]
 
 
 def run(name, target, timeout):
@@ -142,6 +143,13 @@ def run(name, target, timeout):
     return Result(name, False, reason, 0, {"total": round(time.perf_counter() - started, 2)})
 
 
+def earlier_results(path):
+    """Returns the `Result`s that a file holds, none if there is no such file."""
+    if path is None or not pathlib.Path(path).exists():
+        return []
+    return [Result(**row) for row in json.loads(pathlib.Path(path).read_text())]
+
+
 def table_of(results):
     """Returns a table of results."""
     table = rich.table.Table("model", "decision points", "seconds", "result", title="Coverage")
@@ -161,7 +169,8 @@ def main(argv):
     names = [name for name in model_functions() if re.fullmatch(_MODELS.value, name)]
     if not names:
         raise app.UsageError(f"--models={_MODELS.value} matches none of {model_functions()}.")
-    results = []
+    results = earlier_results(_OUTPUT.value)
+    names = [name for name in names if name not in {result.name for result in results}]
     for number, name in enumerate(names, start=1):
         result = run(name, _TARGET.value, _TIMEOUT.value)
         results.append(result)
@@ -172,7 +181,8 @@ def main(argv):
             pathlib.Path(_OUTPUT.value).write_text(json.dumps(rows, indent=2) + "\n")
     rich.print(table_of(results))
     passed = sum(result.passed for result in results)
-    print(f"{passed} of {len(results)} models passed (bound: at least {_BOUND} of all)")
+    total = len(model_functions())
+    print(f"{passed} of {len(results)} models passed (bound: at least {_BOUND} of all {total})")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ def test_gaussian_blur_is_a_gaussian(point):
 
 def test_defocus_blur_is_a_disk(point):
     spread = quality.degrade(point, "defocus_blur", 4).numpy()[0, 14:19, 14:19, 0]
-    plus = np.array([[0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [0] * 5]) / 5
+    plus = (
+        np.array([[0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [0] * 5]) / 5
+    )
     np.testing.assert_allclose(spread, plus, atol=1e-5)
 
 

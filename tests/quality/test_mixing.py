@@ -66,7 +66,9 @@ def test_draws_depend_on_seed_and_position_alone(digits):
     np.testing.assert_array_equal(labels, collected(part)[1])
     assert not np.array_equal(images, collected(quality.mixed_quality(part, seed=4))[0])
     batched = quality.mixed_quality(part.batch(32), seed=3)
-    np.testing.assert_array_equal(images, np.concatenate([b for b, _ in batched.as_numpy_iterator()]))
+    np.testing.assert_array_equal(
+        images, np.concatenate([b for b, _ in batched.as_numpy_iterator()])
+    )
 
 
 def test_repeating_before_mixing_draws_anew(digits):
@@ -115,7 +117,9 @@ def test_float_images_of_another_range_are_refused_when_run(digits):
 def test_a_keras_model_trains_on_it(digits):
     import keras
 
-    model = keras.Sequential([keras.Input([16, 16, 1]), keras.layers.Flatten(), keras.layers.Dense(10)])
+    model = keras.Sequential(
+        [keras.Input([16, 16, 1]), keras.layers.Flatten(), keras.layers.Dense(10)]
+    )
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     history = model.fit(quality.mixed_quality(digits.take(64).batch(32)), verbose=0)
     assert np.isfinite(history.history["loss"][0])
@@ -149,7 +153,11 @@ def test_errors_at_the_door(digits, change, error, message):
     [
         (lambda data: list(data.take(1)), TypeError, "Found list"),
         (lambda data: data.take(0), ValueError, "is empty"),
-        (lambda data: data.map(lambda image, label: image), ValueError, r"elements \(image, label\)"),
+        (
+            lambda data: data.map(lambda image, label: image),
+            ValueError,
+            r"elements \(image, label\)",
+        ),
         (
             lambda data: data.map(lambda image, label: {"image": image, "label": label}),
             ValueError,
