@@ -90,7 +90,10 @@ class PolicySearch:
         )
         policy.temperature.assign(narrowed)
         active = ops.cast(progress >= config.warmup, "float32")
-        optimizer.apply([None if g is None else g * active for g in gradients], variables)
+        # With terms switched off some variables, or all, have no gradient.
+        pairs = [(g * active, v) for g, v in zip(gradients, variables) if g is not None]
+        if pairs:
+            optimizer.apply_gradients(pairs)
 
 
 def mean_bits(result, costs):
