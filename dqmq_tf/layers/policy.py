@@ -298,7 +298,8 @@ class Reorder(keras.layers.Layer):
     """Puts a batch in the order of a permutation, or back; an empty permutation changes nothing.
 
     Args:
-        inverse: Whether to put it back; `like` is then a tensor of as many samples as come out.
+        inverse: Whether to put it back; `like` is then a tensor of as many samples as come out,
+            None where the permutation holds no sample twice.
     """
 
     def __init__(self, inverse=False, **kwargs):
@@ -310,7 +311,7 @@ class Reorder(keras.layers.Layer):
         if order.shape[0] == 0:
             return x
         if self.inverse:
-            order = ops.argsort(order[: ops.shape(like)[0]])
+            order = ops.argsort(order if like is None else order[: ops.shape(like)[0]])
         return ops.take(x, order, axis=0)
 
     def compute_output_spec(self, x, order, like=None):
