@@ -129,10 +129,9 @@ def table_of(rows):
     table = rich.table.Table(
         "target",
         "phase",
-        "float, ms",
-        "DQMQ, ms",
-        "ratio",
-        "quartiles",
+        "float ms",
+        "DQMQ ms",
+        "ratio (quartiles)",
         "CPU ratio",
         f"<= {_BOUND}",
         title=f"Training step, batch {_BATCH_SIZE.value}",
@@ -143,8 +142,7 @@ def table_of(rows):
             row.phase,
             f"{1000 * row.float_seconds:.0f}",
             f"{1000 * row.quantized_seconds:.0f}",
-            f"{row.ratio:.2f}",
-            f"{row.low:.2f}-{row.high:.2f}",
+            f"{row.ratio:.2f} ({row.low:.2f}-{row.high:.2f})",
             f"{row.processor_ratio:.2f}",
             "kept" if row.ratio <= _BOUND else "MISSED",
         )
