@@ -6,9 +6,6 @@ part of the limits: `q_min = -zero_point`, `q_max = 2**bits - 1 - zero_point`.
 
 `relaxed_quantize` adds the pathwise gradient of a bit-width: a mean between two neighbouring
 candidates executes as a draw of one of them and carries the gradient of their mixture.
-
-The element-wise work on activations is compiled by XLA into one loop each way, inside a graph that
-need not be: ten element-wise operations a tensor would cost more than the convolutions between.
 """
 
 import numpy as np
@@ -21,7 +18,7 @@ def weight_limits(bit_width):
     return -q_max, q_max
 
 
-def quantize(x, step, q_min, q_max, compiled=True):
+def quantize(x, step, q_min, q_max):
     """Fake-quantizes `x` with one step size.
 
     Args:
@@ -29,8 +26,6 @@ def quantize(x, step, q_min, q_max, compiled=True):
         step: Step sizes that broadcast against `x` (same rank). 0 leaves `x` as it is: a step
             that has not been calibrated yet.
         q_min, q_max: Limits of the integers, shaped like `step`.
-        compiled: Whether XLA compiles the element-wise work: right for activations; kernels are
-            small, and compiling for each of their shapes would take longer than it saves.
 
     Returns:
         A tensor like `x`, on the grid. Gradients: straight-through to `x` within the limits;
@@ -41,19 +36,18 @@ def quantize(x, step, q_min, q_max, compiled=True):
     >>> quantize(tf.constant([0.24, 9.0]), tf.constant([0.1]), tf.constant([0.0]),
     ...          tf.constant([15.0]))          # 4 bits, unsigned: [0.2, 1.5]
     """
-    forward, gradients, _ = _COMPILED if compiled else _PLAIN
 
     @tf.custom_gradient
     def apply(x, step):
         def gradient(upstream):
-            return gradients(upstream, x, step, q_min, q_max, axes=_broadcast_axes(x, step))
+            return _gradients(upstream, x, step, q_min, q_max)
 
-        return forward(x, step, q_min, q_max), gradient
+        return _forward(x, step, q_min, q_max), gradient
 
     return apply(x, step)
 
 
-def relaxed_quantize(x, executed, low, high, mean, slope, compiled=True):
+def relaxed_quantize(x, executed, low, high, mean, slope):
     """Fake-quantizes `x` at the executed bit-width, with a gradient to the mean bit-width.
 
     Args:
@@ -64,21 +58,22 @@ def relaxed_quantize(x, executed, low, high, mean, slope, compiled=True):
             is.
         slope: What the change of the output from `low` to `high` weighs in the gradient to
             `mean`, shaped like `mean` (see `trapezoid_slope`).
-        compiled: As in `quantize`.
 
     Returns:
         A tensor like `x`. The gradient to `mean` is `slope * <upstream, Q_high(x) - Q_low(x)>`.
     """
     step, q_min, q_max = executed
-    forward, _, gradients = _COMPILED if compiled else _PLAIN
 
     @tf.custom_gradient
     def apply(x, step, mean):
         def gradient(upstream):
-            axes = _broadcast_axes(x, step), _broadcast_axes(x, mean)
-            return gradients(upstream, x, *executed, *low, *high, slope, axes=axes)
+            to_x, to_step = _gradients(upstream, x, step, q_min, q_max)
+            exact, incoming = tf.cast(x, step.dtype), tf.cast(upstream, step.dtype)
+            q_low, q_high = (_values(exact, *limits)[1] * limits[0] for limits in (low, high))
+            contrast = _summed(incoming * (q_high - q_low), mean)
+            return to_x, to_step, slope * contrast
 
-        return forward(x, step, q_min, q_max), gradient
+        return _forward(x, step, q_min, q_max), gradient
 
     return apply(x, step, mean)
 
@@ -97,15 +92,6 @@ def trapezoid_slope(probability, gap, bound=4.0):
     return tf.minimum(0.5 / tf.maximum(probability, 1e-6), bound) / gap
 
 
-def _broadcast_axes(x, reference):
-    """The axes along which `reference` is broadcast to `x`.
-
-    Found outside of the compiled functions and handed to them as a constant: a function traced
-    for a `reference` of unknown batch would also be taken for one of batch 1.
-    """
-    return tuple(i for i, n in enumerate(reference.shape) if n == 1 and x.shape[i] != 1)
-
-
 def _values(x, step, q_min, q_max):
     ratio = x / tf.where(step > 0, step, 1.0)
     return ratio, tf.clip_by_value(tf.round(ratio), q_min, q_max)
@@ -117,30 +103,20 @@ def _forward(x, step, q_min, q_max):
     return tf.cast(tf.where(step > 0, integers * step, exact), x.dtype)
 
 
-def _gradients(upstream, x, step, q_min, q_max, axes):
+def _gradients(upstream, x, step, q_min, q_max):
     exact, incoming = tf.cast(x, step.dtype), tf.cast(upstream, step.dtype)
     ratio, integers = _values(exact, step, q_min, q_max)
     inside = tf.cast((ratio >= q_min) & (ratio <= q_max), step.dtype)
     live = tf.cast(step > 0, step.dtype)
     to_x = incoming * (inside * live + 1.0 - live)
     to_step = incoming * (integers - ratio * inside) * live
-    return tf.cast(to_x, x.dtype), tf.reduce_sum(to_step, axes, keepdims=True)
+    return tf.cast(to_x, x.dtype), _summed(to_step, step)
 
 
-def _relaxed_gradients(
-    upstream, x, step, q_min, q_max, low_step, low_min, low_max, high_step, high_min, high_max,
-    slope, axes,
-):  # fmt: skip
-    to_x, to_step = _gradients(upstream, x, step, q_min, q_max, axes[0])
-    exact, incoming = tf.cast(x, step.dtype), tf.cast(upstream, step.dtype)
-    low = _values(exact, low_step, low_min, low_max)[1] * low_step
-    high = _values(exact, high_step, high_min, high_max)[1] * high_step
-    contrast = tf.reduce_sum(incoming * (high - low), axes[1], keepdims=True)
-    return to_x, to_step, slope * contrast
-
-
-_PLAIN = (_forward, _gradients, _relaxed_gradients)
-_COMPILED = tuple(tf.function(f, jit_compile=True, autograph=False) for f in _PLAIN)
+def _summed(values, like):
+    """Sums over the axes along which `like`, of the same rank, was broadcast."""
+    axes = [i for i, n in enumerate(like.shape) if n == 1 and values.shape[i] != 1]
+    return tf.reduce_sum(values, axes, keepdims=True)
 
 
 def fit_weight_steps(weights, channel_axes, bit_widths, samples=2048):

@@ -1,13 +1,16 @@
 """Fake quantization of a tensor between layers."""
 
+import functools
 import math
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from dqmq_tf import quantizers
 from dqmq_tf.layers import decision as decisions
+from dqmq_tf.tracing import one_node
 
 _SAMPLES_PER_CALL = 65_536
 # Values per sample from which XLA saves more time than it takes to compile, half a second a shape.
@@ -58,29 +61,20 @@ class ActivationQuantizer(keras.layers.Layer):
         if self._observed is not None:
             self._observe(x)
             return x
-        if self.column is None:
-            row = ops.convert_to_tensor([[float(self.bit_widths[-1])]])
-        else:
-            row = decision[:, self.column]
-        parameters = self._parameters(decisions.bit_widths_of(row), len(x.shape))
-        compiled = math.prod(n or 1 for n in x.shape[1:]) >= _WORTH_COMPILING
-        if row.shape[-1] == 1:
-            return quantizers.quantize(x, *parameters[0], compiled=compiled)
-        executed, low, high = parameters
-        slope, mean = ops.unstack(_aligned(row[:, decisions.SLOPE :], len(x.shape)), axis=1)
-        return quantizers.relaxed_quantize(x, executed, low, high, mean, slope, compiled=compiled)
+        fixed = self.column is None
+        row = tf.constant([[float(self.bit_widths[-1])]]) if fixed else decision[:, self.column]
+        quantizer = _tensor_quantizer(
+            x.dtype,
+            len(x.shape),
+            self.bit_widths,
+            tuple(row.shape),
+            math.prod(n or 1 for n in x.shape[1:]) >= _WORTH_COMPILING,
+        )
+        table = ops.stack([self.log_step.value, self.zero_point.value], axis=-1)
+        return quantizer(x, table, self.calibrated.value, row)
 
     def compute_output_spec(self, x, decision=None):
         return keras.KerasTensor(x.shape, dtype=x.dtype)
-
-    def _parameters(self, bits, rank):
-        """`(step, q_min, q_max)`, each `[batch, 1, …]`, for each column of bits `[batch, n]`."""
-        table = ops.stack([self.log_step.value, self.zero_point.value], axis=-1)
-        log_step, zero_point = ops.unstack(decisions.look_up(table, self.bit_widths, bits), axis=-1)
-        step = ops.exp(log_step) * self.calibrated
-        q_max = ops.power(2.0, bits) - 1.0 - zero_point
-        aligned = [_aligned(part, rank) for part in (step, -zero_point, q_max)]
-        return list(zip(*(ops.unstack(part, axis=1) for part in aligned)))
 
     def values(self, bit_width):
         """Returns `(step, zero_point)` at a bit-width, as Python numbers."""
@@ -136,7 +130,39 @@ class ActivationQuantizer(keras.layers.Layer):
         }
 
 
-def _aligned(values, rank):
-    """`[batch, n]` to `[batch, n, 1, …]`, whose columns broadcast against a tensor of a rank."""
-    batch = -1 if values.shape[0] is None else values.shape[0]
-    return ops.reshape(values, (batch, values.shape[1]) + (1,) * (rank - 1))
+@functools.cache
+def _tensor_quantizer(dtype, rank, candidates, row_shape, compiled):
+    """A function of a tensor, its steps and zero points `[K, 2]`, and decision rows.
+
+    Args:
+        dtype, rank: Of the tensor `[batch, ...]`.
+        candidates: The K bit-widths.
+        row_shape: Of the decision rows, `[batch or 1, fields]`.
+        compiled: Whether XLA makes one loop of it each way: ten element-wise operations on an
+            activation take longer than the convolutions between.
+    """
+    batch, fields = row_shape
+
+    def columns(values):
+        shape = (-1 if batch is None else batch,) + (1,) * (rank - 1)
+        return [tf.reshape(column, shape) for column in tf.unstack(values, axis=1)]
+
+    def quantize(x, table, calibrated, row):
+        bits = decisions.bit_widths_of(row)
+        log_step, zero_point = tf.unstack(decisions.look_up(table, candidates, bits), axis=-1)
+        # Step 0 leaves the tensor as it is: nothing has been calibrated.
+        step = tf.exp(log_step) * calibrated
+        q_max = tf.pow(2.0, bits) - 1.0 - zero_point
+        parameters = list(zip(columns(step), columns(-zero_point), columns(q_max)))
+        if fields == 1:
+            return quantizers.quantize(x, *parameters[0])
+        slope, mean = columns(row[:, decisions.SLOPE :])
+        return quantizers.relaxed_quantize(x, *parameters, mean, slope)
+
+    signature = [
+        tf.TensorSpec([None] * rank, dtype),
+        tf.TensorSpec([len(candidates), 2]),
+        tf.TensorSpec([]),
+        tf.TensorSpec(row_shape),
+    ]
+    return one_node(quantize, signature, compiled)

@@ -1,5 +1,7 @@
 """One wrapper that quantizes the kernels of any layer."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -8,6 +10,7 @@ from keras import ops
 from dqmq_tf import quantizers
 from dqmq_tf.graph import variable_names
 from dqmq_tf.layers import decision as decisions
+from dqmq_tf.tracing import one_node
 
 
 class Constants:
@@ -135,7 +138,14 @@ class QuantizeWrapper(keras.layers.Layer):
         for point, log_step in zip(self.points, self.log_steps):
             kernel = self.kernel(point["variable"])
             row = decision[point["column"]]
-            mapping.append((kernel, self._quantized(kernel, log_step, point["bit_widths"], row)))
+            quantizer = _kernel_quantizer(
+                tuple(i for i, n in enumerate(log_step.shape[1:]) if n == 1),
+                len(kernel.shape),
+                tuple(point["bit_widths"]),
+                row.shape[0],
+            )
+            weights = ops.cast(kernel.value, "float32")
+            mapping.append((kernel, quantizer(weights, log_step.value, row)))
         with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
             result = self.layer(*args, **kwargs)
         for loss in scope.losses:
@@ -148,29 +158,6 @@ class QuantizeWrapper(keras.layers.Layer):
                 variable.assign(value)
         return result
 
-    def _quantized(self, kernel, log_step, candidates, row):
-        """The kernel at the bit-width of one decision row `[fields]`."""
-        weights = ops.cast(kernel.value, "float32")
-        bits = decisions.bit_widths_of(row)
-        shape = tuple(log_step.shape[1:])
-        table = ops.reshape(log_step.value, (len(candidates), -1))
-        steps = ops.exp(decisions.look_up(table, candidates, bits))
-        steps = ops.unstack(ops.reshape(steps, (bits.shape[0], *shape)), axis=0)
-        one = (1,) * len(shape)
-        limits = [
-            ops.unstack(ops.reshape(limit, (bits.shape[0], *one)), axis=0)
-            for limit in quantizers.weight_limits(bits)
-        ]
-        parameters = list(zip(steps, *limits))
-        if row.shape[0] == 1:
-            return quantizers.quantize(weights, *parameters[0], compiled=False)
-        executed, low, high = parameters
-        slope = ops.reshape(row[decisions.SLOPE], one)
-        mean = ops.reshape(row[decisions.MEAN], one)
-        return quantizers.relaxed_quantize(
-            weights, executed, low, high, mean, slope, compiled=False
-        )
-
     def get_config(self):
         return {
             **super().get_config(),
@@ -182,6 +169,34 @@ class QuantizeWrapper(keras.layers.Layer):
     def from_config(cls, config):
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         return cls(layer, **config)
+
+
+@functools.cache
+def _kernel_quantizer(reduced_axes, rank, candidates, fields):
+    """A function of a kernel, its step sizes `[K, …]` and a decision row `[fields]`."""
+    one = (1,) * rank
+    channels = [1 if axis in reduced_axes else None for axis in range(rank)]
+
+    def quantize(weights, log_step, row):
+        bits = decisions.bit_widths_of(row)
+        table = tf.reshape(log_step, (len(candidates), -1))
+        steps = tf.unstack(tf.exp(decisions.look_up(table, candidates, bits)))
+        steps = [tf.reshape(step, tf.shape(log_step)[1:]) for step in steps]
+        parameters = [
+            (tf.ensure_shape(step, channels), *(tf.reshape(q, one) for q in limits))
+            for step, limits in zip(steps, map(quantizers.weight_limits, tf.unstack(bits)))
+        ]
+        if fields == 1:
+            return quantizers.quantize(weights, *parameters[0])
+        slope, mean = (tf.reshape(row[i], one) for i in (decisions.SLOPE, decisions.MEAN))
+        return quantizers.relaxed_quantize(weights, *parameters, mean, slope)
+
+    signature = [
+        tf.TensorSpec([None] * rank),
+        tf.TensorSpec([len(candidates), *channels]),
+        tf.TensorSpec([fields]),
+    ]
+    return one_node(quantize, signature)
 
 
 def _pick(parts, group):

@@ -183,20 +183,6 @@ def test_settled_groups_need_not_be_equal_in_training():
     np.testing.assert_array_equal(trained[0], call(wrapper, inputs, decision, group)[0])
 
 
-@pytest.mark.parametrize("name", ["dense", "conv2d"])
-def test_a_batch_smaller_than_the_groups_goes_to_the_last(name):
-    _, wrapper = wrapped(name)
-    inputs = inputs_of(name, batch=1)
-    decision = searching(wrapper, 2, 4)
-    with tf.GradientTape() as tape:
-        found = call(wrapper, inputs, decision, [1], training=True)
-        loss = ops.sum(found[0])
-    alone = call(wrapper, inputs, decision[1:], training=True)
-    np.testing.assert_allclose(found[0], alone[0], rtol=1e-6)
-    for gradient in tape.gradient(loss, [v.value for v in wrapper.trainable_variables]):
-        assert np.all(np.isfinite(gradient))
-
-
 @keras.saving.register_keras_serializable(package="dqmq_tf_tests")
 class Normalized(layers.Layer):
     """A layer that averages over its batch, and keeps what it found."""
