@@ -113,10 +113,14 @@ class _Assembly:
         self._quantizer_of = {}
         columns = {point: column for column, point in enumerate(costs.decided)}
         for i, point in enumerate(costs.activations):
+            is_input = all(call == points.INPUT_CALL for _, call, _ in point.slots)
             quantizer = ActivationQuantizer(
                 point.bit_widths,
                 column=columns.get(i),
                 range=point.range,
+                # A calibrated step is enough for images at 8 bits, and spares the first layer,
+                # a float network's dearest to differentiate, the gradient to its input.
+                trainable=point.decided or not is_input,
                 name=f"{point.name.replace('/', '_')}_quantizer",
             )
             self.quantizers.append(quantizer)

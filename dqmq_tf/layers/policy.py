@@ -220,8 +220,6 @@ class BitWidthPolicy(keras.layers.Layer):
         assigned = ops.stop_gradient(self.assigned[:profiles])
         if self.phase == SETTLED:
             activations = self._mode(self.means(z) + self.shift, slice(None, count))
-        elif profiles == 1:
-            activations = ops.expand_dims(assigned[:, :count], -1)
         else:
             activations = ops.expand_dims(ops.take(assigned[:, :count], group, axis=0), -1)
         return {
