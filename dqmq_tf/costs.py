@@ -12,9 +12,8 @@ from keras import ops
 
 from dqmq_tf import quantizers
 
-# Bytes of a TFLite file beside its weights, fitted on files that the converter wrote
-# (`tests/test_model_files.py` compares): the file's frame, each tensor's entry, each output
-# channel's scale and bias.
+# Bytes of a TFLite file beside its weights, until `CostModel.learn_file` knows them: fitted on files
+# that the converter wrote. The file's frame, each tensor's entry, each channel's scale and bias.
 _FRAME_BYTES = {"size_bytes": 2600, "download_bytes": 1800}
 _TENSOR_BYTES = {"size_bytes": 90, "download_bytes": 32}
 _CHANNEL_BYTES = {"size_bytes": 15, "download_bytes": 10}
@@ -33,6 +32,7 @@ class CostModel:
 
     Attributes:
         decided: Indices of the activation points that are decided, in the order of the columns.
+        file_constant: Bytes of the file beside its weights, None until `learn_file`.
     """
 
     def __init__(self, kind, target, activations, weights, float_weights=0):
@@ -49,7 +49,7 @@ class CostModel:
                 for point in weights
             ]
         )
-        self.table = None
+        self.table = self.file_constant = None
 
     @property
     def in_bytes(self):
@@ -73,12 +73,24 @@ class CostModel:
         """Returns the bytes that no decision changes."""
         if not self.in_bytes:
             return 0.0
+        if self.file_constant is not None:
+            return self.file_constant
         channels = sum(
             int(np.prod([point.shape[a] for a in point.channel_axes])) for point in self.weights
         )
         tensors = 2 * len(self.weights) + len(self.activations)
         per = _TENSOR_BYTES[self.kind] * tensors + _CHANNEL_BYTES[self.kind] * channels
         return float(_FRAME_BYTES[self.kind] + per + 4 * self.float_weights)
+
+    def learn_file(self, found, weight_bits, activation_bits):
+        """Takes what a file beside its weights takes from one that was written.
+
+        Args:
+            found: Bytes of that file, in the unit of this cost.
+            weight_bits, activation_bits: Its bits.
+        """
+        estimate = self.of_file(weight_bits, activation_bits)
+        self.file_constant = self.constant() + found - estimate
 
     def of_file(self, weight_bits, activation_bits):
         """Returns the cost of one assignment, under deflate with all weights in one stream.

@@ -32,6 +32,8 @@ class Parts:
         quantizers: The `ActivationQuantizer` of each activation point.
         wrappers: `{site: QuantizeWrapper}`.
         costs, target, budget, config: See `quantize_model`.
+        measure_file: `measure_file(model, precision)` gives the bytes of the file by kind of budget,
+            or None (see `dqmq_tf.export.convert.measure`).
     """
 
     body: keras.Model
@@ -44,6 +46,7 @@ class Parts:
     target: object
     budget: Budget
     config: DQMQConfig
+    measure_file: object
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -277,10 +280,23 @@ class DQMQModel(keras.Model):
     def settle(self):
         """Fixes weight bits to the budget and ends the search; `fit` goes on training at them."""
         self.measure_cost()
-        allot.settle(
-            self.policy, self.costs, self.budget, self.config.profiles, self._embeddings(None)
-        )
+        seen = self._embeddings(None)
+        allot.settle(self.policy, self.costs, self.budget, self.config.profiles, seen)
+        if self._learn_file():
+            allot.settle(self.policy, self.costs, self.budget, self.config.profiles, seen)
         self._rebuild_functions()
+
+    def _learn_file(self):
+        """Measures, once, what the file takes beside its weights; returns whether it is news."""
+        if not self.costs.in_bytes or self.costs.file_constant is not None:
+            return False
+        found = self.parts.measure_file(self, self._precision(0))
+        if found is None:
+            return False
+        assigned = ops.convert_to_numpy(self.policy.assigned)[0]
+        decided = self.policy.activation_count
+        self.costs.learn_file(found[self.costs.kind], assigned[decided:], assigned[:decided])
+        return True
 
     def keep_budget(self):
         """Lowers settled bits if the bytes of the trained integers drifted over the budget."""
@@ -320,7 +336,11 @@ class DQMQModel(keras.Model):
         if not self.is_calibrated:
             raise ValueError("The model has not seen data: call fit, or calibrate(images), first.")
         self.measure_cost()
-        allot.freeze(self.policy, self.costs, self.budget, count, self._embeddings(data))
+        was, seen = self.policy.phase, self._embeddings(data)
+        allot.freeze(self.policy, self.costs, self.budget, count, seen)
+        if was == SEARCH and self._learn_file():
+            self.policy.phase = SEARCH
+            allot.freeze(self.policy, self.costs, self.budget, count, seen)
         if count == 1:
             # Profiles share the biases but not the weight steps, so only one can be on its grid.
             snap_biases(self.parts.body, self.precision())
@@ -402,6 +422,9 @@ class DQMQModel(keras.Model):
             raise ValueError("The model is not frozen: call freeze() first.")
         if not 0 <= profile < self.frozen:
             raise ValueError(f"profile={profile}: the model is frozen to {self.frozen} profiles.")
+        return self._precision(profile)
+
+    def _precision(self, profile):
         assigned = ops.convert_to_numpy(self.policy.assigned)[profile].astype(int)
         decided = self.policy.activation_count
         weights, activations = {}, {}
@@ -441,6 +464,7 @@ class DQMQModel(keras.Model):
             "config": self.config.to_dict(),
             "phase": self.policy.phase,
             "profiles": self.policy.profiles,
+            "file_constant": self.costs.file_constant,
         }
 
     @classmethod
@@ -455,4 +479,5 @@ class DQMQModel(keras.Model):
             DQMQConfig.from_dict(config["config"]),
         )
         model.policy.phase, model.policy.profiles = config["phase"], config["profiles"]
+        model.costs.file_constant = config["file_constant"]
         return model

@@ -6,6 +6,7 @@ from dqmq_tf import graph as graphs
 from dqmq_tf import points, profiles, targets
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.costs import CostModel
+from dqmq_tf.export.convert import measure
 from dqmq_tf.layers import (
     ActivationQuantizer,
     BitWidthPolicy,
@@ -50,16 +51,19 @@ def quantize_model(model, *, target="android", budget=None, config=None):
             "set KERAS_BACKEND=tensorflow before keras is imported."
         )
     quantized = build(model, targets.get(target), budget, config or DQMQConfig())
+    for wrapper in quantized.parts.wrappers.values():
+        wrapper.fit_steps()
+    quantized.measure_cost()
     quantized.parts.budget = _checked_budget(budget, quantized.policy, quantized.costs)
     quantized.start_at_budget()
     return quantized
 
 
 def build(model, target, budget, config):
-    """Returns the `DQMQModel` that `quantize_model` makes, with the budget unchecked.
+    """Returns the `DQMQModel` that `quantize_model` makes, without what its weights decide.
 
-    A saved model is built anew by this and then given its weights: what its first, random weights
-    would cost says nothing.
+    A saved model is built anew by this and then given its weights: step sizes for its first, random
+    weights, or what those would cost, say nothing.
     """
     body = _with_split_activations(model)
     nested = graphs.trace_nested(body)
@@ -80,12 +84,9 @@ def build(model, target, budget, config):
         target=target,
         budget=budget,
         config=config,
+        measure_file=measure,
     )
-    for wrapper in assembly.wrappers.values():
-        wrapper.fit_steps()
-    quantized = DQMQModel(inputs, outputs, parts, name=model.name)
-    quantized.measure_cost()
-    return quantized
+    return DQMQModel(inputs, outputs, parts, name=model.name)
 
 
 class _Assembly:

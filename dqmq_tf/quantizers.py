@@ -119,7 +119,7 @@ def _summed(values, like):
     return tf.reduce_sum(values, axes, keepdims=True)
 
 
-def fit_weight_steps(weights, channel_axes, bit_widths, samples=2048):
+def fit_weight_steps(weights, channel_axes, bit_widths, samples=1024):
     """Returns the step size per channel and candidate with the least squared error.
 
     Args:

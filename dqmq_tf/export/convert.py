@@ -16,10 +16,11 @@ from dqmq_tf.export import (
     quantization,
     size,
 )
-from dqmq_tf.export.errors import ConversionError
+from dqmq_tf.export.errors import ConversionError, UnsupportedLayerError
 from dqmq_tf.export.matching import match, probe_inputs
 from dqmq_tf.export.progress import stages
 from dqmq_tf.export.report import ConversionReport, TensorReport
+from dqmq_tf.export.skeleton import build_skeleton
 from dqmq_tf.export.verify import (
     DEFAULT_AGREEMENT,
     DEFAULT_MEAN_QUANTA,
@@ -120,6 +121,25 @@ def convert(qmodel, path, *, profile=0, data=None, io="float32", verify=True):
     )
 
 
+def measure(qmodel, precision):
+    """Makes the file of a model without verifying or keeping it, to know its size.
+
+    Args:
+        qmodel: A `DQMQModel`.
+        precision: The `Precision` to write.
+
+    Returns:
+        `{"size_bytes": …, "download_bytes": …}`, or None where the model cannot be converted.
+    """
+    try:
+        with stages("Measuring the file") as stage:
+            skeleton = build_skeleton(graphs.trace(qmodel.float_model()), precision)
+            contents = _written(qmodel, skeleton, qmodel.target, 0, None, "float32", stage)[0]
+    except (ConversionError, UnsupportedLayerError):
+        return None
+    return size.file_bytes(contents)
+
+
 def _written(qmodel, skeleton, target, profile, inputs, io, stage):
     """Contents of the finished file, the same parsed, and its plan."""
     stage("exporting the float skeleton")
@@ -187,7 +207,7 @@ def _check_activations(skeleton, graph, target):
 def _check_budget(budget, contents):
     if budget is None:
         return
-    found = {"size_bytes": len(contents), "download_bytes": size.deflated_bytes(contents)}
+    found = size.file_bytes(contents)
     if budget.kind in found and found[budget.kind] > budget.value:
         raise ConversionError(
             f"The file takes {found[budget.kind]:,} bytes ({budget.kind}), the budget is "

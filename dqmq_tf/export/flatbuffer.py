@@ -18,7 +18,7 @@ def schema():
         from ai_edge_litert import schema_py_generated
     except ImportError as error:
         raise ImportError(
-            "Reading and writing .tflite files needs ai-edge-litert: pip install dqmq_tf[export]"
+            "Reading and writing .tflite files needs ai-edge-litert: pip install ai-edge-litert"
         ) from error
     return schema_py_generated
 

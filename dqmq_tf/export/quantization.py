@@ -97,7 +97,7 @@ def require_quantizer():
         from ai_edge_quantizer import qtyping, quantizer
     except ImportError as error:
         raise ImportError(
-            "Quantizing .tflite files needs ai-edge-quantizer: pip install dqmq_tf[export]"
+            "Quantizing .tflite files needs ai-edge-quantizer: pip install ai-edge-quantizer"
         ) from error
     return qtyping, quantizer
 

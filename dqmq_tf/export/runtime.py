@@ -24,7 +24,7 @@ def interpreter(data, delegates=True, all_tensors=False, threads=1):
         from ai_edge_litert import interpreter as litert
     except ImportError as error:
         raise ImportError(
-            "Running .tflite files needs ai-edge-litert: pip install dqmq_tf[export]"
+            "Running .tflite files needs ai-edge-litert: pip install ai-edge-litert"
         ) from error
     resolvers = litert.OpResolverType
     with warnings.catch_warnings():

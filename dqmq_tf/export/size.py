@@ -22,3 +22,8 @@ def deflated_bytes(data):
         True
     """
     return len(zlib.compress(data, _COMPRESSION_LEVEL))
+
+
+def file_bytes(contents):
+    """Returns the bytes of a file in the unit of each budget that is in bytes."""
+    return {"size_bytes": len(contents), "download_bytes": deflated_bytes(contents)}

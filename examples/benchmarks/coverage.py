@@ -90,7 +90,7 @@ def measure(name, target, connection):
         qmodel = dqmq_tf.quantize_model(model, target=target)
         points = len(qmodel.decision_points)
         finish("train")
-        qmodel.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
+        qmodel.compile(optimizer="sgd", loss="sparse_categorical_crossentropy")
         before = [np.array(v) for v in qmodel.trainable_variables]
         losses = qmodel.fit(images, labels, batch_size=_BATCH, epochs=1, verbose=0).history["loss"]
         if not np.isfinite(losses).all():
