@@ -31,15 +31,11 @@ def allocate(means, candidates, cost, limit, fixed=None):
     """
     means = np.asarray(means, "float64")
     free = [p for p in range(len(means)) if fixed is None or not fixed[p]]
-    bits = np.array(
-        [min(c, key=lambda b, m=m: (abs(b - m), b)) for c, m in zip(candidates, means)], "int64"
-    )
-    smallest = bits.copy()
-    smallest[free] = [candidates[p][0] for p in free]
-    if cost(smallest) > limit:
+    bits = nearest(means, candidates)
+    lowest = cost(smallest(means, candidates, fixed))
+    if lowest > limit:
         raise ValueError(
-            f"The smallest bit-widths cost {float(cost(smallest)):,.6g}, over the limit of "
-            f"{limit:,.6g}."
+            f"The smallest bit-widths cost {float(lowest):,.6g}, over the limit of {limit:,.6g}."
         )
     now = cost(bits)
     while now > limit:
@@ -53,6 +49,18 @@ def allocate(means, candidates, cost, limit, fixed=None):
             return bits
         p, b, now = min(moves, key=lambda m: (m[3], m[2]))[:3]
         bits[p] = b
+
+
+def nearest(means, candidates):
+    """Returns the candidate nearest to each mean, the lower at a tie: int array `[P]`."""
+    chosen = [min(c, key=lambda b, m=m: (abs(b - m), b)) for c, m in zip(candidates, means)]
+    return np.array(chosen, "int64")
+
+
+def smallest(means, candidates, fixed=None):
+    """Returns the lowest bit-widths that `allocate` can go to: int array `[P]`."""
+    free = np.full(len(means), True) if fixed is None else ~np.asarray(fixed)
+    return np.where(free, [c[0] for c in candidates], nearest(means, candidates))
 
 
 def _moves(bits, means, candidates, cost, free, direction):

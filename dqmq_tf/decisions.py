@@ -22,6 +22,25 @@ class DecisionTable:
     profile: np.ndarray
     per: str
 
+    @classmethod
+    def of(cls, decided, points, per):
+        """Returns the table of decisions that `BitWidthPolicy` made, batch after batch.
+
+        Args:
+            decided: What the policy returned for each batch, as arrays.
+            points, per: See the class.
+        """
+        rows = [
+            np.concatenate([d["activations"][..., 0], d["weights"][d["group"], :, 0]], axis=1)
+            for d in decided
+        ]
+        return cls(
+            points=points,
+            bits=np.concatenate(rows).astype("int64"),
+            profile=np.concatenate([d["group"] for d in decided]),
+            per=per,
+        )
+
     def __len__(self):
         return len(self.bits)
 

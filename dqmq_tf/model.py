@@ -11,11 +11,10 @@ from dqmq_tf import feeding, objective, search, targets
 from dqmq_tf import profiles as allot
 from dqmq_tf.biases import snap_biases
 from dqmq_tf.config import Budget, DQMQConfig
-from dqmq_tf.costs import quantized_integers
 from dqmq_tf.decisions import DecisionTable
 from dqmq_tf.graph import copy_model
 from dqmq_tf.layers.policy import FROZEN, SEARCH, SETTLED
-from dqmq_tf.precision import ActivationPrecision, Precision, WeightPrecision
+from dqmq_tf.precision import Precision
 from dqmq_tf.schedule import SearchSchedule
 
 _CALIBRATION_SAMPLES = 256
@@ -273,7 +272,10 @@ class DQMQModel(keras.Model):
 
     def measure_cost(self):
         """Measures again what each bit-width of each kernel costs, for budgets in bytes."""
-        self.costs.measure(self._integers)
+        wrappers, points = self.parts.wrappers, self.costs.weights
+        self.costs.measure(
+            lambda i, bits: wrappers[points[i].site].integers(points[i].variable, bits)
+        )
         if self.costs.in_bytes:
             self.policy.byte_table.assign(self.costs.table_array(self.policy.grid))
 
@@ -290,10 +292,10 @@ class DQMQModel(keras.Model):
         """Measures, once, what the file takes beside its weights; returns whether it is news."""
         if not self.costs.in_bytes or self.costs.file_constant is not None:
             return False
-        found = self.parts.measure_file(self, self._precision(0))
+        assigned = self._assigned(0)
+        found = self.parts.measure_file(self, Precision.of(self.parts, assigned))
         if found is None:
             return False
-        assigned = ops.convert_to_numpy(self.policy.assigned)[0]
         decided = self.policy.activation_count
         self.costs.learn_file(found[self.costs.kind], assigned[decided:], assigned[:decided])
         return True
@@ -365,7 +367,6 @@ class DQMQModel(keras.Model):
         for make in (self.make_train_function, self.make_test_function, self.make_predict_function):
             if self.compiled or make == self.make_predict_function:
                 make(force=True)
-        self._decide_function = None
 
     # What was decided.
 
@@ -383,23 +384,11 @@ class DQMQModel(keras.Model):
         found = [self._decide(x) for x in feeding.batches(images)]
         if not found:
             raise ValueError("There are no images to decide on.")
-        activations, weights, group = [], [], []
-        for result in found:
-            count = len(result["group"])
-            rows = result["activations"][..., 0]
-            activations.append(np.broadcast_to(rows, (count, rows.shape[1])))
-            weights.append(result["weights"][..., 0][result["group"]])
-            group.append(result["group"])
-        bits = np.concatenate(
-            [np.concatenate(activations), np.concatenate(weights)], axis=1
-        ).astype("int64")
         profiles = self.policy.profiles if self.policy.phase != SEARCH else self.policy.groups
         per = "profile" if profiles > 1 else "static"
         if self.policy.activation_count and not self.frozen:
             per = "sample"
-        return DecisionTable(
-            points=self.decision_points, bits=bits, profile=np.concatenate(group), per=per
-        )
+        return DecisionTable.of(found, self.decision_points, per)
 
     @property
     def decision_points(self):
@@ -422,36 +411,10 @@ class DQMQModel(keras.Model):
             raise ValueError("The model is not frozen: call freeze() first.")
         if not 0 <= profile < self.frozen:
             raise ValueError(f"profile={profile}: the model is frozen to {self.frozen} profiles.")
-        return self._precision(profile)
+        return Precision.of(self.parts, self._assigned(profile))
 
-    def _precision(self, profile):
-        assigned = ops.convert_to_numpy(self.policy.assigned)[profile].astype(int)
-        decided = self.policy.activation_count
-        weights, activations = {}, {}
-        for i, (point, bits) in enumerate(zip(self.costs.weights, assigned[decided:].tolist())):
-            wrapper, index = self._wrapped(point)
-            weights.setdefault(point.site, {})[point.variable] = WeightPrecision(
-                integers=self._integers(i, bits),
-                step=wrapper.step(index, bits).astype("float32"),
-                bit_width=bits,
-            )
-        columns = {point: column for column, point in enumerate(self.costs.decided)}
-        for i, (point, quantizer) in enumerate(zip(self.costs.activations, self.parts.quantizers)):
-            bits = int(assigned[columns[i]]) if i in columns else point.bit_widths[-1]
-            step, zero_point = quantizer.values(bits)
-            entry = ActivationPrecision(step=step, zero_point=zero_point, bit_width=bits)
-            activations |= dict.fromkeys(point.tensors, entry)
-        return Precision(weights=weights, activations=activations)
-
-    def _wrapped(self, point):
-        wrapper = self.parts.wrappers[point.site]
-        return wrapper, [p["variable"] for p in wrapper.points].index(point.variable)
-
-    def _integers(self, index, bit_width):
-        point = self.costs.weights[index]
-        wrapper, position = self._wrapped(point)
-        weights = ops.convert_to_numpy(wrapper.kernel(point.variable)).astype("float32")
-        return quantized_integers(weights, wrapper.step(position, bit_width), bit_width)
+    def _assigned(self, profile):
+        return ops.convert_to_numpy(self.policy.assigned)[profile]
 
     # Saving: the float architecture and how it was quantized, from which all is built again.
 

@@ -1,6 +1,6 @@
 """A precision profile: the integers, steps and bit-widths of one deployable network.
 
-Pure data, made by `DQMQModel.precision` and read by the converter and the reports.
+Pure data, read by the converter and the reports.
 """
 
 import dataclasses
@@ -51,3 +51,29 @@ class Precision:
 
     weights: dict
     activations: dict
+
+    @classmethod
+    def of(cls, parts, assigned):
+        """Returns the precision of a model at assigned bit-widths.
+
+        Args:
+            parts: The model's `Parts`.
+            assigned: Bit-widths `[points]`, activations first.
+        """
+        costs = parts.costs
+        bits = [int(b) for b in assigned]
+        weights, activations = {}, {}
+        for point, b in zip(costs.weights, bits[len(costs.decided) :]):
+            wrapper = parts.wrappers[point.site]
+            weights.setdefault(point.site, {})[point.variable] = WeightPrecision(
+                integers=wrapper.integers(point.variable, b),
+                step=wrapper.step(point.variable, b),
+                bit_width=b,
+            )
+        decided = dict(zip(costs.decided, bits))
+        for i, (point, quantizer) in enumerate(zip(costs.activations, parts.quantizers)):
+            b = decided.get(i, point.bit_widths[-1])
+            step, zero_point = quantizer.values(b)
+            entry = ActivationPrecision(step=step, zero_point=zero_point, bit_width=b)
+            activations |= dict.fromkeys(point.tensors, entry)
+        return cls(weights=weights, activations=activations)

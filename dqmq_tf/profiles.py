@@ -131,7 +131,9 @@ def _assign_file(policy, costs, means, limit, fixed):
     def table_bytes(bits):
         return costs.exact(bits[decided:], bits[:decided])
 
-    lowest = smallest_cost(policy, costs)
+    # The table has no way below this, be it over the limit: tensors of a file share a compressor,
+    # and cost less together than in the table.
+    lowest = table_bytes(allocation.smallest(means, candidates, fixed))
     aim, best, best_bytes = limit, None, 0.0
     for _ in range(12):
         bits = allocation.allocate(means, candidates, table_bytes, max(aim, lowest), fixed)

@@ -119,6 +119,12 @@ def _summed(values, like):
     return tf.reduce_sum(values, axes, keepdims=True)
 
 
+def weight_integers(weights, step, bit_width):
+    """Returns the int32 integers of weights at a step size and bit-width."""
+    q_min, q_max = weight_limits(float(bit_width))
+    return np.clip(np.round(weights / step), q_min, q_max).astype("int32")
+
+
 def fit_weight_steps(weights, channel_axes, bit_widths, samples=1024):
     """Returns the step size per channel and candidate with the least squared error.
 

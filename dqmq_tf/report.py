@@ -7,10 +7,9 @@ import os
 import sys
 
 import numpy as np
-from keras import ops
 
 from dqmq_tf import evaluation
-from dqmq_tf.costs import CostModel, quantized_integers
+from dqmq_tf.costs import CostModel
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quality import KINDS
 from dqmq_tf.rows import ActivationRow, Bits, LayerRow
@@ -227,13 +226,8 @@ def _measured(qmodel, kind, decided):
         points,
         qmodel.costs.float_weights,
     )
-
-    def integers(index, bit_width):
-        point = points[index]
-        wrapper = qmodel.parts.wrappers[point.site]
-        position = [p["variable"] for p in wrapper.points].index(point.variable)
-        weights = ops.convert_to_numpy(wrapper.kernel(point.variable)).astype("float32")
-        return quantized_integers(weights, wrapper.step(position, bit_width), bit_width)
-
-    costs.measure(integers)
+    if kind == qmodel.costs.kind:
+        costs.file_constant = qmodel.costs.file_constant
+    wrappers = qmodel.parts.wrappers
+    costs.measure(lambda i, bits: wrappers[points[i].site].integers(points[i].variable, bits))
     return costs

@@ -227,15 +227,6 @@ def test_table_array_has_zeros_where_a_bit_width_is_not_allowed():
     assert make("bit_ops").constant() == 0.0
 
 
-@pytest.mark.parametrize("bits", BITS)
-def test_quantized_integers_stay_within_their_bits(bits):
-    weights = np.random.default_rng(0).normal(size=(50, 3))
-    integers = costs.quantized_integers(weights, np.array([[0.01, 0.1, 10.0]]), bits)
-    assert integers.dtype == np.int32
-    assert np.abs(integers).max() == 2 ** (bits - 1) - 1
-    assert np.all(integers[:, 2] == np.round(weights[:, 2] / 10.0))
-
-
 @pytest.mark.parametrize("target", ["android", "android_small"])
 def test_a_file_is_compressed_in_one_stream(target):
     model = make("download_bytes", target)
@@ -263,3 +254,13 @@ def test_weights_left_in_floating_point_take_four_bytes_each():
         for n in (0, 10)
     )
     assert with_float.constant() - plain.constant() == 40
+
+
+@pytest.mark.parametrize("kind", ["size_bytes", "download_bytes"])
+def test_a_file_tells_what_it_takes_beside_its_weights(kind):
+    model = make(kind)
+    low, high = [2] * 5, [8] * 5
+    before = model.of_file(high, []) - model.of_file(low, [])
+    model.learn_file(12_345, low, [])
+    assert model.of_file(low, []) == pytest.approx(12_345)
+    assert model.of_file(high, []) == pytest.approx(12_345 + before)

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from dqmq_tf import profiles
 from dqmq_tf.config import Budget
-from dqmq_tf.costs import CostModel, quantized_integers
+from dqmq_tf.costs import CostModel
 from dqmq_tf.layers.policy import FROZEN, SETTLED, BitWidthPolicy
 from dqmq_tf.points import ActivationPoint, WeightPoint
+from dqmq_tf.quantizers import weight_integers
 from dqmq_tf.targets import get
 
 BITS = tuple(range(2, 9))
@@ -41,7 +42,7 @@ def network(kind, decided, seed=0):
     kernels = [random.normal(size=shape) for shape in shapes]
 
     def integers(i, bits):
-        return quantized_integers(kernels[i], 3.0 / 2 ** (bits - 1), bits)
+        return weight_integers(kernels[i], 3.0 / 2 ** (bits - 1), bits)
 
     costs.measure(integers)
     policy = BitWidthPolicy(

@@ -282,3 +282,12 @@ def test_fitted_activation_range_of_a_tensor_that_is_all_zero_is_usable():
     steps, zero_points = quantizers.fit_activation_range(np.zeros(5, "float32"), BITS)
     assert np.all(steps > 0)
     np.testing.assert_array_equal(zero_points, 0)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_weight_integers_stay_within_their_bits(bits):
+    weights = np.random.default_rng(0).normal(size=(50, 3))
+    integers = quantizers.weight_integers(weights, np.array([[0.01, 0.1, 10.0]]), bits)
+    assert integers.dtype == np.int32
+    assert np.abs(integers).max() == 2 ** (bits - 1) - 1
+    assert np.all(integers[:, 2] == np.round(weights[:, 2] / 10.0))

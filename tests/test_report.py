@@ -124,7 +124,8 @@ class TestLayers:
         static.measure_cost()
 
     def test_several_profiles_count_by_the_largest(self, arrays):
-        qmodel = dqmq_tf.quantize_model(small_network(), target="android")
+        budget = dqmq_tf.Budget(download_bytes=1_780)
+        qmodel = dqmq_tf.quantize_model(small_network(), target="android", budget=budget)
         qmodel.calibrate(arrays[0])
         directions = np.random.default_rng(0).normal(0, 3.0, qmodel.policy.direction.shape)
         qmodel.policy.direction.assign(directions)

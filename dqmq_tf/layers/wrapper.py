@@ -75,10 +75,16 @@ class QuantizeWrapper(keras.layers.Layer):
             )
             log_step.assign(np.log(np.maximum(steps, 1e-12)))
 
-    def step(self, index, bit_width):
-        """Returns the step sizes of a kernel at a bit-width, as an array with one per channel."""
+    def step(self, variable, bit_width):
+        """Returns the step sizes of a kernel at a bit-width: float32, one per channel."""
+        index = [point["variable"] for point in self.points].index(variable)
         row = self.points[index]["bit_widths"].index(bit_width)
         return np.exp(ops.convert_to_numpy(self.log_steps[index])[row])
+
+    def integers(self, variable, bit_width):
+        """Returns the integers of a kernel at a bit-width, int32 of its shape."""
+        weights = ops.convert_to_numpy(self.kernel(variable)).astype("float32")
+        return quantizers.weight_integers(weights, self.step(variable, bit_width), bit_width)
 
     def observe(self):
         """Runs the layer in floating point until `calibrate`."""

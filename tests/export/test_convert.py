@@ -173,7 +173,7 @@ def test_unknown_io(small, tmp_path):
         export.convert(small, tmp_path / "model.tflite", io="int16")
 
 
-def test_missing_quantizer_names_the_extra(small, tmp_path, monkeypatch):
+def test_missing_quantizer_is_named(small, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_quantizer", None)
-    with pytest.raises(ImportError, match=r"pip install dqmq_tf\[export\]"):
+    with pytest.raises(ImportError, match=r"pip install ai-edge-quantizer"):
         export.convert(small, tmp_path / "model.tflite")

@@ -116,9 +116,10 @@ def test_the_layer_runs_with_the_integers_that_are_exported(name):
     layer, wrapper = wrapped(name)
     inputs, decision = inputs_of(name), executing(wrapper, 3)
     found = call(wrapper, inputs, decision)
-    for index, point in enumerate(wrapper.points):
-        kernel, step = wrapper.kernel(point["variable"]), wrapper.step(index, 3)
+    for name in [point["variable"] for point in wrapper.points]:
+        kernel, step = wrapper.kernel(name), wrapper.step(name, 3)
         integers = np.clip(np.round(ops.convert_to_numpy(kernel) / step), -3, 3)
+        np.testing.assert_array_equal(wrapper.integers(name, 3), integers)
         kernel.assign(integers * step)
     for a, b in zip(found, keras.tree.flatten(layer(*inputs))):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
