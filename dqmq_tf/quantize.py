@@ -1,5 +1,8 @@
 """The front door: from a float Keras model to a `DQMQModel`."""
 
+import dataclasses
+import re
+
 import keras
 
 from dqmq_tf import graph as graphs
@@ -18,6 +21,7 @@ from dqmq_tf.layers import (
 from dqmq_tf.model import DQMQModel, Parts
 
 _DEFAULT_MEAN_BITS = 4.0
+_SPLIT = "_activation"
 
 
 def quantize_model(model, *, target="android", budget=None, config=None):
@@ -65,7 +69,8 @@ def build(model, target, budget, config):
     A saved model is built anew by this and then given its weights: step sizes for its first, random
     weights, or what those would cost, say nothing.
     """
-    body = _with_split_activations(model)
+    body, split = _with_split_activations(model)
+    config = dataclasses.replace(config, rules=(*config.rules, *_activation_rules(config, split)))
     nested = graphs.trace_nested(body)
     graph = graphs.inline(nested)
     activations, weights = points.find_points(graph, target, config)
@@ -221,12 +226,24 @@ def _with_split_activations(model):
     """Returns a copy of a model in which softmax and the like are layers of their own.
 
     An int8 kernel fuses relu alone: the input of any other activation is a quantized tensor.
+
+    Returns:
+        The model, and the sites of the layers whose activation was split off.
     """
-    graph = graphs.trace_nested(model)
+    nodes = graphs.inline(graphs.trace_nested(model)).nodes
     body = graphs.copy_model(model)
-    if not any(_splits(node.layer) for node in graphs.inline(graph).nodes):
-        return body
-    return _split(graphs.trace_nested(body), body.name, {})
+    sites = dict.fromkeys(node.site for node in nodes if _splits(node.layer))
+    if sites:
+        body = _split(graphs.trace_nested(body), body.name, {})
+    return body, list(sites)
+
+
+def _activation_rules(config, sites):
+    """What the rules say of layers, for the activations that were split off them."""
+    for site in sites:
+        rule = config.rule_for(site)
+        pattern = re.escape(f"{site}{_SPLIT}")
+        yield dataclasses.replace(rule, pattern=pattern, weight_bits=None, weights=None)
 
 
 def _split(graph, name, done):
@@ -241,7 +258,9 @@ def _split(graph, name, done):
             return node.layer(*args, **kwargs)
         if node.site not in done:
             activation = keras.layers.Activation(
-                node.layer.activation, name=f"{node.layer.name}_activation"
+                node.layer.activation,
+                name=f"{node.layer.name}{_SPLIT}",
+                dtype=node.layer.dtype_policy,
             )
             node.layer.activation = keras.activations.linear
             done[node.site] = activation

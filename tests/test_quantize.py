@@ -179,3 +179,38 @@ def test_import_leaves_the_environment_as_it_was():
         "assert tf.keras.__version__.startswith('3')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_a_rule_reaches_the_activation_that_is_split_off(tmp_path):
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(8, activation="tanh", name="hidden")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax", name="head")(hidden))
+    rules = [
+        dqmq_tf.LayerRule(pattern="hidden", weight_bits=8, activation_bits=(3, 5)),
+        dqmq_tf.LayerRule(pattern="head", quantize=False),
+    ]
+    config = dqmq_tf.DQMQConfig(rules=rules)
+    qmodel = dqmq_tf.quantize_model(model, target="simulation", config=config)
+    bits = {point.name: point.bit_widths for point in qmodel.costs.activations}
+    assert bits["hidden_activation"] == (3, 5)
+    assert not any(name.startswith("head") for name in bits)
+    qmodel.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert loaded.decision_points == qmodel.decision_points
+
+
+def test_a_split_activation_keeps_its_layer_s_type():
+    inputs = keras.Input((6,))
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        outputs = keras.layers.Dense(3, activation="softmax", dtype="float32")(
+            keras.layers.Dense(4, activation="relu")(inputs)
+        )
+        qmodel = dqmq_tf.quantize_model(keras.Model(inputs, outputs))
+        qmodel.compile("adam", "sparse_categorical_crossentropy")
+        x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+        losses = qmodel.fit(x, np.arange(16) % 3, epochs=2, verbose=0).history["loss"]
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert np.isfinite(losses).all()
+    assert qmodel.predict(x, verbose=0).dtype == np.float32

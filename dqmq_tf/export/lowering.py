@@ -144,9 +144,10 @@ def _fill(builder, node, clone, kind, variable, input_step, last=False, key=None
 
 
 def _plain(config):
-    """A layer's config without its name and without what only training needs."""
+    """A layer's config without its name and type, and without what only training needs."""
     training = ("_regularizer", "_constraint")
-    return {k: v for k, v in config.items() if k != "name" and not k.endswith(training)}
+    dropped = ("name", "dtype")
+    return {k: v for k, v in config.items() if k not in dropped and not k.endswith(training)}
 
 
 def _check_data_format(node):

@@ -6,6 +6,7 @@ kernels, the tensors of the converted file are recognised by its values, and its
 says what a file should compute.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -79,10 +80,11 @@ def build_skeleton(graph, precision, simulate=False):
         ConversionError: If shapes or precisions do not allow a file.
     """
     builder = Builder(graph, precision, simulate)
-    for node in graph.nodes:
-        lowering.lower(builder, node)
-    outputs = [builder.values[tensor] for tensor in graph.outputs]
-    model = keras.Model(builder.inputs, outputs)
+    with _in_float32():
+        for node in graph.nodes:
+            lowering.lower(builder, node)
+        outputs = [builder.values[tensor] for tensor in graph.outputs]
+        model = keras.Model(builder.inputs, outputs)
     return Skeleton(
         model=model,
         tensors=builder.tensors,
@@ -94,6 +96,17 @@ def build_skeleton(graph, precision, simulate=False):
         output_names=_output_names(graph),
         float_sites=tuple(builder.float_sites),
     )
+
+
+@contextlib.contextmanager
+def _in_float32():
+    """New layers compute in float32, whatever policy of mixed precision the training runs under."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 def _output_names(graph):

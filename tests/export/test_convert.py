@@ -57,6 +57,18 @@ def test_freezes_by_itself_and_leaves_one_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.tflite"]
 
 
+def test_a_model_of_mixed_precision_converts(tmp_path):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        qmodel = dqmq_tf.quantize_model(small_model(), budget=dqmq_tf.Budget(download_bytes=10**6))
+        qmodel.calibrate(images(qmodel))
+        report = export.convert(qmodel, tmp_path / "model.tflite")
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert report.verification.different_numbers == 0
+
+
 def test_negative_and_zero_gamma(tmp_path):
     keras.utils.set_random_seed(8)
     inputs = keras.Input((8, 8, 3))
