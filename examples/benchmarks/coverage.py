@@ -90,7 +90,9 @@ def measure(name, target, connection):
         qmodel = dqmq_tf.quantize_model(model, target=target)
         points = len(qmodel.decision_points)
         finish("train")
-        qmodel.compile(optimizer="sgd", loss="sparse_categorical_crossentropy")
+        # Clipped: random weights and images from 0 to 255 make for any gradient.
+        optimizer = keras.optimizers.SGD(global_clipnorm=1.0)
+        qmodel.compile(optimizer=optimizer, loss="sparse_categorical_crossentropy")
         before = [np.array(v) for v in qmodel.trainable_variables]
         losses = qmodel.fit(images, labels, batch_size=_BATCH, epochs=1, verbose=0).history["loss"]
         if not np.isfinite(losses).all():
