@@ -9,6 +9,7 @@ from dqmq_tf import graph as graphs
 from dqmq_tf import points
 from dqmq_tf.config import DQMQConfig, LayerRule
 from dqmq_tf.quantize import quantize_model
+from dqmq_tf.rebuild import rebuild
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -148,7 +149,7 @@ def quantize_annotate_model(model):
     def annotate(layer, copy):
         return QuantizeAnnotate(copy(layer)) if _has_kernel(layer) else copy(layer)
 
-    return _rebuild(model, annotate)
+    return _replaced(model, annotate)
 
 
 def quantize_apply(model, *, target="android", budget=None, config=None):
@@ -189,7 +190,7 @@ def quantize_apply(model, *, target="android", budget=None, config=None):
         annotations[id(inner)] = layer
         return inner
 
-    plain = _rebuild(model, unwrap)
+    plain = _replaced(model, unwrap)
     if not annotations:
         raise ValueError(
             f"Model {model.name!r} has no annotated layer to quantize: mark some with "
@@ -219,17 +220,7 @@ def _rules(graph, annotations):
             rule = LayerRule(pattern=re.escape(site), quantize=False)
         if rule is not None:
             rules.append(rule)
-            rules += [
-                dataclasses.replace(rule, pattern=re.escape(part), weights=None, weight_bits=None)
-                for part in _split_sites(site, layers)
-            ]
     return rules
-
-
-def _split_sites(site, layers):
-    """The path that `quantize_model` gives to the activation that it splits off a layer."""
-    part = f"{site}_activation"
-    return [part] if hasattr(layers.get(site), "activation") and part not in layers else []
 
 
 def _around(graph, annotated):
@@ -257,7 +248,7 @@ def _has_kernel(layer):
     return not isinstance(layer, QuantizeAnnotate) and bool(points.kernel_variables(layer))
 
 
-def _rebuild(model, function):
+def _replaced(model, function):
     """Returns a copy of a model with `function(layer, copy)` in place of each layer.
 
     `copy(layer)` is the layer's copy, one for each layer; it has the weights once all is built.
@@ -269,35 +260,13 @@ def _rebuild(model, function):
             copies[id(layer)] = layer, type(layer).from_config(layer.get_config())
         return copies[id(layer)][1]
 
-    def replacement(node):
+    def call(node, args, kwargs):
         if id(node.layer) not in done:
-            nested = node.subgraph is not None
-            done[id(node.layer)] = (
-                build(node.subgraph, node.layer.name) if nested else function(node.layer, copy)
-            )
-        return done[id(node.layer)]
+            done[id(node.layer)] = function(node.layer, copy)
+        return done[id(node.layer)](*args, **kwargs)
 
-    # Not clone_model: it renames inputs, and compiles again what was compiled, which fails for
-    # losses of the user's own.
-    def build(graph, name):
-        values = {
-            tensor: keras.Input(
-                batch_shape=graph.shapes[tensor], dtype=graph.dtypes[tensor], name=input_name
-            )
-            for tensor, input_name in zip(graph.inputs, graph.input_names)
-        }
-        inputs = keras.tree.map_structure(lambda tensor: values[tensor], graph.input_structure)
-        outputs = graphs.replay(
-            graph, values, lambda node, args, kwargs: replacement(node)(*args, **kwargs)
-        )
-        return keras.Model(_single(inputs), _single(outputs), name=name)
-
-    result = build(graphs.trace_nested(model), model.name)
+    result = rebuild(graphs.trace_nested(model), model.name, call)
     for layer, twin in copies.values():
         if isinstance(layer, keras.layers.Layer):
             twin.set_weights(layer.get_weights())
     return result
-
-
-def _single(structure):
-    return structure[0] if isinstance(structure, list) and len(structure) == 1 else structure

@@ -19,6 +19,7 @@ from dqmq_tf.layers import (
     Reorder,
 )
 from dqmq_tf.model import DQMQModel, Parts
+from dqmq_tf.rebuild import new_inputs, rebuild, single, structured
 
 _DEFAULT_MEAN_BITS = 4.0
 _SPLIT = "_activation"
@@ -144,7 +145,7 @@ class _Assembly:
 
     def connect(self, graph):
         """Returns inputs, outputs, and the outputs together with the decision."""
-        inputs = _new_inputs(graph)
+        inputs = new_inputs(graph)
         z = self.encoder(inputs[0])
         decision = self.policy(z)
         sort, unsort = Reorder(name="sort_by_quality"), Reorder(inverse=True, name="unsort")
@@ -154,8 +155,8 @@ class _Assembly:
             values[tensor] = self._quantized(("", points.INPUT_CALL, i), x, decision)
         outputs = graphs.replay(graph, values, lambda *call: self._call(decision, *call))
         outputs = keras.tree.map_structure(lambda y: unsort(y, decision["order"], like=z), outputs)
-        structured, outputs = _structured(graph, inputs), _single(outputs)
-        return structured, outputs, {"outputs": outputs, **decision}
+        outputs = single(outputs)
+        return structured(graph, inputs), outputs, {"outputs": outputs, **decision}
 
     def _call(self, decision, node, args, kwargs):
         if node.subgraph is not None:
@@ -182,13 +183,13 @@ class _Assembly:
         """A nested model stays a model; the decision enters it as three more inputs."""
         handed = [decision["activations"], decision["weights"], decision["group"]]
         if node.site not in self._nested:
-            inputs = _new_inputs(node.subgraph)
+            inputs = new_inputs(node.subgraph)
             entries = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in handed]
             inner = dict(zip(("activations", "weights", "group"), entries))
             values = dict(zip(node.subgraph.inputs, inputs))
             outputs = graphs.replay(node.subgraph, values, lambda *call: self._call(inner, *call))
             self._nested[node.site] = keras.Model(
-                [*inputs, *entries], _single(outputs), name=node.layer.name
+                [*inputs, *entries], single(outputs), name=node.layer.name
             )
         tensors = [
             x for x in keras.tree.flatten((args, kwargs)) if keras.backend.is_keras_tensor(x)
@@ -215,13 +216,6 @@ def _parted(kwargs):
     return tensors, {key: value for key, value in kwargs.items() if key not in tensors}
 
 
-def _new_inputs(graph):
-    return [
-        keras.Input(batch_shape=graph.shapes[tensor], dtype=graph.dtypes[tensor], name=name)
-        for tensor, name in zip(graph.inputs, graph.input_names)
-    ]
-
-
 def _with_split_activations(model):
     """Returns a copy of a model in which softmax and the like are layers of their own.
 
@@ -234,7 +228,7 @@ def _with_split_activations(model):
     body = graphs.copy_model(model)
     sites = dict.fromkeys(node.site for node in nodes if _splits(node.layer))
     if sites:
-        body = _split(graphs.trace_nested(body), body.name, {})
+        body = _split(body)
     return body, list(sites)
 
 
@@ -246,41 +240,20 @@ def _activation_rules(config, sites):
         yield dataclasses.replace(rule, pattern=pattern, weight_bits=None, weights=None)
 
 
-def _split(graph, name, done):
-    inputs = _new_inputs(graph)
+def _split(body):
+    activations = {}
 
     def call(node, args, kwargs):
-        if node.subgraph is not None:
-            if node.site not in done:
-                done[node.site] = _split(node.subgraph, node.layer.name, done)
-            return done[node.site](*args, **kwargs)
-        if not _splits(node.layer):
-            return node.layer(*args, **kwargs)
-        if node.site not in done:
-            activation = keras.layers.Activation(
-                node.layer.activation,
-                name=f"{node.layer.name}{_SPLIT}",
-                dtype=node.layer.dtype_policy,
+        layer = node.layer
+        if id(layer) not in activations and _splits(layer):
+            activations[id(layer)] = keras.layers.Activation(
+                layer.activation, name=f"{layer.name}{_SPLIT}", dtype=layer.dtype_policy
             )
-            node.layer.activation = keras.activations.linear
-            done[node.site] = activation
-        return done[node.site](node.layer(*args, **kwargs))
+            layer.activation = keras.activations.linear
+        outputs = layer(*args, **kwargs)
+        return activations[id(layer)](outputs) if id(layer) in activations else outputs
 
-    values = dict(zip(graph.inputs, inputs))
-    outputs = graphs.replay(graph, values, call)
-    return keras.Model(_structured(graph, inputs), _single(outputs), name=name)
-
-
-def _structured(graph, inputs):
-    """New inputs in the structure of the model's own."""
-    by_tensor = dict(zip(graph.inputs, inputs))
-    return _single(
-        keras.tree.map_structure(lambda tensor: by_tensor[tensor], graph.input_structure)
-    )
-
-
-def _single(structure):
-    return structure[0] if isinstance(structure, list) and len(structure) == 1 else structure
+    return rebuild(graphs.trace_nested(body), body.name, call)
 
 
 def _makes_mask(layer):
