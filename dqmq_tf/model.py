@@ -18,6 +18,8 @@ from dqmq_tf.precision import Precision
 from dqmq_tf.schedule import SearchSchedule
 
 _CALIBRATION_SAMPLES = 256
+# Files made, at most, when the bits settle.
+_WEIGHINGS = 2
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -284,13 +286,19 @@ class DQMQModel(keras.Model):
         self.measure_cost()
         seen = self._embeddings(None)
         allot.settle(self.policy, self.costs, self.budget, self.config.profiles, seen)
-        if self._learn_file():
+        # Weights of other bits compress otherwise beside the rest: weigh what they settle to, too.
+        for _ in range(_WEIGHINGS):
+            weighed = self._assigned(0)
+            if not self._learn_file():
+                break
             allot.settle(self.policy, self.costs, self.budget, self.config.profiles, seen)
+            if np.array_equal(self._assigned(0), weighed):
+                break
         self._rebuild_functions()
 
     def _learn_file(self):
-        """Measures, once, what the file takes beside its weights; returns whether it is news."""
-        if not self.costs.in_bytes or self.costs.file_constant is not None:
+        """Makes the file to learn what it takes beside its weights; returns whether that is known."""
+        if not self.costs.in_bytes:
             return False
         assigned = self._assigned(0)
         found = self.parts.measure_file(self, Precision.of(self.parts, assigned))
