@@ -263,18 +263,21 @@ class TestWaysToTrain:
             "import dqmq_tf\n"
             "L = keras.layers\n"
             "strategy = tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])\n"
-            "with strategy.scope():\n"
-            "    m = keras.Sequential([keras.Input((8, 8, 3)), L.Conv2D(4, 3, activation='relu'),\n"
-            "                          L.GlobalAveragePooling2D(), L.Dense(3)])\n"
-            "    q = dqmq_tf.quantize_model(m, target='simulation')\n"
-            "    q.compile('adam', keras.losses.SparseCategoricalCrossentropy(from_logits=True))\n"
             "x = np.random.rand(32, 8, 8, 3).astype('float32'); y = np.arange(32) % 3\n"
-            "h = q.fit(x, y, batch_size=8, epochs=2, verbose=0, validation_data=(x, y))\n"
-            "assert np.isfinite(h.history['loss']).all(), h.history\n"
-            "assert q.policy.phase == 'settled'\n"
-            "print('steps', float(q.policy.search_step.numpy()))\n"
+            "for target in ('simulation', 'android'):\n"
+            "    with strategy.scope():\n"
+            "        m = keras.Sequential([keras.Input((8, 8, 3)), L.Conv2D(4, 3, activation='relu'),\n"
+            "                              L.GlobalAveragePooling2D(), L.Dense(3)])\n"
+            "        q = dqmq_tf.quantize_model(m, target=target)\n"
+            "        q.compile('adam', keras.losses.SparseCategoricalCrossentropy(from_logits=True))\n"
+            "    h = q.fit(x, y, batch_size=8, epochs=2, verbose=0, validation_data=(x, y))\n"
+            "    assert np.isfinite(h.history['loss']).all(), h.history\n"
+            "    assert q.policy.phase == 'settled'\n"
+            "    print('steps', float(q.policy.search_step.numpy()), target)\n"
+            "assert q.costs.file_constant\n"
         )
-        assert float(in_new_process(code).split("steps")[1]) > 0
+        found = in_new_process(code).split("steps")[1:]
+        assert len(found) == 2 and all(float(part.split()[0]) > 0 for part in found)
 
 
 class TestBadInput:
