@@ -1,4 +1,4 @@
-"""LSQ fake quantization as pure functions of tensors, each one pass over memory.
+"""LSQ fake quantization as pure functions of tensors.
 
 `Q(x) = clip(round(x / step), q_min, q_max) * step` with a straight-through round and a learned
 step size (Esser et al. 2020, "Learned Step Size Quantization", arXiv 1902.08153). A zero point is
