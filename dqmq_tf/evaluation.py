@@ -148,8 +148,7 @@ class Decided:
             found = {k: ops.convert_to_numpy(v) for k, v in policy(part, training=False).items()}
             self.group_weights = found["weights"][..., 0].astype("int64")
             weights.append(self.group_weights[found["group"]])
-            rows = found["activations"][..., 0]
-            activations.append(np.broadcast_to(rows, (len(part), rows.shape[1])))
+            activations.append(found["activations"][..., 0])
             mean = policy.means(part)
             means += ops.convert_to_numpy(mean).sum(axis=0) / len(z)
             p = np.exp(ops.convert_to_numpy(policy.log_probabilities(mean)))
