@@ -143,7 +143,7 @@ def measure(qmodel, precision):
 def _written(qmodel, skeleton, target, profile, inputs, io, stage):
     """Contents of the finished file, the same parsed, and its plan."""
     stage("exporting the float skeleton")
-    data = litert.export_float(skeleton)
+    data = litert.export_float(skeleton.model)
     model = flatbuffer.read(data)
     stage("matching tensors")
     found = match(model, data, skeleton)

@@ -32,7 +32,7 @@ def finish(data, skeleton, containers, facts, io):
     model.description = b"dqmq_tf"
     graph.name = b"main"
     metadata.attach(model, facts, versions.set_versions(model))
-    _drop_unused_buffers(model)
+    share_buffers(model)
     return flatbuffer.write(model)
 
 
@@ -107,7 +107,7 @@ def _drop_unused_tensors(model, graph):
             entry.tensorIndex = position[entry.tensorIndex]
 
 
-def _drop_unused_buffers(model):
+def share_buffers(model):
     """Keeps each content once, in an order that deflate likes.
 
     Buffer 0 stands for every tensor that has no values in the file. The others go by entropy:
