@@ -2,11 +2,21 @@
 
 from dqmq_tf.export.convert import convert
 from dqmq_tf.export.errors import ConversionError, UnsupportedLayerError, VerificationError
+from dqmq_tf.export.interpreter import AdaptiveInterpreter, AdaptiveResult
 from dqmq_tf.export.metadata import read_metadata
-from dqmq_tf.export.report import ConversionReport, VerificationReport
+from dqmq_tf.export.report import (
+    AdaptiveReport,
+    AdaptiveVerificationReport,
+    ConversionReport,
+    VerificationReport,
+)
 from dqmq_tf.export.verify import verify
 
 __all__ = [
+    "AdaptiveInterpreter",
+    "AdaptiveReport",
+    "AdaptiveResult",
+    "AdaptiveVerificationReport",
     "ConversionError",
     "ConversionReport",
     "UnsupportedLayerError",

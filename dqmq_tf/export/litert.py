@@ -17,9 +17,7 @@ def export_float(model):
         Contents of the file.
     """
     # A batch of unknown size would leave SHAPE, STRIDED_SLICE and PACK behind.
-    signature = [
-        keras.InputSpec(shape=(1, *t.shape[1:]), dtype=t.dtype) for t in model.inputs
-    ]
+    signature = [keras.InputSpec(shape=(1, *t.shape[1:]), dtype=t.dtype) for t in model.inputs]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "float.tflite")
         model.export(

@@ -87,13 +87,68 @@ class VerificationReport:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptiveReport:
+    """What an adaptive file holds and how it routes.
+
+    Attributes:
+        routing: `"signatures"` or `"graph"`.
+        profile_bytes: Size of each profile's own file.
+        router_bytes: Size of the router's own file.
+        router_ms: Median time of the router on LiteRT with XNNPACK, one thread.
+        profile_ms: The same of each profile.
+        router_agreement: Share of inputs for which the router chooses the policy's profile.
+        shares: `{quality: share of its inputs per profile}`; `"all"` is over all inputs.
+    """
+
+    routing: str
+    profile_bytes: tuple
+    router_bytes: int
+    router_ms: float
+    profile_ms: tuple
+    router_agreement: float
+    shares: dict
+
+    def __rich__(self):
+        names = [f"profile {number}" for number in range(len(self.profile_bytes))]
+        table = _table(f"Adaptive, routing by {self.routing}", "", "router", *names)
+        sizes = [f"{n:,}" for n in (self.router_bytes, *self.profile_bytes)]
+        table.add_row("bytes of its own", *sizes)
+        table.add_row("ms", *(f"{t:.3f}" for t in (self.router_ms, *self.profile_ms)))
+        table.add_section()
+        for quality, shares in self.shares.items():
+            table.add_row(f"inputs, {quality}", "", *(f"{100 * share:.1f} %" for share in shares))
+        table.caption = f"Router and policy agree on {100 * self.router_agreement:.1f} %"
+        return table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptiveVerificationReport:
+    """Agreement of each profile of an adaptive file with the model.
+
+    Attributes:
+        profiles: `VerificationReport` of each.
+    """
+
+    profiles: tuple
+
+    def to_json(self):
+        """The report as a JSON string."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def __rich__(self):
+        import rich.console
+
+        return rich.console.Group(*self.profiles)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ConversionReport:
     """What a conversion wrote.
 
     Attributes:
         path: The file.
         target: Name of the deployment target.
-        profile: Index of the precision profile.
+        profile: Index of the precision profile; None for an adaptive file.
         total_bytes: Size of the file.
         deflated_bytes: Size of the file under deflate (zlib, level 9).
         weights: One `TensorReport` per quantized layer.
@@ -101,13 +156,15 @@ class ConversionReport:
         measured: Tensors whose range was measured on data.
         min_runtime_version: Oldest TensorFlow Lite that runs the file.
         package_versions: Versions of the packages that made it.
-        verification: `VerificationReport`, or None if it was not asked for.
+        verification: `VerificationReport`, `AdaptiveVerificationReport`, or None if it was not
+            asked for.
+        adaptive: `AdaptiveReport`, or None for a file of one profile.
         seconds: Time that the conversion took.
     """
 
     path: str
     target: str
-    profile: int
+    profile: int | None
     total_bytes: int
     deflated_bytes: int
     weights: tuple
@@ -115,7 +172,8 @@ class ConversionReport:
     measured: tuple
     min_runtime_version: str
     package_versions: dict
-    verification: VerificationReport | None
+    verification: VerificationReport | AdaptiveVerificationReport | None
+    adaptive: AdaptiveReport | None
     seconds: float
 
     def to_json(self):
@@ -126,7 +184,8 @@ class ConversionReport:
         import rich.console
 
         table = _table(
-            f"{self.path}: {self.target}, profile {self.profile}",
+            f"{self.path}: {self.target}, "
+            + ("adaptive" if self.adaptive else f"profile {self.profile}"),
             "layer",
             "operator",
             "weights",
@@ -154,6 +213,8 @@ class ConversionReport:
             parts.append(f"In floating point: {', '.join(self.float_sites)}")
         if self.measured:
             parts.append(f"Ranges measured on data: {', '.join(self.measured)}")
+        if self.adaptive:
+            parts.append(self.adaptive)
         parts.append(self.verification or "Not verified")
         return rich.console.Group(*parts)
 

@@ -1,15 +1,13 @@
 """Comparison of a file with the model that it was written from, on LiteRT."""
 
-import pathlib
-
 import keras
 import numpy as np
 
 from dqmq_tf import graph as graphs
-from dqmq_tf.export import flatbuffer, inspection, metadata, runtime
+from dqmq_tf.export import adaptive, checksum, flatbuffer, inspection, metadata, runtime
 from dqmq_tf.export.errors import ConversionError, VerificationError
 from dqmq_tf.export.progress import stages
-from dqmq_tf.export.report import VerificationReport
+from dqmq_tf.export.report import AdaptiveVerificationReport, VerificationReport
 from dqmq_tf.export.skeleton import build_skeleton
 from dqmq_tf.precision import ActivationPrecision
 
@@ -51,7 +49,8 @@ def verify(
         mean_quanta: Largest mean difference, in steps of the output's grid.
 
     Returns:
-        `VerificationReport`.
+        `VerificationReport`; `AdaptiveVerificationReport`, one for each profile, for an adaptive
+        file.
 
     Raises:
         VerificationError: If the file cannot be read, belongs to another model, or departs from
@@ -64,36 +63,41 @@ def verify(
     >>> report.top1_agreement
     0.997
     """
-    contents = pathlib.Path(path).read_bytes()
     try:
-        model = flatbuffer.read(contents)
+        model = flatbuffer.read(checksum.load(path))
     except ConversionError as error:
-        raise VerificationError(f"{path}: {error}") from error
+        raise VerificationError(str(error)) from error
     facts = metadata.facts_of(model)
     if facts is None:
         raise VerificationError(
             f"{path} holds no dqmq_tf metadata, so it was not written by dqmq_tf.convert."
         )
-    if facts["profile"] >= qmodel.frozen:
-        raise VerificationError(
-            f"{path} holds precision profile {facts['profile']}, but the model is frozen to "
-            f"{qmodel.frozen} profiles: the file was written from another state of it."
-        )
-    skeleton, graph = skeleton_of(qmodel, facts["profile"])
-    inputs = collect(data, samples)
+    networks = adaptive.networks(model) if "routing" in facts else [model]
+    inputs, reports = collect(data, samples), []
     with stages("Verifying") as stage:
-        return check(
-            qmodel,
-            path,
-            contents,
-            model,
-            skeleton,
-            inputs,
-            graph,
-            agreement=agreement,
-            mean_quanta=mean_quanta,
-            stage=stage,
-        )
+        for network in networks:
+            profile = metadata.facts_of(network)["profile"]
+            if profile >= qmodel.frozen:
+                raise VerificationError(
+                    f"{path} holds precision profile {profile}, but the model is frozen to "
+                    f"{qmodel.frozen} profiles: the file was written from another state of it."
+                )
+            skeleton, graph = skeleton_of(qmodel, profile)
+            reports.append(
+                check(
+                    qmodel,
+                    path,
+                    flatbuffer.write(network),
+                    network,
+                    skeleton,
+                    inputs,
+                    graph,
+                    agreement=agreement,
+                    mean_quanta=mean_quanta,
+                    stage=stage,
+                )
+            )
+    return AdaptiveVerificationReport(profiles=tuple(reports)) if len(reports) > 1 else reports[0]
 
 
 def skeleton_of(qmodel, profile, simulate=False):
