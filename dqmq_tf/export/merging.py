@@ -73,6 +73,8 @@ def _signature(model, index, graph):
     definition = copy.deepcopy(definitions.get(index, definitions.get(0)))
     if index not in definitions:
         routed = model.subgraphs[0]
+        # Conditions of inner branches are handed to every network, which has no use for them.
+        graph.inputs = graph.inputs[: len(routed.inputs)]
         for entries, outer, inner in (
             (definition.inputs, routed.inputs, graph.inputs),
             (definition.outputs, routed.outputs, graph.outputs),
