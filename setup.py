@@ -45,6 +45,7 @@ setuptools.setup(
     python_requires=">=3.11",
     install_requires=_REQUIRED,
     extras_require=_EXTRAS,
+    entry_points={"console_scripts": ["dqmq_tf = dqmq_tf.__main__:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",

@@ -3,6 +3,7 @@
 from dqmq_tf.export.convert import convert
 from dqmq_tf.export.errors import ConversionError, UnsupportedLayerError, VerificationError
 from dqmq_tf.export.interpreter import AdaptiveInterpreter, AdaptiveResult
+from dqmq_tf.export.listing import Listing, listing
 from dqmq_tf.export.metadata import read_metadata
 from dqmq_tf.export.report import (
     AdaptiveReport,
@@ -19,10 +20,12 @@ __all__ = [
     "AdaptiveVerificationReport",
     "ConversionError",
     "ConversionReport",
+    "Listing",
     "UnsupportedLayerError",
     "VerificationError",
     "VerificationReport",
     "convert",
+    "listing",
     "read_metadata",
     "verify",
 ]
