@@ -148,8 +148,7 @@ def _model(path):
 def _data(path):
     if path is None:
         return None
-    try:
-        found = np.load(path)
-    except ValueError as error:
-        raise ValueError(f"--data={path} is no .npy or .npz file of numbers: {error}.") from error
+    if pathlib.Path(path).suffix not in (".npy", ".npz"):
+        raise ValueError(f"--data={path}: give a .npy or .npz file.")
+    found = np.load(path)
     return found if isinstance(found, np.ndarray) else [found[name] for name in found.files]
