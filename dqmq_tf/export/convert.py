@@ -5,14 +5,18 @@ import pathlib
 import tempfile
 import time
 
+import numpy as np
+
 from dqmq_tf import graph as graphs
 from dqmq_tf.export import (
+    compression,
     finishing,
     flatbuffer,
     inspection,
     litert,
     lowering,
     metadata,
+    micro,
     quantization,
     size,
 )
@@ -28,16 +32,16 @@ from dqmq_tf.export.verify import (
     collect,
     skeleton_of,
 )
+from dqmq_tf.targets import IO_TYPES
 
 _SUFFIX = ".tflite"
-_IO_TYPES = ("float32", "int8")
 _PROBE_SAMPLES = 64
 _MEASURING_SAMPLES = 256
 _OP_KINDS = {"CONV_2D": "conv", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "dense"}
 _PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer")
 
 
-def convert(qmodel, path, *, profile=0, data=None, io="float32", verify=True):
+def convert(qmodel, path, *, profile=0, data=None, io=None, verify=True):
     """Writes a trained model as a `.tflite` file for its target.
 
     The file holds the very integers and steps of training: batch normalization is folded exactly,
@@ -53,7 +57,8 @@ def convert(qmodel, path, *, profile=0, data=None, io="float32", verify=True):
             the range of a tensor that training could not see, such as the logits inside a
             `Dense(activation="softmax")`. Random inputs are used for the verification otherwise.
         io: Type of inputs and outputs: `"float32"`, or `"int8"` for callers that quantize by
-            themselves, such as firmware.
+            themselves, such as firmware; None for what the target has, `"int8"` on
+            `microcontroller` and `ethos_u`.
         verify: Run the file on LiteRT and compare it with the model before it is delivered.
 
     Returns:
@@ -75,8 +80,9 @@ def convert(qmodel, path, *, profile=0, data=None, io="float32", verify=True):
     started = time.perf_counter()
     path = _checked_path(path)
     target = _checked_target(qmodel.target)
-    if io not in _IO_TYPES:
-        raise ValueError(f"io={io!r} must be one of {', '.join(map(repr, _IO_TYPES))}.")
+    io = target.io if io is None else io
+    if io not in IO_TYPES:
+        raise ValueError(f"io={io!r} must be one of {', '.join(map(repr, IO_TYPES))}.")
     quantization.require_quantizer()
     lowering.check_supported(graphs.trace(qmodel.float_model()))
     with stages("Converting") as stage:
@@ -87,16 +93,22 @@ def convert(qmodel, path, *, profile=0, data=None, io="float32", verify=True):
         skeleton, graph = skeleton_of(qmodel, profile)
         _check_activations(skeleton, graph, target)
         inputs = None if data is None else collect(data, _MEASURING_SAMPLES)
-        contents, model, plan = _written(qmodel, skeleton, target, profile, inputs, io, stage)
+        if any(storage.table for storage in _storages(skeleton, target).values()):
+            micro.require()
+        contents, twin, plan = _written(qmodel, skeleton, target, profile, inputs, io, stage)
+        model = flatbuffer.read(contents)
         _check_budget(qmodel.budget, contents)
+        if compression.is_compressed(model):
+            stage("comparing with the uncompressed file in TFLite Micro")
+            compression.check_bit_exact(contents)
         verification = None
         if verify:
             inputs = probe_inputs(skeleton, _PROBE_SAMPLES) if data is None else inputs
             verification = check(
                 qmodel,
                 path,
-                contents,
-                model,
+                twin,
+                flatbuffer.read(twin),
                 skeleton,
                 inputs,
                 graph,
@@ -134,14 +146,15 @@ def measure(qmodel, precision):
     try:
         with stages("Measuring the file") as stage:
             skeleton = build_skeleton(graphs.trace(qmodel.float_model()), precision)
-            contents = _written(qmodel, skeleton, qmodel.target, 0, None, "float32", stage)[0]
+            target = qmodel.target
+            contents = _written(qmodel, skeleton, target, 0, None, target.io, stage)[0]
     except (ConversionError, UnsupportedLayerError):
         return None
     return size.file_bytes(contents)
 
 
 def _written(qmodel, skeleton, target, profile, inputs, io, stage):
-    """Contents of the finished file, the same parsed, and its plan."""
+    """Contents of the finished file, of its uncompressed twin, and its plan."""
     stage("exporting the float skeleton")
     data = litert.export_float(skeleton)
     model = flatbuffer.read(data)
@@ -151,20 +164,37 @@ def _written(qmodel, skeleton, target, profile, inputs, io, stage):
     plan = quantization.plan(model, found, skeleton, inputs)
     stage("quantizing")
     data = quantization.quantize(model, plan)
-    containers = {
-        f"w{number}": target.container(_OP_KINDS[weights.kind], weights.bit_width)
-        for number, weights in enumerate(skeleton.weights)
-    }
+    storages = _storages(skeleton, target)
+    containers = {name: storage.container for name, storage in storages.items()}
     facts = metadata.describe(skeleton, target, profile, qmodel.policy.get_config(), plan.measured)
-    contents = finishing.finish(data, skeleton, containers, facts, io)
-    model = flatbuffer.read(contents)
-    _, messages = inspection.differences(model, skeleton)
+    plain = finishing.finish(data, skeleton, containers, facts, io)
+    tables = {
+        f"w{number}": weights.bit_width
+        for number, weights in enumerate(skeleton.weights)
+        if storages[f"w{number}"].table
+    }
+    contents = compression.compress(plain, tables)
+    twin = compression.decompress(contents)
+    _, messages = inspection.differences(flatbuffer.read(twin), skeleton)
     if messages:
         raise ConversionError(
             f"The quantizer did not write our numbers: {'; '.join(messages[:3])}. Please report "
             "the model."
         )
-    return contents, model, plan
+    return contents, twin, plan
+
+
+def _storages(skeleton, target):
+    """`{name of a weight tensor: Storage}`."""
+    return {
+        f"w{number}": target.storage(
+            _OP_KINDS.get(weights.kind, "other"),
+            weights.bit_width,
+            weights.integers.size,
+            per_channel=bool(np.ptp(weights.scales)),
+        )
+        for number, weights in enumerate(skeleton.weights)
+    }
 
 
 def _checked_path(path):
@@ -232,10 +262,11 @@ def _write_atomically(path, contents):
 
 def _tensor_reports(model, skeleton):
     tensors = {flatbuffer.text(t.name): t for t in model.subgraphs[0].tensors}
-    reports = []
+    coded, reports = compression.coded_tensors(model), []
     for number, weights in enumerate(skeleton.weights):
         tensor = tensors[f"w{number}"]
-        data = model.buffers[tensor.buffer].data.tobytes()
+        holder = coded[f"w{number}"][0] if f"w{number}" in coded else tensor
+        data = model.buffers[holder.buffer].data.tobytes()
         reports.append(
             TensorReport(
                 name=metadata.weights_label(weights),
@@ -243,6 +274,7 @@ def _tensor_reports(model, skeleton):
                 count=weights.integers.size,
                 bit_width=weights.bit_width,
                 container=flatbuffer.type_name(tensor),
+                table=holder is not tensor,
                 stored_bytes=len(data),
                 deflated_bytes=size.deflated_bytes(data),
             )

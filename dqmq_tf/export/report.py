@@ -13,7 +13,8 @@ class TensorReport:
         operator: TFLite operator, such as `"CONV_2D"`.
         count: Number of weights.
         bit_width: Bits that the weights were trained for.
-        container: TFLite type that holds them.
+        container: TFLite type that the kernel reads.
+        table: Whether the file holds indices into a lookup table, which TFLite Micro decodes.
         stored_bytes: Bytes in the file.
         deflated_bytes: Bytes of these weights alone under deflate.
     """
@@ -23,6 +24,7 @@ class TensorReport:
     count: int
     bit_width: int
     container: str
+    table: bool
     stored_bytes: int
     deflated_bytes: int
 
@@ -141,7 +143,7 @@ class ConversionReport:
                 entry.operator,
                 f"{entry.count:,}",
                 str(entry.bit_width),
-                entry.container,
+                f"{entry.container}, table" if entry.table else entry.container,
                 f"{entry.stored_bytes:,}",
                 f"{entry.deflated_bytes:,}",
             )

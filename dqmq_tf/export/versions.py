@@ -28,6 +28,7 @@ _RELEASES = {
     ("FULLY_CONNECTED", 5): "2.0.0",
     ("FULLY_CONNECTED", 6): "2.1.0",
     ("FULLY_CONNECTED", 10): "2.11.0",
+    ("FULLY_CONNECTED", 14): "2.21.0",
     ("HARD_SWISH", 1): "1.15.0",
     ("LOGISTIC", 1): "1.14.0",
     ("LOGISTIC", 2): "1.14.0",
@@ -62,6 +63,7 @@ _RELEASES = {
 }
 _INT8 = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4}
 _INT4 = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
+_INT2 = {"FULLY_CONNECTED": 14}
 _UNVERSIONED = ("QUANTIZE", "RESHAPE", "HARD_SWISH")
 
 
@@ -113,7 +115,7 @@ def _weighted_version(name, types, operator):
             options.dilationWFactor != 1 or options.dilationHFactor != 1
         )
         return 2 if dilated else 1
-    version = _INT4[name] if types[1] == "INT4" else _INT8[name]
+    version = {"INT4": _INT4, "INT2": _INT2}.get(types[1], _INT8)[name]
     if name == "FULLY_CONNECTED" and len(operator.inputs) == 2:
         version = max(version, 6)
     if name == "FULLY_CONNECTED" and operator.builtinOptions.keepNumDims:

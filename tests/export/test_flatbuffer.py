@@ -5,13 +5,6 @@ from dqmq_tf.export import flatbuffer
 from dqmq_tf.export.errors import ConversionError
 
 
-def test_int4_round_trip():
-    integers = np.random.default_rng(0).integers(-8, 8, 33)
-    packed = flatbuffer.pack_int4(integers)
-    assert packed.size == 17
-    np.testing.assert_array_equal(flatbuffer.unpack_int4(packed, 33), integers)
-
-
 def test_write_gives_back_what_was_read(small_file):
     data = small_file[0].read_bytes()
     assert flatbuffer.write(flatbuffer.read(data)) == data

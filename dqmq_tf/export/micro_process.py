@@ -1,0 +1,47 @@
+"""The child process of `micro.run`: runs one file in TFLite Micro. Imports nothing of the package.
+
+    python -P micro_process.py FOLDER
+
+FOLDER holds `model.tflite` and `request.npz`; `reply.npz` is written to it. What TFLite Micro says
+goes to the standard error stream, the sizes of its arena among it.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+from tflite_micro.python.tflite_micro import runtime
+
+
+def main(folder):
+    contents = (folder / "model.tflite").read_bytes()
+    request = np.load(folder / "request.npz")
+    inputs = [request[f"input{i}"] for i in range(int(request["inputs"]))]
+    reply = {}
+    recorder = runtime.Interpreter.from_bytes(contents, arena_size=int(request["arena"]))
+    collected = [[] for _ in range(int(request["outputs"]))]
+    for sample in range(len(inputs[0])):
+        for position, array in enumerate(inputs):
+            recorder.set_input(array[sample : sample + 1], position)
+        recorder.invoke()
+        for position, results in enumerate(collected):
+            results.append(np.array(recorder.get_output(position)))
+    for position, results in enumerate(collected):
+        reply[f"output{position}"] = np.concatenate(results)
+    recorder.print_allocations()
+    if len(request["tensors"]):
+        keeper = runtime.Interpreter.from_bytes(
+            contents,
+            arena_size=int(request["arena"]),
+            intrepreter_config=runtime.InterpreterConfig.kPreserveAllTensors,
+        )
+        for position, array in enumerate(inputs):
+            keeper.set_input(array[:1], position)
+        keeper.invoke()
+        for index in request["tensors"]:
+            reply[f"tensor{index}"] = keeper.GetTensor(int(index), 0)["tensor_data"]
+    np.savez(folder / "reply.npz", **reply)
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
