@@ -54,6 +54,7 @@ class Target:
         per_tensor: Kinds of op whose INT4 kernel takes one scale for the whole tensor.
         io: Type of a file's inputs and outputs unless the user says otherwise.
         runtimes: Runtimes that run the file.
+        compiler: Program that makes of the file what the device runs, or None.
         operator_versions: `(operator, newest version that a file may have)` of the operators with
             weights.
         oldest_tflite: Oldest TensorFlow Lite with these versions; None where TensorFlow Lite does
@@ -75,6 +76,7 @@ class Target:
     per_tensor: frozenset = frozenset()
     io: str = "float32"
     runtimes: tuple = ()
+    compiler: str | None = None
     operator_versions: tuple = _INT8_VERSIONS
     oldest_tflite: str | None = None
     refusals: tuple = ()
@@ -210,7 +212,8 @@ TARGETS = {
                 "coder shrinks; int8 inputs and outputs"
             ),
             io="int8",
-            runtimes=("ethos-u-vela", "tflite-micro"),
+            runtimes=("tflite-micro",),
+            compiler="ethos-u-vela",
             refusals=(
                 _NARROW_ACTIVATIONS,
                 _INT16_ACTIVATIONS,

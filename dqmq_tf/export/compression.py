@@ -22,7 +22,7 @@ DECODE = b"TFLM_DECODE"
 _HEADER_BYTES = 16
 _LOOKUP_TABLE, _VERSION = 0, 1
 _ONE_TABLE = 15
-_PROBES = 4
+_PROBES = 2
 
 
 def compress(contents, bit_widths):

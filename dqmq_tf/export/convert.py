@@ -1,6 +1,5 @@
 """`convert`: a trained model becomes a file for a device."""
 
-import os
 import pathlib
 import tempfile
 import time
@@ -9,7 +8,10 @@ import numpy as np
 
 from dqmq_tf import graph as graphs
 from dqmq_tf.export import (
+    companions,
     compression,
+    deployment,
+    files,
     finishing,
     flatbuffer,
     inspection,
@@ -41,7 +43,7 @@ _OP_KINDS = {"CONV_2D": "conv", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECT
 _PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer")
 
 
-def convert(qmodel, path, *, profile=0, data=None, io=None, verify=True):
+def convert(qmodel, path, *, profile=0, data=None, io=None, verify=True, artefacts=()):
     """Writes a trained model as a `.tflite` file for its target.
 
     The file holds the very integers and steps of training: batch normalization is folded exactly,
@@ -60,16 +62,21 @@ def convert(qmodel, path, *, profile=0, data=None, io=None, verify=True):
             themselves, such as firmware; None for what the target has, `"int8"` on
             `microcontroller` and `ethos_u`.
         verify: Run the file on LiteRT and compare it with the model before it is delivered.
+        artefacts: What to write beside the file, under its name: `"c_array"`, a C++ source and
+            header for TFLite Micro (see `write_c_array`), and `"json"`, the report. All files are
+            written, or none.
 
     Returns:
         `ConversionReport`.
 
     Raises:
         UnsupportedLayerError: If a layer has no counterpart on the integer road.
-        ConversionError: If the target cannot be deployed to, a tensor has no range, or the file
-            is larger than the budget.
+        ConversionError: If the target cannot be deployed to, a tensor has no range, the file is
+            larger than the budget, or an artefact is not for the target.
         VerificationError: If the file does not compute what the model computes.
-        ValueError: If `path` does not end in `.tflite`, or `io` is unknown.
+        ImportError: If weights are stored in lookup tables, or a C array is asked for, and the
+            `tflite-micro` wheel is not there to check and measure.
+        ValueError: If `path` does not end in `.tflite`, or `io` or an artefact is unknown.
         OSError: If `path` cannot be written.
 
     Example:
@@ -83,6 +90,7 @@ def convert(qmodel, path, *, profile=0, data=None, io=None, verify=True):
     io = target.io if io is None else io
     if io not in IO_TYPES:
         raise ValueError(f"io={io!r} must be one of {', '.join(map(repr, IO_TYPES))}.")
+    companions.check(artefacts, target)
     quantization.require_quantizer()
     lowering.check_supported(graphs.trace(qmodel.float_model()))
     with stages("Converting") as stage:
@@ -98,9 +106,8 @@ def convert(qmodel, path, *, profile=0, data=None, io=None, verify=True):
         contents, twin, plan = _written(qmodel, skeleton, target, profile, inputs, io, stage)
         model = flatbuffer.read(contents)
         _check_budget(qmodel.budget, contents)
-        if compression.is_compressed(model):
-            stage("comparing with the uncompressed file in TFLite Micro")
-            compression.check_bit_exact(contents)
+        stage("asking the tools of the target")
+        device = deployment.examine(contents, target)
         verification = None
         if verify:
             inputs = probe_inputs(skeleton, _PROBE_SAMPLES) if data is None else inputs
@@ -116,13 +123,16 @@ def convert(qmodel, path, *, profile=0, data=None, io=None, verify=True):
                 mean_quanta=DEFAULT_MEAN_QUANTA,
                 stage=stage,
             )
-        _write_atomically(path, contents)
-    return ConversionReport(
+    report = ConversionReport(
         path=str(path),
+        artefacts=tuple(map(str, companions.paths(artefacts, path))),
         target=target.name,
         profile=profile,
+        io=io,
         total_bytes=len(contents),
         deflated_bytes=size.deflated_bytes(contents),
+        arena_bytes=device.arena_bytes,
+        vela=device.vela,
         weights=_tensor_reports(model, skeleton),
         float_sites=tuple(skeleton.float_sites),
         measured=plan.measured,
@@ -131,6 +141,8 @@ def convert(qmodel, path, *, profile=0, data=None, io=None, verify=True):
         verification=verification,
         seconds=time.perf_counter() - started,
     )
+    files.write_together({path: contents, **companions.render(artefacts, path, contents, report)})
+    return report
 
 
 def measure(qmodel, precision):
@@ -246,20 +258,6 @@ def _check_budget(budget, contents):
         )
 
 
-def _write_atomically(path, contents):
-    descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def _tensor_reports(model, skeleton):
     tensors = {flatbuffer.text(t.name): t for t in model.subgraphs[0].tensors}
     coded, reports = compression.coded_tensors(model), []
@@ -285,4 +283,5 @@ def _tensor_reports(model, skeleton):
 def _package_versions():
     import importlib.metadata
 
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return found | ({micro.PACKAGE: micro.version()} if micro.is_installed() else {})

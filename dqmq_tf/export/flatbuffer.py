@@ -69,7 +69,11 @@ def write(model):
 
 def operator_name(model, operator):
     """Name of an operator's builtin code, such as `"CONV_2D"`."""
-    code = model.operatorCodes[operator.opcodeIndex]
+    return builtin_name(model.operatorCodes[operator.opcodeIndex])
+
+
+def builtin_name(code):
+    """Name of a builtin code, such as `"CONV_2D"`; `"CUSTOM"` where it is none."""
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
     return _names(schema().BuiltinOperator)[number]
 

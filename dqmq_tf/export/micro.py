@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,6 @@ from dqmq_tf.export.errors import VerificationError
 
 PACKAGE = "tflite-micro"
 _PROGRAM = pathlib.Path(__file__).with_name("micro_process.py")
-_ARENA = re.compile(r"Arena allocation total (\d+) bytes")
 _LIMIT_SECONDS = 600
 
 
@@ -27,12 +25,10 @@ class MicroRun:
     Attributes:
         outputs: Arrays `[samples, ...]`, one per output, in the file's own types.
         tensors: `{tensor index: array}` of the tensors asked for, after the first sample.
-        arena_bytes: Bytes of the arena that were in use, by TFLite Micro's own record.
     """
 
     outputs: list
     tensors: dict
-    arena_bytes: int
 
 
 def is_installed():
@@ -68,28 +64,29 @@ def run(contents, inputs, tensors=()):
         ImportError: If the `tflite-micro` wheel is not installed.
         VerificationError: If TFLite Micro cannot run the file; the message has what it said.
     """
-    require()
-    model = flatbuffer.read(contents)
-    count = len(model.subgraphs[0].outputs)
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        (folder / "model.tflite").write_bytes(contents)
-        arrays = {f"input{i}": np.asarray(array) for i, array in enumerate(inputs)}
-        np.savez(
-            folder / "request.npz",
-            inputs=len(arrays),
-            outputs=count,
-            tensors=np.array(tensors, np.int64),
-            arena=_arena_limit(model),
-            **arrays,
-        )
-        said = _call(folder)
-        with np.load(folder / "reply.npz") as reply:
-            return MicroRun(
-                outputs=[reply[f"output{i}"] for i in range(count)],
-                tensors={i: reply[f"tensor{i}"] for i in tensors},
-                arena_bytes=int(_ARENA.search(said).group(1)),
-            )
+    reply = _call(contents, inputs, tensors=np.array(tensors, np.int64), measure=False)
+    count = sum(name.startswith("output") for name in reply)
+    return MicroRun(
+        outputs=[reply[f"output{i}"] for i in range(count)],
+        tensors={i: reply[f"tensor{i}"] for i in tensors},
+    )
+
+
+def arena_bytes(contents):
+    """Bytes of the smallest tensor arena in which the reference kernels run a file.
+
+    Found by trying, in steps of 16 bytes, on this machine: its pointers are of 64 bits, so that a
+    microcontroller's own structures take less; optimized kernels may take more for scratch.
+
+    Args:
+        contents: Contents of a `.tflite` file.
+
+    Raises:
+        ImportError: If the `tflite-micro` wheel is not installed.
+        VerificationError: If TFLite Micro cannot run the file; the message has what it said.
+    """
+    inputs = random_inputs(flatbuffer.read(contents), 1)
+    return int(_call(contents, inputs, tensors=np.zeros(0, np.int64), measure=True)["arena_bytes"])
 
 
 def random_inputs(model, samples, seed=20):
@@ -132,7 +129,27 @@ def _arena_limit(model):
     return 2**20 + 16 * elements
 
 
-def _call(folder):
+def _call(contents, inputs, **request):
+    """What `micro_process` replies to a request: arrays by name."""
+    require()
+    model = flatbuffer.read(contents)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        (folder / "model.tflite").write_bytes(contents)
+        np.savez(
+            folder / "request.npz",
+            inputs=len(inputs),
+            outputs=len(model.subgraphs[0].outputs),
+            arena=_arena_limit(model),
+            **request,
+            **{f"input{i}": np.asarray(array) for i, array in enumerate(inputs)},
+        )
+        _start(folder)
+        with np.load(folder / "reply.npz") as reply:
+            return dict(reply)
+
+
+def _start(folder):
     try:
         done = subprocess.run(
             [sys.executable, "-P", str(_PROGRAM), str(folder)],
@@ -146,7 +163,7 @@ def _call(folder):
             f"TFLite Micro did not finish within {_LIMIT_SECONDS} seconds."
         ) from error
     if done.returncode == 0:
-        return done.stderr
+        return
     said = [line for line in done.stderr.splitlines() if line.strip()][-4:]
     ended = f"signal {-done.returncode}" if done.returncode < 0 else "an error"
     raise VerificationError(

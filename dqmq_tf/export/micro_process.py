@@ -3,7 +3,7 @@
     python -P micro_process.py FOLDER
 
 FOLDER holds `model.tflite` and `request.npz`; `reply.npz` is written to it. What TFLite Micro says
-goes to the standard error stream, the sizes of its arena among it.
+goes to the standard error stream.
 """
 
 import pathlib
@@ -12,6 +12,8 @@ import sys
 import numpy as np
 from tflite_micro.python.tflite_micro import runtime
 
+STEP = 16
+
 
 def main(folder):
     contents = (folder / "model.tflite").read_bytes()
@@ -19,6 +21,8 @@ def main(folder):
     inputs = [request[f"input{i}"] for i in range(int(request["inputs"]))]
     reply = {}
     recorder = runtime.Interpreter.from_bytes(contents, arena_size=int(request["arena"]))
+    if request["measure"]:
+        reply["arena_bytes"] = smallest_arena(contents, inputs, int(request["arena"]))
     collected = [[] for _ in range(int(request["outputs"]))]
     for sample in range(len(inputs[0])):
         for position, array in enumerate(inputs):
@@ -28,7 +32,6 @@ def main(folder):
             results.append(np.array(recorder.get_output(position)))
     for position, results in enumerate(collected):
         reply[f"output{position}"] = np.concatenate(results)
-    recorder.print_allocations()
     if len(request["tensors"]):
         keeper = runtime.Interpreter.from_bytes(
             contents,
@@ -41,6 +44,30 @@ def main(folder):
         for index in request["tensors"]:
             reply[f"tensor{index}"] = keeper.GetTensor(int(index), 0)["tensor_data"]
     np.savez(folder / "reply.npz", **reply)
+
+
+def smallest_arena(contents, inputs, large):
+    """Bytes of the smallest arena in which the file runs, in steps of 16."""
+    low, high = 0, large // STEP
+    while low + 1 < high:
+        middle = (low + high) // 2
+        if fits(contents, STEP * middle):
+            high = middle
+        else:
+            low = middle
+    interpreter = runtime.Interpreter.from_bytes(contents, arena_size=STEP * high)
+    for position, array in enumerate(inputs):
+        interpreter.set_input(array[:1], position)
+    interpreter.invoke()
+    return STEP * high
+
+
+def fits(contents, arena):
+    try:
+        runtime.Interpreter.from_bytes(contents, arena_size=arena)
+    except RuntimeError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

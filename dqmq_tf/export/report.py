@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+from dqmq_tf.export.vela import VelaReport
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorReport:
@@ -94,10 +96,15 @@ class ConversionReport:
 
     Attributes:
         path: The file.
+        artefacts: Paths of what was written beside it.
         target: Name of the deployment target.
         profile: Index of the precision profile.
-        total_bytes: Size of the file.
+        io: Type of inputs and outputs.
+        total_bytes: Size of the file; artefacts do not count.
         deflated_bytes: Size of the file under deflate (zlib, level 9).
+        arena_bytes: Tensor arena that TFLite Micro's reference kernels need for it on this
+            machine; None where the target has no such thing, or TFLite Micro is not installed.
+        vela: What Vela made of it, a `VelaReport`; None where it was not run.
         weights: One `TensorReport` per quantized layer.
         float_sites: Layers with weights that the rules left in floating point.
         measured: Tensors whose range was measured on data.
@@ -108,10 +115,14 @@ class ConversionReport:
     """
 
     path: str
+    artefacts: tuple
     target: str
     profile: int
+    io: str
     total_bytes: int
     deflated_bytes: int
+    arena_bytes: int | None
+    vela: VelaReport | None
     weights: tuple
     float_sites: tuple
     measured: tuple
@@ -152,6 +163,15 @@ class ConversionReport:
             "whole file", "", "", "", "", f"{self.total_bytes:,}", f"{self.deflated_bytes:,}"
         )
         parts = [table, f"Oldest TensorFlow Lite runtime: {self.min_runtime_version}"]
+        if any(entry.table for entry in self.weights):
+            parts[1] = "Lookup tables: for TFLite Micro with the operator DECODE, for nothing else"
+        if self.arena_bytes is not None:
+            parts.append(f"Tensor arena, reference kernels: {self.arena_bytes:,} bytes")
+        if self.vela is not None:
+            parts.append(
+                f"Compiled by Vela {self.vela.version} for {self.vela.accelerator}: "
+                f"{self.vela.total_bytes:,} bytes, {self.vela.cpu_operators} operators on the CPU"
+            )
         if self.float_sites:
             parts.append(f"In floating point: {', '.join(self.float_sites)}")
         if self.measured:

@@ -82,11 +82,16 @@ def set_versions(model):
             name = flatbuffer.operator_name(model, operator)
             version = operator_version(model, graph, operator)
             indices.append((operator, codes.setdefault((name, version), len(codes))))
-            releases.append(_RELEASES.get((name, version), "2.21.0"))
+            releases.append(oldest_release(name, version))
     for operator, index in indices:
         operator.opcodeIndex = index
     _rewrite(model, codes)
     return max(releases, key=_number)
+
+
+def oldest_release(name, version):
+    """Oldest TensorFlow Lite that has a version of an operator, such as `"2.11.0"`."""
+    return _RELEASES.get((name, version), "2.21.0")
 
 
 def operator_version(model, graph, operator):
