@@ -164,7 +164,9 @@ def _start(folder):
         ) from error
     if done.returncode == 0:
         return
-    said = [line for line in done.stderr.splitlines() if line.strip()][-4:]
+    # What TFLite Micro logs comes first, then Python's traceback, whose last line says something.
+    logged, _, trace = done.stderr.partition("Traceback (most recent call last)")
+    said = [line for line in logged.splitlines() if line.strip()][-3:] + trace.splitlines()[-1:]
     ended = f"signal {-done.returncode}" if done.returncode < 0 else "an error"
     raise VerificationError(
         f"TFLite Micro {version()} cannot run the file; it ended with {ended} and said: "
