@@ -1,5 +1,7 @@
 """From a trained model to a file on a device: `convert`, then `verify`."""
 
+from dqmq_tf.export.c_array import write_c_array
+from dqmq_tf.export.compression import decompress
 from dqmq_tf.export.convert import convert
 from dqmq_tf.export.errors import ConversionError, UnsupportedLayerError, VerificationError
 from dqmq_tf.export.interpreter import AdaptiveInterpreter, AdaptiveResult
@@ -25,7 +27,9 @@ __all__ = [
     "VerificationError",
     "VerificationReport",
     "convert",
+    "decompress",
     "listing",
     "read_metadata",
     "verify",
+    "write_c_array",
 ]

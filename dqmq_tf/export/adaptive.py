@@ -90,15 +90,14 @@ def networks(model):
     return found
 
 
-def check(qmodel, path, contents, files, interpreter, inputs, data, kind, routes):
+def check(qmodel, path, files, interpreter, inputs, data, kind, routes):
     """Compares an adaptive file with the files that it was made of, and its router with the policy.
 
     Args:
         qmodel: The frozen `DQMQModel`.
         path: Name of the file, for messages.
-        contents: Contents of the adaptive file.
-        files: Contents of the profiles' own files.
-        interpreter: `AdaptiveInterpreter` of the adaptive file.
+        files: Contents of the profiles' own files, as LiteRT loads them.
+        interpreter: `AdaptiveInterpreter` of them in one file.
         inputs: Typical inputs, a list of arrays.
         data: The data set that they come from; one with qualities tells the shares apart.
         kind: `"signatures"` or `"graph"`.

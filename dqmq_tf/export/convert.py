@@ -1,31 +1,29 @@
 """`convert`: a trained model becomes a file for a device."""
 
-import dataclasses
-import os
 import pathlib
 import tempfile
 import time
-from typing import Any
 
 from dqmq_tf import graph as graphs
 from dqmq_tf.export import adaptive as adaptives
 from dqmq_tf.export import (
     checksum,
-    finishing,
+    companions,
+    deployment,
+    files,
     flatbuffer,
-    inspection,
-    litert,
     lowering,
     metadata,
+    micro,
+    network,
     quantization,
     size,
 )
-from dqmq_tf.export.errors import ConversionError, UnsupportedLayerError
+from dqmq_tf.export.errors import ConversionError
 from dqmq_tf.export.interpreter import AdaptiveInterpreter
-from dqmq_tf.export.matching import match, probe_inputs
+from dqmq_tf.export.matching import probe_inputs
 from dqmq_tf.export.progress import stages
-from dqmq_tf.export.report import AdaptiveVerificationReport, ConversionReport, TensorReport
-from dqmq_tf.export.skeleton import Skeleton, build_skeleton
+from dqmq_tf.export.report import AdaptiveVerificationReport, ConversionReport
 from dqmq_tf.export.verify import (
     DEFAULT_AGREEMENT,
     DEFAULT_MEAN_QUANTA,
@@ -33,13 +31,12 @@ from dqmq_tf.export.verify import (
     collect,
     skeleton_of,
 )
+from dqmq_tf.targets import IO_TYPES
 
 _SUFFIX = ".tflite"
-_IO_TYPES = ("float32", "int8")
 _PROBE_SAMPLES = 64
 _MEASURING_SAMPLES = 256
 _CLUSTERED_SAMPLES = 2048
-_OP_KINDS = {"CONV_2D": "conv", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "dense"}
 _PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer")
 
 
@@ -51,8 +48,9 @@ def convert(
     adaptive=None,
     routing="signatures",
     data=None,
-    io="float32",
+    io=None,
     verify=True,
+    artefacts=(),
 ):
     """Writes a trained model as a `.tflite` file for its target.
 
@@ -77,9 +75,13 @@ def convert(
             the range of a tensor that training could not see, such as the logits inside a
             `Dense(activation="softmax")`. Random inputs are used for the verification otherwise.
         io: Type of inputs and outputs: `"float32"`, or `"int8"` for callers that quantize by
-            themselves, such as firmware.
+            themselves, such as firmware; None for what the target has, `"int8"` on
+            `microcontroller` and `ethos_u`.
         verify: Run the file on LiteRT and compare it with the model before it is delivered. An
             adaptive file is compared with its profiles' own files in any case.
+        artefacts: What to write beside the file, under its name: `"c_array"`, a C++ source and
+            header for TFLite Micro (see `write_c_array`), and `"json"`, the report. All files are
+            written, or none.
 
     Returns:
         `ConversionReport`.
@@ -87,8 +89,11 @@ def convert(
     Raises:
         UnsupportedLayerError: If a layer has no counterpart on the integer road.
         ConversionError: If the target cannot be deployed to or cannot route so, a tensor has no
-            range, or the file (each profile's own, of an adaptive one) is larger than the budget.
+            range, the file (each profile's own, of an adaptive one) is larger than the budget, or
+            an artefact is not for the target.
         VerificationError: If the file does not compute what the model computes.
+        ImportError: If weights are stored in lookup tables, or a C array is asked for, and the
+            `tflite-micro` wheel is not there to check and measure.
         ValueError: If `path` does not end in `.tflite`, or another argument is not as above.
         OSError: If `path` cannot be written.
 
@@ -100,8 +105,10 @@ def convert(
     started = time.perf_counter()
     path = _checked_path(path)
     target = _checked_target(qmodel.target)
-    if io not in _IO_TYPES:
-        raise ValueError(f"io={io!r} must be one of {', '.join(map(repr, _IO_TYPES))}.")
+    io = target.io if io is None else io
+    if io not in IO_TYPES:
+        raise ValueError(f"io={io!r} must be one of {', '.join(map(repr, IO_TYPES))}.")
+    companions.check(artefacts, target)
     quantization.require_quantizer()
     lowering.check_supported(graphs.trace(qmodel.float_model()))
     if adaptive is not None:
@@ -115,8 +122,12 @@ def convert(
             stage("folding batch normalization")
             skeleton, graph = skeleton_of(qmodel, number)
             _check_activations(skeleton, graph, target)
-            part = _written(qmodel, skeleton, target, number, inputs, io, stage)
+            if any(storage.table for storage in network.storages_of(skeleton, target).values()):
+                micro.require()
+            part = network.write(qmodel, skeleton, number, inputs, io, stage)
             _check_budget(qmodel.budget, part.contents)
+            stage("asking the tools of the target")
+            device = deployment.examine(part.contents, target)
             parts.append(part)
             if verify:
                 verifications.append(_verified(qmodel, path, part, graph, inputs, stage))
@@ -124,15 +135,19 @@ def convert(
         if adaptive is not None:
             stage("building the quality router")
             contents, routed = _adaptive(qmodel, path, parts, inputs, data, routing)
+            device = deployment.examine_adaptive(contents, target)
         contents = checksum.seal(contents)
-        _write_atomically(path, contents)
-    return ConversionReport(
+    report = ConversionReport(
         path=str(path),
+        artefacts=tuple(map(str, companions.paths(artefacts, path))),
         target=target.name,
         profile=profile if adaptive is None else None,
+        io=io,
         total_bytes=len(contents),
         deflated_bytes=size.deflated_bytes(contents),
-        weights=_tensor_reports(parts),
+        arena_bytes=device.arena_bytes,
+        vela=device.vela,
+        weights=network.tensor_reports(parts),
         float_sites=tuple(parts[0].skeleton.float_sites),
         measured=parts[0].plan.measured,
         min_runtime_version=metadata.min_runtime_version_of(flatbuffer.read(contents)),
@@ -141,16 +156,8 @@ def convert(
         adaptive=routed,
         seconds=time.perf_counter() - started,
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Part:
-    """A finished file before its seal: contents, the same parsed, and what it was made from."""
-
-    contents: bytes
-    model: Any
-    skeleton: Skeleton
-    plan: quantization.Plan
+    files.write_together({path: contents, **companions.render(artefacts, path, contents, report)})
+    return report
 
 
 def _freeze(qmodel, adaptive, inputs, stage):
@@ -166,8 +173,8 @@ def _verified(qmodel, path, part, graph, inputs, stage):
     return check(
         qmodel,
         path,
-        part.contents,
-        part.model,
+        part.twin,
+        flatbuffer.read(part.twin),
         part.skeleton,
         probe_inputs(part.skeleton, _PROBE_SAMPLES) if inputs is None else inputs,
         graph,
@@ -179,14 +186,17 @@ def _verified(qmodel, path, part, graph, inputs, stage):
 
 def _adaptive(qmodel, path, parts, inputs, data, routing):
     """Contents of the adaptive file, and its report."""
-    files = [part.contents for part in parts]
     skeleton = parts[0].skeleton
     grid = skeleton.quantization.get(skeleton.inputs[0])
-    contents, routes = adaptives.combine(qmodel, files, inputs, grid, routing)
-    interpreter = AdaptiveInterpreter(contents)
-    report = adaptives.check(
-        qmodel, path, contents, files, interpreter, inputs, data, routing, routes
+    contents, routes = adaptives.combine(
+        qmodel, [part.contents for part in parts], inputs, grid, routing
     )
+    twins = [part.twin for part in parts]
+    twin = contents
+    if twins != [part.contents for part in parts]:
+        twin, _ = adaptives.combine(qmodel, twins, inputs, grid, routing)
+    interpreter = AdaptiveInterpreter(twin)
+    report = adaptives.check(qmodel, path, twins, interpreter, inputs, data, routing, routes)
     return contents, report
 
 
@@ -195,52 +205,6 @@ def _one(verifications):
     if len(verifications) > 1:
         return AdaptiveVerificationReport(profiles=tuple(verifications))
     return verifications[0] if verifications else None
-
-
-def measure(qmodel, precision):
-    """Makes the file of a model without verifying or keeping it, to know its size.
-
-    Args:
-        qmodel: A `DQMQModel`.
-        precision: The `Precision` to write.
-
-    Returns:
-        `{"size_bytes": …, "download_bytes": …}`, or None where the model cannot be converted.
-    """
-    try:
-        with stages("Measuring the file") as stage:
-            skeleton = build_skeleton(graphs.trace(qmodel.float_model()), precision)
-            part = _written(qmodel, skeleton, qmodel.target, 0, None, "float32", stage)
-    except (ConversionError, UnsupportedLayerError):
-        return None
-    return size.file_bytes(checksum.seal(part.contents))
-
-
-def _written(qmodel, skeleton, target, profile, inputs, io, stage):
-    """The finished file of a precision profile, as a `_Part`."""
-    stage("exporting the float skeleton")
-    data = litert.export_float(skeleton.model)
-    model = flatbuffer.read(data)
-    stage("matching tensors")
-    found = match(model, data, skeleton)
-    litert.name_tensors(model, found, skeleton)
-    plan = quantization.plan(model, found, skeleton, inputs)
-    stage("quantizing")
-    data = quantization.quantize(model, plan)
-    containers = {
-        f"w{number}": target.container(_OP_KINDS[weights.kind], weights.bit_width)
-        for number, weights in enumerate(skeleton.weights)
-    }
-    facts = metadata.describe(skeleton, target, profile, qmodel.policy.get_config(), plan.measured)
-    contents = finishing.finish(data, skeleton, containers, facts, io)
-    model = flatbuffer.read(contents)
-    _, messages = inspection.differences(model, skeleton)
-    if messages:
-        raise ConversionError(
-            f"The quantizer did not write our numbers: {'; '.join(messages[:3])}. Please report "
-            "the model."
-        )
-    return _Part(contents=contents, model=model, skeleton=skeleton, plan=plan)
 
 
 def _checked_path(path):
@@ -292,53 +256,8 @@ def _check_budget(budget, contents):
         )
 
 
-def _write_atomically(path, contents):
-    descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _tensor_reports(parts):
-    """One report per quantized variable and profile."""
-    reports = []
-    for profile, part in enumerate(parts):
-        label = f"profile {profile}: " if len(parts) > 1 else ""
-        reports += [
-            dataclasses.replace(report, name=label + report.name)
-            for report in _reports_of(part.model, part.skeleton)
-        ]
-    return tuple(reports)
-
-
-def _reports_of(model, skeleton):
-    tensors = {flatbuffer.text(t.name): t for t in model.subgraphs[0].tensors}
-    reports = []
-    for number, weights in enumerate(skeleton.weights):
-        tensor = tensors[f"w{number}"]
-        data = model.buffers[tensor.buffer].data.tobytes()
-        reports.append(
-            TensorReport(
-                name=metadata.weights_label(weights),
-                operator=weights.kind,
-                count=weights.integers.size,
-                bit_width=weights.bit_width,
-                container=flatbuffer.type_name(tensor),
-                stored_bytes=len(data),
-                deflated_bytes=size.deflated_bytes(data),
-            )
-        )
-    return reports
-
-
 def _package_versions():
     import importlib.metadata
 
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return found | ({micro.PACKAGE: micro.version()} if micro.is_installed() else {})

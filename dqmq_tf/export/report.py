@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+from dqmq_tf.export.vela import VelaReport
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorReport:
@@ -13,7 +15,8 @@ class TensorReport:
         operator: TFLite operator, such as `"CONV_2D"`.
         count: Number of weights.
         bit_width: Bits that the weights were trained for.
-        container: TFLite type that holds them.
+        container: TFLite type that the kernel reads.
+        table: Whether the file holds indices into a lookup table, which TFLite Micro decodes.
         stored_bytes: Bytes in the file.
         deflated_bytes: Bytes of these weights alone under deflate.
     """
@@ -23,6 +26,7 @@ class TensorReport:
     count: int
     bit_width: int
     container: str
+    table: bool
     stored_bytes: int
     deflated_bytes: int
 
@@ -147,10 +151,15 @@ class ConversionReport:
 
     Attributes:
         path: The file.
+        artefacts: Paths of what was written beside it.
         target: Name of the deployment target.
         profile: Index of the precision profile; None for an adaptive file.
-        total_bytes: Size of the file.
+        io: Type of inputs and outputs.
+        total_bytes: Size of the file; artefacts do not count.
         deflated_bytes: Size of the file under deflate (zlib, level 9).
+        arena_bytes: Tensor arena that TFLite Micro's reference kernels need for it on this
+            machine; None where the target has no such thing, or TFLite Micro is not installed.
+        vela: What Vela made of it, a `VelaReport`; None where it was not run.
         weights: One `TensorReport` per quantized layer.
         float_sites: Layers with weights that the rules left in floating point.
         measured: Tensors whose range was measured on data.
@@ -163,10 +172,14 @@ class ConversionReport:
     """
 
     path: str
+    artefacts: tuple
     target: str
     profile: int | None
+    io: str
     total_bytes: int
     deflated_bytes: int
+    arena_bytes: int | None
+    vela: VelaReport | None
     weights: tuple
     float_sites: tuple
     measured: tuple
@@ -200,7 +213,7 @@ class ConversionReport:
                 entry.operator,
                 f"{entry.count:,}",
                 str(entry.bit_width),
-                entry.container,
+                f"{entry.container}, table" if entry.table else entry.container,
                 f"{entry.stored_bytes:,}",
                 f"{entry.deflated_bytes:,}",
             )
@@ -209,6 +222,15 @@ class ConversionReport:
             "whole file", "", "", "", "", f"{self.total_bytes:,}", f"{self.deflated_bytes:,}"
         )
         parts = [table, f"Oldest TensorFlow Lite runtime: {self.min_runtime_version}"]
+        if any(entry.table for entry in self.weights):
+            parts[1] = "Lookup tables: for TFLite Micro with the operator DECODE, for nothing else"
+        if self.arena_bytes is not None:
+            parts.append(f"Tensor arena, reference kernels: {self.arena_bytes:,} bytes")
+        if self.vela is not None:
+            parts.append(
+                f"Compiled by Vela {self.vela.version} for {self.vela.accelerator}: "
+                f"{self.vela.total_bytes:,} bytes, {self.vela.cpu_operators} operators on the CPU"
+            )
         if self.float_sites:
             parts.append(f"In floating point: {', '.join(self.float_sites)}")
         if self.measured:

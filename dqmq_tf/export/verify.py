@@ -4,7 +4,15 @@ import keras
 import numpy as np
 
 from dqmq_tf import graph as graphs
-from dqmq_tf.export import adaptive, checksum, flatbuffer, inspection, metadata, runtime
+from dqmq_tf.export import (
+    adaptive,
+    checksum,
+    compression,
+    flatbuffer,
+    inspection,
+    metadata,
+    runtime,
+)
 from dqmq_tf.export.errors import ConversionError, VerificationError
 from dqmq_tf.export.progress import stages
 from dqmq_tf.export.report import AdaptiveVerificationReport, VerificationReport
@@ -73,6 +81,8 @@ def verify(
             f"{path} holds no dqmq_tf metadata, so it was not written by dqmq_tf.convert."
         )
     networks = adaptive.networks(model) if "routing" in facts else [model]
+    # LiteRT does not know lookup tables: their twin stands for them.
+    networks = [flatbuffer.read(compression.decompress(flatbuffer.write(n))) for n in networks]
     inputs, reports = collect(data, samples), []
     with stages("Verifying") as stage:
         for network in networks:

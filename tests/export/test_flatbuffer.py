@@ -10,13 +10,6 @@ def unsealed(small_file):
     return small_file[0].read_bytes().partition(checksum.MAGIC)[0]
 
 
-def test_int4_round_trip():
-    integers = np.random.default_rng(0).integers(-8, 8, 33)
-    packed = flatbuffer.pack_int4(integers)
-    assert packed.size == 17
-    np.testing.assert_array_equal(flatbuffer.unpack_int4(packed, 33), integers)
-
-
 def test_write_gives_back_what_was_read(small_file):
     data = unsealed(small_file)
     assert flatbuffer.write(flatbuffer.read(data)) == data
