@@ -20,6 +20,8 @@ _REQUIRED = [
 ]
 _EXTRAS = {
     "data": ["scikit-learn>=1.9.1", "tensorflow-datasets>=4.9.10"],
+    # Only pre-releases of TFLite Micro's wheel exist.
+    "micro": ["tflite-micro>=0.dev20261023182759"],
     "plot": ["matplotlib>=3.11.2"],
     "tfmot": ["tensorflow-model-optimization>=0.8.1"],
 }
