@@ -16,7 +16,8 @@ class Target:
         activation_bits: Bit-widths that an activation may take, ascending.
         int4_ops: Kinds of op (`"conv"`, `"depthwise"`, `"dense"`) whose weights of at most 4 bits
             are stored as INT4; all others are stored as INT8.
-        runtimes: Runtimes that run the file, for reports.
+        runtimes: Names of the runtimes that run the file (see `dqmq_tf.export.runtimes`), first the
+            one that it is for.
         deployable: Whether there is a runtime at all.
     """
 
@@ -48,19 +49,19 @@ TARGETS = {
         Target(
             name="android",
             description="LiteRT on an Android CPU at full int8 speed: fewer bits save download",
-            runtimes=("ai-edge-litert", "tflite-runtime"),
+            runtimes=("litert-xnnpack", "litert-builtin", "litert-reference", "tflite-runtime"),
         ),
         Target(
             name="android_small",
             description="LiteRT on an Android CPU, INT4 containers: fewer bits save storage",
             int4_ops=frozenset({"conv", "depthwise", "dense"}),
-            runtimes=("ai-edge-litert",),
+            runtimes=("litert-xnnpack", "litert-builtin", "litert-reference"),
         ),
         Target(
             name="microcontroller",
             description="TFLite Micro: native INT4 convolutions",
             int4_ops=frozenset({"conv", "depthwise"}),
-            runtimes=("tflite-micro",),
+            runtimes=("tflite-micro", "litert-reference"),
         ),
         Target(
             name="simulation",

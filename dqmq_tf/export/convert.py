@@ -21,13 +21,7 @@ from dqmq_tf.export.matching import match, probe_inputs
 from dqmq_tf.export.progress import stages
 from dqmq_tf.export.report import ConversionReport, TensorReport
 from dqmq_tf.export.skeleton import build_skeleton
-from dqmq_tf.export.verify import (
-    DEFAULT_AGREEMENT,
-    DEFAULT_MEAN_QUANTA,
-    check,
-    collect,
-    skeleton_of,
-)
+from dqmq_tf.export.verify import check, claimed, collect, skeleton_of
 
 _SUFFIX = ".tflite"
 _IO_TYPES = ("float32", "int8")
@@ -54,7 +48,8 @@ def convert(qmodel, path, *, profile=0, data=None, io="float32", verify=True):
             `Dense(activation="softmax")`. Random inputs are used for the verification otherwise.
         io: Type of inputs and outputs: `"float32"`, or `"int8"` for callers that quantize by
             themselves, such as firmware.
-        verify: Run the file on LiteRT and compare it with the model before it is delivered.
+        verify: Run the file and compare it with the model before it is delivered: on the first
+            runtime of its target that is installed. `dqmq_tf.verify` runs it on all of them.
 
     Returns:
         `ConversionReport`.
@@ -100,8 +95,8 @@ def convert(qmodel, path, *, profile=0, data=None, io="float32", verify=True):
                 skeleton,
                 inputs,
                 graph,
-                agreement=DEFAULT_AGREEMENT,
-                mean_quanta=DEFAULT_MEAN_QUANTA,
+                runtimes=claimed(target),
+                first_only=True,
                 stage=stage,
             )
         _write_atomically(path, contents)

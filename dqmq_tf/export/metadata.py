@@ -1,7 +1,6 @@
 """What a file says about itself: JSON under the name `"dqmq_tf"` in its metadata."""
 
 import json
-import pathlib
 
 import numpy as np
 
@@ -76,10 +75,19 @@ def min_runtime_version_of(model):
 
 
 def facts_of(model):
-    """Facts of a parsed file, or None where dqmq_tf did not write it."""
+    """Facts of a parsed file, or None where dqmq_tf did not write it.
+
+    Raises:
+        ConversionError: If they cannot be read.
+    """
     for entry in model.metadata or ():
         if flatbuffer.text(entry.name) == NAME:
-            return json.loads(np.asarray(model.buffers[entry.buffer].data).tobytes())
+            try:
+                return json.loads(np.asarray(model.buffers[entry.buffer].data).tobytes())
+            except ValueError as error:
+                raise ConversionError(
+                    f"The file is corrupt: its metadata is no JSON ({error})."
+                ) from error
     return None
 
 
@@ -102,7 +110,7 @@ def read_metadata(path):
     >>> dqmq_tf.export.read_metadata("model.tflite")["bits"]["conv2d"]
     8
     """
-    facts = facts_of(flatbuffer.read(pathlib.Path(path).read_bytes()))
+    facts = facts_of(flatbuffer.load(path)[1])
     if facts is None:
         raise ConversionError(
             f"{path} holds no dqmq_tf metadata: dqmq_tf.convert did not write it."

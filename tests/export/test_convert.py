@@ -22,7 +22,7 @@ def test_report(every_bit_width):
     assert report.total_bytes == len(data)
     assert report.deflated_bytes == export.size.deflated_bytes(data)
     assert {w.name: w.bit_width for w in report.weights}["dense5"] == 5
-    assert report.verification.runtime.startswith("LiteRT")
+    assert [row.runtime for row in report.verification.rows] == ["litert-xnnpack"]
     stored = {w.name: w.stored_bytes for w in report.weights}
     int4 = qmodel.target.name == "android_small"
     assert stored["conv4"] == (3 * 3 * 4 * 4 // 2 if int4 else 3 * 3 * 4 * 4)
