@@ -12,6 +12,7 @@ from absl.flags import argparse_flags
 
 from dqmq_tf import export
 from dqmq_tf.export.adaptive import ROUTINGS
+from dqmq_tf.export.runtimes import RUNTIMES
 from dqmq_tf.report import summary
 
 FAILED, WRONG_USE = 1, 2
@@ -46,14 +47,20 @@ def parse(argv):
     )
     convert.add_argument("--routing", choices=ROUTINGS, default=ROUTINGS[0])
     convert.add_argument("--io", choices=("float32", "int8"), help="type of inputs and outputs")
+    convert.add_argument(
+        "--artefacts", default="", help="what to write beside the file: c_array,json"
+    )
     convert.add_argument("--noverify", action="store_true", help="do not run the file")
-    convert.add_argument("--json", help="also write the report to this file")
 
     verify = command("verify", _verify, "compare a .tflite file with the model it was made from")
     verify.add_argument("model", help="file of the DQMQModel")
     verify.add_argument("file", help="the .tflite file")
     verify.add_argument("--data", required=True, help=_DATA_HELP)
     verify.add_argument("--samples", type=int, default=1000, help="compare so many inputs")
+    verify.add_argument(
+        "--runtimes",
+        help=f"comma-separated, of {', '.join(RUNTIMES)}; those of the target if left out",
+    )
     verify.add_argument("--json", help="also write the report to this file")
 
     inspect = command("inspect", _inspect, "show what a .tflite file of dqmq_tf holds")
@@ -79,7 +86,7 @@ def run(arguments):
         export.UnsupportedLayerError,
     ) as error:
         return _told(error, arguments, FAILED)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         return _told(error, arguments, WRONG_USE)
     return 0
 
@@ -92,7 +99,6 @@ def _told(error, arguments, code):
 
 
 def _convert(arguments):
-    settings = {} if arguments.io is None else {"io": arguments.io}
     report = export.convert(
         _model(arguments.model),
         arguments.output,
@@ -100,33 +106,42 @@ def _convert(arguments):
         adaptive=arguments.adaptive,
         routing=arguments.routing,
         data=_data(arguments.data),
+        io=arguments.io,
         verify=not arguments.noverify,
-        **settings,
+        artefacts=_listed(arguments.artefacts),
     )
-    _show(report, arguments)
+    _show(report)
 
 
 def _verify(arguments):
     report = export.verify(
-        _model(arguments.model), arguments.file, _data(arguments.data), samples=arguments.samples
+        _model(arguments.model),
+        arguments.file,
+        _data(arguments.data),
+        samples=arguments.samples,
+        runtimes=_listed(arguments.runtimes) or None,
     )
-    _show(report, arguments)
+    _show(report, arguments.json)
 
 
 def _inspect(arguments):
-    _show(export.listing(arguments.file), arguments)
+    _show(export.listing(arguments.file), arguments.json)
 
 
 def _summary(arguments):
     print(summary(_model(arguments.model)))
 
 
-def _show(report, arguments):
+def _show(report, path=None):
     import rich
 
     rich.print(report)
-    if arguments.json:
-        pathlib.Path(arguments.json).write_text(report.to_json() + "\n", encoding="utf-8")
+    if path:
+        pathlib.Path(path).write_text(report.to_json() + "\n", encoding="utf-8")
+
+
+def _listed(text):
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def _model(path):

@@ -30,12 +30,19 @@ def call(*words):
 
 def test_convert_verify_inspect_and_summary(files, capsys):
     model, data, path = files / "model.keras", files / "images.npy", files / "out.tflite"
-    report = files / "report.json"
-    assert call("convert", model, path, f"--data={data}", "--io=int8", f"--json={report}") == 0
+    report = files / "out.json"
+    words = ("--io=int8", "--artefacts=json")
+    assert call("convert", model, path, f"--data={data}", *words) == 0
     assert "head" in capsys.readouterr().out
     assert json.loads(report.read_text())["total_bytes"] == path.stat().st_size
     assert call("verify", model, path, f"--data={files / 'images.npz'}", "--samples=9") == 0
-    assert "9 inputs" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "litert-reference" in printed and "0 of 226 numbers" in printed
+    words = ("--runtimes=litert-builtin", f"--json={files / 'verified.json'}")
+    assert call("verify", model, path, f"--data={data}", *words) == 0
+    rows = json.loads((files / "verified.json").read_text())["rows"]
+    assert [row["runtime"] for row in rows] == ["litert-builtin"]
+    capsys.readouterr()
     found = files / "found.json"
     assert call("inspect", path, f"--json={found}") == 0
     assert "serving_default, input image: INT8 1x8x8x3" in capsys.readouterr().out
@@ -78,6 +85,8 @@ def test_wrong_use(files, capsys):
         (("summary", files / "float.keras"), "not a DQMQModel"),
         (("convert", model, files / "out.tfl"), ".tflite"),
         (("convert", model, path, "--adaptive=2"), "data="),
+        (("convert", model, path, "--artefacts=zip"), "artefacts has 'zip'"),
+        (("verify", model, path, f"--data={files / 'images.npy'}", "--runtimes=x"), "x"),
         (("convert", model, path, f"--data={files / 'none.npy'}"), "none.npy"),
         (("convert", model, path, f"--data={model}"), "--data="),
     ):

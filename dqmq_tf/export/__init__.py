@@ -7,10 +7,10 @@ from dqmq_tf.export.errors import ConversionError, UnsupportedLayerError, Verifi
 from dqmq_tf.export.interpreter import AdaptiveInterpreter, AdaptiveResult
 from dqmq_tf.export.listing import Listing, listing
 from dqmq_tf.export.metadata import read_metadata
-from dqmq_tf.export.report import (
-    AdaptiveReport,
+from dqmq_tf.export.report import AdaptiveReport, ConversionReport
+from dqmq_tf.export.verification_report import (
     AdaptiveVerificationReport,
-    ConversionReport,
+    RuntimeReport,
     VerificationReport,
 )
 from dqmq_tf.export.verify import verify
@@ -23,6 +23,7 @@ __all__ = [
     "ConversionError",
     "ConversionReport",
     "Listing",
+    "RuntimeReport",
     "UnsupportedLayerError",
     "VerificationError",
     "VerificationReport",

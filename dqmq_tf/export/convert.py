@@ -23,14 +23,9 @@ from dqmq_tf.export.errors import ConversionError
 from dqmq_tf.export.interpreter import AdaptiveInterpreter
 from dqmq_tf.export.matching import probe_inputs
 from dqmq_tf.export.progress import stages
-from dqmq_tf.export.report import AdaptiveVerificationReport, ConversionReport
-from dqmq_tf.export.verify import (
-    DEFAULT_AGREEMENT,
-    DEFAULT_MEAN_QUANTA,
-    check,
-    collect,
-    skeleton_of,
-)
+from dqmq_tf.export.report import ConversionReport
+from dqmq_tf.export.verification_report import AdaptiveVerificationReport
+from dqmq_tf.export.verify import check, claimed, collect, skeleton_of
 from dqmq_tf.targets import IO_TYPES
 
 _SUFFIX = ".tflite"
@@ -77,7 +72,8 @@ def convert(
         io: Type of inputs and outputs: `"float32"`, or `"int8"` for callers that quantize by
             themselves, such as firmware; None for what the target has, `"int8"` on
             `microcontroller` and `ethos_u`.
-        verify: Run the file on LiteRT and compare it with the model before it is delivered. An
+        verify: Run the file and compare it with the model before it is delivered: on the first
+            runtime of its target that is installed. `dqmq_tf.verify` runs it on all of them. An
             adaptive file is compared with its profiles' own files in any case.
         artefacts: What to write beside the file, under its name: `"c_array"`, a C++ source and
             header for TFLite Micro (see `write_c_array`), and `"json"`, the report. All files are
@@ -173,13 +169,13 @@ def _verified(qmodel, path, part, graph, inputs, stage):
     return check(
         qmodel,
         path,
-        part.twin,
+        part.contents,
         flatbuffer.read(part.twin),
         part.skeleton,
         probe_inputs(part.skeleton, _PROBE_SAMPLES) if inputs is None else inputs,
         graph,
-        agreement=DEFAULT_AGREEMENT,
-        mean_quanta=DEFAULT_MEAN_QUANTA,
+        runtimes=claimed(qmodel.target),
+        first_only=True,
         stage=stage,
     )
 

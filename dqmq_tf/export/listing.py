@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from dqmq_tf.export import checksum, flatbuffer, metadata, size
+from dqmq_tf.export import flatbuffer, metadata, size
 from dqmq_tf.export.errors import ConversionError
 
 
@@ -82,8 +82,7 @@ def listing(path):
 
     >>> rich.print(dqmq_tf.export.listing("model.tflite"))
     """
-    contents = checksum.load(path)
-    model = flatbuffer.read(contents)
+    contents, model = flatbuffer.load(path)
     facts = metadata.facts_of(model)
     if facts is None:
         raise ConversionError(f"{path} holds no dqmq_tf metadata.")

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from dqmq_tf.export import checksum, flatbuffer
+from dqmq_tf.export import flatbuffer
 from dqmq_tf.export.errors import ConversionError
 
 NAME = "dqmq_tf"
@@ -97,10 +97,19 @@ def min_runtime_version_of(model):
 
 
 def facts_of(model):
-    """Facts of a parsed file, or None where dqmq_tf did not write it."""
+    """Facts of a parsed file, or None where dqmq_tf did not write it.
+
+    Raises:
+        ConversionError: If they cannot be read.
+    """
     for entry in model.metadata or ():
         if flatbuffer.text(entry.name) == NAME:
-            return json.loads(np.asarray(model.buffers[entry.buffer].data).tobytes())
+            try:
+                return json.loads(np.asarray(model.buffers[entry.buffer].data).tobytes())
+            except ValueError as error:
+                raise ConversionError(
+                    f"The file is corrupt: its metadata is no JSON ({error})."
+                ) from error
     return None
 
 
@@ -124,7 +133,7 @@ def read_metadata(path):
     >>> dqmq_tf.export.read_metadata("model.tflite")["bits"]["conv2d"]
     8
     """
-    facts = facts_of(flatbuffer.read(checksum.load(path)))
+    facts = facts_of(flatbuffer.load(path)[1])
     if facts is None:
         raise ConversionError(
             f"{path} holds no dqmq_tf metadata: dqmq_tf.convert did not write it."

@@ -1,9 +1,10 @@
-"""Reports of a conversion and of a verification."""
+"""Report of a conversion."""
 
 import dataclasses
 import json
 
 from dqmq_tf.export.vela import VelaReport
+from dqmq_tf.export.verification_report import AdaptiveVerificationReport, VerificationReport
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,65 +30,6 @@ class TensorReport:
     table: bool
     stored_bytes: int
     deflated_bytes: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VerificationReport:
-    """Agreement of a file with the model it was written from.
-
-    Attributes:
-        runtime: Runtime and version that ran the file.
-        samples: Inputs compared.
-        classification: Whether outputs were compared by their largest entry too.
-        top1_agreement: Share of inputs with the same largest entry; 1.0 if no classification.
-        decided: Inputs whose largest entry leads by more than an eighth of the output's grid.
-        decided_agreement: Share of these with the same largest entry.
-        largest_quanta: Largest difference, in steps of the output's grid.
-        mean_quanta: Mean difference, in steps of the output's grid.
-        checked_numbers: Integers, scales, zero points and biases compared in the file.
-        different_numbers: How many of them differ.
-    """
-
-    runtime: str
-    samples: int
-    classification: bool
-    top1_agreement: float
-    decided: int
-    decided_agreement: float
-    largest_quanta: float
-    mean_quanta: float
-    checked_numbers: int
-    different_numbers: int
-
-    def to_json(self):
-        """The report as a JSON string."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    def __rich__(self):
-        table = _table(f"Verified on {self.runtime}, {self.samples} inputs", "figure", "value")
-        for name, value in self.rows():
-            table.add_row(name, value)
-        return table
-
-    def rows(self):
-        """Pairs of text for tables."""
-        rows = [
-            (
-                "numbers in the file that differ",
-                f"{self.different_numbers} of {self.checked_numbers:,}",
-            ),
-            ("largest difference, quanta", f"{self.largest_quanta:.3g}"),
-            ("mean difference, quanta", f"{self.mean_quanta:.3g}"),
-        ]
-        if self.classification:
-            rows[1:1] = [
-                ("top-1 agreement", f"{100 * self.top1_agreement:.2f} %"),
-                (
-                    f"the same, {self.decided} decided inputs",
-                    f"{100 * self.decided_agreement:.2f} %",
-                ),
-            ]
-        return rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,26 +65,6 @@ class AdaptiveReport:
             table.add_row(f"inputs, {quality}", "", *(f"{100 * share:.1f} %" for share in shares))
         table.caption = f"Router and policy agree on {100 * self.router_agreement:.1f} %"
         return table
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdaptiveVerificationReport:
-    """Agreement of each profile of an adaptive file with the model.
-
-    Attributes:
-        profiles: `VerificationReport` of each.
-    """
-
-    profiles: tuple
-
-    def to_json(self):
-        """The report as a JSON string."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    def __rich__(self):
-        import rich.console
-
-        return rich.console.Group(*self.profiles)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
