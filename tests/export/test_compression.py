@@ -179,10 +179,31 @@ def test_tables_of_tflms_own_compressor_are_read(plain):
     np.testing.assert_array_equal(found, plain[0].weights[0].integers)
 
 
-def test_without_tflm_nothing_is_delivered(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def microcontroller():
     model, bits = every_bit_width_model()
-    qmodel = freeze(model, bits, target="microcontroller")
+    return freeze(model, bits, target="microcontroller")
+
+
+def test_without_tflm_nothing_is_delivered(microcontroller, tmp_path, monkeypatch):
     monkeypatch.setattr(micro, "is_installed", lambda: False)
     with pytest.raises(ImportError, match=r"pip install --pre tflite-micro"):
-        export.convert(qmodel, tmp_path / "model.tflite", data=images(model))
+        export.convert(microcontroller, tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_tflm_decodes_otherwise_is_not_delivered(
+    microcontroller, tmp_path, monkeypatch
+):
+    run = micro.run
+
+    def one_integer_wrong(contents, inputs, tensors=()):
+        found = run(contents, inputs, tensors)
+        for values in list(found.tensors.values())[-1:]:
+            values.flat[0] += 1
+        return found
+
+    monkeypatch.setattr(micro, "run", one_integer_wrong)
+    with pytest.raises(VerificationError, match="decodes 1 of 4096 integers of"):
+        export.convert(microcontroller, tmp_path / "model.tflite", verify=False)
     assert not list(tmp_path.iterdir())

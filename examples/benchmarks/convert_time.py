@@ -1,0 +1,128 @@
+"""Time and memory of a conversion, verification apart, each network in a process of its own.
+
+python examples/benchmarks/convert_time.py --output=convert_time.json
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import pathlib
+import resource
+import sys
+import tempfile
+import time
+
+import networks
+import rich.console
+import rich.table
+from absl import app, flags, logging
+
+import dqmq_tf
+
+_TARGET = flags.DEFINE_string("target", "android", "Deployment target.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
+
+_BOUNDS = {"ResNet-8": 15.0, "MobileNetV2 1.0, 224 x 224": 90.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A conversion.
+
+    Attributes:
+        network: Its name.
+        seconds: Time of `convert`, without verification.
+        verified_seconds: Time of `convert` with verification, in the same process afterwards.
+        before_megabytes: Largest memory of the process before the conversion: TensorFlow, and the
+            quantized model.
+        peak_megabytes: Largest memory of the process after it.
+        total_bytes: Size of the file.
+        bound: Largest time without verification.
+    """
+
+    network: str
+    seconds: float
+    verified_seconds: float
+    before_megabytes: float
+    peak_megabytes: float
+    total_bytes: int
+    bound: float
+
+    @property
+    def kept(self):
+        return self.seconds <= self.bound
+
+
+def peak_megabytes():
+    """Returns the largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(name, target, connection):
+    """Converts a network and sends its `Row`."""
+    logging.set_verbosity(logging.ERROR)
+    is_resnet = name == "ResNet-8"
+    model = networks.resnet8() if is_resnet else networks.mobilenet_v2(224, 1.0, 1000)
+    images = networks.images(model)
+    quantized = networks.frozen(model, target, networks.mixed_bits(model, 4))
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.tflite"
+        before, started = peak_megabytes(), time.perf_counter()
+        report = dqmq_tf.convert(quantized, path, data=images, verify=False)
+        seconds, peak = time.perf_counter() - started, peak_megabytes()
+        started = time.perf_counter()
+        dqmq_tf.convert(quantized, path, data=images)
+        verified = time.perf_counter() - started
+    row = Row(name, seconds, verified, before, peak, report.total_bytes, _BOUNDS[name])
+    connection.send(dataclasses.asdict(row))
+
+
+def in_a_child(name, target):
+    """Returns what `measure` found in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=measure, args=(name, target, there))
+    child.start()
+    there.close()
+    try:
+        return Row(**here.recv())
+    except EOFError:
+        child.join()
+        raise RuntimeError(f"{name}: the process ended with {child.exitcode}.") from None
+    finally:
+        child.join()
+
+
+def table_of(rows):
+    """Returns a table of rows."""
+    table = rich.table.Table(title=f"Conversion, {_TARGET.value}", title_justify="left")
+    for title in ("network", "seconds", "with verification", "peak MB (before)", "bytes", "bound"):
+        table.add_column(title, justify="left" if title == "network" else "right")
+    for row in rows:
+        table.add_row(
+            row.network,
+            f"{row.seconds:.1f}",
+            f"{row.verified_seconds:.1f}",
+            f"{row.peak_megabytes:,.0f} ({row.before_megabytes:,.0f})",
+            f"{row.total_bytes:,}",
+            f"{row.bound:.0f} s {'kept' if row.kept else 'MISSED'}",
+        )
+    return table
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
+    rows = []
+    for name in _BOUNDS:
+        rows.append(in_a_child(name, _TARGET.value))
+        print(f"{name}: {rows[-1].seconds:.1f} s", flush=True)
+    if _OUTPUT.value:
+        record = [dataclasses.asdict(row) for row in rows]
+        pathlib.Path(_OUTPUT.value).write_text(json.dumps(record, indent=2) + "\n")
+    rich.console.Console(width=110).print(table_of(rows))
+    sys.exit(0 if all(row.kept for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    app.run(main)

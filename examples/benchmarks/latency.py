@@ -1,0 +1,160 @@
+"""Latency of an `android` file over that of an all-int8 file by ai-edge-quantizer alone.
+
+Both files of a network run in turn on LiteRT with XNNPACK on one thread, so that whatever else the
+machine does falls on both. A pair is a few milliseconds of each; the figure is the median of the
+pairs' ratios. What the bits buy, the file's size under deflate, stands beside it.
+
+    python examples/benchmarks/latency.py --output=latency.json
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+
+import networks
+import numpy as np
+import rich.console
+import rich.table
+from absl import app, flags, logging
+
+from dqmq_tf.export import runtime, size
+
+_PAIRS = flags.DEFINE_integer("pairs", 600, "Pairs of measurements.", lower_bound=10)
+_BITS = flags.DEFINE_integer("bits", 4, "Mean bits of a weight.", lower_bound=2, upper_bound=8)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
+
+_BOUND = 1.02
+_BLOCK_SECONDS = 0.004
+_NETWORKS = {
+    "ResNet-8": networks.resnet8,
+    "MobileNetV2 0.35, 96 x 96": networks.mobilenet_v2,
+    "MobileNetV2 1.0, 224 x 224": lambda: networks.mobilenet_v2(224, 1.0, 1000),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A network's two files.
+
+    Attributes:
+        network: Its name.
+        mean_bits: Mean bits of a weight in our file.
+        ours_ms, int8_ms: Medians of an inference.
+        ratio: Median of the pairs' ratios of ours over int8.
+        low, high: Quartiles of that ratio.
+        processor_ratio: The same median of processor time, which other programs disturb less.
+        deflated_ratio, searched_ratio: Our file's size over the other's under deflate, by zlib at
+            level 9 and by an encoder that searches.
+    """
+
+    network: str
+    mean_bits: float
+    ours_ms: float
+    int8_ms: float
+    ratio: float
+    low: float
+    high: float
+    processor_ratio: float
+    deflated_ratio: float
+    searched_ratio: float
+
+
+def invoker(contents):
+    """Returns a function that runs a file as often as fills a block, and the number of runs."""
+    runner = runtime.interpreter(contents, threads=1)
+    (entry,) = runner.get_input_details()
+    random = np.random.default_rng(0)
+    runner.set_tensor(entry["index"], random.uniform(0, 255, entry["shape"]).astype("float32"))
+    for _ in range(5):
+        runner.invoke()
+    started = time.perf_counter()
+    runner.invoke()
+    count = max(1, round(_BLOCK_SECONDS / (time.perf_counter() - started)))
+
+    def block(times):
+        for _ in range(times):
+            runner.invoke()
+
+    return block, count
+
+
+def seconds(block, count):
+    """Returns the time, and the processor time, of one inference."""
+    started = time.perf_counter(), time.process_time()
+    block(count)
+    wall, processor = time.perf_counter() - started[0], time.process_time() - started[1]
+    return wall / count, processor / count
+
+
+def compare(name, model):
+    """Returns the `Row` of a network."""
+    contents, report = networks.converted(
+        model, "android", networks.mixed_bits(model, _BITS.value), verify=False
+    )
+    other = networks.int8_by_quantizer(model)
+    (ours, count), (int8, _) = invoker(contents), invoker(other)
+    pairs = []
+    for number in range(_PAIRS.value):
+        # Who goes first alternates too.
+        if number % 2:
+            second = seconds(int8, count)
+            pairs.append((seconds(ours, count), second))
+        else:
+            pairs.append((seconds(ours, count), seconds(int8, count)))
+    times = np.array(pairs)  # [pair, ours or int8, wall or processor]
+    ratios = times[:, 0] / times[:, 1]
+    low, ratio, high = np.percentile(ratios[:, 0], [25, 50, 75])
+    medians = 1000 * np.median(times[:, :, 0], axis=0)
+    return Row(
+        network=name,
+        mean_bits=round(networks.mean_bits(report), 3),
+        ours_ms=float(medians[0]),
+        int8_ms=float(medians[1]),
+        ratio=float(ratio),
+        low=float(low),
+        high=float(high),
+        processor_ratio=float(np.median(ratios[:, 1])),
+        deflated_ratio=report.deflated_bytes / size.deflated_bytes(other),
+        searched_ratio=len(size.searched_deflate(contents)) / len(size.searched_deflate(other)),
+    )
+
+
+def table_of(rows):
+    """Returns a table of rows."""
+    table = rich.table.Table(title=f"android, mean {_BITS.value} bits", title_justify="left")
+    names = ("network", "ours ms", "int8 ms", "ratio (quartiles)", "CPU ratio", "deflated")
+    for name in (*names, "searched", f"<= {_BOUND}"):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    for row in rows:
+        table.add_row(
+            row.network,
+            f"{row.ours_ms:.3f}",
+            f"{row.int8_ms:.3f}",
+            f"{row.ratio:.3f} ({row.low:.3f}-{row.high:.3f})",
+            f"{row.processor_ratio:.3f}",
+            f"{100 * row.deflated_ratio:.1f} %",
+            f"{100 * row.searched_ratio:.1f} %",
+            "kept" if row.ratio <= _BOUND else "MISSED",
+        )
+    return table
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
+    logging.set_verbosity(logging.ERROR)
+    rows = []
+    for name, make in _NETWORKS.items():
+        rows.append(compare(name, make()))
+        print(f"{name}: {rows[-1].ratio:.3f} times the int8 file", flush=True)
+        if _OUTPUT.value:
+            record = [dataclasses.asdict(row) for row in rows]
+            pathlib.Path(_OUTPUT.value).write_text(json.dumps(record, indent=2) + "\n")
+    rich.console.Console(width=110).print(table_of(rows))
+    sys.exit(0 if all(row.ratio <= _BOUND for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    app.run(main)
