@@ -53,7 +53,8 @@ class Target:
             lookup table of TFLite Micro.
         per_tensor: Kinds of op whose INT4 kernel takes one scale for the whole tensor.
         io: Type of a file's inputs and outputs unless the user says otherwise.
-        runtimes: Runtimes that run the file.
+        runtimes: Names of the runtimes that run the file (see `dqmq_tf.export.runtimes`), first the
+            one that it is for.
         compiler: Program that makes of the file what the device runs, or None.
         operator_versions: `(operator, newest version that a file may have)` of the operators with
             weights.
@@ -154,7 +155,7 @@ TARGETS = {
                 "LiteRT on an Android CPU at full int8 speed, INT8 containers: fewer bits save "
                 "download"
             ),
-            runtimes=("ai-edge-litert", "tflite-runtime"),
+            runtimes=("litert-xnnpack", "litert-builtin", "litert-reference", "tflite-runtime"),
             oldest_tflite="2.1.0",
             refusals=(
                 _NARROW_ACTIVATIONS,
@@ -174,7 +175,7 @@ TARGETS = {
             ),
             int4_ops=frozenset({"conv", "depthwise", "dense"}),
             int2_ops=frozenset({"dense"}),
-            runtimes=("ai-edge-litert",),
+            runtimes=("litert-xnnpack", "litert-builtin", "litert-reference"),
             operator_versions=_INT2_VERSIONS,
             oldest_tflite="2.21.0",
             refusals=(_NARROW_ACTIVATIONS, _INT16_ACTIVATIONS),
@@ -189,7 +190,7 @@ TARGETS = {
             table_ops=frozenset({"conv", "depthwise", "dense"}),
             per_tensor=frozenset({"dense"}),
             io="int8",
-            runtimes=("tflite-micro",),
+            runtimes=("tflite-micro", "litert-reference"),
             operator_versions=_INT4_VERSIONS,
             refusals=(
                 _NARROW_ACTIVATIONS,
@@ -212,7 +213,7 @@ TARGETS = {
                 "coder shrinks; int8 inputs and outputs"
             ),
             io="int8",
-            runtimes=("tflite-micro",),
+            runtimes=("tflite-micro", "litert-reference"),
             compiler="ethos-u-vela",
             refusals=(
                 _NARROW_ACTIVATIONS,

@@ -247,7 +247,7 @@ def figures(report, agreement, samples, float_accuracy, dqmq_accuracy, budget_by
             lost <= 1.0,
         ),
         Figure(
-            f"LiteRT agrees with Keras, {samples:,} images",
+            f"the file agrees with Keras, {samples:,} images",
             f"{100 * agreement:.2f} %",
             ">= 99 %",
             agreement >= 0.99,
@@ -311,7 +311,7 @@ def main(argv):
     print(f"{report.path}: {report.total_bytes:,} bytes, {report.deflated_bytes:,} under deflate")
     rows = figures(
         report,
-        verified.top1_agreement,
+        verified.primary.top1_agreement,
         samples,
         float_accuracy,
         dqmq_accuracy,

@@ -21,8 +21,8 @@ def test_targets_are_consistent(name):
     assert target.activation_bits == (8,) or not target.deployable
     assert bool(target.refusals) == target.deployable
     # LiteRT cannot load lookup tables.
-    assert not target.table_ops or target.runtimes == ("tflite-micro",)
-    assert (target.oldest_tflite is None) == ("ai-edge-litert" not in target.runtimes)
+    assert not target.table_ops or target.runtimes == ("tflite-micro", "litert-reference")
+    assert (target.oldest_tflite is None) == ("litert-xnnpack" not in target.runtimes)
 
 
 @pytest.mark.parametrize("name", ["android", "android_small"])

@@ -46,3 +46,13 @@ def examine(contents, target):
     if "tflite-micro" in target.runtimes and micro.is_installed():
         return DeviceFacts(arena_bytes=micro.arena_bytes(contents))
     return DeviceFacts()
+
+
+def examine_adaptive(contents, target):
+    """Measures an adaptive file, whose profiles were examined one by one.
+
+    Arguments, result and errors are those of `examine`.
+    """
+    if "tflite-micro" in target.runtimes and target.compiler is None and micro.is_installed():
+        return DeviceFacts(arena_bytes=micro.arena_bytes(contents))
+    return DeviceFacts()

@@ -34,7 +34,7 @@ def finish(data, skeleton, containers, facts, io):
     model.description = b"dqmq_tf"
     graph.name = b"main"
     metadata.attach(model, facts, versions.set_versions(model))
-    _drop_unused_buffers(model)
+    share_buffers(model)
     return flatbuffer.write(model)
 
 
@@ -94,7 +94,7 @@ def _name_inputs_and_outputs(model, graph, skeleton):
         tensor.name = base.encode()
 
 
-def _drop_unused_buffers(model):
+def share_buffers(model):
     """Keeps each content once, in an order that deflate likes.
 
     Buffer 0 stands for every tensor that has no values in the file. The others go by entropy:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from dqmq_tf import packing
+from dqmq_tf.export import checksum, well_formed
 from dqmq_tf.export.errors import ConversionError
 
 IDENTIFIER = b"TFL3"
@@ -25,6 +26,26 @@ def schema():
     return schema_py_generated
 
 
+def load(path):
+    """Reads and parses a file.
+
+    Args:
+        path: Path of a `.tflite` file.
+
+    Returns:
+        `(contents, model)`: bytes, and the schema's `ModelT`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ConversionError: If it is truncated or corrupt, or dqmq_tf did not write it.
+    """
+    contents = checksum.load(path)
+    try:
+        return contents, read(contents)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from error
+
+
 def read(data):
     """Parses a file.
 
@@ -45,7 +66,7 @@ def read(data):
     try:
         model = schema().ModelT.InitFromPackedBuf(data, 0)
         _take_in(model, data)
-        _check_complete(model)
+        well_formed.check(model, schema())
     except Exception as error:
         raise ConversionError(
             f"The TFLite file is truncated or corrupt ({type(error).__name__}: {error})."
@@ -170,18 +191,3 @@ def _take_in(model, data):
                 raise ValueError(f"contents end at byte {end} of {len(data)}")
             buffer.data = np.frombuffer(data[buffer.offset : end], np.uint8)
             buffer.offset = buffer.size = 0
-
-
-def _check_complete(model):
-    if not model.subgraphs or not model.buffers:
-        raise ValueError("no subgraph")
-    for graph in model.subgraphs:
-        for tensor in graph.tensors:
-            if not 0 <= tensor.buffer < len(model.buffers):
-                raise ValueError(f"tensor {text(tensor.name)!r} has no buffer")
-        for operator in graph.operators:
-            if not 0 <= operator.opcodeIndex < len(model.operatorCodes):
-                raise ValueError("an operator has no code")
-            for index in (*operator.inputs, *operator.outputs):
-                if not -1 <= index < len(graph.tensors):
-                    raise ValueError("an operator refers to a tensor that is not there")

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from dqmq_tf.export import flatbuffer, runtime
+from dqmq_tf.export import flatbuffer, runtimes
 from dqmq_tf.export.errors import ConversionError
 
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -105,14 +105,12 @@ def _same_content(weights, values):
 def _match_tensors(model, graph, data, skeleton):
     inputs = probe_inputs(skeleton)
     expected = skeleton.values(inputs)
-    runner = runtime.interpreter(data, delegates=False, all_tensors=True)
-    order = input_order(model, skeleton)
-    for details, position in zip(runner.get_input_details(), order):
-        runner.set_tensor(details["index"], inputs[position])
-    runner.invoke()
+    indices = activation_tensors(model, graph)
+    ordered = [inputs[position] for position in input_order(model, skeleton)]
+    read = runtimes.run(data, ordered, runtime="litert-builtin", tensors=indices).tensors
     found = {}
-    for index in activation_tensors(model, graph):
-        values = runner.get_tensor(index)
+    for index in indices:
+        values = read[index]
         found[index] = tuple(key for key, other in expected.items() if _close(values, other))
     return found
 

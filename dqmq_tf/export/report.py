@@ -1,9 +1,10 @@
-"""Reports of a conversion and of a verification."""
+"""Report of a conversion."""
 
 import dataclasses
 import json
 
 from dqmq_tf.export.vela import VelaReport
+from dqmq_tf.export.verification_report import AdaptiveVerificationReport, VerificationReport
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,62 +33,38 @@ class TensorReport:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VerificationReport:
-    """Agreement of a file with the model it was written from.
+class AdaptiveReport:
+    """What an adaptive file holds and how it routes.
 
     Attributes:
-        runtime: Runtime and version that ran the file.
-        samples: Inputs compared.
-        classification: Whether outputs were compared by their largest entry too.
-        top1_agreement: Share of inputs with the same largest entry; 1.0 if no classification.
-        decided: Inputs whose largest entry leads by more than an eighth of the output's grid.
-        decided_agreement: Share of these with the same largest entry.
-        largest_quanta: Largest difference, in steps of the output's grid.
-        mean_quanta: Mean difference, in steps of the output's grid.
-        checked_numbers: Integers, scales, zero points and biases compared in the file.
-        different_numbers: How many of them differ.
+        routing: `"signatures"` or `"graph"`.
+        profile_bytes: Size of each profile's own file.
+        router_bytes: Size of the router's own file.
+        router_ms: Median time of the router on LiteRT with XNNPACK, one thread.
+        profile_ms: The same of each profile.
+        router_agreement: Share of inputs for which the router chooses the policy's profile.
+        shares: `{quality: share of its inputs per profile}`; `"all"` is over all inputs.
     """
 
-    runtime: str
-    samples: int
-    classification: bool
-    top1_agreement: float
-    decided: int
-    decided_agreement: float
-    largest_quanta: float
-    mean_quanta: float
-    checked_numbers: int
-    different_numbers: int
-
-    def to_json(self):
-        """The report as a JSON string."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+    routing: str
+    profile_bytes: tuple
+    router_bytes: int
+    router_ms: float
+    profile_ms: tuple
+    router_agreement: float
+    shares: dict
 
     def __rich__(self):
-        table = _table(f"Verified on {self.runtime}, {self.samples} inputs", "figure", "value")
-        for name, value in self.rows():
-            table.add_row(name, value)
+        names = [f"profile {number}" for number in range(len(self.profile_bytes))]
+        table = _table(f"Adaptive, routing by {self.routing}", "", "router", *names)
+        sizes = [f"{n:,}" for n in (self.router_bytes, *self.profile_bytes)]
+        table.add_row("bytes of its own", *sizes)
+        table.add_row("ms", *(f"{t:.3f}" for t in (self.router_ms, *self.profile_ms)))
+        table.add_section()
+        for quality, shares in self.shares.items():
+            table.add_row(f"inputs, {quality}", "", *(f"{100 * share:.1f} %" for share in shares))
+        table.caption = f"Router and policy agree on {100 * self.router_agreement:.1f} %"
         return table
-
-    def rows(self):
-        """Pairs of text for tables."""
-        rows = [
-            (
-                "numbers in the file that differ",
-                f"{self.different_numbers} of {self.checked_numbers:,}",
-            ),
-            ("largest difference, quanta", f"{self.largest_quanta:.3g}"),
-            ("mean difference, quanta", f"{self.mean_quanta:.3g}"),
-        ]
-        if self.classification:
-            rows[1:1] = [
-                ("top-1 agreement", f"{100 * self.top1_agreement:.2f} %"),
-                (
-                    f"the same, {self.decided} decided inputs",
-                    f"{100 * self.decided_agreement:.2f} %",
-                ),
-            ]
-        return rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +75,7 @@ class ConversionReport:
         path: The file.
         artefacts: Paths of what was written beside it.
         target: Name of the deployment target.
-        profile: Index of the precision profile.
+        profile: Index of the precision profile; None for an adaptive file.
         io: Type of inputs and outputs.
         total_bytes: Size of the file; artefacts do not count.
         deflated_bytes: Size of the file under deflate (zlib, level 9).
@@ -110,14 +87,16 @@ class ConversionReport:
         measured: Tensors whose range was measured on data.
         min_runtime_version: Oldest TensorFlow Lite that runs the file.
         package_versions: Versions of the packages that made it.
-        verification: `VerificationReport`, or None if it was not asked for.
+        verification: `VerificationReport`, `AdaptiveVerificationReport`, or None if it was not
+            asked for.
+        adaptive: `AdaptiveReport`, or None for a file of one profile.
         seconds: Time that the conversion took.
     """
 
     path: str
     artefacts: tuple
     target: str
-    profile: int
+    profile: int | None
     io: str
     total_bytes: int
     deflated_bytes: int
@@ -128,7 +107,8 @@ class ConversionReport:
     measured: tuple
     min_runtime_version: str
     package_versions: dict
-    verification: VerificationReport | None
+    verification: VerificationReport | AdaptiveVerificationReport | None
+    adaptive: AdaptiveReport | None
     seconds: float
 
     def to_json(self):
@@ -139,7 +119,8 @@ class ConversionReport:
         import rich.console
 
         table = _table(
-            f"{self.path}: {self.target}, profile {self.profile}",
+            f"{self.path}: {self.target}, "
+            + ("adaptive" if self.adaptive else f"profile {self.profile}"),
             "layer",
             "operator",
             "weights",
@@ -176,6 +157,8 @@ class ConversionReport:
             parts.append(f"In floating point: {', '.join(self.float_sites)}")
         if self.measured:
             parts.append(f"Ranges measured on data: {', '.join(self.measured)}")
+        if self.adaptive:
+            parts.append(self.adaptive)
         parts.append(self.verification or "Not verified")
         return rich.console.Group(*parts)
 

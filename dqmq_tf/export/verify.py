@@ -1,25 +1,24 @@
-"""Comparison of a file with the model that it was written from, on LiteRT."""
+"""Comparison of a file with the model that it was written from, on the runtimes of its target."""
 
-import pathlib
+import dataclasses
 
 import keras
 import numpy as np
 
 from dqmq_tf import graph as graphs
-from dqmq_tf.export import flatbuffer, inspection, metadata, runtime
+from dqmq_tf.export import adaptive, compression, flatbuffer, inspection, metadata, runtimes
+from dqmq_tf.export import agreement as agreements
+from dqmq_tf.export.departure import first_departure
 from dqmq_tf.export.errors import ConversionError, VerificationError
 from dqmq_tf.export.progress import stages
-from dqmq_tf.export.report import VerificationReport
 from dqmq_tf.export.skeleton import build_skeleton
-from dqmq_tf.precision import ActivationPrecision
+from dqmq_tf.export.verification_report import (
+    AdaptiveVerificationReport,
+    RuntimeReport,
+    VerificationReport,
+)
 
-DEFAULT_AGREEMENT = 0.99
-# Deep networks carry each rounding on: on an untrained MobileNetV2 two backends of LiteRT differ
-# from each other by 4 quanta on average. A wrong scale costs tens.
-DEFAULT_MEAN_QUANTA = 8.0
-_DEPARTURE_QUANTA = 4.0
-# An input is decided if its largest output leads by more than an eighth of the grid.
-_DECIDED_QUANTA = 32.0
+_SECONDS = 60.0
 
 
 def verify(
@@ -28,14 +27,18 @@ def verify(
     data,
     *,
     samples=1000,
-    agreement=DEFAULT_AGREEMENT,
-    mean_quanta=DEFAULT_MEAN_QUANTA,
+    runtimes=None,
+    agreement=None,
+    mean_quanta=None,
+    seconds=_SECONDS,
 ):
     """Checks that a file holds the model's numbers and computes what the model computes.
 
-    The file runs on LiteRT with XNNPACK, as an app would run it. No two runtimes round alike, so
-    outputs are compared with a tolerance; the integers, scales, zero points and biases in the
-    file must be equal.
+    The integers, scales, zero points and biases in the file must be equal to the model's. Then it
+    runs on each runtime that its target claims, each in a process of its own, which a damaged file
+    may end. No two runtimes round alike, so outputs are compared with a tolerance, that of the
+    runtime: 99 % of the decided inputs with the same largest output entry for LiteRT with XNNPACK,
+    98 % for all others, and a mean difference of 8 quanta.
 
     Args:
         qmodel: The frozen `DQMQModel` that the file was converted from.
@@ -43,63 +46,87 @@ def verify(
         data: Inputs: an array, a list of arrays for several inputs, or a `tf.data.Dataset` of
             inputs or of `(inputs, labels)`, batched or not.
         samples: At most so many inputs are compared.
+        runtimes: Names of runtimes (see `dqmq_tf.export.runtimes.RUNTIMES`), all of which must be
+            installed. None for those that the model's target claims; one that is not installed then
+            has a row that says so.
         agreement: Least share of the decided inputs with the same largest output entry, for
-            outputs of rank 2 with more than one column. An input is decided if the model's
-            largest entry leads by more than an eighth of the output's grid: on the others,
-            rounding alone may turn the order. So few inputs as make no case (three standard
-            deviations) are let pass.
-        mean_quanta: Largest mean difference, in steps of the output's grid.
+            outputs of rank 2 with more than one column; None for each runtime's own. An input is
+            decided if the model's largest entry leads by more than an eighth of the output's grid:
+            on the others, rounding alone may turn the order. So few inputs as make no case (three
+            standard deviations) are let pass.
+        mean_quanta: Largest mean difference, in steps of the output's grid; None for each runtime's
+            own.
+        seconds: A runtime that takes longer is compared on the inputs that it came to.
 
     Returns:
-        `VerificationReport`.
+        `VerificationReport`, with a row per runtime; `AdaptiveVerificationReport`, one of these for
+        each profile, for an adaptive file.
 
     Raises:
         VerificationError: If the file cannot be read, belongs to another model, or departs from
-            the model by more than the tolerance; the message has the figures.
+            the model by more than the tolerance; the message has the runtime, the figures and the
+            first tensor that departs. Also if a runtime refuses the file or crashes on it, and if
+            no runtime is installed.
+        ImportError: If one of `runtimes` is not installed.
+        ValueError: If one of `runtimes` is unknown, or `data` holds no inputs.
         FileNotFoundError: If there is no such file.
 
     Example:
 
     >>> report = dqmq_tf.verify(model, "model.tflite", test_images)
-    >>> report.top1_agreement
+    >>> report.row("litert-xnnpack").top1_agreement
     0.997
     """
-    contents = pathlib.Path(path).read_bytes()
     try:
-        model = flatbuffer.read(contents)
+        _, model = flatbuffer.load(path)
+        facts = metadata.facts_of(model)
     except ConversionError as error:
-        raise VerificationError(f"{path}: {error}") from error
-    facts = metadata.facts_of(model)
+        raise VerificationError(str(error)) from error
     if facts is None:
         raise VerificationError(
             f"{path} holds no dqmq_tf metadata, so it was not written by dqmq_tf.convert."
         )
-    if facts["profile"] >= qmodel.frozen:
-        raise VerificationError(
-            f"{path} holds precision profile {facts['profile']}, but the model is frozen to "
-            f"{qmodel.frozen} profiles: the file was written from another state of it."
-        )
-    skeleton, graph = skeleton_of(qmodel, facts["profile"])
-    inputs = collect(data, samples)
+    chosen = _named(runtimes) if runtimes is not None else claimed(qmodel.target)
+    networks = adaptive.networks(model) if "routing" in facts else [model]
+    inputs, reports = collect(data, samples), []
     with stages("Verifying") as stage:
-        return check(
-            qmodel,
-            path,
-            contents,
-            model,
-            skeleton,
-            inputs,
-            graph,
-            agreement=agreement,
-            mean_quanta=mean_quanta,
-            stage=stage,
-        )
+        for network in networks:
+            profile = metadata.facts_of(network)["profile"]
+            if profile >= qmodel.frozen:
+                raise VerificationError(
+                    f"{path} holds precision profile {profile}, but the model is frozen to "
+                    f"{qmodel.frozen} profiles: the file was written from another state of it."
+                )
+            skeleton, graph = skeleton_of(qmodel, profile)
+            own = flatbuffer.write(network)
+            reports.append(
+                check(
+                    qmodel,
+                    path,
+                    own,
+                    flatbuffer.read(compression.decompress(own)),
+                    skeleton,
+                    inputs,
+                    graph,
+                    runtimes=chosen,
+                    agreement=agreement,
+                    mean_quanta=mean_quanta,
+                    seconds=seconds,
+                    stage=stage,
+                )
+            )
+    return AdaptiveVerificationReport(profiles=tuple(reports)) if len(reports) > 1 else reports[0]
 
 
 def skeleton_of(qmodel, profile, simulate=False):
     """Skeleton and graph of a frozen model's precision profile."""
     graph = graphs.trace(qmodel.float_model())
     return build_skeleton(graph, qmodel.precision(profile), simulate), graph
+
+
+def claimed(target):
+    """The runtimes that a target claims, installed or not, the one that it is for first."""
+    return [runtimes.get(name) for name in target.runtimes]
 
 
 def check(
@@ -111,36 +138,66 @@ def check(
     inputs,
     graph,
     *,
-    agreement,
-    mean_quanta,
+    runtimes,
+    first_only=False,
+    agreement=None,
+    mean_quanta=None,
+    seconds=_SECONDS,
     stage=lambda name: None,
 ):
-    """`verify` on what is already in memory."""
+    """`verify` on what is already in memory.
+
+    Args:
+        qmodel, path, agreement, mean_quanta, seconds: See `verify`.
+        contents: Contents of the file that runs.
+        model: `ModelT` with its numbers, in no lookup tables.
+        skeleton, graph: What `skeleton_of` returned.
+        inputs: What `collect` returned.
+        runtimes: `Runtime`s, whose order counts.
+        first_only: Run the first of them that is there, and no other.
+        stage: Function that is told what begins.
+    """
     stage("comparing numbers")
-    figures, messages = inspection.differences(model, skeleton)
-    if messages:
-        raise VerificationError(
-            f"{path} does not hold the numbers of this model, so it was written from another model "
-            f"or from another state of it: {messages[0]}"
-            + (f" (and {len(messages) - 1} more)." if len(messages) > 1 else ".")
-        )
+    figures = _compared_numbers(path, model, skeleton)
     _check_shapes(path, model, inputs)
-    stage(f"running {len(inputs[0])} inputs")
-    found = ordered_outputs(model, contents, inputs)
-    expected = _predictions(qmodel, model, inputs)
-    report = _compare(model, figures, inputs, found, expected)
-    allowed = _allowed(agreement, report.decided)
-    wrong = round((1 - report.decided_agreement) * report.decided)
-    if wrong > allowed or not report.mean_quanta <= mean_quanta:
-        departed = _first_departure(qmodel, model, contents, inputs, graph)
-        raise VerificationError(
-            f"{path} departs from the model on {report.runtime}: {wrong} of {report.decided} "
-            f"decided inputs have another top entry (allowed: {allowed}), top-1 agreement of all "
-            f"{report.samples} is {100 * report.top1_agreement:.2f} %, mean difference "
-            f"{report.mean_quanta:.3g} quanta (allowed: {mean_quanta:g}), largest "
-            f"{report.largest_quanta:.3g}. {departed}"
+    stage(f"predicting {len(inputs[0])} outputs")
+    profile = metadata.facts_of(model)["profile"]
+    expected = _predictions(qmodel, profile, inputs)
+    steps, rows = agreements.output_steps(model, expected), []
+    for runtime in runtimes:
+        row = _cannot_run(runtime, model)
+        if row is None:
+            stage(f"running {len(inputs[0])} inputs on {runtime.name}")
+            # LiteRT does not know lookup tables: their twin stands for them.
+            own = contents if runtime.name == "tflite-micro" else compression.decompress(contents)
+            row = _row(path, own, model, inputs, expected, steps, runtime, seconds)
+        rows.append(row)
+        if not row.ran:
+            continue
+        complaint = _complaint(
+            row,
+            runtime.agreement if agreement is None else agreement,
+            runtime.mean_quanta if mean_quanta is None else mean_quanta,
         )
-    return report
+        if complaint:
+            stage("looking for the first tensor that departs")
+            simulated, _ = skeleton_of(qmodel, profile, simulate=True)
+            departed = first_departure(contents, inputs, simulated, graph, runtime.name)
+            raise VerificationError(
+                f"{path} departs from the model on {runtime.name}: {complaint} {departed}"
+            )
+        if first_only:
+            break
+    if not any(row.ran for row in rows):
+        notes = "; ".join(f"{row.runtime}: {row.note}" for row in rows)
+        raise VerificationError(f"{path} was not verified, as no runtime ran it: {notes}.")
+    return VerificationReport(
+        samples=len(inputs[0]),
+        classification=agreements.is_classification(expected),
+        checked_numbers=sum(count for kind, count in figures.items() if kind != "different"),
+        different_numbers=figures["different"],
+        rows=tuple(rows),
+    )
 
 
 def collect(data, samples):
@@ -162,22 +219,6 @@ def collect(data, samples):
     return arrays
 
 
-def ordered_outputs(model, contents, inputs):
-    """Runs a file and returns its outputs in the order of the model's."""
-    runner = runtime.interpreter(contents)
-    results = runtime.run(runner, _in_file_order(model, inputs))
-    by_index = {
-        details["index"]: result for details, result in zip(runner.get_output_details(), results)
-    }
-    return [by_index[int(entry.tensorIndex)] for entry in model.signatureDefs[0].outputs]
-
-
-def _in_file_order(model, inputs):
-    """Inputs in the order of the file's first subgraph; the signature has the model's order."""
-    places = {int(e.tensorIndex): i for i, e in enumerate(model.signatureDefs[0].inputs)}
-    return [inputs[places[int(index)]] for index in model.subgraphs[0].inputs]
-
-
 def _from_dataset(data, samples):
     spec, batches, count = data.element_spec, [], 0
     first = spec[0] if isinstance(spec, tuple) else spec
@@ -196,100 +237,93 @@ def _from_dataset(data, samples):
     return [np.concatenate(parts)[:samples].astype(np.float32) for parts in zip(*batches)]
 
 
-def _check_shapes(path, model, inputs):
-    graph = model.subgraphs[0]
-    if len(graph.inputs) != len(inputs):
+def _named(names):
+    """The runtimes of these names, all of which must be there."""
+    chosen = [runtimes.get(name) for name in names]
+    if not chosen:
+        raise ValueError("runtimes is empty: name at least one, or pass None.")
+    for runtime in chosen:
+        reason = runtime.missing()
+        if reason:
+            raise ImportError(f"Runtime {runtime.name!r} is not installed: {reason}")
+    return chosen
+
+
+def _compared_numbers(path, model, skeleton):
+    try:
+        figures, messages = inspection.differences(model, skeleton)
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        # A tensor that every file of this model has lacks its values or its grid.
         raise VerificationError(
-            f"{path} takes {len(graph.inputs)} inputs, but data has {len(inputs)}."
+            f"{path} is damaged, or belongs to another model: its numbers cannot be read ({error})."
+        ) from error
+    if messages:
+        raise VerificationError(
+            f"{path} does not hold the numbers of this model, so it was written from another model "
+            f"or from another state of it: {messages[0]}"
+            + (f" (and {len(messages) - 1} more)." if len(messages) > 1 else ".")
         )
-    expected = [tuple(int(n) for n in graph.tensors[i].shape[1:]) for i in graph.inputs]
-    found = [array.shape[1:] for array in _in_file_order(model, inputs)]
+    return figures
+
+
+def _check_shapes(path, model, inputs):
+    graph, entries = model.subgraphs[0], model.signatureDefs[0].inputs
+    if len(entries) != len(inputs):
+        raise VerificationError(f"{path} takes {len(entries)} inputs, but data has {len(inputs)}.")
+    expected = [tuple(int(n) for n in graph.tensors[e.tensorIndex].shape[1:]) for e in entries]
+    found = [array.shape[1:] for array in inputs]
     if expected != found:
         raise VerificationError(f"{path} takes inputs of shape {expected}, but data has {found}.")
 
 
-def _predictions(qmodel, model, inputs):
+def _predictions(qmodel, profile, inputs):
     if qmodel.frozen > 1:
         # The model would choose a profile for each input, and the file holds one.
-        simulated, _ = skeleton_of(qmodel, metadata.facts_of(model)["profile"], simulate=True)
+        simulated, _ = skeleton_of(qmodel, profile, simulate=True)
         results = simulated.model.predict(inputs, verbose=0)
     else:
         results = qmodel.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
     return [np.asarray(result) for result in keras.tree.flatten(results)]
 
 
-def _compare(model, figures, inputs, found, expected):
-    quanta, samples = [], len(inputs[0])
-    agrees, decided = np.ones(samples, bool), np.ones(samples, bool)
-    classification = False
-    for position, (file, reference) in enumerate(zip(found, expected)):
-        step = _output_step(model, position, reference)
-        quanta.append((np.abs(file.astype(np.float64) - reference) / step).ravel())
-        if reference.ndim == 2 and reference.shape[1] > 1:
-            classification = True
-            agrees &= file.argmax(-1) == reference.argmax(-1)
-            ranked = np.sort(reference, axis=-1)
-            decided &= (ranked[:, -1] - ranked[:, -2]) / step > _DECIDED_QUANTA
-    quanta = np.concatenate(quanta)
-    return VerificationReport(
-        runtime=f"LiteRT {runtime.version()} (XNNPACK)",
-        samples=samples,
-        classification=classification,
-        top1_agreement=float(agrees.mean()),
-        decided=int(decided.sum()),
-        decided_agreement=float(agrees[decided].mean()) if decided.any() else 1.0,
-        largest_quanta=float(quanta.max()),
-        mean_quanta=float(quanta.mean()),
-        checked_numbers=sum(count for kind, count in figures.items() if kind != "different"),
-        different_numbers=figures["different"],
+def _cannot_run(runtime, model):
+    """A row that says why a runtime does not run the file, or None if it is to."""
+    reason = runtime.missing()
+    if reason:
+        return RuntimeReport(runtime=runtime.name, note=f"not installed: {reason}")
+    reason = runtime.refuses(model)
+    if reason:
+        note = f"cannot run this file: {reason}"
+        return RuntimeReport(runtime=runtime.name, version=runtime.version, note=note)
+    return None
+
+
+def _row(path, contents, model, inputs, expected, steps, runtime, seconds):
+    # The signature has inputs and outputs in the order of the model.
+    key = flatbuffer.text(model.signatureDefs[0].signatureKey)
+    try:
+        run = runtimes.run(contents, inputs, runtime=runtime.name, signature=key, seconds=seconds)
+    except VerificationError as error:
+        raise VerificationError(f"{path}: {error}") from error
+    found = agreements.compare(run.outputs, [e[: run.samples] for e in expected], steps)
+    return RuntimeReport(
+        runtime=runtime.name,
+        version=runtime.version,
+        latency_ms=run.latency_ms,
+        arena_bytes=run.arena_bytes,
+        **dataclasses.asdict(found),
     )
 
 
-def _allowed(agreement, decided):
-    """Disagreements that are no evidence against a share of agreement: three deviations."""
-    expected = (1 - agreement) * decided
-    return max(1, int(expected + 3 * np.sqrt(expected * agreement)))
-
-
-def _output_step(model, position, reference):
-    """Step of an output's grid; that of 8 bits over its range where it is in floating point."""
-    graph = model.subgraphs[0]
-    index = model.signatureDefs[0].outputs[position].tensorIndex
-    for operator in graph.operators:
-        name = flatbuffer.operator_name(model, operator)
-        if index in operator.outputs and name == "DEQUANTIZE":
-            index = operator.inputs[0]
-    quantization = graph.tensors[index].quantization
-    if quantization is not None and quantization.scale is not None and len(quantization.scale):
-        return float(quantization.scale[0])
-    return max(float(np.ptp(reference)), 1e-6) / 255
-
-
-def _first_departure(qmodel, model, contents, inputs, graph):
-    """Names the first tensor of a file that departs from the simulation."""
-    facts = metadata.facts_of(model)
-    simulated, _ = skeleton_of(qmodel, facts["profile"], simulate=True)
-    few = [array[:1] for array in inputs]
-    expected = simulated.values(few)
-    runner = runtime.interpreter(contents, delegates=False, all_tensors=True)
-    runtime.run(runner, _in_file_order(model, few))
-    sites = {f"a{tensor}": node.site for node in graph.nodes for tensor in node.outputs}
-    for details in runner.get_tensor_details():
-        key = details["name"]
-        scale, zero_point = details["quantization"]
-        if key in expected and scale and expected[key].shape == tuple(details["shape"]):
-            grid = ActivationPrecision(step=scale, zero_point=zero_point + 128, bit_width=8)
-            values = runtime.dequantized(details, runner.get_tensor(details["index"]))
-            quanta = np.abs(values - np.clip(expected[key], *_ends(grid))) / scale
-            if quanta.mean() > _DEPARTURE_QUANTA:
-                site = sites.get(key.rstrip("p"), "the input")
-                return (
-                    f"The first tensor to depart is {key!r}, made by {site!r}, by "
-                    f"{quanta.mean():.3g} quanta on average."
-                )
-    return "No single tensor departs by much: small differences add up."
-
-
-def _ends(grid):
-    low = -grid.step * grid.zero_point
-    return low, low + grid.step * (2**grid.bit_width - 1)
+def _complaint(row, agreement, mean_quanta):
+    """What is wrong with a row, or None."""
+    wrong = round((1 - row.decided_agreement) * row.decided)
+    allowed = agreements.allowed(agreement, row.decided)
+    if wrong <= allowed and row.mean_quanta <= mean_quanta:
+        return None
+    return (
+        f"{wrong} of {row.decided} decided inputs have another top entry (allowed: {allowed}), "
+        f"top-1 agreement of all {row.samples} is {100 * row.top1_agreement:.2f} %, mean "
+        f"difference {row.mean_quanta:.3g} quanta (allowed: {mean_quanta:g}), largest "
+        f"{row.largest_quanta:.3g}."
+    )

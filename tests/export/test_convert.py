@@ -22,7 +22,9 @@ def test_report(every_bit_width):
     assert report.total_bytes == len(data)
     assert report.deflated_bytes == export.size.deflated_bytes(data)
     assert {w.name: w.bit_width for w in report.weights}["dense5"] == 5
-    assert report.verification.runtime.startswith("LiteRT")
+    first = {"microcontroller": "tflite-micro", "ethos_u": "tflite-micro"}
+    first = first.get(qmodel.target.name, "litert-xnnpack")
+    assert [row.runtime for row in report.verification.rows] == [first]
     rows, count = {w.name: w for w in report.weights}, 3 * 3 * 16 * 16
     int4 = qmodel.target.name in ("android_small", "microcontroller")
     assert rows["conv4"].stored_bytes == (count // 2 if int4 else count)

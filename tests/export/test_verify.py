@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from dqmq_tf import export
-from dqmq_tf.export import flatbuffer
+from dqmq_tf.export import checksum, flatbuffer
 from dqmq_tf.export.errors import VerificationError
 
 from .conftest import freeze, images, small_model
@@ -61,7 +61,7 @@ def test_other_shape_of_data(small, small_file):
 def test_truncated_file(small, small_file, tmp_path, keep):
     path = tmp_path / "model.tflite"
     path.write_bytes(small_file[0].read_bytes()[:keep])
-    with pytest.raises(VerificationError, match="Not a TFLite file|truncated or corrupt"):
+    with pytest.raises(VerificationError, match="truncated"):
         export.verify(small, path, images(small, 4))
 
 
@@ -74,6 +74,6 @@ def test_departure_names_figures_and_tensor(small, small_file, tmp_path):
         if flatbuffer.operator_name(model, operator) == "SOFTMAX":
             operator.builtinOptions.beta = 9.0
     path = tmp_path / "model.tflite"
-    path.write_bytes(flatbuffer.write(model))
+    path.write_bytes(checksum.seal(flatbuffer.write(model)))
     with pytest.raises(VerificationError, match="mean difference .* quanta.*made by"):
         export.verify(small, path, images(small))
