@@ -1,96 +1,118 @@
-// Runs a network that dqmq_tf exported as a C array, on TFLite Micro, and prints its outputs.
+// Runs a network that dqmq_tf exported as a C array on TFLite Micro.
 //
-//   ./run [inputs.bin]
+// Reads real numbers from the standard input, as many as the network's inputs hold, one input after
+// another in rows; runs the network; prints the outputs as real numbers, a line for each output. Goes on
+// until the numbers end. On a board the standard streams are what its C library makes of them, such as
+// semihosting or a UART.
 //
-// inputs.bin holds, for each input one after the other, its values as the header types them (int8 or
-// float, in the byte order of this machine); without it all values are those of zero. Exit code 1:
-// the network cannot be set up or run; 2: the inputs cannot be read.
+// MODEL_HEADER and MODEL_NAMESPACE name what `dqmq_tf.export.write_c_array` wrote; see the Makefile.
 
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 
 #include "tensorflow/lite/micro/micro_interpreter.h"
 #include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
+#include "tensorflow/lite/micro/system_setup.h"
 #include "tensorflow/lite/schema/schema_generated.h"
 
-// The Makefile names the header and the namespace of the exported network.
 #include MODEL_HEADER
-namespace network = MODEL_NAMESPACE;
+
+namespace model = MODEL_NAMESPACE;
+
+#ifndef ARENA_BYTES
+#define ARENA_BYTES model::kArenaBytes
+#endif
 
 namespace {
 
-alignas(16) std::uint8_t arena[network::kArenaBytes];
+alignas(16) std::uint8_t arena[ARENA_BYTES];
 
-int Fail(const char* what, int code) {
-  std::fprintf(stderr, "%s\n", what);
-  return code;
+enum class Reading { kWhole, kEnd, kBroken };
+
+std::size_t Count(const TfLiteTensor& tensor) {
+  return tensor.type == kTfLiteFloat32 ? tensor.bytes / sizeof(float) : tensor.bytes;
 }
 
-bool Read(TfLiteTensor* tensor, std::FILE* file) {
-  if (file != nullptr) {
-    return std::fread(tensor->data.raw, 1, tensor->bytes, file) == tensor->bytes;
+// Reads one input; kEnd if not even its first number is there.
+Reading Read(TfLiteTensor& tensor) {
+  const std::size_t count = Count(tensor);
+  for (std::size_t i = 0; i < count; ++i) {
+    float value = 0.0f;
+    const int found = std::scanf("%f", &value);
+    if (found == EOF && i == 0) return Reading::kEnd;
+    if (found != 1) {
+      std::fprintf(stderr, "Input number %u of %u is missing or no number.\n",
+                   static_cast<unsigned>(i + 1), static_cast<unsigned>(count));
+      return Reading::kBroken;
+    }
+    if (tensor.type == kTfLiteFloat32) {
+      tensor.data.f[i] = value;
+      continue;
+    }
+    // To the grid of the input, half to even as in training.
+    const float rounded = std::nearbyint(value / tensor.params.scale) +
+                          static_cast<float>(tensor.params.zero_point);
+    tensor.data.int8[i] = static_cast<std::int8_t>(std::fmin(std::fmax(rounded, -128.0f), 127.0f));
   }
-  for (std::size_t i = 0; i < tensor->bytes; ++i) {
-    tensor->data.raw[i] =
-        tensor->type == kTfLiteInt8 ? static_cast<char>(tensor->params.zero_point) : 0;
-  }
-  return true;
+  return Reading::kWhole;
 }
 
-void Print(const TfLiteTensor* tensor, int number) {
-  std::printf("output %d:", number);
-  switch (tensor->type) {
-    case kTfLiteInt8:
-      for (std::size_t i = 0; i < tensor->bytes; ++i) {
-        std::printf(" %g", static_cast<double>(tensor->params.scale) *
-                               (tensor->data.int8[i] - tensor->params.zero_point));
-      }
-      break;
-    case kTfLiteFloat32:
-      for (std::size_t i = 0; i < tensor->bytes / sizeof(float); ++i) {
-        std::printf(" %g", static_cast<double>(tensor->data.f[i]));
-      }
-      break;
-    case kTfLiteInt32:  // The precision profile that an adaptive network chose.
-      for (std::size_t i = 0; i < tensor->bytes / sizeof(std::int32_t); ++i) {
-        std::printf(" %d", static_cast<int>(tensor->data.i32[i]));
-      }
-      break;
-    default:
-      std::printf(" of a type that this program does not print");
+void Print(const TfLiteTensor& tensor) {
+  const std::size_t count = Count(tensor);
+  for (std::size_t i = 0; i < count; ++i) {
+    const float value =
+        tensor.type == kTfLiteFloat32
+            ? tensor.data.f[i]
+            : tensor.params.scale *
+                  static_cast<float>(tensor.data.int8[i] - tensor.params.zero_point);
+    std::printf(i ? " %.9g" : "%.9g", static_cast<double>(value));
   }
   std::printf("\n");
 }
 
+bool Supported(const TfLiteTensor& tensor) {
+  return tensor.type == kTfLiteFloat32 || tensor.type == kTfLiteInt8;
+}
+
 }  // namespace
 
-int main(int argc, char** argv) {
-  const tflite::Model* model = tflite::GetModel(network::kModel);
-  if (model->version() != TFLITE_SCHEMA_VERSION) {
-    return Fail("the schema version of the network is not that of this TFLite Micro", 1);
+int main() {
+  tflite::InitializeTarget();
+  const tflite::Model* network = tflite::GetModel(model::kModel);
+  if (network->version() != TFLITE_SCHEMA_VERSION) {
+    std::fprintf(stderr, "The model has schema version %u, this TFLite Micro %d.\n",
+                 static_cast<unsigned>(network->version()), TFLITE_SCHEMA_VERSION);
+    return 1;
   }
-  tflite::MicroMutableOpResolver<network::kOperators> resolver;
-  if (!network::AddOperators(resolver)) return Fail("an operator could not be added", 1);
-  tflite::MicroInterpreter interpreter(model, resolver, arena, sizeof(arena));
+  static tflite::MicroMutableOpResolver<model::kOperators> resolver;
+  if (!model::AddOperators(resolver)) {
+    std::fprintf(stderr, "This TFLite Micro does not take all operators of the model.\n");
+    return 1;
+  }
+  static tflite::MicroInterpreter interpreter(network, resolver, arena, sizeof(arena));
   if (interpreter.AllocateTensors() != kTfLiteOk) {
-    return Fail("the tensor arena is too small, or an operator refuses the network", 1);
+    std::fprintf(stderr, "%u bytes of arena are not enough: compile with a larger ARENA_BYTES.\n",
+                 static_cast<unsigned>(sizeof(arena)));
+    return 1;
   }
-  std::FILE* file = nullptr;
-  if (argc > 1 && (file = std::fopen(argv[1], "rb")) == nullptr) {
-    return Fail("the file of inputs cannot be opened", 2);
-  }
-  bool complete = true;
+  std::fprintf(stderr, "%u of %u bytes of the arena are used.\n",
+               static_cast<unsigned>(interpreter.arena_used_bytes()),
+               static_cast<unsigned>(sizeof(arena)));
   for (std::size_t i = 0; i < interpreter.inputs_size(); ++i) {
-    complete = complete && Read(interpreter.input(i), file);
+    if (!Supported(*interpreter.input(i))) return 1;
   }
-  if (file != nullptr) std::fclose(file);
-  if (!complete) return Fail("the file of inputs is shorter than the inputs", 2);
-  if (interpreter.Invoke() != kTfLiteOk) return Fail("an operator failed", 1);
-  for (std::size_t i = 0; i < interpreter.outputs_size(); ++i) {
-    Print(interpreter.output(i), static_cast<int>(i));
+  for (;;) {
+    for (std::size_t i = 0; i < interpreter.inputs_size(); ++i) {
+      const Reading reading = Read(*interpreter.input(i));
+      if (reading == Reading::kEnd && i == 0) return 0;
+      if (reading != Reading::kWhole) return 1;
+    }
+    if (interpreter.Invoke() != kTfLiteOk) {
+      std::fprintf(stderr, "The network failed to run.\n");
+      return 1;
+    }
+    for (std::size_t i = 0; i < interpreter.outputs_size(); ++i) Print(*interpreter.output(i));
+    std::fflush(stdout);
   }
-  std::printf("arena: %u of %u bytes used\n",
-              static_cast<unsigned>(interpreter.arena_used_bytes()),
-              static_cast<unsigned>(sizeof(arena)));
-  return 0;
 }
