@@ -86,7 +86,6 @@ def test_wrong_use(files, capsys):
         (("convert", model, files / "out.tfl"), ".tflite"),
         (("convert", model, path, "--adaptive=2"), "data="),
         (("convert", model, path, "--artefacts=zip"), "artefacts has 'zip'"),
-        (("verify", model, path, f"--data={files / 'images.npy'}", "--runtimes=x"), "x"),
         (("convert", model, path, f"--data={files / 'none.npy'}"), "none.npy"),
         (("convert", model, path, f"--data={model}"), "--data="),
     ):
