@@ -36,7 +36,7 @@ _WORDS = {
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTM",
 }
 _CUSTOM = {DECODE: "AddDecode", b"ethos-u": "AddEthosU"}
-_C_TYPES = {"INT8": "std::int8_t", "FLOAT32": "float"}
+_C_TYPES = {"INT8": "std::int8_t", "FLOAT32": "float", "INT32": "std::int32_t"}
 
 
 def write_c_array(contents, path, *, arena_bytes=None):
@@ -234,7 +234,7 @@ def _end(tensor, name, label):
     kind, name = flatbuffer.type_name(tensor), name or flatbuffer.text(tensor.name)
     if kind not in _C_TYPES:
         raise ConversionError(
-            f"{label} {name!r} is {kind}; a C array has int8 or float32 inputs and outputs."
+            f"{label} {name!r} is {kind}; a C array has int8, float32 or int32 inputs and outputs."
         )
     shape = [int(n) for n in tensor.shape]
     lines = [

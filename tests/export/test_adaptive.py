@@ -89,8 +89,11 @@ def test_routes_in_the_graph_on_tflm(profiles, tmp_path):
     qmodel, x = prepared("microcontroller", profiles)
     path = tmp_path / "adaptive.tflite"
     dqmq_tf.convert(
-        qmodel, path, adaptive=profiles, routing="graph", io="int8", data=x, verify=False
-    )
+        qmodel, path, adaptive=profiles, routing="graph", data=x, verify=False,
+        artefacts=("c_array",),
+    )  # fmt: skip
+    header = path.with_suffix(".h").read_text()
+    assert "resolver.AddIf();" in header and "using Output1Type = std::int32_t;" in header
     contents = checksum.load(path)
     networks = [flatbuffer.write(n) for n in adaptive.networks(flatbuffer.read(contents))]
     whole = tflm.Interpreter.from_bytes(contents, arena_size=500_000)

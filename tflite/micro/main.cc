@@ -59,6 +59,10 @@ Reading Read(TfLiteTensor& tensor) {
 }
 
 void Print(const TfLiteTensor& tensor) {
+  if (tensor.type == kTfLiteInt32) {  // The precision profile that an adaptive network chose.
+    std::printf("%d\n", static_cast<int>(tensor.data.i32[0]));
+    return;
+  }
   const std::size_t count = Count(tensor);
   for (std::size_t i = 0; i < count; ++i) {
     const float value =
