@@ -37,7 +37,7 @@ def examine(contents, target):
         ConversionError: If Vela refuses the file.
     """
     if compression.is_compressed(flatbuffer.read(contents)):
-        compression.check_bit_exact(contents)
+        return DeviceFacts(arena_bytes=compression.check_bit_exact(contents))
     if target.compiler == "ethos-u-vela":
         if vela.program() is None:
             vela.check(flatbuffer.read(contents))

@@ -1,39 +1,17 @@
-"""TFLite Micro, in a process of its own: it ends the process where a file does not suit it."""
+"""TFLite Micro on this machine: whether it is there, probes for a file, and its tensor arena."""
 
-import dataclasses
 import importlib.metadata
-import importlib.util
-import pathlib
-import subprocess
-import sys
-import tempfile
 
 import numpy as np
 
-from dqmq_tf.export import flatbuffer
-from dqmq_tf.export.errors import VerificationError
+from dqmq_tf.export import flatbuffer, runtimes
 
 PACKAGE = "tflite-micro"
-_PROGRAM = pathlib.Path(__file__).with_name("micro_process.py")
-_LIMIT_SECONDS = 600
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MicroRun:
-    """What TFLite Micro made of a file.
-
-    Attributes:
-        outputs: Arrays `[samples, ...]`, one per output, in the file's own types.
-        tensors: `{tensor index: array}` of the tensors asked for, after the first sample.
-    """
-
-    outputs: list
-    tensors: dict
 
 
 def is_installed():
     """Whether TFLite Micro is there to run files."""
-    return importlib.util.find_spec("tflite_micro") is not None
+    return runtimes.get(PACKAGE).missing() is None
 
 
 def version():
@@ -50,26 +28,23 @@ def require():
 
 
 def run(contents, inputs, tensors=()):
-    """Runs a file in TFLite Micro's reference kernels.
+    """Runs a file in TFLite Micro's reference kernels; see `runtimes.run`.
 
     Args:
         contents: Contents of a `.tflite` file.
-        inputs: Arrays `[samples, ...]` in the file's own types, one per input, in its order.
-        tensors: Indices of tensors of the first subgraph to read.
+        inputs: Arrays `[samples, ...]` of real values, one per input, in the file's order.
+        tensors: Indices of tensors of the first subgraph to read after the last input; the arena
+            is not measured then.
 
     Returns:
-        `MicroRun`.
+        `runtimes.Run`.
 
     Raises:
         ImportError: If the `tflite-micro` wheel is not installed.
         VerificationError: If TFLite Micro cannot run the file; the message has what it said.
     """
-    reply = _call(contents, inputs, tensors=np.array(tensors, np.int64), measure=False)
-    count = sum(name.startswith("output") for name in reply)
-    return MicroRun(
-        outputs=[reply[f"output{i}"] for i in range(count)],
-        tensors={i: reply[f"tensor{i}"] for i in tensors},
-    )
+    require()
+    return runtimes.run(contents, inputs, runtime=PACKAGE, tensors=tensors)
 
 
 def arena_bytes(contents):
@@ -85,12 +60,11 @@ def arena_bytes(contents):
         ImportError: If the `tflite-micro` wheel is not installed.
         VerificationError: If TFLite Micro cannot run the file; the message has what it said.
     """
-    inputs = random_inputs(flatbuffer.read(contents), 1)
-    return int(_call(contents, inputs, tensors=np.zeros(0, np.int64), measure=True)["arena_bytes"])
+    return run(contents, random_inputs(flatbuffer.read(contents), 1)).arena_bytes
 
 
 def random_inputs(model, samples, seed=20):
-    """Random inputs of a file with integer or float ends, as `run` takes them.
+    """Random inputs that cover the range of each input's grid.
 
     Args:
         model: `ModelT`.
@@ -98,77 +72,24 @@ def random_inputs(model, samples, seed=20):
         seed: Seed of the draw.
 
     Returns:
-        Arrays `[samples, ...]` that cover the range of each input's grid.
+        float32 arrays `[samples, ...]`, as `run` takes them; where an input has no grid, they go
+        from -1 to 1.
     """
     generator, arrays = np.random.default_rng(seed), []
     graph = model.subgraphs[0]
     for index in graph.inputs:
-        tensor = graph.tensors[index]
-        shape = (samples, *(int(n) for n in tensor.shape[1:]))
-        if flatbuffer.type_name(tensor) == "INT8":
-            arrays.append(generator.integers(-128, 128, shape).astype(np.int8))
-        else:
-            low, high = _range_of(model, graph, index)
-            arrays.append(generator.uniform(low, high, shape).astype(np.float32))
+        shape = (samples, *(int(n) for n in graph.tensors[index].shape[1:]))
+        low, high = _range_of(model, graph, index)
+        arrays.append(generator.uniform(low, high, shape).astype(np.float32))
     return arrays
 
 
 def _range_of(model, graph, index):
+    """Ends of the grid of an input, or of the one that it is put on first."""
     for operator in graph.operators:
         if index in operator.inputs and flatbuffer.operator_name(model, operator) == "QUANTIZE":
-            grid = graph.tensors[operator.outputs[0]].quantization
-            ends = np.array([-128, 127]) - int(grid.zeroPoint[0])
-            return ends * np.float64(grid.scale[0])
-    return -1.0, 1.0
-
-
-def _arena_limit(model):
-    """Bytes that no file needs: all tensors at once, four times."""
-    graph = model.subgraphs[0]
-    elements = sum(int(np.prod(t.shape)) if t.shape is not None else 1 for t in graph.tensors)
-    return 2**20 + 16 * elements
-
-
-def _call(contents, inputs, **request):
-    """What `micro_process` replies to a request: arrays by name."""
-    require()
-    model = flatbuffer.read(contents)
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        (folder / "model.tflite").write_bytes(contents)
-        np.savez(
-            folder / "request.npz",
-            inputs=len(inputs),
-            outputs=len(model.subgraphs[0].outputs),
-            arena=_arena_limit(model),
-            **request,
-            **{f"input{i}": np.asarray(array) for i, array in enumerate(inputs)},
-        )
-        _start(folder)
-        with np.load(folder / "reply.npz") as reply:
-            return dict(reply)
-
-
-def _start(folder):
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", str(_PROGRAM), str(folder)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_LIMIT_SECONDS,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise VerificationError(
-            f"TFLite Micro did not finish within {_LIMIT_SECONDS} seconds."
-        ) from error
-    if done.returncode == 0:
-        return
-    # What TFLite Micro logs comes first, then Python's traceback, whose last line says something.
-    logged, _, trace = done.stderr.partition("Traceback (most recent call last)")
-    said = [line for line in logged.splitlines() if line.strip()][-3:] + trace.splitlines()[-1:]
-    ended = f"signal {-done.returncode}" if done.returncode < 0 else "an error"
-    raise VerificationError(
-        f"TFLite Micro {version()} cannot run the file; it ended with {ended} and said: "
-        f"{' / '.join(said) or 'nothing'}"
-    )
+            index = operator.outputs[0]
+    grid = graph.tensors[index].quantization
+    if grid is None or grid.scale is None or not len(grid.scale):
+        return -1.0, 1.0
+    return (np.array([-128, 127]) - int(grid.zeroPoint[0])) * np.float64(grid.scale[0])
