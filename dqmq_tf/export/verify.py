@@ -153,6 +153,9 @@ def check(
     stage(f"predicting {len(inputs[0])} outputs")
     profile = metadata.facts_of(model)["profile"]
     expected = _predictions(qmodel, profile, inputs)
+    exits = len(model.signatureDefs[0].outputs)
+    if exits != len(expected):
+        raise VerificationError(f"{path} has {exits} outputs, but the model has {len(expected)}.")
     steps, rows = agreements.output_steps(model, expected), []
     for runtime in runtimes:
         row = _cannot_run(runtime, model)
@@ -255,6 +258,8 @@ def _compared_numbers(path, model, skeleton):
 
 
 def _check_shapes(path, model, inputs):
+    if not model.signatureDefs:
+        raise VerificationError(f"{path} is damaged: it has no signature.")
     graph, entries = model.subgraphs[0], model.signatureDefs[0].inputs
     if len(entries) != len(inputs):
         raise VerificationError(f"{path} takes {len(entries)} inputs, but data has {len(inputs)}.")
