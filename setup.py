@@ -20,6 +20,8 @@ _REQUIRED = [
 ]
 _EXTRAS = {
     "data": ["scikit-learn>=1.9.1", "tensorflow-datasets>=4.9.10"],
+    # Only pre-releases of TFLite Micro's wheel exist.
+    "micro": ["tflite-micro>=0.dev20261023182759"],
     "plot": ["matplotlib>=3.11.2"],
     "tfmot": ["tensorflow-model-optimization>=0.8.1"],
 }
@@ -45,6 +47,7 @@ setuptools.setup(
     python_requires=">=3.11",
     install_requires=_REQUIRED,
     extras_require=_EXTRAS,
+    entry_points={"console_scripts": ["dqmq_tf = dqmq_tf.__main__:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",

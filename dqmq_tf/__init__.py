@@ -10,6 +10,7 @@ from dqmq_tf.annotate import quantize_annotate_layer, quantize_annotate_model, q
 from dqmq_tf.config import Budget, DQMQConfig, LayerRule, Terms
 from dqmq_tf.decisions import DecisionTable
 from dqmq_tf.export import (
+    AdaptiveInterpreter,
     ConversionReport,
     UnsupportedLayerError,
     VerificationError,
@@ -25,6 +26,7 @@ from dqmq_tf.targets import Target
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveInterpreter",
     "Budget",
     "ConversionReport",
     "DQMQConfig",

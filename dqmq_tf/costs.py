@@ -10,6 +10,8 @@ import zlib
 import numpy as np
 from keras import ops
 
+from dqmq_tf import packing
+
 # Bytes of a TFLite file beside its weights, until `CostModel.learn_file` knows them: fitted on files
 # that the converter wrote, right within 9 % of what is not weights. The file's frame, each tensor's
 # entry, each channel's scale and bias.
@@ -163,20 +165,25 @@ class CostModel:
         return self.finish(ops.mean(ops.sum(macs * weight_bits * inputs, axis=-1)))
 
     def _bytes(self, point, integers, bit_width):
-        size = int(np.prod(point.shape))
         if self.kind == "size_bytes":
-            return -(-size * self.target.stored_bits(point.op_kind, bit_width) // 8)
-        sample = self._stored(point, integers, bit_width)[:_SAMPLE]
-        whole = -(-size * self.target.stored_bits(point.op_kind, bit_width) // 8)
-        return len(zlib.compress(sample, 9)) * whole / max(len(sample), 1)
+            return self._storage(point, bit_width).size_bytes
+        stored = self._stored(point, integers, bit_width)
+        sample = stored[:_SAMPLE]
+        return len(zlib.compress(sample, 9)) * len(stored) / max(len(sample), 1)
+
+    def _storage(self, point, bit_width):
+        count = int(np.prod(point.shape))
+        return self.target.storage(
+            point.op_kind, bit_width, count, per_channel=bool(point.channel_axes)
+        )
 
     def _stored(self, point, integers, bit_width):
-        """The bytes of a kernel as the file holds them: output channels first, INT4 in pairs."""
+        """The bytes of a kernel as the file holds them: output channels first, in few bits packed."""
         values = np.asarray(integers).astype("int8")
         if point.op_kind != "depthwise":
             values = np.moveaxis(values, point.channel_axes, range(len(point.channel_axes)))
-        values = np.ravel(values)
-        if self.target.stored_bits(point.op_kind, bit_width) == 4:
-            values = np.pad(values, (0, values.size % 2))
-            values = (values[::2] & 15) | (values[1::2] << 4)
-        return values.tobytes()
+        storage = self._storage(point, bit_width)
+        if storage.table:
+            return packing.pack_indices(values + 2 ** (bit_width - 1) - 1, bit_width).tobytes()
+        pack = {"INT4": packing.pack_int4, "INT2": packing.pack_int2}.get(storage.container)
+        return (values if pack is None else pack(values)).tobytes()

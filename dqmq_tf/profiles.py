@@ -8,6 +8,8 @@ from dqmq_tf.layers.policy import FROZEN, SETTLED
 
 # Bytes drift a little while a settled network is fine-tuned: stay just under the budget.
 _BYTES_MARGIN = 0.99
+# Share of a network's weights that may differ between profiles, which one file holds together.
+_DISTINCT_WEIGHTS = 0.5
 
 
 def settle(policy, costs, budget, count, embeddings, assigned=None):
@@ -110,6 +112,10 @@ def _assign(policy, costs, budget, means, group, fixed):
     if costs.in_bytes:
         limit = budget.value * (_BYTES_MARGIN if fixed is None else 1.0)
         limit = max(limit, min(budget.value, smallest_cost(policy, costs)))
+        if count > 1 and fixed is None:
+            shared = _shared(costs, means, decided)
+            common = _assign_file(policy, costs, means.mean(axis=0), limit, None)
+            means, fixed = np.where(shared, common, means), shared
         return np.stack([_assign_file(policy, costs, row, limit, fixed) for row in means])
     share = np.bincount(group, minlength=count) / max(len(group), 1)
 
@@ -121,6 +127,21 @@ def _assign(policy, costs, budget, means, group, fixed):
     fixed = None if fixed is None else np.tile(fixed, count)
     flat = allocation.allocate(means.ravel(), candidates * count, mean_cost, budget.value, fixed)
     return flat.reshape(count, points)
+
+
+def _shared(costs, means, decided):
+    """Which points `[P]` get the same bits in all profiles, so that one file holds them once.
+
+    The weights that the profiles want most differently go apart first, up to a share of all.
+    """
+    sizes = np.array([np.prod(point.shape) for point in costs.weights], "float64")
+    room, shared = _DISTINCT_WEIGHTS * sizes.sum(), np.zeros(means.shape[1], bool)
+    for weight in np.argsort(-np.ptp(means[:, decided:], axis=0), kind="stable"):
+        if sizes[weight] <= room:
+            room -= sizes[weight]
+        else:
+            shared[decided + weight] = True
+    return shared
 
 
 def _assign_file(policy, costs, means, limit, fixed):

@@ -9,7 +9,7 @@ from dqmq_tf import graph as graphs
 from dqmq_tf import points, profiles, targets
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.costs import CostModel
-from dqmq_tf.export.convert import measure
+from dqmq_tf.export.network import measure
 from dqmq_tf.layers import (
     ActivationQuantizer,
     BitWidthPolicy,

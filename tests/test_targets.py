@@ -1,6 +1,10 @@
+import dataclasses
+import json
+
 import pytest
 
 from dqmq_tf import targets
+from dqmq_tf.export import versions
 
 
 @pytest.mark.parametrize("name", targets.TARGETS)
@@ -12,9 +16,20 @@ def test_targets_are_consistent(name):
         assert list(bits) == sorted(set(bits))
         assert set(bits) <= set(range(2, 9))
     assert bool(target.runtimes) == target.deployable
-    assert target.int4_ops <= {"conv", "depthwise", "dense"}
+    assert target.int2_ops <= target.int4_ops
     # Every runtime computes on int8 activations; fewer bits exist in simulation only.
     assert target.activation_bits == (8,) or not target.deployable
+    assert bool(target.refusals) == target.deployable
+    # LiteRT cannot load lookup tables.
+    assert not target.table_ops or target.runtimes == ("tflite-micro", "litert-reference")
+    assert (target.oldest_tflite is None) == ("litert-xnnpack" not in target.runtimes)
+
+
+@pytest.mark.parametrize("name", ["android", "android_small"])
+def test_the_oldest_runtime_is_that_of_the_versions(name):
+    target = targets.get(name)
+    releases = [versions.oldest_release(*pair) for pair in target.operator_versions]
+    assert target.oldest_tflite == max(releases, key=lambda r: [int(n) for n in r.split(".")])
 
 
 def test_unknown_target_is_refused_with_those_that_exist():
@@ -26,21 +41,82 @@ def test_unknown_target_is_refused_with_those_that_exist():
     "name,op_kind,bits,container",
     [
         ("android", "conv", 2, "INT8"),
+        ("android", "dense", 2, "INT8"),
         ("android_small", "conv", 4, "INT4"),
-        ("android_small", "dense", 2, "INT4"),
+        ("android_small", "conv", 2, "INT4"),
+        ("android_small", "dense", 3, "INT4"),
+        ("android_small", "dense", 2, "INT2"),
         ("android_small", "conv", 5, "INT8"),
         ("android_small", "other", 4, "INT8"),
         ("microcontroller", "depthwise", 3, "INT4"),
         ("microcontroller", "dense", 4, "INT8"),
+        ("microcontroller", "other", 2, "INT8"),
+        ("ethos_u", "conv", 2, "INT8"),
         ("simulation", "conv", 2, "INT8"),
     ],
 )
 def test_containers(name, op_kind, bits, container):
     target = targets.get(name)
     assert target.container(op_kind, bits) == container
-    assert target.stored_bits(op_kind, bits) == int(container[3:])
+    stored = target.storage(op_kind, bits, 10)
+    assert stored == targets.Storage(
+        container=container, table=False, size_bytes=-(-10 * int(container[3:]) // 8)
+    )
+
+
+def test_a_dense_layer_with_one_scale_is_int4_on_microcontrollers():
+    target = targets.get("microcontroller")
+    assert target.container("dense", 4, per_channel=False) == "INT4"
+    assert target.container("conv", 4, per_channel=True) == "INT4"
+
+
+@pytest.mark.parametrize("bits,table", [(2, True), (3, True), (4, False), (7, True), (8, False)])
+def test_a_microcontroller_has_the_smallest_storage(bits, table):
+    target, count = targets.get("microcontroller"), 9216
+    stored = target.storage("conv", bits, count)
+    assert stored.table == table
+    assert stored.container == ("INT4" if bits == 4 else "INT8")
+    native = count * (4 if bits <= 4 else 8) // 8
+    assert stored.size_bytes == min(
+        native, count * bits // 8 + targets.TABLE_BYTES if table else native
+    )
+    # Decoding a small tensor costs more than it saves.
+    assert not target.storage("conv", bits, 64).table
+    assert not target.storage("other", bits, count).table
+
+
+def test_storage_grows_with_bits():
+    for target in targets.TARGETS.values():
+        for op_kind in ("conv", "depthwise", "dense", "other"):
+            for count in (1, 27, 500, 10_000):
+                sizes = [target.storage(op_kind, b, count).size_bytes for b in range(2, 9)]
+                assert sizes == sorted(sizes)
+                assert (len(set(sizes)) == 1) or target.size_varies
 
 
 def test_fewer_bits_make_smaller_files_only_where_there_are_small_containers():
     varies = {name for name, target in targets.TARGETS.items() if target.size_varies}
     assert varies == {"android_small", "microcontroller"}
+
+
+@pytest.mark.parametrize("name", [*targets.TARGETS, "own"])
+def test_targets_survive_json(name):
+    own = dataclasses.replace(targets.get("microcontroller"), name="own", weight_bits=(3, 8))
+    target = own if name == "own" else targets.get(name)
+    data = targets.serialize(target)
+    assert isinstance(data, str) == (name != "own")
+    assert targets.get(json.loads(json.dumps(data))) == target
+
+
+@pytest.mark.parametrize(
+    "wrong,message",
+    [
+        ({"activation_bits": (8, 16)}, "activation_bits holds 16.*int16.*INT4 depthwise weights"),
+        ({"weight_bits": (1, 8)}, "weight_bits holds 1"),
+        ({"int4_ops": frozenset({"lstm"})}, "int4_ops holds 'lstm'"),
+        ({"io": "int16"}, "io='int16' is none of"),
+    ],
+)
+def test_targets_that_nothing_runs_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=f"Target 'mine': {message}"):
+        targets.Target(name="mine", description="", **wrong)

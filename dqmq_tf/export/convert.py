@@ -1,37 +1,52 @@
 """`convert`: a trained model becomes a file for a device."""
 
-import os
 import pathlib
 import tempfile
 import time
 
 from dqmq_tf import graph as graphs
+from dqmq_tf.export import adaptive as adaptives
 from dqmq_tf.export import (
-    finishing,
+    checksum,
+    companions,
+    deployment,
+    files,
     flatbuffer,
-    inspection,
-    litert,
     lowering,
     metadata,
+    micro,
+    network,
     quantization,
     size,
 )
-from dqmq_tf.export.errors import ConversionError, UnsupportedLayerError
-from dqmq_tf.export.matching import match, probe_inputs
+from dqmq_tf.export.errors import ConversionError
+from dqmq_tf.export.interpreter import AdaptiveInterpreter
+from dqmq_tf.export.matching import probe_inputs
 from dqmq_tf.export.progress import stages
-from dqmq_tf.export.report import ConversionReport, TensorReport
-from dqmq_tf.export.skeleton import build_skeleton
+from dqmq_tf.export.report import ConversionReport
+from dqmq_tf.export.verification_report import AdaptiveVerificationReport
 from dqmq_tf.export.verify import check, claimed, collect, skeleton_of
+from dqmq_tf.targets import IO_TYPES
 
 _SUFFIX = ".tflite"
-_IO_TYPES = ("float32", "int8")
 _PROBE_SAMPLES = 64
 _MEASURING_SAMPLES = 256
-_OP_KINDS = {"CONV_2D": "conv", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "dense"}
+_CLUSTERED_SAMPLES = 2048
 _PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer")
 
 
-def convert(qmodel, path, *, profile=0, data=None, io="float32", verify=True):
+def convert(
+    qmodel,
+    path,
+    *,
+    profile=0,
+    adaptive=None,
+    routing="signatures",
+    data=None,
+    io=None,
+    verify=True,
+    artefacts=(),
+):
     """Writes a trained model as a `.tflite` file for its target.
 
     The file holds the very integers and steps of training: batch normalization is folded exactly,
@@ -43,23 +58,39 @@ def convert(qmodel, path, *, profile=0, data=None, io="float32", verify=True):
         qmodel: A trained `DQMQModel`. It is frozen to one precision profile if that was not done.
         path: Where to write; ends in `.tflite`. An existing file is replaced once all is well.
         profile: Which precision profile to write.
+        adaptive: Number of precision profiles, 2 to 4, to write into one file with the quality
+            router that chooses among them for each input. The model is frozen to as many, by the
+            policy's decisions on `data`, if it is not yet; train with
+            `DQMQConfig(profiles=adaptive)` to have each profile's weights trained.
+        routing: How an adaptive file chooses. `"signatures"`: signatures `"router"`, which gives
+            `profile`, and `"profile_0"`, `"profile_1"` and so on, which the app runs one after the
+            other, as `dqmq_tf.AdaptiveInterpreter` does. `"graph"`: one signature, an IF inside
+            the file; a last output `profile` tells what was chosen.
         data: Typical inputs, as `dqmq_tf.verify` takes them: for the verification, and to measure
             the range of a tensor that training could not see, such as the logits inside a
             `Dense(activation="softmax")`. Random inputs are used for the verification otherwise.
         io: Type of inputs and outputs: `"float32"`, or `"int8"` for callers that quantize by
-            themselves, such as firmware.
+            themselves, such as firmware; None for what the target has, `"int8"` on
+            `microcontroller` and `ethos_u`.
         verify: Run the file and compare it with the model before it is delivered: on the first
-            runtime of its target that is installed. `dqmq_tf.verify` runs it on all of them.
+            runtime of its target that is installed. `dqmq_tf.verify` runs it on all of them. An
+            adaptive file is compared with its profiles' own files in any case.
+        artefacts: What to write beside the file, under its name: `"c_array"`, a C++ source and
+            header for TFLite Micro (see `write_c_array`), and `"json"`, the report. All files are
+            written, or none.
 
     Returns:
         `ConversionReport`.
 
     Raises:
         UnsupportedLayerError: If a layer has no counterpart on the integer road.
-        ConversionError: If the target cannot be deployed to, a tensor has no range, or the file
-            is larger than the budget.
+        ConversionError: If the target cannot be deployed to or cannot route so, a tensor has no
+            range, the file (each profile's own, of an adaptive one) is larger than the budget, or
+            an artefact is not for the target.
         VerificationError: If the file does not compute what the model computes.
-        ValueError: If `path` does not end in `.tflite`, or `io` is unknown.
+        ImportError: If weights are stored in lookup tables, or a C array is asked for, and the
+            `tflite-micro` wheel is not there to check and measure.
+        ValueError: If `path` does not end in `.tflite`, or another argument is not as above.
         OSError: If `path` cannot be written.
 
     Example:
@@ -70,96 +101,106 @@ def convert(qmodel, path, *, profile=0, data=None, io="float32", verify=True):
     started = time.perf_counter()
     path = _checked_path(path)
     target = _checked_target(qmodel.target)
-    if io not in _IO_TYPES:
-        raise ValueError(f"io={io!r} must be one of {', '.join(map(repr, _IO_TYPES))}.")
+    io = target.io if io is None else io
+    if io not in IO_TYPES:
+        raise ValueError(f"io={io!r} must be one of {', '.join(map(repr, IO_TYPES))}.")
+    companions.check(artefacts, target)
     quantization.require_quantizer()
     lowering.check_supported(graphs.trace(qmodel.float_model()))
+    if adaptive is not None:
+        adaptives.check_request(adaptive, routing, target, data)
     with stages("Converting") as stage:
-        if not qmodel.frozen:
-            stage("freezing to one precision profile")
-            qmodel.freeze(profiles=1)
-        stage("folding batch normalization")
-        skeleton, graph = skeleton_of(qmodel, profile)
-        _check_activations(skeleton, graph, target)
-        inputs = None if data is None else collect(data, _MEASURING_SAMPLES)
-        contents, model, plan = _written(qmodel, skeleton, target, profile, inputs, io, stage)
-        _check_budget(qmodel.budget, contents)
-        verification = None
-        if verify:
-            inputs = probe_inputs(skeleton, _PROBE_SAMPLES) if data is None else inputs
-            verification = check(
-                qmodel,
-                path,
-                contents,
-                model,
-                skeleton,
-                inputs,
-                graph,
-                runtimes=claimed(target),
-                first_only=True,
-                stage=stage,
-            )
-        _write_atomically(path, contents)
-    return ConversionReport(
+        inputs = None if data is None else collect(data, _CLUSTERED_SAMPLES)
+        _freeze(qmodel, adaptive, inputs, stage)
+        inputs = inputs and [array[:_MEASURING_SAMPLES] for array in inputs]
+        parts, verifications = [], []
+        for number in [profile] if adaptive is None else range(adaptive):
+            stage("folding batch normalization")
+            skeleton, graph = skeleton_of(qmodel, number)
+            _check_activations(skeleton, graph, target)
+            if any(storage.table for storage in network.storages_of(skeleton, target).values()):
+                micro.require()
+            part = network.write(qmodel, skeleton, number, inputs, io, stage)
+            _check_budget(qmodel.budget, part.contents)
+            stage("asking the tools of the target")
+            device = deployment.examine(part.contents, target)
+            parts.append(part)
+            if verify:
+                verifications.append(_verified(qmodel, path, part, graph, inputs, stage))
+        contents, routed = parts[0].contents, None
+        if adaptive is not None:
+            stage("building the quality router")
+            contents, routed = _adaptive(qmodel, path, parts, inputs, data, routing)
+            device = deployment.examine_adaptive(contents, target)
+        contents = checksum.seal(contents)
+    report = ConversionReport(
         path=str(path),
+        artefacts=tuple(map(str, companions.paths(artefacts, path))),
         target=target.name,
-        profile=profile,
+        profile=profile if adaptive is None else None,
+        io=io,
         total_bytes=len(contents),
         deflated_bytes=size.deflated_bytes(contents),
-        weights=_tensor_reports(model, skeleton),
-        float_sites=tuple(skeleton.float_sites),
-        measured=plan.measured,
-        min_runtime_version=metadata.min_runtime_version_of(model),
+        arena_bytes=device.arena_bytes,
+        vela=device.vela,
+        weights=network.tensor_reports(parts),
+        float_sites=tuple(parts[0].skeleton.float_sites),
+        measured=parts[0].plan.measured,
+        min_runtime_version=metadata.min_runtime_version_of(flatbuffer.read(contents)),
         package_versions=_package_versions(),
-        verification=verification,
+        verification=_one(verifications),
+        adaptive=routed,
         seconds=time.perf_counter() - started,
+    )
+    files.write_together({path: contents, **companions.render(artefacts, path, contents, report)})
+    return report
+
+
+def _freeze(qmodel, adaptive, inputs, stage):
+    if adaptive is None and not qmodel.frozen:
+        stage("freezing to one precision profile")
+        qmodel.freeze(profiles=1)
+    elif adaptive is not None and qmodel.frozen != adaptive:
+        stage(f"freezing to {adaptive} precision profiles")
+        qmodel.freeze(profiles=adaptive, data=inputs if len(inputs) > 1 else inputs[0])
+
+
+def _verified(qmodel, path, part, graph, inputs, stage):
+    return check(
+        qmodel,
+        path,
+        part.contents,
+        flatbuffer.read(part.twin),
+        part.skeleton,
+        probe_inputs(part.skeleton, _PROBE_SAMPLES) if inputs is None else inputs,
+        graph,
+        runtimes=claimed(qmodel.target),
+        first_only=True,
+        stage=stage,
     )
 
 
-def measure(qmodel, precision):
-    """Makes the file of a model without verifying or keeping it, to know its size.
-
-    Args:
-        qmodel: A `DQMQModel`.
-        precision: The `Precision` to write.
-
-    Returns:
-        `{"size_bytes": …, "download_bytes": …}`, or None where the model cannot be converted.
-    """
-    try:
-        with stages("Measuring the file") as stage:
-            skeleton = build_skeleton(graphs.trace(qmodel.float_model()), precision)
-            contents = _written(qmodel, skeleton, qmodel.target, 0, None, "float32", stage)[0]
-    except (ConversionError, UnsupportedLayerError):
-        return None
-    return size.file_bytes(contents)
+def _adaptive(qmodel, path, parts, inputs, data, routing):
+    """Contents of the adaptive file, and its report."""
+    skeleton = parts[0].skeleton
+    grid = skeleton.quantization.get(skeleton.inputs[0])
+    contents, routes = adaptives.combine(
+        qmodel, [part.contents for part in parts], inputs, grid, routing
+    )
+    twins = [part.twin for part in parts]
+    twin = contents
+    if twins != [part.contents for part in parts]:
+        twin, _ = adaptives.combine(qmodel, twins, inputs, grid, routing)
+    interpreter = AdaptiveInterpreter(twin)
+    report = adaptives.check(qmodel, path, twins, interpreter, inputs, data, routing, routes)
+    return contents, report
 
 
-def _written(qmodel, skeleton, target, profile, inputs, io, stage):
-    """Contents of the finished file, the same parsed, and its plan."""
-    stage("exporting the float skeleton")
-    data = litert.export_float(skeleton)
-    model = flatbuffer.read(data)
-    stage("matching tensors")
-    found = match(model, data, skeleton)
-    litert.name_tensors(model, found, skeleton)
-    plan = quantization.plan(model, found, skeleton, inputs)
-    stage("quantizing")
-    data = quantization.quantize(model, plan)
-    containers = {
-        f"w{number}": target.container(_OP_KINDS[weights.kind], weights.bit_width)
-        for number, weights in enumerate(skeleton.weights)
-    }
-    facts = metadata.describe(skeleton, target, profile, qmodel.policy.get_config(), plan.measured)
-    contents = finishing.finish(data, skeleton, containers, facts, io)
-    model = flatbuffer.read(contents)
-    _, messages = inspection.differences(model, skeleton)
-    if messages:
-        raise ConversionError(
-            f"The quantizer did not write our numbers: {'; '.join(messages[:3])}. Please report "
-            "the model."
-        )
-    return contents, model, plan
+def _one(verifications):
+    """The verification of one profile, or of all, or None."""
+    if len(verifications) > 1:
+        return AdaptiveVerificationReport(profiles=tuple(verifications))
+    return verifications[0] if verifications else None
 
 
 def _checked_path(path):
@@ -202,7 +243,7 @@ def _check_activations(skeleton, graph, target):
 def _check_budget(budget, contents):
     if budget is None:
         return
-    found = size.file_bytes(contents)
+    found = size.file_bytes(checksum.seal(contents))
     if budget.kind in found and found[budget.kind] > budget.value:
         raise ConversionError(
             f"The file takes {found[budget.kind]:,} bytes ({budget.kind}), the budget is "
@@ -211,41 +252,8 @@ def _check_budget(budget, contents):
         )
 
 
-def _write_atomically(path, contents):
-    descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _tensor_reports(model, skeleton):
-    tensors = {flatbuffer.text(t.name): t for t in model.subgraphs[0].tensors}
-    reports = []
-    for number, weights in enumerate(skeleton.weights):
-        tensor = tensors[f"w{number}"]
-        data = model.buffers[tensor.buffer].data.tobytes()
-        reports.append(
-            TensorReport(
-                name=metadata.weights_label(weights),
-                operator=weights.kind,
-                count=weights.integers.size,
-                bit_width=weights.bit_width,
-                container=flatbuffer.type_name(tensor),
-                stored_bytes=len(data),
-                deflated_bytes=size.deflated_bytes(data),
-            )
-        )
-    return tuple(reports)
-
-
 def _package_versions():
     import importlib.metadata
 
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return found | ({micro.PACKAGE: micro.version()} if micro.is_installed() else {})

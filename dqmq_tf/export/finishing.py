@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from dqmq_tf import packing
 from dqmq_tf.export import flatbuffer, metadata, versions
 from dqmq_tf.export.errors import ConversionError
 
 _SIGNATURE = b"serving_default"
+_PACK = {"INT4": packing.pack_int4, "INT2": packing.pack_int2}
 _ADDED_BY_QUANTIZER = ("_quantized", "_dequant")
 
 
@@ -15,7 +17,7 @@ def finish(data, skeleton, containers, facts, io):
     Args:
         data: Contents of the quantized file, tensors named by `litert.name_tensors`.
         skeleton: `Skeleton`.
-        containers: `{name of a weight tensor: "INT8" or "INT4"}`.
+        containers: `{name of a weight tensor: "INT8", "INT4" or "INT2"}`.
         facts: What `metadata.describe` returned.
         io: Type of inputs and outputs, `"float32"` or `"int8"`.
 
@@ -28,21 +30,21 @@ def finish(data, skeleton, containers, facts, io):
     if io == "int8":
         _strip_ends(model, graph)
     _name_inputs_and_outputs(model, graph, skeleton)
-    _drop_unused_tensors(model, graph)
+    flatbuffer.drop_unused_tensors(model, graph)
     model.description = b"dqmq_tf"
     graph.name = b"main"
     metadata.attach(model, facts, versions.set_versions(model))
-    _drop_unused_buffers(model)
+    share_buffers(model)
     return flatbuffer.write(model)
 
 
 def _store_in_containers(model, graph, containers):
-    int4 = flatbuffer.schema().TensorType.INT4
     for tensor in graph.tensors:
-        if containers.get(flatbuffer.text(tensor.name)) == "INT4":
-            packed = flatbuffer.pack_int4(flatbuffer.constant(model, tensor))
+        container = containers.get(flatbuffer.text(tensor.name))
+        if container in _PACK:
+            packed = _PACK[container](flatbuffer.constant(model, tensor))
             flatbuffer.set_constant(model, tensor, packed)
-            tensor.type = int4
+            tensor.type = getattr(flatbuffer.schema().TensorType, container)
 
 
 def _strip_ends(model, graph):
@@ -92,22 +94,7 @@ def _name_inputs_and_outputs(model, graph, skeleton):
         tensor.name = base.encode()
 
 
-def _drop_unused_tensors(model, graph):
-    used = {*graph.inputs, *graph.outputs}
-    for operator in graph.operators:
-        used.update(i for i in (*operator.inputs, *operator.outputs) if i >= 0)
-    kept = sorted(int(i) for i in used)
-    position = {old: new for new, old in enumerate(kept)} | {-1: -1}
-    graph.tensors = [graph.tensors[i] for i in kept]
-    for owner in (graph, *graph.operators):
-        owner.inputs = np.array([position[i] for i in owner.inputs], np.int32)
-        owner.outputs = np.array([position[i] for i in owner.outputs], np.int32)
-    for definition in model.signatureDefs:
-        for entry in (*definition.inputs, *definition.outputs):
-            entry.tensorIndex = position[entry.tensorIndex]
-
-
-def _drop_unused_buffers(model):
+def share_buffers(model):
     """Keeps each content once, in an order that deflate likes.
 
     Buffer 0 stands for every tensor that has no values in the file. The others go by entropy:

@@ -1,14 +1,14 @@
 """A `.tflite` file as objects: read, look up, write."""
 
-import pathlib
-
 import numpy as np
 
-from dqmq_tf.export import well_formed
+from dqmq_tf import packing
+from dqmq_tf.export import checksum, well_formed
 from dqmq_tf.export.errors import ConversionError
 
 IDENTIFIER = b"TFL3"
 _ALIGNMENT = 16
+_UNPACK = {"INT4": packing.unpack_int4, "INT2": packing.unpack_int2}
 
 
 def schema():
@@ -37,9 +37,9 @@ def load(path):
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ConversionError: If it is not a complete TFLite file.
+        ConversionError: If it is truncated or corrupt, or dqmq_tf did not write it.
     """
-    contents = pathlib.Path(path).read_bytes()
+    contents = checksum.load(path)
     try:
         return contents, read(contents)
     except ConversionError as error:
@@ -90,7 +90,11 @@ def write(model):
 
 def operator_name(model, operator):
     """Name of an operator's builtin code, such as `"CONV_2D"`."""
-    code = model.operatorCodes[operator.opcodeIndex]
+    return builtin_name(model.operatorCodes[operator.opcodeIndex])
+
+
+def builtin_name(code):
+    """Name of a builtin code, such as `"CONV_2D"`; `"CUSTOM"` where it is none."""
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
     return _names(schema().BuiltinOperator)[number]
 
@@ -111,15 +115,15 @@ def constant(model, tensor):
 
     Args:
         model: `ModelT`.
-        tensor: One of its tensors, of type FLOAT32, INT8, INT4, INT32 or INT64.
+        tensor: One of its tensors, of type FLOAT32, INT8, INT4, INT2, UINT8, INT32 or INT64.
 
     Returns:
-        Array of the tensor's shape; INT4 values are unpacked to int8.
+        Array of the tensor's shape; INT4 and INT2 values are unpacked to int8.
     """
     data = np.asarray(model.buffers[tensor.buffer].data, np.uint8)
     shape, name = tuple(tensor.shape) if tensor.shape is not None else (), type_name(tensor)
-    if name == "INT4":
-        return unpack_int4(data, int(np.prod(shape))).reshape(shape)
+    if name in _UNPACK:
+        return _UNPACK[name](data, int(np.prod(shape))).reshape(shape)
     return np.frombuffer(data.tobytes(), np.dtype(name.lower())).reshape(shape)
 
 
@@ -129,24 +133,20 @@ def set_constant(model, tensor, values):
     model.buffers[tensor.buffer].data = data
 
 
-def pack_int4(integers):
-    """Two's-complement nibbles, the first of each pair in the low half.
-
-    Args:
-        integers: Integers from -8 to 7.
-
-    Returns:
-        uint8 array of half the length, rounded up.
-    """
-    flat = np.asarray(integers).astype(np.int8).reshape(-1).view(np.uint8) & 0xF
-    flat = np.pad(flat, (0, flat.size % 2))
-    return flat[::2] | (flat[1::2] << 4)
-
-
-def unpack_int4(data, count):
-    """Inverse of `pack_int4`: `count` integers as int8."""
-    nibbles = np.stack([data & 0xF, data >> 4], axis=-1).reshape(-1)[:count].astype(np.int8)
-    return np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int8)
+def drop_unused_tensors(model, graph):
+    """Takes out the tensors of a subgraph that no operator and no end of it refers to."""
+    used = {*graph.inputs, *graph.outputs}
+    for operator in graph.operators:
+        used.update(i for i in (*operator.inputs, *operator.outputs) if i >= 0)
+    kept = sorted(int(i) for i in used)
+    position = {old: new for new, old in enumerate(kept)} | {-1: -1}
+    graph.tensors = [graph.tensors[i] for i in kept]
+    for owner in (graph, *graph.operators):
+        owner.inputs = np.array([position[i] for i in owner.inputs], np.int32)
+        owner.outputs = np.array([position[i] for i in owner.outputs], np.int32)
+    for definition in model.signatureDefs or ():
+        for entry in (*definition.inputs, *definition.outputs):
+            entry.tensorIndex = position[entry.tensorIndex]
 
 
 def text(name):

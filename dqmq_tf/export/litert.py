@@ -7,22 +7,20 @@ import tempfile
 import keras
 
 
-def export_float(skeleton):
-    """Converts a skeleton to a float `.tflite` file with a batch of one.
+def export_float(model):
+    """Converts a Keras model to a float `.tflite` file with a batch of one.
 
     Args:
-        skeleton: `Skeleton`.
+        model: Functional model.
 
     Returns:
         Contents of the file.
     """
     # A batch of unknown size would leave SHAPE, STRIDED_SLICE and PACK behind.
-    signature = [
-        keras.InputSpec(shape=(1, *t.shape[1:]), dtype=t.dtype) for t in skeleton.model.inputs
-    ]
+    signature = [keras.InputSpec(shape=(1, *t.shape[1:]), dtype=t.dtype) for t in model.inputs]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "float.tflite")
-        skeleton.model.export(
+        model.export(
             path,
             format="litert",
             verbose=False,

@@ -9,6 +9,7 @@ from dqmq_tf.export.errors import ConversionError
 
 NAME = "dqmq_tf"
 FORMAT = 1
+_OF_A_PROFILE = ("profile", "bits", "measured")
 _OF_NO_CONSEQUENCE = ("dtype", "trainable", "name")
 
 
@@ -36,6 +37,27 @@ def describe(skeleton, target, profile, policy, measured):
         "measured": list(measured),
         "policy": {k: v for k, v in policy.items() if k not in _OF_NO_CONSEQUENCE},
     }
+
+
+def describe_adaptive(facts, routing):
+    """The facts of an adaptive file, from those of its profiles.
+
+    Args:
+        facts: What `describe` returned for each profile.
+        routing: `"signatures"` or `"graph"`.
+
+    Returns:
+        Dict: what all share, `"routing"`, and under `"profiles"` what differs.
+    """
+    shared = {key: value for key, value in facts[0].items() if key not in _OF_A_PROFILE}
+    own = [{key: entry[key] for key in _OF_A_PROFILE} for entry in facts]
+    return {**shared, "routing": routing, "profiles": own}
+
+
+def profile_facts(facts, number):
+    """The facts that a profile of an adaptive file would have in a file of its own."""
+    shared = {key: value for key, value in facts.items() if key not in ("routing", "profiles")}
+    return {**shared, **facts["profiles"][number]}
 
 
 def weights_label(weights):
@@ -83,11 +105,14 @@ def facts_of(model):
     for entry in model.metadata or ():
         if flatbuffer.text(entry.name) == NAME:
             try:
-                return json.loads(np.asarray(model.buffers[entry.buffer].data).tobytes())
+                facts = json.loads(np.asarray(model.buffers[entry.buffer].data).tobytes())
             except ValueError as error:
                 raise ConversionError(
                     f"The file is corrupt: its metadata is no JSON ({error})."
                 ) from error
+            if not isinstance(facts, dict):
+                raise ConversionError("The file is corrupt: its metadata holds no facts.")
+            return facts
     return None
 
 
@@ -99,11 +124,12 @@ def read_metadata(path):
 
     Returns:
         Dict with `"version"`, `"target"`, `"profile"`, `"bits"` (`{layer: bit-width}`),
-        `"measured"` and `"policy"`.
+        `"measured"` and `"policy"`. An adaptive file has `"routing"`, and `"profile"`, `"bits"` and
+        `"measured"` of each profile in the list `"profiles"`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ConversionError: If the file is no TFLite file, or was not written by dqmq_tf.
+        ConversionError: If the file is truncated or corrupt, or was not written by dqmq_tf.
 
     Example:
 

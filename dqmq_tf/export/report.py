@@ -3,7 +3,8 @@
 import dataclasses
 import json
 
-from dqmq_tf.export.verification_report import VerificationReport
+from dqmq_tf.export.vela import VelaReport
+from dqmq_tf.export.verification_report import AdaptiveVerificationReport, VerificationReport
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,8 @@ class TensorReport:
         operator: TFLite operator, such as `"CONV_2D"`.
         count: Number of weights.
         bit_width: Bits that the weights were trained for.
-        container: TFLite type that holds them.
+        container: TFLite type that the kernel reads.
+        table: Whether the file holds indices into a lookup table, which TFLite Micro decodes.
         stored_bytes: Bytes in the file.
         deflated_bytes: Bytes of these weights alone under deflate.
     """
@@ -25,8 +27,44 @@ class TensorReport:
     count: int
     bit_width: int
     container: str
+    table: bool
     stored_bytes: int
     deflated_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptiveReport:
+    """What an adaptive file holds and how it routes.
+
+    Attributes:
+        routing: `"signatures"` or `"graph"`.
+        profile_bytes: Size of each profile's own file.
+        router_bytes: Size of the router's own file.
+        router_ms: Median time of the router on LiteRT with XNNPACK, one thread.
+        profile_ms: The same of each profile.
+        router_agreement: Share of inputs for which the router chooses the policy's profile.
+        shares: `{quality: share of its inputs per profile}`; `"all"` is over all inputs.
+    """
+
+    routing: str
+    profile_bytes: tuple
+    router_bytes: int
+    router_ms: float
+    profile_ms: tuple
+    router_agreement: float
+    shares: dict
+
+    def __rich__(self):
+        names = [f"profile {number}" for number in range(len(self.profile_bytes))]
+        table = _table(f"Adaptive, routing by {self.routing}", "", "router", *names)
+        sizes = [f"{n:,}" for n in (self.router_bytes, *self.profile_bytes)]
+        table.add_row("bytes of its own", *sizes)
+        table.add_row("ms", *(f"{t:.3f}" for t in (self.router_ms, *self.profile_ms)))
+        table.add_section()
+        for quality, shares in self.shares.items():
+            table.add_row(f"inputs, {quality}", "", *(f"{100 * share:.1f} %" for share in shares))
+        table.caption = f"Router and policy agree on {100 * self.router_agreement:.1f} %"
+        return table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,30 +73,42 @@ class ConversionReport:
 
     Attributes:
         path: The file.
+        artefacts: Paths of what was written beside it.
         target: Name of the deployment target.
-        profile: Index of the precision profile.
-        total_bytes: Size of the file.
+        profile: Index of the precision profile; None for an adaptive file.
+        io: Type of inputs and outputs.
+        total_bytes: Size of the file; artefacts do not count.
         deflated_bytes: Size of the file under deflate (zlib, level 9).
+        arena_bytes: Tensor arena that TFLite Micro's reference kernels need for it on this
+            machine; None where the target has no such thing, or TFLite Micro is not installed.
+        vela: What Vela made of it, a `VelaReport`; None where it was not run.
         weights: One `TensorReport` per quantized layer.
         float_sites: Layers with weights that the rules left in floating point.
         measured: Tensors whose range was measured on data.
         min_runtime_version: Oldest TensorFlow Lite that runs the file.
         package_versions: Versions of the packages that made it.
-        verification: `VerificationReport`, or None if it was not asked for.
+        verification: `VerificationReport`, `AdaptiveVerificationReport`, or None if it was not
+            asked for.
+        adaptive: `AdaptiveReport`, or None for a file of one profile.
         seconds: Time that the conversion took.
     """
 
     path: str
+    artefacts: tuple
     target: str
-    profile: int
+    profile: int | None
+    io: str
     total_bytes: int
     deflated_bytes: int
+    arena_bytes: int | None
+    vela: VelaReport | None
     weights: tuple
     float_sites: tuple
     measured: tuple
     min_runtime_version: str
     package_versions: dict
-    verification: VerificationReport | None
+    verification: VerificationReport | AdaptiveVerificationReport | None
+    adaptive: AdaptiveReport | None
     seconds: float
 
     def to_json(self):
@@ -69,7 +119,8 @@ class ConversionReport:
         import rich.console
 
         table = _table(
-            f"{self.path}: {self.target}, profile {self.profile}",
+            f"{self.path}: {self.target}, "
+            + ("adaptive" if self.adaptive else f"profile {self.profile}"),
             "layer",
             "operator",
             "weights",
@@ -84,7 +135,7 @@ class ConversionReport:
                 entry.operator,
                 f"{entry.count:,}",
                 str(entry.bit_width),
-                entry.container,
+                f"{entry.container}, table" if entry.table else entry.container,
                 f"{entry.stored_bytes:,}",
                 f"{entry.deflated_bytes:,}",
             )
@@ -93,10 +144,21 @@ class ConversionReport:
             "whole file", "", "", "", "", f"{self.total_bytes:,}", f"{self.deflated_bytes:,}"
         )
         parts = [table, f"Oldest TensorFlow Lite runtime: {self.min_runtime_version}"]
+        if any(entry.table for entry in self.weights):
+            parts[1] = "Lookup tables: for TFLite Micro with the operator DECODE, for nothing else"
+        if self.arena_bytes is not None:
+            parts.append(f"Tensor arena, reference kernels: {self.arena_bytes:,} bytes")
+        if self.vela is not None:
+            parts.append(
+                f"Compiled by Vela {self.vela.version} for {self.vela.accelerator}: "
+                f"{self.vela.total_bytes:,} bytes, {self.vela.cpu_operators} operators on the CPU"
+            )
         if self.float_sites:
             parts.append(f"In floating point: {', '.join(self.float_sites)}")
         if self.measured:
             parts.append(f"Ranges measured on data: {', '.join(self.measured)}")
+        if self.adaptive:
+            parts.append(self.adaptive)
         parts.append(self.verification or "Not verified")
         return rich.console.Group(*parts)
 

@@ -157,3 +157,23 @@ class VerificationReport:
             f"{row.latency_ms:.3g}",
             *([arena] if self._has_arena else []),
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptiveVerificationReport:
+    """Agreement of each profile of an adaptive file with the model.
+
+    Attributes:
+        profiles: `VerificationReport` of each.
+    """
+
+    profiles: tuple
+
+    def to_json(self):
+        """The report as a JSON string."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def __rich__(self):
+        import rich.console
+
+        return rich.console.Group(*self.profiles)

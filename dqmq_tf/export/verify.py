@@ -6,13 +6,17 @@ import keras
 import numpy as np
 
 from dqmq_tf import graph as graphs
+from dqmq_tf.export import adaptive, compression, flatbuffer, inspection, metadata, runtimes
 from dqmq_tf.export import agreement as agreements
-from dqmq_tf.export import flatbuffer, inspection, metadata, runtimes
 from dqmq_tf.export.departure import first_departure
 from dqmq_tf.export.errors import ConversionError, VerificationError
 from dqmq_tf.export.progress import stages
 from dqmq_tf.export.skeleton import build_skeleton
-from dqmq_tf.export.verification_report import RuntimeReport, VerificationReport
+from dqmq_tf.export.verification_report import (
+    AdaptiveVerificationReport,
+    RuntimeReport,
+    VerificationReport,
+)
 
 _SECONDS = 60.0
 
@@ -55,7 +59,8 @@ def verify(
         seconds: A runtime that takes longer is compared on the inputs that it came to.
 
     Returns:
-        `VerificationReport`, with a row per runtime.
+        `VerificationReport`, with a row per runtime; `AdaptiveVerificationReport`, one of these for
+        each profile, for an adaptive file.
 
     Raises:
         VerificationError: If the file cannot be read, belongs to another model, or departs from
@@ -72,9 +77,8 @@ def verify(
     >>> report.row("litert-xnnpack").top1_agreement
     0.997
     """
-    chosen = _named(runtimes) if runtimes is not None else claimed(qmodel.target)
     try:
-        contents, model = flatbuffer.load(path)
+        _, model = flatbuffer.load(path)
         facts = metadata.facts_of(model)
     except ConversionError as error:
         raise VerificationError(str(error)) from error
@@ -82,30 +86,38 @@ def verify(
         raise VerificationError(
             f"{path} holds no dqmq_tf metadata, so it was not written by dqmq_tf.convert."
         )
-    if not isinstance(facts, dict) or not isinstance(facts.get("profile"), int):
-        raise VerificationError(f"{path} is corrupt: its metadata does not name a profile.")
-    if facts["profile"] >= qmodel.frozen:
-        raise VerificationError(
-            f"{path} holds precision profile {facts['profile']}, but the model is frozen to "
-            f"{qmodel.frozen} profiles: the file was written from another state of it."
-        )
-    skeleton, graph = skeleton_of(qmodel, facts["profile"])
-    inputs = collect(data, samples)
+    chosen = _named(runtimes) if runtimes is not None else claimed(qmodel.target)
+    networks = adaptive.networks(model) if "routing" in facts else [model]
+    inputs, reports = collect(data, samples), []
     with stages("Verifying") as stage:
-        return check(
-            qmodel,
-            path,
-            contents,
-            model,
-            skeleton,
-            inputs,
-            graph,
-            runtimes=chosen,
-            agreement=agreement,
-            mean_quanta=mean_quanta,
-            seconds=seconds,
-            stage=stage,
-        )
+        for network in networks:
+            profile = metadata.facts_of(network).get("profile")
+            if not isinstance(profile, int):
+                raise VerificationError(f"{path} is corrupt: its metadata does not name a profile.")
+            if profile >= qmodel.frozen:
+                raise VerificationError(
+                    f"{path} holds precision profile {profile}, but the model is frozen to "
+                    f"{qmodel.frozen} profiles: the file was written from another state of it."
+                )
+            skeleton, graph = skeleton_of(qmodel, profile)
+            own = flatbuffer.write(network)
+            reports.append(
+                check(
+                    qmodel,
+                    path,
+                    own,
+                    flatbuffer.read(compression.decompress(own)),
+                    skeleton,
+                    inputs,
+                    graph,
+                    runtimes=chosen,
+                    agreement=agreement,
+                    mean_quanta=mean_quanta,
+                    seconds=seconds,
+                    stage=stage,
+                )
+            )
+    return AdaptiveVerificationReport(profiles=tuple(reports)) if len(reports) > 1 else reports[0]
 
 
 def skeleton_of(qmodel, profile, simulate=False):
@@ -140,7 +152,7 @@ def check(
     Args:
         qmodel, path, agreement, mean_quanta, seconds: See `verify`.
         contents: Contents of the file that runs.
-        model: `ModelT` with its numbers.
+        model: `ModelT` with its numbers, in no lookup tables.
         skeleton, graph: What `skeleton_of` returned.
         inputs: What `collect` returned.
         runtimes: `Runtime`s, whose order counts.
@@ -157,11 +169,14 @@ def check(
     if exits != len(expected):
         raise VerificationError(f"{path} has {exits} outputs, but the model has {len(expected)}.")
     steps, rows = agreements.output_steps(model, expected), []
+    twin = compression.decompress(contents)
     for runtime in runtimes:
         row = _cannot_run(runtime, model)
         if row is None:
             stage(f"running {len(inputs[0])} inputs on {runtime.name}")
-            row = _row(path, contents, model, inputs, expected, steps, runtime, seconds)
+            # LiteRT does not know lookup tables: their twin stands for them.
+            own = contents if runtime.name == "tflite-micro" else twin
+            row = _row(path, own, model, inputs, expected, steps, runtime, seconds)
         rows.append(row)
         if not row.ran:
             continue
@@ -173,7 +188,7 @@ def check(
         if complaint:
             stage("looking for the first tensor that departs")
             simulated, _ = skeleton_of(qmodel, profile, simulate=True)
-            departed = first_departure(contents, inputs, simulated, graph, runtime.name)
+            departed = first_departure(own, inputs, simulated, graph, runtime.name)
             raise VerificationError(
                 f"{path} departs from the model on {runtime.name}: {complaint} {departed}"
             )

@@ -8,11 +8,13 @@ from dqmq_tf.export import flatbuffer
 
 # {(operator, version): oldest TensorFlow Lite release that has it}
 _RELEASES = {
+    ("ABS", 1): "1.13.0",
     ("ADD", 1): "1.5.0",
     ("ADD", 2): "1.14.0",
     ("AVERAGE_POOL_2D", 1): "1.5.0",
     ("AVERAGE_POOL_2D", 2): "1.14.0",
     ("BROADCAST_TO", 2): "2.5.0",
+    ("CAST", 1): "1.5.0",
     ("CONCATENATION", 1): "1.5.0",
     ("CONCATENATION", 2): "1.14.0",
     ("CONV_2D", 1): "1.5.0",
@@ -23,18 +25,25 @@ _RELEASES = {
     ("DEPTHWISE_CONV_2D", 3): "1.14.0",
     ("DEPTHWISE_CONV_2D", 7): "2.11.0",
     ("DEQUANTIZE", 2): "1.14.0",
+    ("DIV", 1): "1.6.0",
     ("FULLY_CONNECTED", 1): "1.5.0",
     ("FULLY_CONNECTED", 4): "1.14.0",
     ("FULLY_CONNECTED", 5): "2.0.0",
     ("FULLY_CONNECTED", 6): "2.1.0",
     ("FULLY_CONNECTED", 10): "2.11.0",
+    ("FULLY_CONNECTED", 14): "2.21.0",
+    ("GREATER", 1): "1.14.0",
     ("HARD_SWISH", 1): "1.15.0",
+    ("IF", 1): "1.15.0",
+    ("LOG", 1): "1.14.0",
     ("LOGISTIC", 1): "1.14.0",
     ("LOGISTIC", 2): "1.14.0",
+    ("MAXIMUM", 1): "1.14.0",
     ("MAX_POOL_2D", 1): "1.5.0",
     ("MAX_POOL_2D", 2): "1.14.0",
     ("MEAN", 1): "1.6.0",
     ("MEAN", 2): "1.14.0",
+    ("MINIMUM", 1): "1.14.0",
     ("MUL", 1): "1.5.0",
     ("MUL", 2): "1.14.0",
     ("MUL", 3): "1.15.0",
@@ -51,10 +60,13 @@ _RELEASES = {
     ("SLICE", 2): "1.14.0",
     ("SOFTMAX", 1): "1.5.0",
     ("SOFTMAX", 2): "1.14.0",
+    ("SQRT", 1): "1.10.0",
+    ("SQUARE", 1): "1.12.0",
     ("STRIDED_SLICE", 1): "1.6.0",
     ("STRIDED_SLICE", 2): "1.14.0",
     ("SUB", 1): "1.6.0",
     ("SUB", 2): "1.14.0",
+    ("SUM", 1): "1.10.0",
     ("TANH", 1): "1.14.0",
     ("TANH", 2): "1.14.0",
     ("TRANSPOSE", 1): "1.6.0",
@@ -62,7 +74,8 @@ _RELEASES = {
 }
 _INT8 = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4}
 _INT4 = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
-_UNVERSIONED = ("QUANTIZE", "RESHAPE", "HARD_SWISH")
+_UNVERSIONED = ("QUANTIZE", "RESHAPE", "HARD_SWISH", "IF")
+_INT2 = {"FULLY_CONNECTED": 14}
 
 
 def set_versions(model):
@@ -78,13 +91,20 @@ def set_versions(model):
     for graph in model.subgraphs:
         for operator in graph.operators:
             name = flatbuffer.operator_name(model, operator)
-            version = operator_version(model, graph, operator)
-            indices.append((operator, codes.setdefault((name, version), len(codes))))
-            releases.append(_RELEASES.get((name, version), "2.21.0"))
+            custom = model.operatorCodes[operator.opcodeIndex].customCode
+            version = 1 if custom else operator_version(model, graph, operator)
+            key = (name, version, custom)
+            indices.append((operator, codes.setdefault(key, len(codes))))
+            releases.append(oldest_release(name, version))
     for operator, index in indices:
         operator.opcodeIndex = index
     _rewrite(model, codes)
     return max(releases, key=_number)
+
+
+def oldest_release(name, version):
+    """Oldest TensorFlow Lite that has a version of an operator, such as `"2.11.0"`."""
+    return _RELEASES.get((name, version), "2.21.0")
 
 
 def operator_version(model, graph, operator):
@@ -113,7 +133,7 @@ def _weighted_version(name, types, operator):
             options.dilationWFactor != 1 or options.dilationHFactor != 1
         )
         return 2 if dilated else 1
-    version = _INT4[name] if types[1] == "INT4" else _INT8[name]
+    version = {"INT4": _INT4, "INT2": _INT2}.get(types[1], _INT8)[name]
     if name == "FULLY_CONNECTED" and len(operator.inputs) == 2:
         version = max(version, 6)
     if name == "FULLY_CONNECTED" and operator.builtinOptions.keepNumDims:
@@ -130,11 +150,11 @@ def _rewrite(model, codes):
     schema = flatbuffer.schema()
     numbers = {k: v for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
     model.operatorCodes = []
-    for name, version in codes:
+    for name, version, custom in codes:
         code = schema.OperatorCodeT()
         code.builtinCode = numbers[name]
         code.deprecatedBuiltinCode = min(numbers[name], 127)
-        code.version = version
+        code.version, code.customCode = version, custom
         model.operatorCodes.append(code)
 
 

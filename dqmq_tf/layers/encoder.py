@@ -6,8 +6,13 @@ import keras
 import numpy as np
 from keras import ops
 
-_EPSILON = 1e-3
+EPSILON = 1e-3
+VARIANCE_FLOOR = 1e-4
+FEATURE_LIMIT = 4.0
 _HIDDEN = 16
+_STRIDES = (1, 2, 3, 4, 6, 8, 12, 16)
+# A mean over so many positions is known to a few percent; more cost a device time.
+_POSITIONS = 600
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -16,7 +21,8 @@ class QualityEncoder(keras.layers.Layer):
 
     A few 3 x 3 filters, which start as derivatives, run over the input at a stride. Of each
     response the mean magnitude and its ratio to the root mean square are taken, and their
-    logarithms, with the mean and the spread of the input itself, pass two small dense layers.
+    logarithms, with the mean and the spread of the pixels at the stride, pass two small dense
+    layers. All of it are means over the output of one convolution, which a device reads once.
     Noise raises the response of derivatives, blur and compression lower some of them, darkness
     and low contrast show in mean and spread: the statistics that no-reference image quality
     measures rest on (Mittal et al. 2012, BRISQUE), learned further with the policy.
@@ -38,14 +44,15 @@ class QualityEncoder(keras.layers.Layer):
     def for_model(cls, input_shape, model_macs, size, **kwargs):
         """Returns an encoder that costs under 1 % of a model's multiply-accumulates, if any can."""
         for filters in (8, 4):
-            for stride in (1, 2, 3, 4, 6, 8):
+            for stride in _STRIDES:
                 encoder = cls(size=size, filters=filters, stride=stride, **kwargs)
-                if encoder.multiply_accumulates(input_shape) <= 0.01 * model_macs:
+                few = encoder.positions(input_shape) <= _POSITIONS
+                if few and encoder.multiply_accumulates(input_shape) <= 0.01 * model_macs:
                     return encoder
         return encoder
 
     def build(self, input_shape):
-        channels = _as_image_shape(input_shape)[-1]
+        channels = as_image_shape(input_shape)[-1]
 
         def weight(name, shape, initializer, trainable=True):
             return self.add_weight(
@@ -64,9 +71,10 @@ class QualityEncoder(keras.layers.Layer):
 
     def call(self, x):
         features = self._features(x)
-        scale = ops.sqrt(self.feature_variance + 1e-4)
+        scale = ops.sqrt(self.feature_variance + VARIANCE_FLOOR)
         # A quality far outside what was seen must not push the policy far outside either.
-        features = ops.clip((features - self.feature_mean) / scale, -4.0, 4.0)
+        features = (features - self.feature_mean) / scale
+        features = ops.clip(features, -FEATURE_LIMIT, FEATURE_LIMIT)
         hidden = ops.tanh(ops.matmul(features, self.hidden_kernel) + self.hidden_bias)
         return ops.tanh(ops.matmul(hidden, self.output_kernel))
 
@@ -89,25 +97,30 @@ class QualityEncoder(keras.layers.Layer):
         ):
             variable.assign(variable * momentum + value * (1.0 - momentum))
 
+    def positions(self, input_shape):
+        """Returns at how many positions of an input the filters look."""
+        _, height, width, _ = as_image_shape(input_shape)
+        return math.ceil((height or 32) / self.stride) * math.ceil((width or 32) / self.stride)
+
     def multiply_accumulates(self, input_shape):
         """Returns the multiply-accumulates per input."""
-        _, height, width, channels = _as_image_shape(input_shape)
-        positions = math.ceil((height or 32) / self.stride) * math.ceil((width or 32) / self.stride)
+        channels = as_image_shape(input_shape)[-1]
         dense = (2 * self.filters + 2) * _HIDDEN + _HIDDEN * self.size
-        return positions * 9 * channels * self.filters + dense
+        return self.positions(input_shape) * 9 * channels * self.filters + dense
 
     def _features(self, x):
         x = ops.cast(x, "float32") / self.input_scale
-        x = (
-            ops.reshape(x, (-1, *[n if n else -1 for n in _as_image_shape(x.shape)[1:]]))
-            if len(x.shape) != 4
-            else x
-        )
-        response = ops.abs(ops.conv(x, self.kernel, strides=self.stride, padding="same"))
-        magnitude = ops.mean(response, axis=(1, 2)) + _EPSILON
-        root = ops.sqrt(ops.mean(ops.square(response), axis=(1, 2)) + _EPSILON**2)
-        mean = ops.mean(x, axis=(1, 2, 3))
-        spread = ops.std(x, axis=(1, 2, 3)) + _EPSILON
+        if len(x.shape) != 4:
+            x = ops.reshape(x, (-1, *[n if n else -1 for n in as_image_shape(x.shape)[1:]]))
+        kernel = ops.concatenate([self.kernel, pixel_taps(x.shape[-1])], axis=-1)
+        response = ops.conv(x, kernel, strides=self.stride, padding="same")
+        means = ops.mean(ops.abs(response[..., : self.filters]), axis=(1, 2))
+        squares = ops.mean(ops.square(response), axis=(1, 2))
+        magnitude = means + EPSILON
+        root = ops.sqrt(squares[:, : self.filters] + EPSILON**2)
+        mean = ops.mean(response[..., self.filters :], axis=(1, 2, 3))
+        variance = ops.mean(squares[:, self.filters :], axis=1) - ops.square(mean)
+        spread = ops.sqrt(ops.maximum(variance, 0.0) + EPSILON**2)
         return ops.concatenate(
             [
                 ops.log(magnitude),
@@ -126,7 +139,7 @@ class QualityEncoder(keras.layers.Layer):
         }
 
 
-def _as_image_shape(shape):
+def as_image_shape(shape):
     """`[batch, height, width, channels]` of an input of any rank."""
     if len(shape) == 2:
         return (shape[0], shape[1], 1, 1)
@@ -135,6 +148,13 @@ def _as_image_shape(shape):
     if len(shape) == 4:
         return tuple(shape)
     return (shape[0], shape[1], -1 if None in shape[2:-1] else math.prod(shape[2:-1]), shape[-1])
+
+
+def pixel_taps(channels):
+    """Returns filters `[3, 3, channels, channels]` that hand on the pixel in the middle."""
+    taps = np.zeros((3, 3, channels, channels), "float32")
+    taps[1, 1] = np.eye(channels)
+    return taps
 
 
 def _derivatives(shape, dtype=None):

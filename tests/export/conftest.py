@@ -70,10 +70,10 @@ def small_model():
 def every_bit_width_model():
     """A convolution, a depthwise convolution and a dense layer for each bit-width of 2 to 8."""
     keras.utils.set_random_seed(2)
-    inputs = x = keras.Input((8, 8, 4), name="image")
+    inputs = x = keras.Input((8, 8, 16), name="image")
     bits = {}
     for width in range(2, 9):
-        x = layers.Conv2D(4, 3, padding="same", use_bias=False, name=f"conv{width}")(x)
+        x = layers.Conv2D(16, 3, padding="same", use_bias=False, name=f"conv{width}")(x)
         x = layers.ReLU()(batch_norm(width)(x))
         x = layers.DepthwiseConv2D(3, padding="same", name=f"depthwise{width}")(x)
         x = layers.ReLU(max_value=6)(batch_norm(10 * width)(x))
@@ -81,7 +81,7 @@ def every_bit_width_model():
     x = layers.Flatten()(layers.AveragePooling2D(4)(x))
     for width in range(2, 9):
         bias = keras.initializers.RandomUniform(-0.3, 0.3, seed=width)
-        x = layers.Dense(8, activation="relu", bias_initializer=bias, name=f"dense{width}")(x)
+        x = layers.Dense(64, activation="relu", bias_initializer=bias, name=f"dense{width}")(x)
         bits[f"dense{width}"] = width
     return keras.Model(inputs, layers.Dense(3, name="head")(x)), bits
 
@@ -99,9 +99,9 @@ def small_file(small, tmp_path_factory):
     return path, export.convert(small, path, data=images(small))
 
 
-@pytest.fixture(scope="session", params=["android", "android_small"])
+@pytest.fixture(scope="session", params=["android", "android_small", "microcontroller", "ethos_u"])
 def every_bit_width(request, tmp_path_factory):
-    """Frozen model, path and report of `every_bit_width_model`, for each container."""
+    """Frozen model, path and report of `every_bit_width_model`, for each deployable target."""
     model, bits = every_bit_width_model()
     qmodel = freeze(model, bits, target=request.param)
     path = tmp_path_factory.mktemp("bits") / f"{request.param}.tflite"

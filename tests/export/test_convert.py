@@ -22,14 +22,24 @@ def test_report(every_bit_width):
     assert report.total_bytes == len(data)
     assert report.deflated_bytes == export.size.deflated_bytes(data)
     assert {w.name: w.bit_width for w in report.weights}["dense5"] == 5
-    assert [row.runtime for row in report.verification.rows] == ["litert-xnnpack"]
-    stored = {w.name: w.stored_bytes for w in report.weights}
-    int4 = qmodel.target.name == "android_small"
-    assert stored["conv4"] == (3 * 3 * 4 * 4 // 2 if int4 else 3 * 3 * 4 * 4)
+    first = {"microcontroller": "tflite-micro", "ethos_u": "tflite-micro"}
+    first = first.get(qmodel.target.name, "litert-xnnpack")
+    assert [row.runtime for row in report.verification.rows] == [first]
+    rows, count = {w.name: w for w in report.weights}, 3 * 3 * 16 * 16
+    int4 = qmodel.target.name in ("android_small", "microcontroller")
+    assert rows["conv4"].stored_bytes == (count // 2 if int4 else count)
+    tables = qmodel.target.name == "microcontroller"
+    assert rows["conv3"].table == rows["conv7"].table == tables
+    assert rows["conv7"].stored_bytes == (count * 7 // 8 if tables else count)
+    assert rows["conv7"].container == "INT8"
+    assert report.io == ("float32" if qmodel.target.name.startswith("android") else "int8")
+    assert (report.arena_bytes is not None) == tables
     assert json.loads(report.to_json())["target"] == qmodel.target.name
     console = rich.console.Console(width=120, record=True, file=open(os.devnull, "w"))
     console.print(report)
-    assert "conv4" in console.export_text()
+    text = console.export_text()
+    assert "conv4" in text
+    assert ("INT8, table" in text) == ("Tensor arena" in text) == tables
 
 
 def test_names_are_short_and_unique(every_bit_width):

@@ -10,7 +10,7 @@ from dqmq_tf.export.verify import skeleton_of
 @pytest.fixture(scope="module")
 def exported(small):
     skeleton, graph = skeleton_of(small, 0)
-    return skeleton, graph, litert.export_float(skeleton)
+    return skeleton, graph, litert.export_float(skeleton.model)
 
 
 def test_every_tensor_and_weight_is_found(exported):

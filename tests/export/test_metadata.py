@@ -2,7 +2,7 @@ import pytest
 
 import dqmq_tf
 from dqmq_tf import export
-from dqmq_tf.export import flatbuffer
+from dqmq_tf.export import checksum, flatbuffer
 from dqmq_tf.export.errors import ConversionError
 
 
@@ -20,6 +20,6 @@ def test_file_of_others_is_refused(small_file, tmp_path):
     model = flatbuffer.read(small_file[0].read_bytes())
     model.metadata = []
     path = tmp_path / "other.tflite"
-    path.write_bytes(flatbuffer.write(model))
+    path.write_bytes(checksum.seal(flatbuffer.write(model)))
     with pytest.raises(ConversionError, match="no dqmq_tf metadata"):
         export.read_metadata(path)

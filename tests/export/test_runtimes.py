@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dqmq_tf import export
-from dqmq_tf.export import flatbuffer, runtimes
+from dqmq_tf.export import compression, flatbuffer, runtimes
 from dqmq_tf.export.errors import ConversionError, VerificationError
 
 from .conftest import freeze, images
@@ -166,19 +166,26 @@ def test_unknown_names(contents, inputs):
 
 def test_only_int4_depthwise_is_not_for_the_reference_kernels(every_bit_width, tmp_path):
     qmodel, path, _ = every_bit_width
-    reference, data = runtimes.get("litert-reference"), path.read_bytes()
+    reference, data = runtimes.get("litert-reference"), compression.decompress(path.read_bytes())
     reason = reference.refuses(flatbuffer.read(data))
     x = [images(qmodel, 2)]
-    if qmodel.target.name == "android":
+    if qmodel.target.name in ("android", "ethos_u"):
         assert reason is None
         runtimes.run(data, x, runtime=reference.name)
         return
     assert "INT4 depthwise" in reason
     with pytest.raises(VerificationError, match="DEPTHWISE_CONV_2D"):
         runtimes.run(data, x, runtime=reference.name)
-    assert all(
-        runtimes.get(n).refuses(flatbuffer.read(data)) is None for n in HERE if n != reference.name
-    )
+    litert = ("litert-xnnpack", "litert-builtin")
+    assert all(runtimes.get(name).refuses(flatbuffer.read(data)) is None for name in litert)
+
+
+def test_lookup_tables_are_for_tflm_alone(every_bit_width):
+    qmodel, path, _ = every_bit_width
+    model = flatbuffer.read(path.read_bytes())
+    tables = qmodel.target.name == "microcontroller"
+    assert ("TFLM_DECODE" in (runtimes.get("litert-builtin").refuses(model) or "")) == tables
+    assert runtimes.get("tflite-micro").refuses(model) is None
 
 
 def test_operators_of_micro_alone_are_not_for_litert(contents):

@@ -134,7 +134,7 @@ def test_encoder_is_made_to_cost_under_a_hundredth_of_the_model(shape):
     encoder = QualityEncoder.for_model(shape, macs, 8)
     assert encoder.multiply_accumulates(shape) <= 0.01 * macs
     smallest = QualityEncoder.for_model(shape, 1, 4)
-    assert (smallest.filters, smallest.stride) == (4, 8)
+    assert (smallest.filters, smallest.stride) == (4, 16)
 
 
 def test_multiply_accumulates_are_those_of_its_layers():

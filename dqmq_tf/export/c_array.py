@@ -1,0 +1,254 @@
+"""A file as a C array with a header, for firmware that runs TFLite Micro."""
+
+import keyword
+import pathlib
+import re
+
+import numpy as np
+
+from dqmq_tf.export import flatbuffer, metadata, micro
+from dqmq_tf.export.compression import DECODE
+from dqmq_tf.export.errors import ConversionError
+from dqmq_tf.export.files import write_together
+
+_ALIGNMENT = 16
+_BYTES_PER_LINE = 16
+_MARGIN = 1.1
+_PAGE = 1024
+# Operators of TFLite Micro and the words of its resolver that are not their names in capitals.
+_OPERATORS = frozenset(
+    """ABS ADD ADD_N ARG_MAX ARG_MIN AVERAGE_POOL_2D BATCH_MATMUL BATCH_TO_SPACE_ND BROADCAST_ARGS
+    BROADCAST_TO CAST CEIL CONCATENATION CONV_2D COS CUMSUM DEPTH_TO_SPACE DEPTHWISE_CONV_2D
+    DEQUANTIZE DIV DYNAMIC_UPDATE_SLICE ELU EMBEDDING_LOOKUP EQUAL EXP EXPAND_DIMS FILL FLOOR
+    FLOOR_DIV FLOOR_MOD FULLY_CONNECTED GATHER GATHER_ND GREATER GREATER_EQUAL HARD_SWISH IF
+    L2_NORMALIZATION L2_POOL_2D LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND LOGICAL_NOT LOGICAL_OR
+    LOGISTIC LOG_SOFTMAX MAXIMUM MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL NEG NOT_EQUAL PACK PAD
+    PADV2 PRELU QUANTIZE REDUCE_ALL REDUCE_MAX REDUCE_MIN RELU RELU6 RESHAPE RESIZE_BILINEAR
+    RESIZE_NEAREST_NEIGHBOR REVERSE_V2 ROUND RSQRT SELECT_V2 SHAPE SIN SLICE SOFTMAX
+    SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT SPLIT_V SQRT SQUARE SQUARED_DIFFERENCE SQUEEZE
+    STRIDED_SLICE SUB SUM SVDF TANH TRANSPOSE TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK
+    WHILE ZEROS_LIKE""".split()
+)
+_WORDS = {
+    "BATCH_MATMUL": "BatchMatMul",
+    "CUMSUM": "CumSum",
+    "PADV2": "PadV2",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTM",
+}
+_CUSTOM = {DECODE: "AddDecode", b"ethos-u": "AddEthosU"}
+_C_TYPES = {"INT8": "std::int8_t", "FLOAT32": "float"}
+
+
+def write_c_array(contents, path, *, arena_bytes=None):
+    """Writes a file as a C++ array, aligned to 16 bytes, and a header that says how to run it.
+
+    The header has the array's name and length, type, shape, scale and zero point of every input
+    and output, the bytes of the tensor arena, and a function that registers the operators.
+
+    Args:
+        contents: Contents of a `.tflite` file.
+        path: Path of the source file; ends in `.cc`. The header stands beside it, in `.h`; the
+            name of the file, as a C name, is the namespace.
+        arena_bytes: What the network needs of a tensor arena; None to measure it in the
+            `tflite-micro` wheel.
+
+    Raises:
+        ImportError: If the arena is to be measured and `tflite-micro` is not installed.
+        ConversionError: If the file needs an operator that TFLite Micro does not have, or has
+            several subgraphs that are signatures of their own.
+        ValueError: If `path` does not end in `.cc`.
+        OSError: If a file cannot be written; none is changed then.
+
+    Example:
+
+    >>> write_c_array(pathlib.Path("model.tflite").read_bytes(), "model.cc")
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".cc":
+        raise ValueError(f"path={str(path)!r} must end in '.cc'; the header goes beside it.")
+    if arena_bytes is None:
+        arena_bytes = micro.arena_bytes(contents)
+    source, header = render(contents, path.stem, arena_bytes)
+    write_together({path: source, path.with_suffix(".h"): header})
+
+
+def render(contents, name, arena_bytes):
+    """Source and header of `write_c_array`.
+
+    Args:
+        contents: Contents of a `.tflite` file.
+        name: Name of the files, without suffix.
+        arena_bytes: What the network needs of a tensor arena.
+
+    Returns:
+        `(source, header)`, two strings.
+    """
+    model = flatbuffer.read(contents)
+    check_signatures(model)
+    space = c_name(name)
+    return _source(contents, name, space), _header(model, contents, space, arena_bytes)
+
+
+def check_signatures(model):
+    """Refuses a file with several signatures, on which TFLite Micro crashes.
+
+    Args:
+        model: `ModelT`.
+
+    Raises:
+        ConversionError: If a signature is not that of the first subgraph.
+    """
+    others = {d.subgraphIndex for d in model.signatureDefs or ()} - {0}
+    if others:
+        raise ConversionError(
+            f"The file has {len(model.signatureDefs)} signatures. TFLite Micro runs the first "
+            "subgraph only, and crashes on those that it does not reach: write a file per "
+            "profile, or route in the graph."
+        )
+
+
+def resolver_calls(model):
+    """Names of the resolver's methods that register a file's operators, in alphabetical order.
+
+    Args:
+        model: `ModelT`.
+
+    Returns:
+        List such as `["AddConv2D", "AddReshape"]`.
+
+    Raises:
+        ConversionError: If TFLite Micro lacks an operator.
+    """
+    calls = set()
+    for code in model.operatorCodes:
+        name = flatbuffer.builtin_name(code)
+        if code.customCode in _CUSTOM:
+            calls.add(_CUSTOM[code.customCode])
+        elif name in _OPERATORS:
+            calls.add(f"Add{_WORDS.get(name) or _camel_case(name)}")
+        else:
+            raise ConversionError(
+                f"Operator {name} is not among those of TFLite Micro. Replace the layer that "
+                "needs it, or choose a target with LiteRT."
+            )
+    return sorted(calls)
+
+
+def _camel_case(name):
+    return "".join(w if w[0].isdigit() else w.capitalize() for w in name.split("_"))
+
+
+def c_name(name):
+    """A C++ name made from the name of a file."""
+    result = re.sub(r"\W", "_", name.lower(), flags=re.ASCII)
+    if not result or result[0].isdigit() or keyword.iskeyword(result) or result in _RESERVED:
+        result = f"model_{result}"
+    return result
+
+
+# Words that C++ keeps for itself and Python does not, as far as somebody may name a file so.
+_RESERVED = frozenset(
+    """auto bool case char const default delete do double enum explicit export extern float
+    friend goto inline int long mutable namespace new operator private protected public register
+    short signed sizeof static std struct switch template this throw typedef union unsigned using
+    virtual void volatile""".split()
+)
+
+
+def _source(contents, name, space):
+    data = np.frombuffer(contents, np.uint8)
+    lines = (
+        "    " + " ".join(f"0x{byte:02x}," for byte in data[start : start + _BYTES_PER_LINE])
+        for start in range(0, len(data), _BYTES_PER_LINE)
+    )
+    body = "\n".join(lines)
+    return f"""// Made by dqmq_tf; see the header.
+#include "{name}.h"
+
+namespace {space} {{
+
+alignas({_ALIGNMENT}) extern const unsigned char kModel[kModelBytes] = {{
+{body}
+}};
+
+}}  // namespace {space}
+"""
+
+
+def _header(model, contents, space, arena_bytes):
+    graph, guard = model.subgraphs[0], f"DQMQ_TF_{space.upper()}_H_"
+    facts = metadata.facts_of(model) or {}
+    made = f"dqmq_tf {facts.get('version', 'unknown')}, target {facts.get('target', 'unknown')}"
+    calls, names = resolver_calls(model), _signature_names(model)
+    ends = "\n".join(
+        _end(graph.tensors[index], names.get(index), f"{kind}{number}")
+        for kind, indices in (("Input", graph.inputs), ("Output", graph.outputs))
+        for number, index in enumerate(indices)
+    )
+    arena = -(-int(arena_bytes * _MARGIN) // _PAGE) * _PAGE
+    adds = "\n".join(f"  status |= resolver.{call}();" for call in calls)
+    return f"""// Made by {made}, profile {facts.get("profile", 0)}.
+#ifndef {guard}
+#define {guard}
+
+#include <cstddef>
+#include <cstdint>
+
+namespace {space} {{
+
+// The .tflite file, aligned to {_ALIGNMENT} bytes.
+constexpr std::size_t kModelBytes = {len(contents)};
+extern const unsigned char kModel[kModelBytes];
+
+// The smallest tensor arena in which the reference kernels of the tflite-micro wheel ran the network
+// on a 64-bit machine, found by trying in steps of 16 bytes. On 32 bits TFLite Micro's structures
+// are smaller; optimized kernels (CMSIS-NN, Xtensa) may want scratch memory in addition: there,
+// MicroInterpreter::arena_used_bytes() tells.
+constexpr std::size_t kArenaMeasuredBytes = {arena_bytes};
+// The same with a tenth in addition, in whole KiB: what to start with.
+constexpr std::size_t kArenaBytes = {arena};
+
+{ends}
+// A tflite::MicroMutableOpResolver<kOperators> needs these; returns whether all were added.
+constexpr unsigned int kOperators = {len(calls)};
+template <typename Resolver>
+bool AddOperators(Resolver& resolver) {{
+  int status = 0;
+{adds}
+  return status == 0;
+}}
+
+}}  // namespace {space}
+
+#endif  // {guard}
+"""
+
+
+def _signature_names(model):
+    entries = [e for d in model.signatureDefs or () for e in (*d.inputs, *d.outputs)]
+    return {entry.tensorIndex: flatbuffer.text(entry.name) for entry in entries}
+
+
+def _end(tensor, name, label):
+    """Constants of an input or output."""
+    kind, name = flatbuffer.type_name(tensor), name or flatbuffer.text(tensor.name)
+    if kind not in _C_TYPES:
+        raise ConversionError(
+            f"{label} {name!r} is {kind}; a C array has int8 or float32 inputs and outputs."
+        )
+    shape = [int(n) for n in tensor.shape]
+    lines = [
+        f"// {label}: {name}",
+        f"using {label}Type = {_C_TYPES[kind]};",
+        f"constexpr int k{label}Shape[] = {{{', '.join(map(str, shape))}}};",
+        f"constexpr std::size_t k{label}Size = {int(np.prod(shape))};",
+    ]
+    if kind == "INT8":
+        scale = np.float32(tensor.quantization.scale[0])
+        lines += [
+            f"// real = k{label}Scale * (value - k{label}ZeroPoint)",
+            # Nine digits give the same float back.
+            f"constexpr float k{label}Scale = {scale:.8e}f;",
+            f"constexpr int k{label}ZeroPoint = {int(tensor.quantization.zeroPoint[0])};",
+        ]
+    return "\n".join(lines) + "\n"

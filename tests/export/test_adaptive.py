@@ -1,0 +1,217 @@
+"""Adaptive files do what their profiles' own files do, bit for bit, on LiteRT and TFLM."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import rich.console
+import tensorflow as tf
+
+import dqmq_tf
+from dqmq_tf import export, quality
+from dqmq_tf.export import adaptive, checksum, flatbuffer, runtime
+from dqmq_tf.export.errors import ConversionError
+
+from .conftest import batch_norm, freeze, images
+
+layers = keras.layers
+
+
+def network(size=16):
+    """A network whose file is mostly weights, that many bit-widths are open to."""
+    keras.utils.set_random_seed(3)
+    x = inputs = keras.Input((size, size, 3), name="image")
+    for number, filters in enumerate((16, 32, 48, 64)):
+        x = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"conv_{number}")(x)
+        x = layers.ReLU()(batch_norm(10 * number)(x))
+        x = layers.MaxPooling2D()(x) if number < 3 else x
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(10, name="head")(x))
+
+
+def prepared(target="android", profiles=2):
+    """A calibrated model whose policy tells noisy from smooth inputs, frozen; and such inputs."""
+    data = mixed_inputs()
+    qmodel = dqmq_tf.quantize_model(
+        network(), target=target, budget=dqmq_tf.Budget(download_bytes=34_000)
+    )
+    qmodel.calibrate(data)
+    random = np.random.default_rng(1)
+    direction = 3.0 * random.normal(size=qmodel.policy.direction.shape)
+    qmodel.policy.direction.assign(direction)
+    qmodel.freeze(profiles=profiles, data=data)
+    return qmodel, data
+
+
+def mixed_inputs(count=120):
+    random = np.random.default_rng(0)
+    smooth = tf.image.resize(random.uniform(size=(count, 4, 4, 3)), (16, 16)).numpy()
+    noise = random.normal(size=smooth.shape) * random.uniform(0, 0.3, (count, 1, 1, 1))
+    return np.clip(smooth + noise, 0, 1).astype("float32")
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def frozen(request):
+    return prepared(profiles=request.param)
+
+
+@pytest.mark.parametrize("io", ["float32", "int8"])
+@pytest.mark.parametrize("routing", adaptive.ROUTINGS)
+def test_outputs_are_those_of_the_separate_files(frozen, tmp_path, routing, io):
+    qmodel, x = frozen
+    path, count = tmp_path / "adaptive.tflite", qmodel.frozen
+    report = dqmq_tf.convert(
+        qmodel, path, adaptive=count, routing=routing, io=io, data=x, verify=False
+    )
+    result = dqmq_tf.AdaptiveInterpreter(path)(x)
+    assert len(set(result.profile)) == count
+    assert report.adaptive.router_agreement >= 0.97
+    assert np.mean(result.profile == qmodel.decisions(x).profile) >= 0.97
+    precisions = [qmodel.precision(profile) for profile in range(count)]
+    for profile in range(count):
+        own = tmp_path / "own.tflite"
+        dqmq_tf.convert(qmodel, own, profile=profile, io=io, data=x, verify=False)
+        chosen = result.profile == profile
+        (expected,) = runtime.run(runtime.interpreter(own.read_bytes()), [x[chosen]])
+        np.testing.assert_array_equal(result.outputs[0][chosen], expected)
+    bits = [{site: w["kernel"].bit_width for site, w in p.weights.items()} for p in precisions]
+    assert len({tuple(b.values()) for b in bits}) > 1, "equal bits would show nothing"
+
+
+@pytest.mark.parametrize("profiles", [2, 3])
+def test_routes_in_the_graph_on_tflm(profiles, tmp_path):
+    tflm = pytest.importorskip(
+        "tflite_micro.python.tflite_micro.runtime", reason="tflite-micro is not installed"
+    )
+    qmodel, x = prepared("microcontroller", profiles)
+    path = tmp_path / "adaptive.tflite"
+    dqmq_tf.convert(
+        qmodel, path, adaptive=profiles, routing="graph", io="int8", data=x, verify=False
+    )
+    contents = checksum.load(path)
+    networks = [flatbuffer.write(n) for n in adaptive.networks(flatbuffer.read(contents))]
+    whole = tflm.Interpreter.from_bytes(contents, arena_size=500_000)
+    parts = [tflm.Interpreter.from_bytes(n, arena_size=500_000) for n in networks]
+    details = whole.get_input_details(0)["quantization_parameters"]
+    scale, zero_point = details["scales"][0], details["zero_points"][0]
+    seen = set()
+    for image in x[:40]:
+        integers = np.clip(np.rint(image[None] / scale) + zero_point, -128, 127).astype("int8")
+        whole.set_input(integers, 0)
+        whole.invoke()
+        profile = int(np.ravel(whole.get_output(1))[0])
+        parts[profile].set_input(integers, 0)
+        parts[profile].invoke()
+        np.testing.assert_array_equal(whole.get_output(0), parts[profile].get_output(0))
+        seen.add(profile)
+    assert len(seen) == profiles
+
+
+def test_two_profiles_share_what_they_have_in_common(tmp_path):
+    qmodel, x = prepared()
+    report = dqmq_tf.convert(qmodel, tmp_path / "a.tflite", adaptive=2, data=x, verify=False)
+    assert report.total_bytes <= 1.7 * max(report.adaptive.profile_bytes)
+    assert report.total_bytes > 1.1 * max(report.adaptive.profile_bytes)
+
+
+def test_report_tells_shares_per_quality(frozen, tmp_path):
+    qmodel, x = frozen
+    data = tf.data.Dataset.from_tensor_slices((x, np.zeros(len(x)))).batch(32)
+    data = quality.mixed_quality(data, kinds=("gaussian_noise",), clean=0.5, with_quality=True)
+    report = dqmq_tf.convert(
+        qmodel, tmp_path / "a.tflite", adaptive=qmodel.frozen, data=data, verify=False
+    )
+    assert set(report.adaptive.shares) == {"all", "clean", "gaussian_noise"}
+    assert all(abs(sum(shares) - 1) < 1e-6 for shares in report.adaptive.shares.values())
+    assert json.loads(report.to_json())["adaptive"]["routing"] == "signatures"
+    console = rich.console.Console(width=100, record=True, quiet=True)
+    console.print(report)
+
+
+def test_verify_takes_the_profiles_apart(frozen, tmp_path):
+    qmodel, x = frozen
+    path = tmp_path / "a.tflite"
+    dqmq_tf.convert(qmodel, path, adaptive=qmodel.frozen, data=x, verify=False, routing="graph")
+    reports = dqmq_tf.verify(qmodel, path, x[:20]).profiles
+    assert [report.different_numbers for report in reports] == [0] * qmodel.frozen
+    assert all(report.checked_numbers > 40_000 for report in reports)
+    other = freeze(network(), profiles=qmodel.frozen)
+    with pytest.raises(dqmq_tf.VerificationError, match="another model"):
+        dqmq_tf.verify(other, path, x[:20])
+
+
+def test_freezes_by_the_data(tmp_path):
+    qmodel, x = prepared(profiles=1)
+    dqmq_tf.convert(qmodel, tmp_path / "a.tflite", adaptive=2, data=x, verify=False)
+    assert qmodel.frozen == 2
+
+
+def test_requests_that_cannot_be(small, tmp_path):
+    path, x = tmp_path / "a.tflite", images(small, 8)
+    with pytest.raises(ValueError, match="adaptive=5"):
+        dqmq_tf.convert(small, path, adaptive=5, data=x)
+    with pytest.raises(ValueError, match="routing='switch'"):
+        dqmq_tf.convert(small, path, adaptive=2, routing="switch", data=x)
+    with pytest.raises(ValueError, match="data="):
+        dqmq_tf.convert(small, path, adaptive=2)
+    with pytest.raises(ConversionError, match="routing='graph'"):
+        dqmq_tf.convert(prepared("microcontroller")[0], path, adaptive=2, data=x)
+    assert not path.exists()
+
+
+def test_interpreter_refuses_other_files(small_file, frozen, tmp_path):
+    with pytest.raises(ConversionError, match="one precision profile"):
+        export.AdaptiveInterpreter(small_file[0])
+    qmodel, x = frozen
+    path = tmp_path / "a.tflite"
+    dqmq_tf.convert(qmodel, path, adaptive=qmodel.frozen, data=x, verify=False)
+    interpreter = export.AdaptiveInterpreter(path)
+    with pytest.raises(ValueError, match="no inputs"):
+        interpreter(x[:0])
+    with pytest.raises(ValueError, match=r"takes \(16, 16, 3\)"):
+        interpreter(x[:, :8])
+
+
+_LATENCY = """
+import numpy as np, keras, tempfile
+from dqmq_tf.export import litert, router, runtime
+from dqmq_tf.layers import BitWidthPolicy, QualityEncoder
+from dqmq_tf.precision import ActivationPrecision
+from ai_edge_quantizer import quantizer, recipe
+
+network = keras.applications.MobileNetV2((96, 96, 3), weights=None)
+writer = quantizer.Quantizer(litert.export_float(network))
+writer.load_quantization_recipe(recipe.static_wi8_ai8())
+images = np.random.default_rng(0).uniform(size=(8, 96, 96, 3)).astype("float32")
+name = next(iter(network.inputs)).name
+ranges = writer.calibrate({"serving_default": [{"args_0": image[None]} for image in images]})
+int8 = runtime.interpreter(bytes(writer.quantize(ranges).quantized_model))
+
+class Frozen:
+    encoder = QualityEncoder.for_model((None, 96, 96, 3), 54e6, 8)
+    policy = BitWidthPolicy([], [(4, 8)] * 3)
+
+Frozen.encoder(images)
+Frozen.encoder.calibrate(images)
+Frozen.policy(Frozen.encoder(images))
+Frozen.policy.profiles = 2
+grid = ActivationPrecision(step=1 / 255, zero_point=0, bit_width=8)
+routes = runtime.interpreter(router.build_router(Frozen, images, grid))
+pairs = [
+    (runtime.median_milliseconds(routes, 200), runtime.median_milliseconds(int8, 40))
+    for _ in range(7)
+]
+print(np.median([a / b for a, b in pairs]))
+"""
+
+
+def test_router_costs_little_beside_a_mobilenet():
+    found = subprocess.run(
+        [sys.executable, "-c", _LATENCY], capture_output=True, text=True, timeout=300
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    share = float(found.stdout.split()[-1])
+    assert share <= 0.03, f"{100 * share:.1f} % of the int8 latency"

@@ -1,0 +1,147 @@
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from dqmq_tf import export
+from dqmq_tf.export import c_array, flatbuffer, micro
+from dqmq_tf.export.errors import ConversionError
+
+from .conftest import images
+
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+PROGRAM = """
+#include <cstdio>
+#include "model-1.h"
+#include "model-1.h"
+
+struct Resolver {  // Has the methods that the file needs, and no others.
+  int AddConv2D() { return count++ * 0; }
+  int AddFullyConnected() { return count++ * 0; }
+  int AddMean() { return count++ * 0; }
+  int AddSoftmax() { return count++ * 0; }
+  int count = 0;
+};
+
+using namespace model_1;
+static_assert(kInput0Size == 8 * 8 * 3 && kInput0Shape[3] == 3 && sizeof(Input0Type) == 1, "");
+static_assert(kOutput0ZeroPoint == -128 && kOutput0Scale == 1.0f / 256, "");
+
+int main() {
+  Resolver resolver;
+  bool added = AddOperators(resolver) && resolver.count == kOperators;
+  std::printf("%d %d %zu %zu %.9g %d\\n", added, int(reinterpret_cast<std::size_t>(kModel) % 16),
+              kArenaMeasuredBytes, kArenaBytes, kInput0Scale, kInput0ZeroPoint);
+  std::fwrite(kModel, 1, kModelBytes, stdout);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def int8_file(small, tmp_path_factory):
+    path = tmp_path_factory.mktemp("int8") / "small.tflite"
+    export.convert(small, path, io="int8", data=images(small), verify=False)
+    return path.read_bytes()
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (g++ or clang++) on this machine")
+def test_the_compiled_array_is_the_file(int8_file, tmp_path):
+    export.write_c_array(int8_file, tmp_path / "model-1.cc")
+    (tmp_path / "main.cc").write_text(PROGRAM)
+    subprocess.run(
+        [COMPILER, "-std=c++17", "-Wall", "-Wextra", "-Wno-unused", "-Werror", "main.cc"]
+        + ["model-1.cc", "-o", "main"],
+        cwd=tmp_path,
+        check=True,
+    )
+    said = subprocess.run(["./main"], cwd=tmp_path, check=True, capture_output=True).stdout
+    line, contents = said.split(b"\n", 1)
+    assert contents == int8_file
+    added, misaligned, measured, arena, scale, zero_point = line.decode().split()
+    assert (added, misaligned) == ("1", "0")
+    assert int(measured) == micro.arena_bytes(int8_file)
+    assert 1.1 * int(measured) <= int(arena) < 1.1 * int(measured) + 1024
+    part = flatbuffer.read(int8_file).subgraphs[0]
+    source = part.tensors[part.inputs[0]].quantization
+    assert np.float32(scale) == source.scale[0]
+    assert int(zero_point) == source.zeroPoint[0]
+
+
+def test_the_header_names_the_ends_of_the_model(int8_file, small_file):
+    _, header = c_array.render(int8_file, "model", 1000)
+    assert "// Input0: image\n" in header
+    name = flatbuffer.read(int8_file).signatureDefs[0].outputs[0].name.decode()
+    assert name.startswith("head")
+    assert f"// Output0: {name}\n" in header
+    _, header = c_array.render(small_file[0].read_bytes(), "model", 1000)
+    assert "using Input0Type = float;" in header
+    assert "kInput0Scale" not in header
+    assert re.findall(r"resolver\.(\w+)\(\);", header)[-2:] == ["AddQuantize", "AddSoftmax"]
+
+
+@pytest.mark.parametrize(
+    "operator,call",
+    [
+        ("CONV_2D", "AddConv2D"),
+        ("AVERAGE_POOL_2D", "AddAveragePool2D"),
+        ("RESIZE_NEAREST_NEIGHBOR", "AddResizeNearestNeighbor"),
+        ("BATCH_MATMUL", "AddBatchMatMul"),
+        ("UNIDIRECTIONAL_SEQUENCE_LSTM", "AddUnidirectionalSequenceLSTM"),
+        ("PADV2", "AddPadV2"),
+        ("RELU6", "AddRelu6"),
+    ],
+)
+def test_resolver_calls(operator, call):
+    assert c_array.resolver_calls(model_of(operator)) == [call]
+
+
+def test_custom_operators():
+    assert c_array.resolver_calls(model_of("CUSTOM", b"TFLM_DECODE")) == ["AddDecode"]
+    assert c_array.resolver_calls(model_of("CUSTOM", b"ethos-u")) == ["AddEthosU"]
+    with pytest.raises(ConversionError, match="Operator CUSTOM is not among those"):
+        c_array.resolver_calls(model_of("CUSTOM", b"mine"))
+
+
+def test_an_operator_that_tflm_lacks_is_refused():
+    with pytest.raises(ConversionError, match="Operator GELU is not among those of TFLite Micro"):
+        c_array.resolver_calls(model_of("GELU"))
+
+
+def model_of(operator, custom=None):
+    schema = flatbuffer.schema()
+    model, code = schema.ModelT(), schema.OperatorCodeT()
+    code.builtinCode = getattr(schema.BuiltinOperator, operator)
+    code.customCode = custom
+    model.operatorCodes = [code]
+    return model
+
+
+def test_several_signatures_are_refused(int8_file, tmp_path):
+    schema, model = flatbuffer.schema(), flatbuffer.read(int8_file)
+    model.subgraphs.append(model.subgraphs[0])
+    other = schema.SignatureDefT()
+    other.signatureKey, other.subgraphIndex, other.inputs, other.outputs = b"b", 1, [], []
+    model.signatureDefs.append(other)
+    with pytest.raises(ConversionError, match="2 signatures.*crashes.*a file per profile"):
+        export.write_c_array(flatbuffer.write(model), tmp_path / "model.cc", arena_bytes=1000)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name,space",
+    [
+        ("model", "model"),
+        ("2nd", "model_2nd"),
+        ("ResNet-8 v2", "resnet_8_v2"),
+        ("int", "model_int"),
+    ],
+)
+def test_namespaces(name, space):
+    assert c_array.c_name(name) == space
+
+
+def test_the_suffix_is_checked(tmp_path):
+    with pytest.raises(ValueError, match="must end in '.cc'"):
+        export.write_c_array(b"", tmp_path / "model.h")
