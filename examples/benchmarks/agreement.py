@@ -59,7 +59,7 @@ _SECONDS = 1_200.0
 _BOUNDS = {"litert-xnnpack": 0.995}
 _OTHER_BOUND = 0.98
 # Bytes per parameter that a file may take: between 4 and 6 bits a weight, and what is not weights.
-_BYTES_PER_PARAMETER = {"download_bytes": 0.75, "size_bytes": 0.95}
+_BYTES_PER_PARAMETER = {"download_bytes": 0.65, "size_bytes": 0.7}
 _KINDS = {"android": "download_bytes"}
 
 
