@@ -78,7 +78,7 @@ def _step(model, index, reference):
     graph = model.subgraphs[0]
     for operator in graph.operators:
         name = flatbuffer.operator_name(model, operator)
-        if index in operator.outputs and name == "DEQUANTIZE":
+        if index in operator.outputs and name == "DEQUANTIZE" and len(operator.inputs):
             index = operator.inputs[0]
     quantization = graph.tensors[index].quantization
     if quantization is not None and quantization.scale is not None and len(quantization.scale):

@@ -105,11 +105,14 @@ def facts_of(model):
     for entry in model.metadata or ():
         if flatbuffer.text(entry.name) == NAME:
             try:
-                return json.loads(np.asarray(model.buffers[entry.buffer].data).tobytes())
+                facts = json.loads(np.asarray(model.buffers[entry.buffer].data).tobytes())
             except ValueError as error:
                 raise ConversionError(
                     f"The file is corrupt: its metadata is no JSON ({error})."
                 ) from error
+            if not isinstance(facts, dict):
+                raise ConversionError("The file is corrupt: its metadata holds no facts.")
+            return facts
     return None
 
 

@@ -294,12 +294,13 @@ def _call(runtime, folder, limit):
         ) from error
     if done.returncode == 0:
         return
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    lines = [line.strip() for line in done.stderr.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("INFO:")]
     said = f" It said last: {lines[-1]}" if lines else ""
     reason = folder / "error.txt"
     if done.returncode > 0 and reason.exists():
         raise VerificationError(
-            f"{runtime.name} ({runtime.version}) refuses the file: {reason.read_text()}.{said}"
+            f"{runtime.name} ({runtime.version}) refuses the file: {reason.read_text().rstrip('.')}.{said}"
         )
     how = f"exit code {done.returncode}"
     if done.returncode < 0:

@@ -91,7 +91,9 @@ def verify(
     inputs, reports = collect(data, samples), []
     with stages("Verifying") as stage:
         for network in networks:
-            profile = metadata.facts_of(network)["profile"]
+            profile = metadata.facts_of(network).get("profile")
+            if not isinstance(profile, int):
+                raise VerificationError(f"{path} is corrupt: its metadata does not name a profile.")
             if profile >= qmodel.frozen:
                 raise VerificationError(
                     f"{path} holds precision profile {profile}, but the model is frozen to "
@@ -163,13 +165,17 @@ def check(
     stage(f"predicting {len(inputs[0])} outputs")
     profile = metadata.facts_of(model)["profile"]
     expected = _predictions(qmodel, profile, inputs)
+    exits = len(model.signatureDefs[0].outputs)
+    if exits != len(expected):
+        raise VerificationError(f"{path} has {exits} outputs, but the model has {len(expected)}.")
     steps, rows = agreements.output_steps(model, expected), []
+    twin = compression.decompress(contents)
     for runtime in runtimes:
         row = _cannot_run(runtime, model)
         if row is None:
             stage(f"running {len(inputs[0])} inputs on {runtime.name}")
             # LiteRT does not know lookup tables: their twin stands for them.
-            own = contents if runtime.name == "tflite-micro" else compression.decompress(contents)
+            own = contents if runtime.name == "tflite-micro" else twin
             row = _row(path, own, model, inputs, expected, steps, runtime, seconds)
         rows.append(row)
         if not row.ran:
@@ -182,7 +188,7 @@ def check(
         if complaint:
             stage("looking for the first tensor that departs")
             simulated, _ = skeleton_of(qmodel, profile, simulate=True)
-            departed = first_departure(contents, inputs, simulated, graph, runtime.name)
+            departed = first_departure(own, inputs, simulated, graph, runtime.name)
             raise VerificationError(
                 f"{path} departs from the model on {runtime.name}: {complaint} {departed}"
             )
@@ -267,6 +273,8 @@ def _compared_numbers(path, model, skeleton):
 
 
 def _check_shapes(path, model, inputs):
+    if not model.signatureDefs:
+        raise VerificationError(f"{path} is damaged: it has no signature.")
     graph, entries = model.subgraphs[0], model.signatureDefs[0].inputs
     if len(entries) != len(inputs):
         raise VerificationError(f"{path} takes {len(entries)} inputs, but data has {len(inputs)}.")

@@ -1,19 +1,28 @@
+import collections
+import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from dqmq_tf import export
-from dqmq_tf.export import checksum, flatbuffer
+from dqmq_tf import export, targets
+from dqmq_tf.export import checksum, flatbuffer, runtimes
 from dqmq_tf.export.errors import VerificationError
 
 from .conftest import freeze, images, small_model
 
+LITERT = ["litert-xnnpack", "litert-builtin", "litert-reference"]
+
 
 def test_report(small, small_file):
     report = export.verify(small, small_file[0], images(small, 50))
+    assert [row.runtime for row in report.rows] == [*LITERT, "tflite-runtime"]
     assert report.samples == 50 and report.classification
+    for row in report.rows[:3]:
+        assert row.ran and row.samples == 50 and row.latency_ms > 0
     assert report.top1_agreement >= 0.96
     assert report.mean_quanta < 0.5
     assert report.different_numbers == 0 < report.checked_numbers
@@ -26,14 +35,15 @@ def test_datasets(small, small_file, labels, batched):
     x = images(small, 20)
     data = tf.data.Dataset.from_tensor_slices((x, np.zeros(20)) if labels else x)
     data = data.batch(8) if batched else data
-    report = export.verify(small, small_file[0], data)
+    report = export.verify(small, small_file[0], data, runtimes=["litert-builtin"])
     assert report.samples == 20
-    assert report == export.verify(small, small_file[0], x)
+    assert report == export.verify(small, small_file[0], x, runtimes=["litert-builtin"])
 
 
 def test_endless_dataset_ends(small, small_file):
     data = tf.data.Dataset.from_tensor_slices(images(small, 20)).repeat().batch(8)
-    assert export.verify(small, small_file[0], data, samples=30).samples == 30
+    report = export.verify(small, small_file[0], data, samples=30, runtimes=LITERT[:1])
+    assert report.samples == report.primary.samples == 30
 
 
 def test_no_data(small, small_file):
@@ -65,15 +75,146 @@ def test_truncated_file(small, small_file, tmp_path, keep):
         export.verify(small, path, images(small, 4))
 
 
-def test_departure_names_figures_and_tensor(small, small_file, tmp_path):
-    # Another stride keeps all numbers and shapes but one computation.
+@pytest.fixture(scope="module")
+def micro(tmp_path_factory):
+    """A frozen model for microcontrollers, its file, and the report of its conversion."""
+    qmodel = freeze(small_model(), target="microcontroller")
+    path = tmp_path_factory.mktemp("micro") / "model.tflite"
+    return qmodel, path, export.convert(qmodel, path, data=images(qmodel), io="int8")
+
+
+def test_target_for_microcontrollers(micro):
+    qmodel, path, converted = micro
+    assert [row.runtime for row in converted.verification.rows] == ["tflite-micro"]
+    report = export.verify(qmodel, path, images(qmodel, 50))
+    assert [row.runtime for row in report.rows] == ["tflite-micro", "litert-reference"]
+    assert all(row.ran for row in report.rows)
+    assert report.row("tflite-micro").arena_bytes == converted.verification.primary.arena_bytes > 0
+    assert report.mean_quanta < 0.5
+
+
+class TestChoiceOfRuntimes:
+    def test_named(self, small, small_file):
+        names = ["tflite-micro", "litert-reference"]
+        report = export.verify(small, small_file[0], images(small, 4), runtimes=names)
+        assert [row.runtime for row in report.rows] == names
+        assert report.primary.arena_bytes
+
+    def test_claimed_but_missing_has_a_row_that_says_so(self, small, small_file, monkeypatch):
+        monkeypatch.delenv(runtimes.PYTHON_VARIABLE, raising=False)
+        row = export.verify(small, small_file[0], images(small, 4)).row("tflite-runtime")
+        assert not row.ran and row.samples is None
+        assert row.note.startswith(f"not installed: set {runtimes.PYTHON_VARIABLE} to")
+
+    def test_named_but_missing(self, small, small_file, monkeypatch):
+        monkeypatch.delenv(runtimes.PYTHON_VARIABLE, raising=False)
+        names = ["litert-xnnpack", "tflite-runtime"]
+        with pytest.raises(ImportError, match="'tflite-runtime' is not installed"):
+            export.verify(small, small_file[0], images(small, 4), runtimes=names)
+
+    @pytest.mark.parametrize("names, said", [(["litert"], "Unknown runtime"), ([], "is empty")])
+    def test_wrong(self, small, small_file, names, said):
+        with pytest.raises(ValueError, match=said):
+            export.verify(small, small_file[0], images(small, 4), runtimes=names)
+
+    def test_none_is_there(self, tmp_path, monkeypatch):
+        monkeypatch.delenv(runtimes.PYTHON_VARIABLE, raising=False)
+        target = dataclasses.replace(
+            targets.get("android"), name="old", runtimes=("tflite-runtime",)
+        )
+        qmodel, path = freeze(small_model(), target=target), tmp_path / "model.tflite"
+        with pytest.raises(VerificationError, match="no runtime ran it: tflite-runtime: not inst"):
+            export.convert(qmodel, path, data=images(qmodel))
+        assert not path.exists()
+
+
+def damaged(small_file, tmp_path, damage):
     model = flatbuffer.read(small_file[0].read_bytes())
     for operator in model.subgraphs[0].operators:
-        if flatbuffer.operator_name(model, operator) == "CONV_2D":
-            operator.builtinOptions.fusedActivationFunction = 0
-        if flatbuffer.operator_name(model, operator) == "SOFTMAX":
-            operator.builtinOptions.beta = 9.0
+        damage(flatbuffer.operator_name(model, operator), operator)
     path = tmp_path / "model.tflite"
     path.write_bytes(checksum.seal(flatbuffer.write(model)))
-    with pytest.raises(VerificationError, match="mean difference .* quanta.*made by"):
-        export.verify(small, path, images(small))
+    return path
+
+
+class TestDeparture:
+    """Numbers and shapes are kept, but what is computed is not."""
+
+    @staticmethod
+    def dilated(name, operator):
+        if name == "CONV_2D":
+            operator.builtinOptions.dilationHFactor = 2
+
+    @staticmethod
+    def sharper_softmax(name, operator):
+        if name == "SOFTMAX":
+            operator.builtinOptions.beta = 9.0
+
+    @pytest.mark.parametrize("name", [*LITERT, "tflite-micro"])
+    def test_names_runtime_figures_and_tensor(self, small, small_file, tmp_path, name):
+        path = damaged(small_file, tmp_path, self.sharper_softmax)
+        said = f"on {name}: .*mean difference .* quanta.*first tensor.*'a6', made by 'head"
+        with pytest.raises(VerificationError, match=said):
+            export.verify(small, path, images(small), runtimes=[name])
+
+    def test_names_the_first_of_several(self, small, small_file, tmp_path):
+        path = damaged(
+            small_file,
+            tmp_path,
+            lambda *of: (self.sharper_softmax(*of), self.dilated(*of)),
+        )
+        with pytest.raises(VerificationError, match="first tensor .*'a3', made by 're_lu"):
+            export.verify(small, path, images(small), runtimes=["litert-builtin"])
+
+    def test_tolerance_can_be_chosen(self, small, small_file, tmp_path):
+        path = damaged(small_file, tmp_path, self.sharper_softmax)
+        export.verify(small, path, images(small), runtimes=LITERT[:1], mean_quanta=100)
+        with pytest.raises(VerificationError, match=r"allowed: 0.001\).*small differences add up"):
+            export.verify(
+                small, small_file[0], images(small), runtimes=LITERT[1:2], mean_quanta=0.001
+            )
+
+
+_MUTATE = """
+import collections, json, pathlib, sys
+import keras, numpy as np
+import dqmq_tf
+from dqmq_tf.export import checksum
+
+folder = pathlib.Path(sys.argv[1])
+qmodel = keras.models.load_model(folder / "model.keras")
+whole = (folder / "model.tflite").read_bytes()
+body = whole[: -len(checksum.seal(b""))]
+inputs = np.load(folder / "inputs.npy")
+generator, path = np.random.default_rng(0), folder / "mutated.tflite"
+results = collections.Counter()
+for _ in range(60):
+    data = bytearray(body)
+    data[generator.integers(len(data))] ^= 1 << generator.integers(8)
+    path.write_bytes(checksum.seal(bytes(data)))
+    for read in (
+        lambda: dqmq_tf.verify(qmodel, path, inputs, runtimes=["litert-builtin"]),
+        lambda: dqmq_tf.read_metadata(path),
+    ):
+        try:
+            read()
+            results["no error"] += 1
+        except Exception as error:
+            results[type(error).__name__] += 1
+print(json.dumps(results))
+"""
+
+
+def test_damage_under_a_right_checksum_does_not_take_python_down(small, small_file, tmp_path):
+    small.save(tmp_path / "model.keras")
+    (tmp_path / "model.tflite").write_bytes(small_file[0].read_bytes())
+    np.save(tmp_path / "inputs.npy", images(small, 4))
+    done = subprocess.run(
+        [sys.executable, "-c", _MUTATE, str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = collections.Counter(json.loads(done.stdout))
+    assert results.total() == 120
+    # Some flips change nothing that matters, such as the padding between tables.
+    assert set(results) <= {"VerificationError", "ConversionError", "no error"}
+    assert results["VerificationError"] >= 30

@@ -1,0 +1,274 @@
+"""How often a file and its Keras model name the same class, on each runtime of its target.
+
+MLPerf Tiny's ResNet-8, and a small MobileNetV2 that is trained in float first, are trained for a
+short while with learned bit-widths on CIFAR-10 images of mixed quality, once for Android and once
+for microcontrollers. Each is converted, and its file runs the first 2,000 test images on every
+runtime that the target claims. Ten minutes or so on two cores.
+
+    python examples/benchmarks/agreement.py --output=agreement.json
+
+`tflite-runtime` 2.14 is measured where `DQMQ_TFLITE_RUNTIME_PYTHON` names the Python of its
+environment, TFLite Micro where the wheel `tflite-micro` is installed. The exit code is 1 where a
+bound is missed.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import sys
+import tempfile
+import time
+
+import keras
+import numpy as np
+import rich
+import rich.box
+import rich.table
+import tensorflow as tf
+from absl import app, flags, logging
+
+import dqmq_tf
+from dqmq_tf import quality
+
+_RESNET = flags.DEFINE_string(
+    "resnet",
+    "../shared/models/mlperf_tiny/pretrainedResnet.h5",
+    "MLPerf Tiny's trained ResNet-8 (.h5).",
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    "../shared/data/tfds",
+    "Folder of prepared tensorflow-datasets; where it is not there, CIFAR-10 is downloaded to the "
+    "default one.",
+)
+_NETWORKS = flags.DEFINE_list("networks", ["resnet8", "mobilenet_v2"], "Networks to run.")
+_TARGETS = flags.DEFINE_list("targets", ["android", "microcontroller"], "Targets to run.")
+_SAMPLES = flags.DEFINE_integer("samples", 2_000, "Test images.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 200, "Steps of 128 images with learned bits.", lower_bound=4)
+_FLOAT_STEPS = flags.DEFINE_integer(
+    "float_steps", 600, "Steps of 128 images of the MobileNetV2 in float.", lower_bound=1
+)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
+
+_BATCH_SIZE = 128
+_EPOCHS = 4
+_SEED = 0
+# Far more than any runtime needs here: each is to run all images.
+_SECONDS = 1_200.0
+_BOUNDS = {"litert-xnnpack": 0.995}
+_OTHER_BOUND = 0.98
+# Bytes per parameter that a file may take: between 4 and 6 bits a weight, and what is not weights.
+_BYTES_PER_PARAMETER = {"download_bytes": 0.65, "size_bytes": 0.7}
+_KINDS = {"android": "download_bytes"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A file on a runtime.
+
+    Attributes:
+        network, target, runtime: What ran where.
+        note: Why it did not run; None if it did, and then all that follows is a number.
+        samples: Images.
+        agreement: Share of them with the same largest output entry as the Keras model.
+        bound: Least share that is asked for.
+        largest_quanta, mean_quanta: Differences from the Keras model, in steps of the output.
+        latency_ms: Median of one image, 1 thread.
+        arena_bytes: Of TFLite Micro.
+        accuracy: Share of the images that the Keras model, quantized and frozen, has right.
+        file_bytes: Size of the file.
+        bit_widths: Weight bit-widths in it.
+    """
+
+    network: str
+    target: str
+    runtime: str
+    note: str | None
+    samples: int | None
+    agreement: float | None
+    bound: float
+    largest_quanta: float | None
+    mean_quanta: float | None
+    latency_ms: float | None
+    arena_bytes: int | None
+    accuracy: float
+    file_bytes: int
+    bit_widths: list
+
+    @property
+    def verdict(self):
+        """What the row says of its bound."""
+        if self.note is not None:
+            return "not run"
+        return "kept" if self.agreement >= self.bound else "MISSED"
+
+
+def mobilenet_v2(classes=10):
+    """Returns an untrained MobileNetV2 for 32 x 32 images: narrow, and with fewer strides.
+
+    Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv 1801.04381.
+    """
+    layers = keras.layers
+
+    def normalized(x, activation=True):
+        # Few steps: the moving averages have to keep up.
+        x = layers.BatchNormalization(momentum=0.95)(x)
+        return layers.ReLU(max_value=6)(x) if activation else x
+
+    x = inputs = keras.Input((32, 32, 3), name="image")
+    x = normalized(layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False)(x))
+    for filters, expansion, strides in (
+        (16, 1, 1), (24, 6, 1), (24, 6, 1), (32, 6, 2), (32, 6, 1), (48, 6, 1), (64, 6, 2), (64, 6, 1),
+    ):  # fmt: skip
+        narrow = x
+        if expansion > 1:
+            x = normalized(layers.Conv2D(expansion * x.shape[-1], 1, use_bias=False)(x))
+        depthwise = layers.DepthwiseConv2D(3, strides=strides, padding="same", use_bias=False)
+        x = normalized(depthwise(x))
+        x = normalized(layers.Conv2D(filters, 1, use_bias=False)(x), activation=False)
+        if strides == 1 and narrow.shape[-1] == filters:
+            x = layers.Add()([narrow, x])
+    x = normalized(layers.Conv2D(160, 1, use_bias=False)(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    outputs = layers.Dense(classes, activation="softmax", name="classes")(x)
+    return keras.Model(inputs, outputs, name="mobilenet_v2")
+
+
+def images(split):
+    """Returns a `tf.data.Dataset` of `(uint8 image [32, 32, 3], label)`."""
+    folder = _DATA_DIR.value if pathlib.Path(_DATA_DIR.value).exists() else None
+    return quality.load("cifar10", split=split, data_dir=folder)[0]
+
+
+def training_batches():
+    """Returns endless batches of mixed quality, images from 0 to 255."""
+    data = images("train").cache().shuffle(50_000, seed=_SEED, reshuffle_each_iteration=False)
+    mixed = quality.mixed_quality(data.repeat().batch(_BATCH_SIZE), seed=_SEED)
+    cast = mixed.map(lambda image, label: (tf.cast(image, tf.float32), label))
+    return cast.prefetch(tf.data.AUTOTUNE)
+
+
+def train(model, steps):
+    """Trains a model in place."""
+    per_epoch = math.ceil(steps / _EPOCHS)
+    rate = keras.optimizers.schedules.CosineDecay(0.002, per_epoch * _EPOCHS)
+    model.compile(
+        optimizer=keras.optimizers.Adam(rate),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    model.fit(
+        training_batches(),
+        steps_per_epoch=per_epoch,
+        epochs=_EPOCHS,
+        shuffle=False,  # The dataset is shuffled.
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
+
+
+def float_network(name):
+    """Returns a trained float network."""
+    if name == "resnet8":
+        return keras.models.load_model(_RESNET.value, compile=False)
+    keras.utils.set_random_seed(_SEED)
+    model = mobilenet_v2()
+    print(f"\n{name}: {model.count_params():,} parameters, trained in float first", flush=True)
+    train(model, _FLOAT_STEPS.value)
+    return model
+
+
+def measure(network, model, target, test, labels):
+    """Quantizes, trains, converts and verifies; returns a `Row` per runtime."""
+    print(f"\n{network} for {target}", flush=True)
+    kind = _KINDS.get(target, "size_bytes")
+    budget = int(_BYTES_PER_PARAMETER[kind] * model.count_params()) + 10_000
+    qmodel = dqmq_tf.quantize_model(
+        model,
+        target=target,
+        budget=dqmq_tf.Budget(**{kind: budget}),
+        config=dqmq_tf.DQMQConfig(seed=_SEED),
+    )
+    train(qmodel, _STEPS.value)
+    qmodel.freeze(profiles=1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / f"{network}.tflite"
+        converted = dqmq_tf.convert(qmodel, path, data=test, verify=False)
+        # The figures are wanted, whatever they are: no tolerance.
+        report = dqmq_tf.verify(
+            qmodel,
+            path,
+            test,
+            samples=len(test),
+            agreement=0.0,
+            mean_quanta=math.inf,
+            seconds=_SECONDS,
+        )
+    rich.print(report)
+    accuracy = float((qmodel.predict(test, verbose=0).argmax(-1) == labels).mean())
+    return [
+        Row(
+            network=network,
+            target=target,
+            runtime=row.runtime,
+            note=row.note,
+            samples=row.samples,
+            agreement=row.top1_agreement,
+            bound=_BOUNDS.get(row.runtime, _OTHER_BOUND),
+            largest_quanta=row.largest_quanta,
+            mean_quanta=row.mean_quanta,
+            latency_ms=row.latency_ms,
+            arena_bytes=row.arena_bytes,
+            accuracy=accuracy,
+            file_bytes=converted.total_bytes,
+            bit_widths=sorted({tensor.bit_width for tensor in converted.weights}),
+        )
+        for row in report.rows
+    ]
+
+
+def table_of(rows):
+    """Returns a table of rows."""
+    head = ("network", "target", "runtime", "images", "agree", "bound", "")
+    table = rich.table.Table(*head, box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for row in rows:
+        ran = row.note is None
+        table.add_row(
+            row.network,
+            row.target,
+            row.runtime,
+            f"{row.samples:,}" if ran else "-",
+            f"{100 * row.agreement:.2f} %" if ran else "-",
+            f">= {100 * row.bound:g} %",
+            row.verdict,
+        )
+    return table
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
+    if "resnet8" in _NETWORKS.value and not pathlib.Path(_RESNET.value).exists():
+        raise app.UsageError(f"--resnet={_RESNET.value}: there is no such file.")
+    unknown = set(_NETWORKS.value) - {"resnet8", "mobilenet_v2"}
+    if unknown:
+        raise app.UsageError(f"--networks={unknown.pop()}: there are resnet8 and mobilenet_v2.")
+    # TensorFlow's export talks at the level of information.
+    logging.set_verbosity(logging.ERROR)
+    started, rows = time.perf_counter(), []
+    batch = next(iter(images("test").batch(_SAMPLES.value)))
+    test, labels = np.float32(batch[0]), batch[1].numpy()
+    for network in _NETWORKS.value:
+        model = float_network(network)
+        for target in _TARGETS.value:
+            rows += measure(network, model, target, test, labels)
+            if _OUTPUT.value:
+                record = [dataclasses.asdict(row) | {"verdict": row.verdict} for row in rows]
+                pathlib.Path(_OUTPUT.value).write_text(json.dumps(record, indent=2) + "\n")
+    rich.print(table_of(rows))
+    print(f"{time.perf_counter() - started:.0f} s")
+    sys.exit(any(row.verdict == "MISSED" for row in rows))
+
+
+if __name__ == "__main__":
+    app.run(main)
