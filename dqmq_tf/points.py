@@ -355,3 +355,8 @@ def _candidates(asked, offered, target, site, what):
 
 def _is_float(dtype):
     return str(keras.backend.standardize_dtype(dtype)).startswith(("float", "bfloat"))
+
+
+def fused_tensors(graph):
+    folds, producers, consumers = graph.folds, graph.producers, graph.consumers
+    return {t for n in graph.nodes for t in n.outputs if _is_fused(graph, folds, t, producers, consumers)}

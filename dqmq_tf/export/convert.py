@@ -66,9 +66,8 @@ def convert(
             `profile`, and `"profile_0"`, `"profile_1"` and so on, which the app runs one after the
             other, as `dqmq_tf.AdaptiveInterpreter` does. `"graph"`: one signature, an IF inside
             the file; a last output `profile` tells what was chosen.
-        data: Typical inputs, as `dqmq_tf.verify` takes them: for the verification, and to measure
-            the range of a tensor that training could not see, such as the logits inside a
-            `Dense(activation="softmax")`. Random inputs are used for the verification otherwise.
+        data: Typical inputs, as `dqmq_tf.verify` takes them, for the verification; random ones are
+            used otherwise.
         io: Type of inputs and outputs: `"float32"`, or `"int8"` for callers that quantize by
             themselves, such as firmware; None for what the target has, `"int8"` on
             `microcontroller` and `ethos_u`.
@@ -120,7 +119,7 @@ def convert(
             _check_activations(skeleton, graph, target)
             if any(storage.table for storage in network.storages_of(skeleton, target).values()):
                 micro.require()
-            part = network.write(qmodel, skeleton, number, inputs, io, stage)
+            part = network.write(qmodel, skeleton, number, io, stage)
             _check_budget(qmodel.budget, part.contents)
             stage("asking the tools of the target")
             device = deployment.examine(part.contents, target)
@@ -144,8 +143,7 @@ def convert(
         arena_bytes=device.arena_bytes,
         vela=device.vela,
         weights=network.tensor_reports(parts),
-        float_sites=tuple(parts[0].skeleton.float_sites),
-        measured=parts[0].plan.measured,
+        float_sites=parts[0].skeleton.float_sites,
         min_runtime_version=metadata.min_runtime_version_of(flatbuffer.read(contents)),
         package_versions=_package_versions(),
         verification=_one(verifications),

@@ -6,11 +6,11 @@ class ConversionError(RuntimeError):
 
 
 class UnsupportedLayerError(ValueError):
-    """A layer has no exact counterpart on the integer road of a target.
+    """A layer has no counterpart in a file that computes the same.
 
     Args:
         site: Name of the layer in the graph, such as `"block_1/conv"`.
-        found: What was found there, such as `"LSTM"`.
+        found: What was found there, such as `"LSTM: stateful=True"`.
         advice: What the user can do about it.
     """
 
@@ -22,3 +22,7 @@ class UnsupportedLayerError(ValueError):
 
 class VerificationError(RuntimeError):
     """A file does not compute what the model computes, or cannot be read."""
+
+
+class FloatOnly(Exception):
+    """A layer has no integer kernel, for the reason that the message gives; never leaves export."""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dqmq_tf import packing
-from dqmq_tf.export import flatbuffer, metadata, versions
+from dqmq_tf.export import flatbuffer, folding, integers, metadata, versions
 from dqmq_tf.export.errors import ConversionError
 
 _SIGNATURE = b"serving_default"
@@ -26,9 +26,12 @@ def finish(data, skeleton, containers, facts, io):
     """
     model = flatbuffer.read(data)
     graph = model.subgraphs[0]
+    integers.merge_integer_kernels(model, graph)
+    integers.store(model, graph, skeleton)
+    _merge_equal_scales(graph, skeleton)
     _store_in_containers(model, graph, containers)
     if io == "int8":
-        _strip_ends(model, graph)
+        _strip_ends(model, graph, skeleton)
     _name_inputs_and_outputs(model, graph, skeleton)
     flatbuffer.drop_unused_tensors(model, graph)
     model.description = b"dqmq_tf"
@@ -40,37 +43,80 @@ def finish(data, skeleton, containers, facts, io):
 
 def _store_in_containers(model, graph, containers):
     for tensor in graph.tensors:
-        container = containers.get(flatbuffer.text(tensor.name))
+        container = containers.get(flatbuffer.text(tensor.name).rstrip("_"))
         if container in _PACK:
             packed = _PACK[container](flatbuffer.constant(model, tensor))
             flatbuffer.set_constant(model, tensor, packed)
             tensor.type = getattr(flatbuffer.schema().TensorType, container)
 
 
-def _strip_ends(model, graph):
-    """Takes QUANTIZE off the inputs and DEQUANTIZE off the outputs."""
-    inner, removed = {}, []
-    for operator in graph.operators:
-        name = flatbuffer.operator_name(model, operator)
-        if name == "QUANTIZE" and operator.inputs[0] in graph.inputs:
-            inner[operator.inputs[0]] = operator.outputs[0]
-            removed.append(operator)
-        elif name == "DEQUANTIZE" and operator.outputs[0] in graph.outputs:
-            inner[operator.outputs[0]] = operator.inputs[0]
-            removed.append(operator)
-    missing = [i for i in (*graph.inputs, *graph.outputs) if i not in inner]
-    if missing:
-        names = ", ".join(flatbuffer.text(graph.tensors[i].name) for i in missing)
-        raise ConversionError(
-            f"io='int8', but {names} is in floating point: the layer at this end is not quantized. "
-            "Use io='float32'."
-        )
-    graph.operators = [operator for operator in graph.operators if operator not in removed]
+def _merge_equal_scales(graph, skeleton):
+    """Weights with one step get one scale: some kernels take no more."""
+    tensors = {flatbuffer.text(tensor.name): tensor for tensor in graph.tensors}
+    for number, weights in enumerate(skeleton.weights):
+        tensor = tensors.get(f"w{number}")
+        if tensor is None or weights.kind != folding.FULLY_CONNECTED or np.ptp(weights.scales):
+            continue
+        biases = [
+            graph.tensors[operator.inputs[2]]
+            for operator in graph.operators
+            if len(operator.inputs) > 2
+            and operator.inputs[2] >= 0
+            and graph.tensors[operator.inputs[1]] is tensor
+        ]
+        for merged in (tensor, *biases):
+            found = merged.quantization
+            found.scale, found.zeroPoint = found.scale[:1], found.zeroPoint[:1]
+            found.quantizedDimension = 0
+
+
+def _strip_ends(model, graph, skeleton):
+    """Makes the integer twins of inputs and outputs the ends of the graph."""
+    inner = {}
+    for index in (*graph.inputs, *graph.outputs):
+        if flatbuffer.type_name(graph.tensors[index]) != "FLOAT32":
+            inner[index] = index
+            continue
+        grid = skeleton.quantization.get(flatbuffer.text(graph.tensors[index].name))
+        entering = index in graph.inputs
+        inner[index] = _integer_twin(model, graph, index, grid, entering)
     graph.inputs = [inner[i] for i in graph.inputs]
     graph.outputs = [inner[i] for i in graph.outputs]
     for definition in model.signatureDefs:
         for entry in (*definition.inputs, *definition.outputs):
             entry.tensorIndex = inner[entry.tensorIndex]
+
+
+def _integer_twin(model, graph, index, grid, entering):
+    """Index of the int8 tensor beside a float end, which is made where there is none."""
+    between = "QUANTIZE" if entering else "DEQUANTIZE"
+    for operator in graph.operators:
+        ends = (int(operator.inputs[0]), int(operator.outputs[0]))
+        outer, twin = ends if entering else ends[::-1]
+        if flatbuffer.operator_name(model, operator) == between and outer == index:
+            break
+    else:
+        if grid is None:
+            raise ConversionError(
+                f"io='int8', but {flatbuffer.text(graph.tensors[index].name)} is in floating "
+                "point: the layer at this end is not quantized. Use io='float32'."
+            )
+        twin = integers.new_tensor(graph, index, grid)
+    graph.operators = [
+        operator
+        for operator in graph.operators
+        if flatbuffer.operator_name(model, operator) != between
+        or index not in (operator.inputs if entering else operator.outputs)
+    ]
+    read = any(index in operator.inputs for operator in graph.operators)
+    made = any(index in operator.outputs for operator in graph.operators)
+    if entering and read:
+        graph.operators.insert(0, integers.new_operator(model, "DEQUANTIZE", [twin], [index]))
+    elif not entering and made:
+        graph.operators.append(integers.new_operator(model, "QUANTIZE", [index], [twin]))
+    elif not entering and read:
+        graph.operators.insert(0, integers.new_operator(model, "DEQUANTIZE", [twin], [index]))
+    return twin
 
 
 def _name_inputs_and_outputs(model, graph, skeleton):

@@ -19,12 +19,26 @@ from dqmq_tf.export.errors import ConversionError
 CONVOLUTION = "CONV_2D"
 DEPTHWISE = "DEPTHWISE_CONV_2D"
 FULLY_CONNECTED = "FULLY_CONNECTED"
+TRANSPOSED = "TRANSPOSE_CONV"
+KINDS = (CONVOLUTION, DEPTHWISE, FULLY_CONNECTED, TRANSPOSED)
+# Where an operator takes its weights and its bias.
+OPERANDS = {
+    CONVOLUTION: (1, 2),
+    DEPTHWISE: (1, 2),
+    FULLY_CONNECTED: (1, 2),
+    TRANSPOSED: (1, 3),
+}
 
 # An int32 bias may take this much of the accumulator.
 _LARGEST_BIAS = 2.0**30
 # A channel's scale may lie this far below the largest of its tensor; runtimes refuse more.
 _SMALLEST_RELATIVE_SCALE = 2.0**-24
 _SMALLEST_SCALE = 1e-10
+
+
+def data_operand(kind):
+    """Where an operator takes its input: behind its output's shape, of a transposed convolution."""
+    return 2 if kind == TRANSPOSED else 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +56,7 @@ class FoldedWeights:
     Attributes:
         site: Graph site of the layer.
         variable: Name of the layer's variable, such as `"kernel"`.
-        kind: `CONV_2D`, `DEPTHWISE_CONV_2D` or `FULLY_CONNECTED`.
+        kind: One of `KINDS`.
         integers: int8, in TFLite's layout (OHWI, 1HWC or OI).
         scales: float32, one per output channel.
         bias: float32, one per output channel, in real units.
@@ -108,13 +122,29 @@ def batch_norm_affine(layer):
     return Affine(multiplier, offset)
 
 
+def following_affine(layer, channels):
+    """The map of what folds into the layer before it.
+
+    Args:
+        layer: A built `BatchNormalization`, or a `Rescaling`.
+        channels: Output channels of the layer before.
+
+    Returns:
+        `Affine` over the channels.
+    """
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return batch_norm_affine(layer)
+    scale, offset = (np.asarray(value, np.float64) for value in (layer.scale, layer.offset))
+    return Affine(np.broadcast_to(scale, (channels,)), np.broadcast_to(offset, (channels,)))
+
+
 def fold_weights(site, variable, kind, precision, bias=None, affine=None, input_step=1.0):
     """Folds bias and affine map into quantized weights.
 
     Args:
         site: Graph site of the layer, for messages.
         variable: Name of the quantized variable.
-        kind: `CONV_2D`, `DEPTHWISE_CONV_2D` or `FULLY_CONNECTED`.
+        kind: One of `KINDS`.
         precision: `WeightPrecision` in Keras's layout.
         bias: Float bias of the layer, shape `(channels,)`, or `None`.
         affine: `Affine` that follows the layer, or `None`.
@@ -201,6 +231,8 @@ def keras_kernel(weights, shape):
     values = weights.values
     if weights.kind == CONVOLUTION:
         values = values.transpose(1, 2, 3, 0)
+    elif weights.kind == TRANSPOSED:
+        values = values.transpose(1, 2, 0, 3)
     elif weights.kind == FULLY_CONNECTED:
         values = values.transpose(1, 0)
     return values.reshape(shape)
@@ -210,30 +242,11 @@ def _numpy(variable):
     return keras.ops.convert_to_numpy(variable).astype(np.float64)
 
 
-def fold_floats(kind, kernel, bias, affine):
-    """Folds an affine map into a kernel that stays in floating point.
-
-    Args:
-        kind: `CONV_2D`, `DEPTHWISE_CONV_2D` or `FULLY_CONNECTED`.
-        kernel: Kernel in Keras's layout.
-        bias: Bias or None.
-        affine: `Affine` or None.
-
-    Returns:
-        Kernel and bias, float32.
-    """
-    channels = kernel.shape[-1] if kind != DEPTHWISE else kernel.shape[-2] * kernel.shape[-1]
-    bias = np.zeros(channels) if bias is None else np.asarray(bias, np.float64)
-    if affine is not None:
-        shape = kernel.shape[-2:] if kind == DEPTHWISE else (channels,)
-        kernel = kernel * affine.multiplier.reshape(shape)
-        bias = bias * affine.multiplier + affine.offset
-    return kernel.astype(np.float32), bias.astype(np.float32)
-
-
 def _tflite_layout(kind, array):
     if kind == CONVOLUTION:
         return array.transpose(3, 0, 1, 2)
+    if kind == TRANSPOSED:
+        return array.transpose(2, 0, 1, 3)
     if kind == DEPTHWISE:
         return array.reshape(1, array.shape[0], array.shape[1], -1)
     return array.transpose(1, 0)

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from dqmq_tf.export import flatbuffer
+from dqmq_tf.export import flatbuffer, folding
 from dqmq_tf.export.quantization import tflite_zero_point
+from dqmq_tf.export.stored import StoredWeights
 
 
 def differences(model, skeleton, activations=None):
@@ -32,7 +33,7 @@ def differences(model, skeleton, activations=None):
             messages.append(f"{label}: {count} of {expected.size} {kind} differ")
 
     for key, precision in (skeleton.quantization | (activations or {})).items():
-        if key in tensors:
+        if key in tensors and not _stays_float(key, tensors[key], skeleton):
             found = tensors[key].quantization
             compare("scales", key, found.scale, np.float32(precision.step))
             compare("zero_points", key, found.zeroPoint, tflite_zero_point(precision))
@@ -42,22 +43,44 @@ def differences(model, skeleton, activations=None):
             figures["different"] += weights.integers.size
             messages.append(f"{weights.site}: its weights are not in the file")
             continue
-        compare("integers", weights.site, flatbuffer.constant(model, tensor), weights.integers)
-        compare("scales", weights.site, tensor.quantization.scale, weights.scales)
-        compare(
-            "zero_points",
-            weights.site,
-            tensor.quantization.zeroPoint,
-            np.zeros(len(weights.scales)),
-        )
+        found = flatbuffer.constant(model, tensor)
+        integers, scales = weights.integers, weights.scales
+        if isinstance(weights, StoredWeights):
+            integers, scales = _nearest_layout(weights, found)
+        compare("integers", weights.site, found, integers)
+        count = len(tensor.quantization.scale)
+        if count == 1 and not np.ptp(scales):
+            scales = scales[:1]
+        compare("scales", weights.site, tensor.quantization.scale, scales)
+        compare("zero_points", weights.site, tensor.quantization.zeroPoint, np.zeros(count))
+        if isinstance(weights, StoredWeights):
+            continue
+        kernel, bias = folding.OPERANDS[weights.kind]
         for operator in graph.operators:
             inputs = list(operator.inputs)
-            if len(inputs) > 1 and inputs[1] >= 0 and graph.tensors[inputs[1]] is tensor:
-                step = graph.tensors[inputs[0]].quantization.scale[0]
-                expected = weights.bias_integers(step)
-                if len(inputs) > 2 and inputs[2] >= 0:
-                    found = flatbuffer.constant(model, graph.tensors[inputs[2]])
-                else:
-                    found = np.zeros_like(expected)
-                compare("biases", weights.site, found, expected)
+            if len(inputs) <= kernel or inputs[kernel] < 0:
+                continue
+            if graph.tensors[inputs[kernel]] is not tensor:
+                continue
+            source = graph.tensors[inputs[folding.data_operand(weights.kind)]]
+            expected = weights.bias_integers(source.quantization.scale[0])
+            found = np.zeros_like(expected)
+            if len(inputs) > bias and inputs[bias] >= 0:
+                found = flatbuffer.constant(model, graph.tensors[inputs[bias]])
+            compare("biases", weights.site, found, expected)
     return figures, messages
+
+
+def _stays_float(key, tensor, skeleton):
+    """Whether a tensor goes from one layer in floating point to the next, on no grid."""
+    return key in skeleton.floating and flatbuffer.type_name(tensor) == "FLOAT32"
+
+
+def _nearest_layout(weights, found):
+    """Integers and scales in the layout of a file that has the fewest different integers."""
+    layouts = list(weights.layouts(found.shape)) or [(weights.integers, weights.scales, 0)]
+    integers, scales, _ = min(
+        layouts,
+        key=lambda layout: found.size if layout[0].size != found.size else (layout[0] != found).sum(),
+    )
+    return integers, scales

@@ -6,6 +6,8 @@ import tempfile
 
 import keras
 
+from dqmq_tf.export import folding
+
 
 def export_float(model):
     """Converts a Keras model to a float `.tflite` file with a batch of one.
@@ -43,16 +45,18 @@ def name_tensors(model, match, skeleton):
     """
     graph, names, owners = model.subgraphs[0], {}, {}
     places = {id(weights): place for place, weights in enumerate(skeleton.weights)}
-    for index, keys in match.tensors.items():
-        names[index] = keys[0] if keys else f"x{index}"
+    names |= match.tensors
     for number, (index, weights) in enumerate(match.weights.items()):
         inputs = list(graph.operators[index].inputs)
-        inputs[1] = _own(model, graph, inputs[1], owners, weights)
-        names[inputs[1]] = f"w{places[id(weights)]}"
-        if len(inputs) > 2 and inputs[2] >= 0:
-            inputs[2] = _own(model, graph, inputs[2], owners, index)
-            names[inputs[2]] = f"b{number}"
+        kernel, bias = folding.OPERANDS[weights.kind]
+        inputs[kernel] = _own(model, graph, inputs[kernel], owners, weights)
+        names[inputs[kernel]] = f"w{places[id(weights)]}"
+        if len(inputs) > bias and inputs[bias] >= 0:
+            inputs[bias] = _own(model, graph, inputs[bias], owners, index)
+            names[inputs[bias]] = f"b{number}"
         graph.operators[index].inputs = inputs
+    for index, weights in match.stored.items():
+        names[index] = f"w{places[id(weights)]}"
     taken = set()
     for index, tensor in enumerate(graph.tensors):
         name = names.get(index, f"c{index}")

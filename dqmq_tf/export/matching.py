@@ -1,18 +1,17 @@
-"""Which tensor of a converted file is which tensor of the skeleton.
+"""What the parts of a converted float file are: operators, weights and tensors of the skeleton.
 
-Names do not survive the converter, so nothing here goes by names: weights are recognised by their
-content, activations by their values on a probe input.
+Tensors are told by their markers, weights by their content, and an operator by the first marked
+tensor that it leads to. Nothing here goes by names, which do not survive the converter.
 """
 
 import dataclasses
 
 import numpy as np
 
-from dqmq_tf.export import flatbuffer, runtimes
+from dqmq_tf.export import flatbuffer, folding, markers
 from dqmq_tf.export.errors import ConversionError
+from dqmq_tf.export.folding import FoldedWeights
 
-_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-_RELATIVE_TOLERANCE = 1e-4
 _SEED = 20
 
 
@@ -21,32 +20,53 @@ class Match:
     """The correspondence between a float file and its skeleton.
 
     Attributes:
-        weights: `{operator index: FoldedWeights}`; operators that stay in floating point lack.
-        tensors: `{tensor index: tuple of keys}`: keys whose values are those of the tensor.
+        tensors: `{tensor index: key}` of the tensors that were marked; their grid is that of the key.
+        weights: `{operator index: FoldedWeights}` of the integer kernels with weights.
+        stored: `{tensor index: StoredWeights}` of constants that kernels in floating point read.
+        floating: Indices of the operators that stay in floating point.
     """
 
-    weights: dict
     tensors: dict
+    weights: dict
+    stored: dict
+    floating: frozenset
 
 
-def match(model, data, skeleton):
-    """Finds weights and activations of a skeleton in its converted file.
+def match(model, skeleton):
+    """Finds the tensors and weights of a skeleton in its converted file.
 
     Args:
-        model: `ModelT` of the float file.
-        data: Contents of the float file.
+        model: `ModelT` of the float file; its markers are taken out.
         skeleton: `Skeleton` that it was converted from.
 
     Returns:
         `Match`.
 
     Raises:
-        ConversionError: If quantized weights are not in the file, or not once.
+        ConversionError: If quantized weights are not in the file, or equal tensors have different
+            grids.
     """
+    tensors = {
+        index: _one_key([skeleton.marked[number] for number in numbers], skeleton)
+        for index, numbers in markers.take_out(model).items()
+    }
     graph = model.subgraphs[0]
+    destinations = _destinations(graph, tensors)
+    # The converter reshapes an input before its marker: that is as good in integers.
+    floats = skeleton.floating - {key for key in skeleton.inputs if key in skeleton.quantization}
+    floating = frozenset(
+        index
+        for index in range(len(graph.operators))
+        if destinations.get(index) is None or destinations[index] in floats
+    )
+    folded = [w for w in skeleton.weights if isinstance(w, FoldedWeights)]
+    weights = _match_weights(model, graph, folded, floating)
+    others = [w for w in skeleton.weights if not isinstance(w, FoldedWeights)]
     return Match(
-        weights=_match_weights(model, graph, skeleton.weights),
-        tensors=_match_tensors(model, graph, data, skeleton),
+        tensors=tensors,
+        weights=weights,
+        stored=_match_stored(model, graph, others, floating),
+        floating=floating,
     )
 
 
@@ -63,7 +83,12 @@ def probe_inputs(skeleton, count=1, seed=_SEED):
     """
     generator, arrays = np.random.default_rng(seed), []
     for key in skeleton.inputs:
-        found, shape = skeleton.quantization.get(key), skeleton.tensors[key].shape[1:]
+        found, tensor = skeleton.quantization.get(key), skeleton.tensors[key]
+        shape = tensor.shape[1:]
+        if key in skeleton.vocabulary:
+            ids = generator.integers(0, skeleton.vocabulary[key], (count, *shape))
+            arrays.append(ids.astype(tensor.dtype))
+            continue
         low, high = -1.0, 1.0
         if found is not None:
             low = -found.step * found.zero_point
@@ -72,29 +97,77 @@ def probe_inputs(skeleton, count=1, seed=_SEED):
     return arrays
 
 
-def _match_weights(model, graph, expected):
+def _one_key(keys, skeleton):
+    """The key of a tensor behind which the converter found several equal ones."""
+    grids = {skeleton.quantization[key] for key in keys if key in skeleton.quantization}
+    if len(grids) > 1:
+        raise ConversionError(
+            f"Tensors {', '.join(keys)} of the model are one tensor of the file, but were trained "
+            "with different quantization. Remove the layer between them, which changes nothing."
+        )
+    return next((key for key in keys if key in skeleton.quantization), keys[0])
+
+
+def _destinations(graph, tensors):
+    """`{operator index: key of the first marked tensor that it leads to}`."""
+    found, after = {}, {index: key for index, key in tensors.items()}
+    for index in reversed(range(len(graph.operators))):
+        operator = graph.operators[index]
+        keys = [after[int(i)] for i in operator.outputs if int(i) in after]
+        if not keys:
+            continue
+        found[index] = keys[0]
+        for i in operator.inputs:
+            after.setdefault(int(i), keys[0])
+    return found
+
+
+def _match_weights(model, graph, expected, floating):
     remaining, found = list(expected), {}
     for index, operator in enumerate(graph.operators):
-        if flatbuffer.operator_name(model, operator) not in _WEIGHTED:
+        name = flatbuffer.operator_name(model, operator)
+        if name not in folding.OPERANDS or index in floating:
             continue
-        tensor = graph.tensors[operator.inputs[1]]
+        tensor = graph.tensors[operator.inputs[folding.OPERANDS[name][0]]]
         if not flatbuffer.is_constant(model, tensor):
             continue
         values = flatbuffer.constant(model, tensor)
-        candidates = [w for w in remaining if _same_content(w, values)]
         # A shared layer makes several operators with the same weights.
-        candidates += [w for w in found.values() if _same_content(w, values)]
+        candidates = [w for w in (*remaining, *found.values()) if _same_content(w, values)]
         if candidates:
             found[index] = candidates[0]
             if candidates[0] in remaining:
                 remaining.remove(candidates[0])
-    if remaining:
-        sites = ", ".join(repr(weights.site) for weights in remaining)
+    _check_found(remaining)
+    return found
+
+
+def _match_stored(model, graph, expected, floating):
+    read = {
+        int(i) for index in floating for i in graph.operators[index].inputs if int(i) >= 0
+    }
+    constants = {
+        i: flatbuffer.constant(model, graph.tensors[i])
+        for i in sorted(read)
+        if flatbuffer.type_name(graph.tensors[i]) == "FLOAT32"
+        and flatbuffer.is_constant(model, graph.tensors[i])
+    }
+    found = {}
+    for weights in expected:
+        for index, values in constants.items():
+            if index not in found and _holds(weights, values):
+                found[index] = weights
+    _check_found([weights for weights in expected if weights not in found.values()])
+    return found
+
+
+def _check_found(missing):
+    if missing:
+        sites = ", ".join(repr(weights.site) for weights in missing)
         raise ConversionError(
             f"The weights of {sites} are not in the converted file: the converter rewrote the "
-            "layer. Please report the model."
+            "layer. Leave it in floating point by dqmq_tf.LayerRule(pattern=..., quantize=False)."
         )
-    return found
 
 
 def _same_content(weights, values):
@@ -102,26 +175,16 @@ def _same_content(weights, values):
     return expected.size == values.size and np.array_equal(expected.ravel(), values.ravel())
 
 
-def _match_tensors(model, graph, data, skeleton):
-    inputs = probe_inputs(skeleton)
-    expected = skeleton.values(inputs)
-    indices = activation_tensors(model, graph)
-    ordered = [inputs[position] for position in input_order(model, skeleton)]
-    read = runtimes.run(data, ordered, runtime="litert-builtin", tensors=indices).tensors
-    found = {}
-    for index in indices:
-        values = read[index]
-        found[index] = tuple(key for key, other in expected.items() if _close(values, other))
-    return found
-
-
-def _close(values, expected):
-    # The converter adds and drops axes of length one.
-    values, expected = np.squeeze(values), np.squeeze(expected)
-    if values.shape != expected.shape:
+def _holds(weights, values):
+    """Whether a constant holds weights in any layout that the file can have in integers."""
+    if values.size != weights.integers.size:
         return False
-    bound = _RELATIVE_TOLERANCE * max(np.abs(expected).max(initial=0), 1e-6)
-    return bool(np.abs(values - expected).max(initial=0) <= bound)
+    for integers, scales, axis in weights.layouts(values.shape):
+        shape = [1] * values.ndim
+        shape[axis] = -1
+        if np.array_equal(integers * scales.reshape(shape), values):
+            return True
+    return False
 
 
 def activation_tensors(model, graph):
@@ -132,18 +195,3 @@ def activation_tensors(model, graph):
     return [
         i for i in dict.fromkeys(indices) if flatbuffer.type_name(graph.tensors[i]) == "FLOAT32"
     ]
-
-
-def input_order(model, skeleton):
-    """Position of the skeleton's input behind each input of the file's first subgraph."""
-    names = {
-        entry.tensorIndex: flatbuffer.text(entry.name)
-        for definition in model.signatureDefs or ()
-        for entry in definition.inputs
-    }
-    tensors = list(model.subgraphs[0].inputs)
-    if len(tensors) == 1:
-        return [0]
-    # Keras names the arguments of an exported model in the order of its inputs.
-    ranked = sorted(tensors, key=lambda index: (len(names[index]), names[index]))
-    return [ranked.index(index) for index in tensors]

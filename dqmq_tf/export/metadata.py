@@ -9,11 +9,11 @@ from dqmq_tf.export.errors import ConversionError
 
 NAME = "dqmq_tf"
 FORMAT = 1
-_OF_A_PROFILE = ("profile", "bits", "measured")
+_OF_A_PROFILE = ("profile", "bits", "float")
 _OF_NO_CONSEQUENCE = ("dtype", "trainable", "name")
 
 
-def describe(skeleton, target, profile, policy, measured):
+def describe(skeleton, target, profile, policy):
     """The facts that a file carries.
 
     Args:
@@ -21,7 +21,6 @@ def describe(skeleton, target, profile, policy, measured):
         target: `dqmq_tf.targets.Target`.
         profile: Index of the precision profile.
         policy: Configuration of the policy, a dict.
-        measured: Keys of tensors whose range was measured on data.
 
     Returns:
         Dict that JSON can hold.
@@ -34,7 +33,7 @@ def describe(skeleton, target, profile, policy, measured):
         "target": target.name,
         "profile": profile,
         "bits": {weights_label(weights): weights.bit_width for weights in skeleton.weights},
-        "measured": list(measured),
+        "float": list(skeleton.float_sites),
         "policy": {k: v for k, v in policy.items() if k not in _OF_NO_CONSEQUENCE},
     }
 
@@ -124,8 +123,8 @@ def read_metadata(path):
 
     Returns:
         Dict with `"version"`, `"target"`, `"profile"`, `"bits"` (`{layer: bit-width}`),
-        `"measured"` and `"policy"`. An adaptive file has `"routing"`, and `"profile"`, `"bits"` and
-        `"measured"` of each profile in the list `"profiles"`.
+        `"float"` and `"policy"`. An adaptive file has `"routing"`, and `"profile"`, `"bits"` and
+        `"float"` of each profile in the list `"profiles"`.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -1,7 +1,6 @@
 """The finished file of one precision profile: `write` makes it, `measure` only to know its size."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,13 @@ from dqmq_tf.export.progress import stages
 from dqmq_tf.export.report import TensorReport
 from dqmq_tf.export.skeleton import Skeleton, build_skeleton
 
-_OP_KINDS = {"CONV_2D": "conv", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "dense"}
+_OP_KINDS = {
+    "CONV_2D": "conv",
+    "DEPTHWISE_CONV_2D": "depthwise",
+    "FULLY_CONNECTED": "dense",
+    "TRANSPOSE_CONV": "transpose",
+    "EMBEDDING_LOOKUP": "embedding",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,23 +40,20 @@ class Network:
         twin: The same with plain weights where `contents` has them in lookup tables, which LiteRT
             cannot load.
         skeleton: `Skeleton`.
-        plan: `quantization.Plan`.
     """
 
     contents: bytes
     twin: bytes
     skeleton: Skeleton
-    plan: Any
 
 
-def write(qmodel, skeleton, profile, inputs, io, stage):
+def write(qmodel, skeleton, profile, io, stage):
     """Makes the file of a precision profile.
 
     Args:
         qmodel: A `DQMQModel`.
         skeleton: `Skeleton` of the profile.
         profile: Its number.
-        inputs: Arrays to measure ranges on that training did not set, or None.
         io: Type of inputs and outputs.
         stage: Function that takes the name of the stage which begins.
 
@@ -66,14 +68,14 @@ def write(qmodel, skeleton, profile, inputs, io, stage):
     data = litert.export_float(skeleton.model)
     model = flatbuffer.read(data)
     stage("matching tensors")
-    found = match(model, data, skeleton)
+    found = match(model, skeleton)
     litert.name_tensors(model, found, skeleton)
-    plan = quantization.plan(model, found, skeleton, inputs)
+    plan = quantization.plan(model, found, skeleton)
     stage("quantizing")
     data = quantization.quantize(model, plan)
     storages = storages_of(skeleton, target)
     containers = {name: storage.container for name, storage in storages.items()}
-    facts = metadata.describe(skeleton, target, profile, qmodel.policy.get_config(), plan.measured)
+    facts = metadata.describe(skeleton, target, profile, qmodel.policy.get_config())
     plain = finishing.finish(data, skeleton, containers, facts, io)
     tables = {
         f"w{number}": weights.bit_width
@@ -88,7 +90,7 @@ def write(qmodel, skeleton, profile, inputs, io, stage):
             f"The quantizer did not write our numbers: {'; '.join(messages[:3])}. Please report "
             "the model."
         )
-    return Network(contents=contents, twin=twin, skeleton=skeleton, plan=plan)
+    return Network(contents=contents, twin=twin, skeleton=skeleton)
 
 
 def measure(qmodel, precision):
@@ -104,7 +106,7 @@ def measure(qmodel, precision):
     try:
         with stages("Measuring the file") as stage:
             skeleton = build_skeleton(graphs.trace(qmodel.float_model()), precision)
-            network = write(qmodel, skeleton, 0, None, qmodel.target.io, stage)
+            network = write(qmodel, skeleton, 0, qmodel.target.io, stage)
     except (ConversionError, UnsupportedLayerError):
         return None
     return size.file_bytes(checksum.seal(network.contents))

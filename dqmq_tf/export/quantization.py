@@ -13,7 +13,7 @@ import warnings
 
 import numpy as np
 
-from dqmq_tf.export import flatbuffer
+from dqmq_tf.export import flatbuffer, folding
 from dqmq_tf.export.errors import ConversionError
 from dqmq_tf.export.matching import activation_tensors
 from dqmq_tf.precision import ActivationPrecision
@@ -29,12 +29,19 @@ _SHARED_SCALES = frozenset(
         "STRIDED_SLICE",
         "SLICE",
         "RESIZE_NEAREST_NEIGHBOR",
+        "RESIZE_BILINEAR",
+        "SQUEEZE",
+        "EXPAND_DIMS",
         "BROADCAST_TO",
         "CONCATENATION",
     }
 )
 _INHERITED_SCALES = _SHARED_SCALES | {"MEAN"}
-_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+# What a grid from zero up does anyhow; in front of them a tensor takes the grid behind.
+_CLIPPING = ("RELU", "RELU6")
+# Integer kernels that ai-edge-quantizer does not write: `finishing` makes them of the float ones.
+INTEGER_BY_US = ("LEAKY_RELU",)
+_NAMES = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
 _LARGEST_INT32 = 2**31 - 1
 
 
@@ -46,23 +53,20 @@ class Plan:
         activations: `{tensor index: ActivationPrecision}`; a tensor without entry stays float.
         weights: `{operator index: FoldedWeights}`.
         operators: Indices of the operators to quantize.
-        measured: Tensors whose range was measured on data, because training set none.
     """
 
     activations: dict
     weights: dict
     operators: tuple
-    measured: tuple
 
 
-def plan(model, match, skeleton, data=None):
+def plan(model, match, skeleton):
     """Decides the quantization of every tensor of a float file.
 
     Args:
         model: `ModelT` of the float file.
         match: `Match` of the file and its skeleton.
         skeleton: `Skeleton`.
-        data: Arrays to measure ranges on that training did not set, or None.
 
     Returns:
         `Plan`.
@@ -71,20 +75,25 @@ def plan(model, match, skeleton, data=None):
         ConversionError: If a tensor has no range, or tensors that must share one do not.
     """
     graph = model.subgraphs[0]
-    known = _known(model, graph, match, skeleton)
-    measured = []
-    while True:
-        _share(model, graph, known)
-        operators, missing = _quantized_operators(model, graph, match, known)
-        if not missing:
-            break
-        for index in missing:
-            keys = match.tensors.get(index, ())
-            known[index] = _measure(skeleton, keys, data, _describe(model, graph, index))
-            measured.append(keys[0])
-    return Plan(
-        activations=known, weights=match.weights, operators=operators, measured=tuple(measured)
-    )
+    known = {
+        index: skeleton.quantization[key]
+        for index, key in match.tensors.items()
+        if key in skeleton.quantization
+    }
+    integer = [i for i in range(len(graph.operators)) if i not in match.floating]
+    _share(model, graph, integer, known)
+    floats = set(activation_tensors(model, graph))
+    for index in integer:
+        operator = graph.operators[index]
+        for i in (*operator.inputs, *operator.outputs):
+            if i in floats and i not in known:
+                raise ConversionError(
+                    f"{_describe(model, graph, i)} has no range: the converter made it of the "
+                    "layer whose output is "
+                    f"{match.tensors.get(int(operator.outputs[0]), 'behind it')!r}. Please report "
+                    "the model."
+                )
+    return Plan(activations=known, weights=match.weights, operators=tuple(integer))
 
 
 def require_quantizer():
@@ -122,9 +131,11 @@ def quantize(model, plan):
     for index in plan.operators:
         operator = graph.operators[index]
         name = flatbuffer.operator_name(model, operator)
+        if name in INTEGER_BY_US:
+            continue
         scope = ";".join(flatbuffer.text(graph.tensors[i].name) for i in operator.outputs)
         try:
-            writer.add_static_config(f"^{scope};?$", qtyping.TFLOperationName(name), 8, 8)
+            writer.add_static_config(f"^{scope};?$", qtyping.TFLOperationName(_NAMES.get(name, name)), 8, 8)
         except ValueError as error:
             raise ConversionError(
                 f"Operator {name} that makes tensor {scope!r} has no int8 form in "
@@ -142,37 +153,17 @@ def tflite_zero_point(precision):
     return precision.zero_point - 128
 
 
-def _known(model, graph, match, skeleton):
-    """Quantization that training set, by tensor index."""
-    known, contested = {}, {}
-    for index, keys in match.tensors.items():
-        found = dict.fromkeys(
-            skeleton.quantization[key] for key in keys if key in skeleton.quantization
-        )
-        if len(found) == 1:
-            known[index] = next(iter(found))
-        elif found:
-            contested.setdefault(tuple(found), []).append(index)
-    for found, indices in contested.items():
-        # Equal values, different grids: both sides stand in execution order.
-        if len(found) != len(indices):
-            names = ", ".join(_describe(model, graph, index) for index in indices)
-            raise ConversionError(
-                f"{len(found)} tensors of the model have the same values as {names}, with "
-                "different quantization. Remove the layer that changes nothing."
-            )
-        known |= zip(indices, found)
-    return known
-
-
-def _share(model, graph, known):
+def _share(model, graph, operators, known):
     """Hands quantization on through operators that cannot rescale, both ways."""
     floats = set(activation_tensors(model, graph))
     changed = True
     while changed:
         changed = False
-        for operator in graph.operators:
+        for operator in (graph.operators[index] for index in operators):
             name = flatbuffer.operator_name(model, operator)
+            made, read = int(operator.outputs[0]), int(operator.inputs[0])
+            if name in _CLIPPING and made in known and read not in known:
+                known[read], changed = known[made], True
             if name not in _INHERITED_SCALES:
                 continue
             group = [i for i in (*operator.outputs, *operator.inputs) if i in floats]
@@ -189,37 +180,6 @@ def _share(model, graph, known):
                     known[index], changed = found[0], True
 
 
-def _quantized_operators(model, graph, match, known):
-    floats = set(activation_tensors(model, graph))
-    operators, missing = [], []
-    for index, operator in enumerate(graph.operators):
-        tensors = [i for i in (*operator.inputs, *operator.outputs) if i in floats]
-        unknown = [i for i in tensors if i not in known]
-        weighted = flatbuffer.operator_name(model, operator) in _WEIGHTED
-        if weighted and index not in match.weights or len(unknown) == len(tensors) and not weighted:
-            continue  # The user's rules leave it in floating point.
-        operators.append(index)
-        missing.extend(i for i in unknown if i not in missing)
-    return tuple(operators), missing
-
-
-def _measure(skeleton, keys, data, description):
-    if not keys:
-        raise ConversionError(
-            f"{description} matches no tensor of the model: the converter rewrote the layers "
-            "around it. Please report the model."
-        )
-    if data is None:
-        raise ConversionError(
-            f"{description} needs a range that training did not set. Pass typical inputs as "
-            "data=..., or make it a layer of its own before quantize_model."
-        )
-    values = skeleton.values(data)[keys[0]]
-    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
-    step = float(np.float32(max(high - low, 1e-6) / 255))
-    return ActivationPrecision(step=step, zero_point=int(np.rint(-low / step)), bit_width=8)
-
-
 def _ranges(model, graph, plan):
     """QSVs of ai-edge-quantizer: minima and maxima that give back our scales to the bit."""
     ranges = {}
@@ -233,13 +193,13 @@ def _ranges(model, graph, plan):
         }
     for index, weights in plan.weights.items():
         operator = graph.operators[index]
-        source = plan.activations[operator.inputs[0]]
+        source = plan.activations[operator.inputs[folding.data_operand(weights.kind)]]
         bias_scales = np.float32(source.step) * weights.scales.astype(np.float64)
         if (np.abs(weights.bias / bias_scales) > _LARGEST_INT32).any():
             raise ConversionError(
                 f"{weights.site}: the bias does not fit into int32 at the scale of its input."
             )
-        tensor = graph.tensors[operator.inputs[1]]
+        tensor = graph.tensors[operator.inputs[folding.OPERANDS[weights.kind][0]]]
         bound = _bound_shape(weights, len(tensor.shape))
         ranges[flatbuffer.text(tensor.name)] = {"min": -bound, "max": bound}
     return ranges
@@ -247,7 +207,7 @@ def _ranges(model, graph, plan):
 
 def _bound_shape(weights, rank):
     shape = [1] * rank
-    shape[-1 if weights.kind == "DEPTHWISE_CONV_2D" else 0] = -1
+    shape[weights.channel_axis] = -1
     return weights.scales.astype(np.float64).reshape(shape) * 127
 
 

@@ -83,8 +83,7 @@ class ConversionReport:
             machine; None where the target has no such thing, or TFLite Micro is not installed.
         vela: What Vela made of it, a `VelaReport`; None where it was not run.
         weights: One `TensorReport` per quantized layer.
-        float_sites: Layers with weights that the rules left in floating point.
-        measured: Tensors whose range was measured on data.
+        float_sites: `{layer that computes in floating point: why}`.
         min_runtime_version: Oldest TensorFlow Lite that runs the file.
         package_versions: Versions of the packages that made it.
         verification: `VerificationReport`, `AdaptiveVerificationReport`, or None if it was not
@@ -103,8 +102,7 @@ class ConversionReport:
     arena_bytes: int | None
     vela: VelaReport | None
     weights: tuple
-    float_sites: tuple
-    measured: tuple
+    float_sites: dict
     min_runtime_version: str
     package_versions: dict
     verification: VerificationReport | AdaptiveVerificationReport | None
@@ -154,9 +152,8 @@ class ConversionReport:
                 f"{self.vela.total_bytes:,} bytes, {self.vela.cpu_operators} operators on the CPU"
             )
         if self.float_sites:
-            parts.append(f"In floating point: {', '.join(self.float_sites)}")
-        if self.measured:
-            parts.append(f"Ranges measured on data: {', '.join(self.measured)}")
+            parts.append("In floating point:")
+            parts += [f"  {site}: {reason}" for site, reason in self.float_sites.items()]
         if self.adaptive:
             parts.append(self.adaptive)
         parts.append(self.verification or "Not verified")

@@ -133,6 +133,5 @@ def _plan(model, weights, grid):
                 activations=activations,
                 weights={index: weights},
                 operators=tuple(operators),
-                measured=(),
             )
     raise AssertionError("The router has no convolution.")

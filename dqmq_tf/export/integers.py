@@ -1,0 +1,132 @@
+"""Integers that ai-edge-quantizer does not write: weights of float kernels, and kernels of ours."""
+
+import copy
+
+import numpy as np
+
+from dqmq_tf.export import flatbuffer
+from dqmq_tf.export.quantization import INTEGER_BY_US, tflite_zero_point
+from dqmq_tf.export.stored import LOOKED_UP, StoredWeights
+
+
+def store(model, graph, skeleton):
+    """Puts the integers of `StoredWeights` where their values stand.
+
+    A DEQUANTIZE restores the values for the operators that read them; a lookup of rows becomes one
+    that reads integers.
+
+    Args:
+        model: `ModelT` of a quantized file; changed in place.
+        graph: Its subgraph.
+        skeleton: `Skeleton`.
+    """
+    stored = {
+        f"w{number}": weights
+        for number, weights in enumerate(skeleton.weights)
+        if isinstance(weights, StoredWeights)
+    }
+    restoring = []
+    for index, tensor in enumerate(list(graph.tensors)):
+        weights = stored.get(flatbuffer.text(tensor.name).rstrip("_"))
+        if weights is None:
+            continue
+        held = _held(model, graph, tensor, weights)
+        if weights.kind == LOOKED_UP:
+            _look_up(model, graph, index, held)
+            continue
+        tensor.buffer = 0
+        tensor.name += b"f"
+        restoring.append(new_operator(model, "DEQUANTIZE", [held], [index]))
+    graph.operators = restoring + list(graph.operators)
+
+
+def merge_integer_kernels(model, graph):
+    """Makes DEQUANTIZE, a float kernel and QUANTIZE one integer kernel, where it has one.
+
+    Args:
+        model: `ModelT` of a quantized file; changed in place.
+        graph: Its subgraph.
+    """
+    makers = {int(i): operator for operator in graph.operators for i in operator.outputs}
+    for operator in graph.operators:
+        if flatbuffer.operator_name(model, operator) not in INTEGER_BY_US:
+            continue
+        before = makers.get(int(operator.inputs[0]))
+        made = int(operator.outputs[0])
+        after = [o for o in graph.operators if made in o.inputs]
+        names = [flatbuffer.operator_name(model, o) for o in after]
+        if before is None or flatbuffer.operator_name(model, before) != "DEQUANTIZE":
+            continue
+        if names == ["QUANTIZE"] and made not in graph.outputs:
+            operator.inputs, operator.outputs = before.inputs, after[0].outputs
+            graph.operators = [o for o in graph.operators if o is not after[0]]
+    _drop_unread(model, graph)
+
+
+def _held(model, graph, tensor, weights):
+    """Index of a new tensor with the integers of a float constant."""
+    values = flatbuffer.constant(model, tensor)
+    integers, scales, axis = next(
+        layout for layout in weights.layouts(values.shape) if _is(values, *layout)
+    )
+    schema = flatbuffer.schema()
+    held, quantization = copy.copy(tensor), schema.QuantizationParametersT()
+    quantization.scale = scales.astype(np.float32)
+    quantization.zeroPoint = np.zeros(len(scales), np.int64)
+    quantization.quantizedDimension = axis
+    held.type, held.quantization = schema.TensorType.INT8, quantization
+    held.buffer = len(model.buffers)
+    model.buffers.append(schema.BufferT())
+    graph.tensors.append(held)
+    flatbuffer.set_constant(model, held, integers)
+    return len(graph.tensors) - 1
+
+
+def _is(values, integers, scales, axis):
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    return np.array_equal(integers * scales.reshape(shape), values)
+
+
+def _look_up(model, graph, table, held):
+    """Lets the operators that gather rows of a float table read them from one of integers."""
+    for number, operator in enumerate(graph.operators):
+        if flatbuffer.operator_name(model, operator) == "GATHER" and operator.inputs[0] == table:
+            graph.operators[number] = new_operator(
+                model, LOOKED_UP, [operator.inputs[1], held], operator.outputs
+            )
+
+
+def new_operator(model, name, inputs, outputs):
+    """A new operator without options."""
+    schema = flatbuffer.schema()
+    code, operator = schema.OperatorCodeT(), schema.OperatorT()
+    code.builtinCode = getattr(schema.BuiltinOperator, name)
+    code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), 1
+    model.operatorCodes.append(code)
+    operator.opcodeIndex = len(model.operatorCodes) - 1
+    operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
+    return operator
+
+
+def new_tensor(graph, index, grid):
+    """Index of a new int8 tensor on a grid, of the shape of another one."""
+    schema = flatbuffer.schema()
+    tensor, quantization = copy.copy(graph.tensors[index]), schema.QuantizationParametersT()
+    quantization.scale = np.array([grid.step], np.float32)
+    quantization.zeroPoint = np.array([tflite_zero_point(grid)], np.int64)
+    tensor.type, tensor.quantization = schema.TensorType.INT8, quantization
+    graph.tensors[index].name += b"f"
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1
+
+
+def _drop_unread(model, graph):
+    """Takes out DEQUANTIZE operators that nothing reads any more."""
+    read = {int(i) for operator in graph.operators for i in operator.inputs} | set(graph.outputs)
+    graph.operators = [
+        operator
+        for operator in graph.operators
+        if flatbuffer.operator_name(model, operator) != "DEQUANTIZE"
+        or int(operator.outputs[0]) in read
+    ]
