@@ -10,7 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from dqmq_tf.graph import einsum_output_axes, trace
+from dqmq_tf.folds import einsum_output_axes
+from dqmq_tf.graph import trace
 
 
 def snap_biases(body, precision):

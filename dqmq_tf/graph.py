@@ -8,12 +8,12 @@ on other values.
 
 import collections
 import dataclasses
-import numbers
-import re
 from collections.abc import Callable
 from typing import Any
 
 import keras
+
+from dqmq_tf.folds import folds_into, is_foldable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Graph:
                 alone = len(consumers[node.inputs[0]]) == 1 and node.inputs[0] not in self.outputs
                 if source and alone and is_foldable(source.layer):
                     rank = len(self.shapes[node.inputs[0]])
-                    if _folds_into(node.layer, source.layer, rank):
+                    if folds_into(node.layer, source.layer, rank):
                         found[node.site] = source.site
         # A layer or a batch norm that is called more than once folds only if all calls agree.
         calls = collections.Counter(node.site for node in self.nodes)
@@ -106,63 +106,6 @@ def variable_names(layer):
             name += "_"
         named[name] = variable
     return named
-
-
-def is_foldable(layer):
-    """Whether a batch norm after this layer rescales its output channels and nothing else."""
-    kinds = (
-        keras.layers.Conv1D,
-        keras.layers.Conv2D,
-        keras.layers.Conv3D,
-        keras.layers.DepthwiseConv1D,
-        keras.layers.DepthwiseConv2D,
-        keras.layers.Conv1DTranspose,
-        keras.layers.Conv2DTranspose,
-        keras.layers.Dense,
-        keras.layers.EinsumDense,
-        keras.layers.SeparableConv1D,
-        keras.layers.SeparableConv2D,
-    )
-    if not isinstance(layer, kinds) or layer.activation is not keras.activations.linear:
-        return False
-    return not isinstance(layer, keras.layers.EinsumDense) or bool(einsum_output_axes(layer))
-
-
-def einsum_output_axes(layer):
-    """Returns the axes of an `EinsumDense` kernel that are the output's channels.
-
-    Args:
-        layer: A `keras.layers.EinsumDense`.
-
-    Returns:
-        The axes, or `()` where the layer is more than a matrix product: where the kernel has an axis
-        that input and output share, or its axes are not the last ones of the output in their order,
-        or the bias has another axis.
-
-    Example:
-
-    >>> dqmq_tf.graph.einsum_output_axes(keras.layers.EinsumDense("abc,cde->abde", (None, 2, 4)))
-    (1, 2)
-    """
-    entered, kernel, left = re.split(",|->", layer.equation.replace(" ", ""))
-    made = [letter for letter in kernel if letter in left]
-    bias = layer.bias_axes or ""
-    plain = not set(made) & set(entered) and set(bias) <= set(made)
-    if not made or not plain or not left.endswith("".join(made)):
-        return ()
-    return tuple(kernel.index(letter) for letter in made)
-
-
-def _folds_into(layer, linear, rank):
-    """Whether a batch norm or rescaling multiplies each output channel of a layer by a number."""
-    axes = 1
-    if isinstance(linear, keras.layers.EinsumDense):
-        axes = len(einsum_output_axes(linear))
-    if isinstance(layer, keras.layers.Rescaling):
-        plain = all(isinstance(n, numbers.Real) for n in (layer.scale, layer.offset))
-        return plain and layer.scale != 0 and (axes == 1 or layer.offset == 0)
-    first = getattr(linear, "data_format", "") == "channels_first"
-    return axes == 1 and layer.axis % rank == (1 if first else rank - 1)
 
 
 def copy_model(model):

@@ -11,7 +11,14 @@ import math
 
 import keras
 
-from dqmq_tf import graph as graphs
+from dqmq_tf.folds import is_foldable
+from dqmq_tf.kernels import (
+    channel_axes,
+    is_float,
+    kernel_variables,
+    multiply_accumulates,
+    op_kind,
+)
 
 # Layers and operations by class name: Keras has two classes for one thing (layers.Add, ops.add).
 _RELUS = {"ReLU", "Relu", "Relu6"}
@@ -27,20 +34,6 @@ _AVERAGES = {
 }  # fmt: skip
 _GLOBAL_AVERAGE = "GlobalAveragePooling"
 _FUSES_RELU = {"Add", "Subtract", "Multiply"}
-_NO_KERNEL = (
-    keras.layers.BatchNormalization,
-    keras.layers.GroupNormalization,
-    keras.layers.LayerNormalization,
-    keras.layers.Normalization,
-    keras.layers.PReLU,
-)
-_OP_KINDS = {
-    "depthwise": (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D),
-    "transpose": (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose),
-    "conv": (keras.layers.Conv1D, keras.layers.Conv2D),
-    "dense": (keras.layers.Dense, keras.layers.EinsumDense),
-    "embedding": (keras.layers.Embedding,),
-}
 INPUT_CALL = -1
 
 
@@ -157,20 +150,6 @@ def quantized_variables(node, rule):
     return {name: kernels[name] for name in rule.weights}
 
 
-def kernel_variables(layer):
-    """Returns `{name: variable}` of what multiplies a layer's input: float, rank >= 2, no bias."""
-    if not isinstance(layer, keras.layers.Layer) or isinstance(layer, _NO_KERNEL):
-        return {}
-    return {
-        name: variable
-        for name, variable in graphs.variable_names(layer).items()
-        if len(variable.shape) >= 2
-        and "bias" not in variable.name
-        and _is_float(variable.dtype)
-        and (variable.trainable or not layer.trainable)
-    }
-
-
 def float_weight_count(graph, weights):
     """Returns the number of kernel weights that no `WeightPoint` covers: they stay float."""
     covered = {(point.site, point.variable) for point in weights}
@@ -180,67 +159,6 @@ def float_weight_count(graph, weights):
         for name, variable in kernel_variables(node.layer).items()
     }
     return sum(size for key, size in sizes.items() if key not in covered)
-
-
-def op_kind(layer):
-    """Returns the kind of op that a layer becomes, one of `dqmq_tf.targets.OP_KINDS`."""
-    for kind, layers in _OP_KINDS.items():
-        if isinstance(layer, layers):
-            return kind
-    return "other"
-
-
-def channel_axes(layer, name, variable, per_tensor=frozenset()):
-    """Returns the axes of a variable that index output channels.
-
-    Args:
-        layer: The layer.
-        name: Of the variable in the layer.
-        variable: The variable.
-        per_tensor: Kinds of op whose weights have one step for the whole tensor, as of a `Target`.
-
-    Returns:
-        The axes, `()` where there is one step for the whole tensor.
-    """
-    rank = len(variable.shape)
-    if op_kind(layer) in per_tensor:
-        return ()
-    if "depthwise" in name or op_kind(layer) == "depthwise":
-        return (rank - 2, rank - 1)
-    if op_kind(layer) == "transpose":
-        return (rank - 2,)
-    if op_kind(layer) == "embedding":
-        return (0,)
-    if isinstance(layer, keras.layers.EinsumDense):
-        _, kernel, output = _terms(layer)
-        axes = tuple(i for i, letter in enumerate(kernel) if letter in output)
-        return axes or (rank - 1,)
-    return (rank - 1,)
-
-
-def multiply_accumulates(graph, node, variable):
-    """Returns how many multiply-accumulates one call spends on a variable, per input."""
-    if isinstance(node.layer, keras.layers.Embedding):
-        return 0
-    size = math.prod(variable.shape)
-    entered, left = graph.shapes[node.inputs[0]], graph.shapes[node.outputs[0]]
-    over_time = (keras.layers.RNN, keras.layers.Bidirectional)
-    if isinstance(node.layer, over_time) or "Transpose" in type(node.layer).__name__:
-        shape = entered
-    else:
-        shape = left
-    if isinstance(node.layer, keras.layers.EinsumDense):
-        term, kernel, _ = _terms(node.layer)
-        # The letters of an ellipsis are in no kernel.
-        term = term.replace("...", "." * (len(entered) - len(term.replace("...", ""))))
-        return size * math.prod(
-            n or 1 for letter, n in list(zip(term, entered))[1:] if letter not in kernel
-        )
-    if getattr(node.layer, "data_format", None) == "channels_first" and len(shape) > 2:
-        positions = shape[2:]
-    else:
-        positions = shape[1:-1]
-    return size * math.prod(n or 1 for n in positions)
 
 
 def fused_tensors(graph):
@@ -259,7 +177,7 @@ def fused_tensors(graph):
     >>> dqmq_tf.points.fused_tensors(graph)
     """
     slots = _slots(graph)
-    floats = [t for t in slots if _is_float(graph.dtypes[t])]
+    floats = [t for t in slots if is_float(graph.dtypes[t])]
     folds, producers, consumers = graph.folds, graph.producers, graph.consumers
     fused = {t for t in floats if _is_fused(graph, folds, t, producers, consumers)}
     # A layer of a nested model that is called twice has one quantizer: fuse in all calls or none.
@@ -279,7 +197,7 @@ def _slots(graph):
 def _activation_points(graph, target, config):
     slots = _slots(graph)
     producers, consumers = graph.producers, graph.consumers
-    kept = {t for t in slots if _is_float(graph.dtypes[t])}
+    kept = {t for t in slots if is_float(graph.dtypes[t])}
     kept -= {t for t, node in producers.items() if not config.rule_for(node.site).quantize}
     names = dict(zip(graph.inputs, graph.input_names))
     kept -= {t for t, name in names.items() if not config.rule_for(name).quantize}
@@ -374,7 +292,7 @@ def _indices(graph):
             return True
         if type(node.layer).__name__ in _EXACT:
             return all(t in found for t in node.outputs)
-        return type(node.layer).__name__ == "Cast" and not _is_float(graph.dtypes[node.outputs[0]])
+        return type(node.layer).__name__ == "Cast" and not is_float(graph.dtypes[node.outputs[0]])
 
     made = [t for node in graph.nodes for t in node.outputs]
     for tensor in [*reversed(made), *graph.inputs]:
@@ -392,7 +310,7 @@ def _is_fused(graph, folds, tensor, producers, consumers):
     reader = readers[0]
     if reader.site in folds:
         return True
-    linear = graphs.is_foldable(node.layer) or node.site in folds
+    linear = is_foldable(node.layer) or node.site in folds
     linear = linear or isinstance(node.layer, keras.layers.BatchNormalization)
     return is_relu(reader.layer) and (linear or type(node.layer).__name__ in _FUSES_RELU)
 
@@ -441,12 +359,6 @@ def _range_of(layer):
     return "affine"
 
 
-def _terms(layer):
-    """Terms of an `EinsumDense`: input, kernel, output."""
-    entered, rest = layer.equation.replace(" ", "").split(",")
-    return entered, *rest.split("->")
-
-
 def _candidates(asked, offered, target, site, what):
     if asked is None:
         return offered
@@ -457,7 +369,3 @@ def _candidates(asked, offered, target, site, what):
             f"{target.name!r}, which runs {list(offered)}. Choose among these, or another target."
         )
     return tuple(asked)
-
-
-def _is_float(dtype):
-    return str(keras.backend.standardize_dtype(dtype)).startswith(("float", "bfloat"))

@@ -6,7 +6,7 @@ from keras import layers, ops
 
 import dqmq_tf
 from dqmq_tf import graph as graphs
-from dqmq_tf import points
+from dqmq_tf.kernels import channel_axes, kernel_variables
 from dqmq_tf.layers import QuantizeWrapper
 from dqmq_tf.layers.decision import EXECUTED, FIELDS, HIGH, LOW, MEAN, SLOPE
 
@@ -62,10 +62,10 @@ def wrapped(name):
         {
             "variable": variable,
             "column": column,
-            "channel_axes": points.channel_axes(layer, variable, value),
+            "channel_axes": channel_axes(layer, variable, value),
             "bit_widths": BITS,
         }
-        for column, (variable, value) in enumerate(points.kernel_variables(layer).items())
+        for column, (variable, value) in enumerate(kernel_variables(layer).items())
     ]
     wrapper = QuantizeWrapper(layer, chosen)
     wrapper.fit_steps()
