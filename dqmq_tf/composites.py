@@ -136,9 +136,10 @@ class SplitAttention:
     Args:
         layer: The layer.
         named: `named(part)` gives the name of a part.
+        lengths: Lengths of the query and of the value, None where calls differ or a size is open.
     """
 
-    def __init__(self, layer, named):
+    def __init__(self, layer, named, lengths):
         whole = {
             "query": layer.query_dense,
             "key": layer.key_dense,
@@ -147,8 +148,12 @@ class SplitAttention:
         }
         self._whole = whole
         self.dense, self.kernels = {}, {}
+        of_query, of_value = lengths
         for part, dense in whole.items():
             config = {**dense.get_config(), "name": named(part)}
+            # The layer leaves open how long the sequence is, which what follows may have to know.
+            length = of_query if part in ("query", "output") else of_value
+            config["output_shape"] = (length, *config["output_shape"][1:])
             config["trainable"] = layer.trainable and dense.trainable
             self.dense[part] = keras.layers.EinsumDense.from_config(config)
             self.kernels[config["name"]] = {f"{dense.name}/kernel": "kernel"}

@@ -179,7 +179,7 @@ def trace_nested(model, prefix=""):
                 waiting.append((name, call, arguments, taken))
                 continue
             args, kwargs = _fill(arguments, specs)
-            results = keras.tree.flatten(operations[name].compute_output_spec(*args, **kwargs))
+            results = _results(operations[name], args, kwargs)
             nodes.append(
                 Node(
                     site=prefix + name,
@@ -278,6 +278,17 @@ def replay(graph, values, call):
         results = keras.tree.flatten(call(node, args, kwargs))
         values.update(zip(node.outputs, results))
     return keras.tree.map_structure(lambda tensor: values[tensor], graph.output_structure)
+
+
+def _results(operation, args, kwargs):
+    """What a call returns, as KerasTensors."""
+    results = keras.tree.flatten(operation.compute_output_spec(*args, **kwargs))
+    if not isinstance(operation, keras.layers.EinsumDense):
+        return results
+    # An `output_shape` of None says nothing of a size that the input has.
+    (result,), kernel = results, keras.KerasTensor(operation.kernel.shape)
+    exact = keras.ops.einsum(operation.equation, *keras.tree.flatten((args, kwargs))[:1], kernel)
+    return [keras.KerasTensor(exact.shape, dtype=result.dtype)]
 
 
 @dataclasses.dataclass(frozen=True)

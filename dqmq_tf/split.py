@@ -7,6 +7,7 @@ behind it, a separable convolution and multi-head attention each become several 
 
 import collections
 import dataclasses
+import functools
 import inspect
 import re
 
@@ -149,7 +150,8 @@ def _check_weights(site, rule, parts):
 
 def _splitters(graph):
     """`{id of a layer: what is called in its stead}`."""
-    nodes = graphs.inline(graph).nodes
+    inlined = graphs.inline(graph)
+    nodes = inlined.nodes
     masked = any(makes_mask(node.layer) or _has_own_mask(node.layer) for node in nodes)
     calls = collections.defaultdict(list)
     for node in nodes:
@@ -163,7 +165,8 @@ def _splitters(graph):
         if kind is SplitAttention and (masked or not all(map(_attends_plainly, found))):
             continue
         scopes = [taken[n.site[: len(n.site) - len(layer.name)]] for n in found]
-        splitters[key] = kind(layer, lambda part, of=layer, scopes=scopes: _free(of, part, scopes))
+        more = [_lengths(inlined, found)] if kind is SplitAttention else []
+        splitters[key] = kind(layer, functools.partial(_free, layer, scopes), *more)
     return splitters
 
 
@@ -176,11 +179,26 @@ def _splitter_of(layer):
     return SplitActivation if splits_activation(layer) else None
 
 
+def _lengths(graph, nodes):
+    """Lengths of the query and of the value that calls of attention have in common, else None."""
+    shapes = [
+        [graph.shapes[call[name]] for name in ("query", "value")] for call in map(_given, nodes)
+    ]
+    found = [{shape[1] for shape in of_argument} for of_argument in zip(*shapes)]
+    return [sizes.pop() if len(sizes) == 1 else None for sizes in found]
+
+
+def _given(node):
+    """`{argument: value}` of a call, with the ids of tensors."""
+    args, kwargs = node.arguments({tensor: tensor for tensor in node.inputs})
+    return inspect.signature(node.layer.call).bind(*args, **kwargs).arguments
+
+
 def _attends_plainly(node):
     """Whether a call of attention is softmax(query key) value over the axis of a sequence."""
-    args, kwargs = node.arguments({tensor: tensor for tensor in node.inputs})
-    given = inspect.signature(node.layer.call).bind(*args, **kwargs).arguments
-    if any(given.get(name) not in (None, False) for name in _ATTENTION_SWITCHES):
+    given = _given(node)
+    # A tensor's id may be 0.
+    if any(given.get(n) is not None and given[n] is not False for n in _ATTENTION_SWITCHES):
         return False
     config = node.layer.get_config()
     special = config.get("use_gate") or config.get("sliding_window")
@@ -204,7 +222,7 @@ def _names(graph, prefix="", found=None):
     return found
 
 
-def _free(layer, part, scopes):
+def _free(layer, scopes, part):
     """Returns `<name>_<part>`, numbered where a model has a layer of that name already."""
     base = name = f"{layer.name}_{part}"
     number = 0
