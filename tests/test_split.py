@@ -217,9 +217,6 @@ def test_dropout_of_attention_is_on_in_training():
     body, _ = split.split_layers(model)
     data = data_of(model)
     assert np.abs(body(data, training=True) - body(data)).max() > 1e-3
-    off = model_of(lambda x: attention(dropout=0.5)(x, x, training=False), (5, 4))
-    body, _ = split.split_layers(off)
-    np.testing.assert_array_equal(body(data, training=True), body(data))
 
 
 def test_attention_trains(tmp_path):
@@ -379,8 +376,6 @@ def test_a_layer_that_a_rule_leaves_in_floating_point_is_so_in_all_its_parts(tmp
     config = dqmq_tf.DQMQConfig(rules=[rule])
     qmodel = dqmq_tf.quantize_model(model_of(make, (8, 4)), target="simulation", config=config)
     assert set(qmodel.parts.wrappers) == {"head"}
-    assert [p.name.split("_")[0] for p in qmodel.costs.activations] == ["keras", "head"] or [
-        p.name for p in qmodel.costs.activations
-    ][1:] == ["head"]
+    assert [p.name for p in qmodel.costs.activations][1:] == ["head"]
     qmodel.save(tmp_path / "m.keras")
     assert keras.models.load_model(tmp_path / "m.keras").decision_points == qmodel.decision_points

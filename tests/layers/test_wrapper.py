@@ -341,3 +341,17 @@ def test_config_and_weights_go_around(name, tmp_path):
     np.testing.assert_allclose(
         call(copy, inputs, decision)[0], call(wrapper, inputs, decision)[0], rtol=1e-6
     )
+
+
+def test_one_step_for_a_whole_kernel():
+    layer = layers.Dense(4)
+    x = tf.constant(np.random.default_rng(0).normal(size=(5, 3)), tf.float32)
+    layer(x)
+    point = {"variable": "kernel", "column": 0, "channel_axes": (), "bit_widths": BITS}
+    wrapper = QuantizeWrapper(layer, [point])
+    wrapper.fit_steps()
+    assert wrapper.log_steps[0].shape == (len(BITS), 1, 1)
+    step, integers = wrapper.step("kernel", BITS[0]), wrapper.integers("kernel", BITS[0])
+    assert step.shape == (1, 1) and step > 0
+    result = wrapper(x, weight_decision=executing(wrapper, BITS[0]), group=None)
+    np.testing.assert_allclose(result, x @ (integers * step) + layer.bias, rtol=1e-5, atol=1e-6)
