@@ -6,8 +6,8 @@ import re
 import keras
 
 from dqmq_tf import graph as graphs
-from dqmq_tf import points
 from dqmq_tf.config import DQMQConfig, LayerRule
+from dqmq_tf.kernels import kernel_variables
 from dqmq_tf.quantize import quantize_model
 from dqmq_tf.rebuild import rebuild
 
@@ -56,7 +56,7 @@ class QuantizeAnnotate(keras.layers.Layer):
             from dqmq_tf import quantize_config
 
             rule = quantize_config.to_rule(config, self.layer, site)
-        if (rule.weight_bits or rule.weights) and not points.kernel_variables(self.layer):
+        if (rule.weight_bits or rule.weights) and not kernel_variables(self.layer):
             raise ValueError(
                 f"Layer {site!r} is annotated with weight bits or names, and it has no kernel: "
                 "leave weights and weight_bits at None."
@@ -245,7 +245,7 @@ def _around(graph, annotated):
 
 
 def _has_kernel(layer):
-    return not isinstance(layer, QuantizeAnnotate) and bool(points.kernel_variables(layer))
+    return not isinstance(layer, QuantizeAnnotate) and bool(kernel_variables(layer))
 
 
 def _replaced(model, function):

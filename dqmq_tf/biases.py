@@ -10,11 +10,15 @@ import keras
 import numpy as np
 from keras import ops
 
+from dqmq_tf.folds import einsum_output_axes
 from dqmq_tf.graph import trace
 
 
 def snap_biases(body, precision):
     """Moves each bias, or the batch norm after the layer, to the nearest int32 value.
+
+    A rescaling after the layer is part of the kernel: its bias is moved so that it lies on the grid
+    behind it.
 
     Args:
         body: The float model whose variables the network uses; changed in place.
@@ -31,25 +35,45 @@ def snap_biases(body, precision):
         if len(variables) != 1 or len(steps) != 1 or not _has_one_bias(layers[site]):
             continue
         (source,), (weight,) = steps, variables.values()
-        if source is None:
+        unit = None if source is None else _unit(layers[site], source.step, weight.step)
+        if unit is None:
             continue
-        unit = np.float64(source.step) * weight.step.astype("float64").ravel()
-        if site in norms:
-            _snap_norm(layers[norms[site]], layers[site], unit)
-        elif layers[site].use_bias:
-            bias = _float64(layers[site].bias)
-            layers[site].bias.assign(np.round(bias / unit) * unit)
+        norm = layers[norms[site]] if site in norms else None
+        if isinstance(norm, keras.layers.BatchNormalization):
+            _snap_norm(norm, layers[site], unit)
+        elif layers[site].bias is not None:
+            scale, offset = (1.0, 0.0) if norm is None else (norm.scale, norm.offset)
+            bias = _float64(layers[site].bias) * scale + offset
+            grid = unit * abs(scale)
+            layers[site].bias.assign((np.round(bias / grid) * grid - offset) / scale)
 
 
 def _has_one_bias(layer):
     kinds = (
         keras.layers.Conv1D,
+        keras.layers.Conv1DTranspose,
         keras.layers.Conv2D,
+        keras.layers.Conv2DTranspose,
         keras.layers.Dense,
         keras.layers.DepthwiseConv1D,
         keras.layers.DepthwiseConv2D,
+        keras.layers.EinsumDense,
     )
     return isinstance(layer, kinds)
+
+
+def _unit(layer, input_step, weight_step):
+    """What one of a bias's integers stands for, shaped like the bias; None if there is no such."""
+    unit = np.float64(input_step) * weight_step.astype("float64")
+    if not isinstance(layer, keras.layers.EinsumDense):
+        return unit.ravel()
+    axes = einsum_output_axes(layer)
+    if not axes:
+        return None
+    unit = unit.reshape([weight_step.shape[axis] for axis in axes])
+    # A bias that several channels share has no grid of its own.
+    apart = unit.size > 1 and layer.bias is not None
+    return None if apart and tuple(layer.bias.shape) != unit.shape else unit
 
 
 def _snap_norm(norm, layer, unit):
@@ -58,7 +82,7 @@ def _snap_norm(norm, layer, unit):
     if norm.scale:
         factor = factor * _float64(norm.gamma)
     mean = _float64(norm.moving_mean)
-    if layer.use_bias:
+    if layer.bias is not None:
         mean = mean - _float64(layer.bias)
     beta = _float64(norm.beta) if norm.center else np.zeros_like(mean)
     bias = beta - mean * factor

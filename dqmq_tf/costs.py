@@ -180,8 +180,10 @@ class CostModel:
     def _stored(self, point, integers, bit_width):
         """The bytes of a kernel as the file holds them: output channels first, in few bits packed."""
         values = np.asarray(integers).astype("int8")
-        if point.op_kind != "depthwise":
-            values = np.moveaxis(values, point.channel_axes, range(len(point.channel_axes)))
+        if point.op_kind not in ("depthwise", "embedding"):
+            # A layer with one scale has its output channels in the last axis too.
+            axes = point.channel_axes or (values.ndim - 1,)
+            values = np.moveaxis(values, axes, range(len(axes)))
         storage = self._storage(point, bit_width)
         if storage.table:
             return packing.pack_indices(values + 2 ** (bit_width - 1) - 1, bit_width).tobytes()

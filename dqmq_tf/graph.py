@@ -13,6 +13,8 @@ from typing import Any
 
 import keras
 
+from dqmq_tf.folds import folds_into, is_foldable
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Node:
@@ -74,16 +76,15 @@ class Graph:
 
     @property
     def folds(self):
-        """`{site of a batch norm: site of the linear layer with a kernel that it folds into}`."""
+        """`{site of a batch norm or rescaling: site of the linear layer that it folds into}`."""
         consumers, producers, found = self.consumers, self.producers, {}
         for node in self.nodes:
-            if isinstance(node.layer, keras.layers.BatchNormalization):
+            if isinstance(node.layer, (keras.layers.BatchNormalization, keras.layers.Rescaling)):
                 source = producers.get(node.inputs[0])
                 alone = len(consumers[node.inputs[0]]) == 1 and node.inputs[0] not in self.outputs
                 if source and alone and is_foldable(source.layer):
                     rank = len(self.shapes[node.inputs[0]])
-                    first = getattr(source.layer, "data_format", "") == "channels_first"
-                    if node.layer.axis % rank == (1 if first else rank - 1):
+                    if folds_into(node.layer, source.layer, rank):
                         found[node.site] = source.site
         # A layer or a batch norm that is called more than once folds only if all calls agree.
         calls = collections.Counter(node.site for node in self.nodes)
@@ -105,23 +106,6 @@ def variable_names(layer):
             name += "_"
         named[name] = variable
     return named
-
-
-def is_foldable(layer):
-    """Whether a batch norm after this layer rescales its output channels and nothing else."""
-    kinds = (
-        keras.layers.Conv1D,
-        keras.layers.Conv2D,
-        keras.layers.Conv3D,
-        keras.layers.DepthwiseConv1D,
-        keras.layers.DepthwiseConv2D,
-        keras.layers.Conv1DTranspose,
-        keras.layers.Conv2DTranspose,
-        keras.layers.Dense,
-        keras.layers.SeparableConv1D,
-        keras.layers.SeparableConv2D,
-    )
-    return isinstance(layer, kinds) and layer.activation is keras.activations.linear
 
 
 def copy_model(model):
@@ -195,7 +179,7 @@ def trace_nested(model, prefix=""):
                 waiting.append((name, call, arguments, taken))
                 continue
             args, kwargs = _fill(arguments, specs)
-            results = keras.tree.flatten(operations[name].compute_output_spec(*args, **kwargs))
+            results = _results(operations[name], args, kwargs)
             nodes.append(
                 Node(
                     site=prefix + name,
@@ -294,6 +278,17 @@ def replay(graph, values, call):
         results = keras.tree.flatten(call(node, args, kwargs))
         values.update(zip(node.outputs, results))
     return keras.tree.map_structure(lambda tensor: values[tensor], graph.output_structure)
+
+
+def _results(operation, args, kwargs):
+    """What a call returns, as KerasTensors."""
+    results = keras.tree.flatten(operation.compute_output_spec(*args, **kwargs))
+    if not isinstance(operation, keras.layers.EinsumDense):
+        return results
+    # An `output_shape` of None says nothing of a size that the input has.
+    (result,), kernel = results, keras.KerasTensor(operation.kernel.shape)
+    exact = keras.ops.einsum(operation.equation, *keras.tree.flatten((args, kwargs))[:1], kernel)
+    return [keras.KerasTensor(exact.shape, dtype=result.dtype)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,14 @@ import math
 
 import keras
 
-from dqmq_tf import graph as graphs
+from dqmq_tf.folds import is_foldable
+from dqmq_tf.kernels import (
+    channel_axes,
+    is_float,
+    kernel_variables,
+    multiply_accumulates,
+    op_kind,
+)
 
 # Layers and operations by class name: Keras has two classes for one thing (layers.Add, ops.add).
 _RELUS = {"ReLU", "Relu", "Relu6"}
@@ -25,14 +32,8 @@ _EXACT = {
 _AVERAGES = {
     "AveragePooling1D", "AveragePooling2D", "Resizing", "UpSampling1D", "UpSampling2D",
 }  # fmt: skip
+_GLOBAL_AVERAGE = "GlobalAveragePooling"
 _FUSES_RELU = {"Add", "Subtract", "Multiply"}
-_NO_KERNEL = (
-    keras.layers.BatchNormalization,
-    keras.layers.GroupNormalization,
-    keras.layers.LayerNormalization,
-    keras.layers.Normalization,
-    keras.layers.PReLU,
-)
 INPUT_CALL = -1
 
 
@@ -66,8 +67,8 @@ class WeightPoint:
     Attributes:
         name: `"site:variable"`.
         site, variable: Path of the layer and name of the variable.
-        op_kind: `"conv"`, `"depthwise"`, `"dense"` or `"other"`, as targets tell containers apart.
-        channel_axes: Axes with a step size for each index.
+        op_kind: One of `dqmq_tf.targets.OP_KINDS`.
+        channel_axes: Axes with a step size for each index; `()` for one step in all.
         shape: Of the variable.
         macs: Multiply-accumulates per input, all calls of the layer together.
         input: Index of the activation point that the layer reads, or None where that is float.
@@ -99,9 +100,17 @@ def find_points(graph, target, config):
     """
     activations = _activation_points(graph, target, config)
     owner = {tensor: i for i, point in enumerate(activations) for tensor in point.tensors}
+    layers = {node.site: node.layer for node in graph.nodes}
+    # A batch norm that is folded in gives each channel a scale of its own, come what may.
+    scaled = {
+        site
+        for norm, site in graph.folds.items()
+        if isinstance(layers[norm], keras.layers.BatchNormalization)
+    }
     weights = {}
     for node in graph.nodes:
         rule = config.rule_for(node.site)
+        per_tensor = frozenset() if node.site in scaled else target.per_tensor
         for variable_name, variable in quantized_variables(node, rule).items():
             name = f"{node.site}:{variable_name}"
             macs = multiply_accumulates(graph, node, variable)
@@ -113,7 +122,7 @@ def find_points(graph, target, config):
                 site=node.site,
                 variable=variable_name,
                 op_kind=op_kind(node.layer),
-                channel_axes=channel_axes(node.layer, variable_name, variable),
+                channel_axes=channel_axes(node.layer, variable_name, variable, per_tensor),
                 shape=tuple(variable.shape),
                 macs=macs,
                 input=owner.get(node.inputs[0]),
@@ -141,20 +150,6 @@ def quantized_variables(node, rule):
     return {name: kernels[name] for name in rule.weights}
 
 
-def kernel_variables(layer):
-    """Returns `{name: variable}` of what multiplies a layer's input: float, rank >= 2, no bias."""
-    if not isinstance(layer, keras.layers.Layer) or isinstance(layer, _NO_KERNEL):
-        return {}
-    return {
-        name: variable
-        for name, variable in graphs.variable_names(layer).items()
-        if len(variable.shape) >= 2
-        and "bias" not in variable.name
-        and _is_float(variable.dtype)
-        and (variable.trainable or not layer.trainable)
-    }
-
-
 def float_weight_count(graph, weights):
     """Returns the number of kernel weights that no `WeightPoint` covers: they stay float."""
     covered = {(point.site, point.variable) for point in weights}
@@ -166,67 +161,55 @@ def float_weight_count(graph, weights):
     return sum(size for key, size in sizes.items() if key not in covered)
 
 
-def op_kind(layer):
-    """Returns the kind of op that a layer becomes, as targets tell containers apart."""
-    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
-        return "depthwise"
-    if isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv2DTranspose)):
-        return "conv"
-    return "dense" if isinstance(layer, keras.layers.Dense) else "other"
+def fused_tensors(graph):
+    """Returns the tensors that never exist on a device: their only reader is part of the same op.
+
+    Args:
+        graph: An inlined `dqmq_tf.graph.Graph` of the float model.
+
+    Returns:
+        The set of their ids: what a convolution makes before its batch norm or relu, and the like.
+        No configuration has a say in it.
+
+    Example:
+
+    >>> graph = dqmq_tf.graph.trace(model)
+    >>> dqmq_tf.points.fused_tensors(graph)
+    """
+    slots = _slots(graph)
+    floats = [t for t in slots if is_float(graph.dtypes[t])]
+    folds, producers, consumers = graph.folds, graph.producers, graph.consumers
+    fused = {t for t in floats if _is_fused(graph, folds, t, producers, consumers)}
+    # A layer of a nested model that is called twice has one quantizer: fuse in all calls or none.
+    apart = {slots[t] for t in floats if t not in fused}
+    return {t for t in fused if slots[t] not in apart}
 
 
-def channel_axes(layer, name, variable):
-    """Returns the axes of a variable that index output channels."""
-    rank = len(variable.shape)
-    if "depthwise" in name or op_kind(layer) == "depthwise":
-        return (rank - 2, rank - 1)
-    if isinstance(layer, (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose)):
-        return (rank - 2,)
-    if isinstance(layer, keras.layers.Embedding):
-        return (0,)
-    if isinstance(layer, keras.layers.EinsumDense):
-        kernel, output = layer.equation.split(",")[1].split("->")
-        axes = tuple(i for i, letter in enumerate(kernel) if letter in output)
-        return axes or (rank - 1,)
-    return (rank - 1,)
-
-
-def multiply_accumulates(graph, node, variable):
-    """Returns how many multiply-accumulates one call spends on a variable, per input."""
-    if isinstance(node.layer, keras.layers.Embedding):
-        return 0
-    size = math.prod(variable.shape)
-    entered, left = graph.shapes[node.inputs[0]], graph.shapes[node.outputs[0]]
-    over_time = (keras.layers.RNN, keras.layers.Bidirectional)
-    if isinstance(node.layer, over_time) or "Transpose" in type(node.layer).__name__:
-        shape = entered
-    else:
-        shape = left
-    if isinstance(node.layer, keras.layers.EinsumDense):
-        made = math.prod(variable.shape[axis] for axis in channel_axes(node.layer, "", variable))
-        return size * max(math.prod(n or 1 for n in left[1:]) // made, 1)
-    if getattr(node.layer, "data_format", None) == "channels_first" and len(shape) > 2:
-        positions = shape[2:]
-    else:
-        positions = shape[1:-1]
-    return size * math.prod(n or 1 for n in positions)
-
-
-def _activation_points(graph, target, config):
+def _slots(graph):
+    """`{tensor: (site, call, output)}` of where it is made."""
     slots = {tensor: ("", INPUT_CALL, i) for i, tensor in enumerate(graph.inputs)}
     for node in graph.nodes:
         for i, tensor in enumerate(node.outputs):
             slots[tensor] = (node.site, node.call, i)
+    return slots
+
+
+def _activation_points(graph, target, config):
+    slots = _slots(graph)
     producers, consumers = graph.producers, graph.consumers
-    kept = {t for t in slots if _is_float(graph.dtypes[t])}
+    kept = {t for t in slots if is_float(graph.dtypes[t])}
     kept -= {t for t, node in producers.items() if not config.rule_for(node.site).quantize}
     names = dict(zip(graph.inputs, graph.input_names))
     kept -= {t for t, name in names.items() if not config.rule_for(name).quantize}
-    folds = graph.folds
-    fused = {t for t in kept if _is_fused(graph, folds, t, producers, consumers)}
-    # A layer of a nested model that is called twice has one quantizer: fuse in all calls or none.
-    fused -= {t for t in fused if any(slots[o] == slots[t] and o not in fused for o in kept)}
-    kept -= fused
+    kept -= fused_tensors(graph) | _indices(graph)
+
+    ranges, sources = {}, {}
+    for tensor in sorted(kept):
+        producer = producers.get(tensor)
+        sources[tensor] = _shared(graph, producer, kept, ranges)
+        found = {ranges[source] for source in sources[tensor]}
+        ranges[tensor] = found.pop() if found else _range_of(producer.layer if producer else None)
+    made = [t for t in sorted(kept) if not sources[t] or _rounds(graph, producers[t])]
 
     groups = {tensor: tensor for tensor in kept}
 
@@ -235,17 +218,12 @@ def _activation_points(graph, target, config):
             tensor = groups[tensor]
         return tensor
 
-    first_of_slot, made = {}, []
+    first_of_slot, quantized_slots = {}, {slots[t] for t in made}
     for tensor in sorted(kept):
-        groups[root(tensor)] = root(first_of_slot.setdefault(slots[tensor], tensor))
-        producer = producers.get(tensor)
-        kind = type(producer.layer).__name__ if producer else ""
-        if kind in _EXACT | _AVERAGES and not is_global_average(graph, producer):
-            for source in producer.inputs:
-                if source in kept:
-                    groups[root(tensor)] = root(source)
-        if kind not in _EXACT or not any(source in kept for source in producer.inputs):
-            made.append(tensor)
+        if slots[tensor] in quantized_slots:
+            groups[root(tensor)] = root(first_of_slot.setdefault(slots[tensor], tensor))
+        for source in sources[tensor]:
+            groups[root(tensor)] = root(source)
 
     members = collections.defaultdict(list)
     for tensor in sorted(kept):
@@ -277,11 +255,51 @@ def _activation_points(graph, target, config):
                 slots=tuple(dict.fromkeys(slots[t] for t in origins)),
                 tensors=tuple(tensors),
                 bit_widths=bit_widths,
-                range=_range([producers.get(t) for t in origins]),
+                range=_range(ranges[t] for t in origins),
                 decided=len(bit_widths) > 1,
             )
         )
     return points
+
+
+def _shared(graph, node, kept, ranges):
+    """Tensors among a node's inputs whose scale its output shares."""
+    if node is None or not _shares_scale(graph, node):
+        return ()
+    sources = tuple(dict.fromkeys(t for t in node.inputs if t in kept))
+    # Kernels fix the range of a sigmoid: one scale for it and a relu would fit neither.
+    return sources if len({ranges[t] for t in sources}) <= 1 else ()
+
+
+def _shares_scale(graph, node):
+    kind = type(node.layer).__name__
+    if kind.startswith(_GLOBAL_AVERAGE):
+        return not is_global_average(graph, node)
+    return kind in _EXACT | _AVERAGES and not is_global_average(graph, node)
+
+
+def _rounds(graph, node):
+    """Whether a node that shares the scale of its input makes values between those of its input."""
+    return type(node.layer).__name__ in _AVERAGES
+
+
+def _indices(graph):
+    """Float tensors that hold the indices of an embedding."""
+    consumers, found = graph.consumers, set()
+
+    def read_as_index(node):
+        if isinstance(node.layer, keras.layers.Embedding):
+            return True
+        if type(node.layer).__name__ in _EXACT:
+            return all(t in found for t in node.outputs)
+        return type(node.layer).__name__ == "Cast" and not is_float(graph.dtypes[node.outputs[0]])
+
+    made = [t for node in graph.nodes for t in node.outputs]
+    for tensor in [*reversed(made), *graph.inputs]:
+        readers = consumers.get(tensor, ())
+        if readers and tensor not in graph.outputs and all(map(read_as_index, readers)):
+            found.add(tensor)
+    return found
 
 
 def _is_fused(graph, folds, tensor, producers, consumers):
@@ -292,9 +310,8 @@ def _is_fused(graph, folds, tensor, producers, consumers):
     reader = readers[0]
     if reader.site in folds:
         return True
-    linear = graphs.is_foldable(node.layer) or isinstance(
-        node.layer, keras.layers.BatchNormalization
-    )
+    linear = is_foldable(node.layer) or node.site in folds
+    linear = linear or isinstance(node.layer, keras.layers.BatchNormalization)
     return is_relu(reader.layer) and (linear or type(node.layer).__name__ in _FUSES_RELU)
 
 
@@ -312,31 +329,32 @@ def is_global_average(graph, node):
     """Whether a node averages over the whole image: a mean, which has a scale of its own.
 
     The values of a mean spread over a fraction of its input's range: sharing the input's scale, as
-    a local average pool must, would leave them a handful of integers.
+    a local average pool must, would leave them a handful of integers. The mean of a single position
+    is that position.
     """
-    if type(node.layer).__name__.startswith("GlobalAveragePooling"):
-        return True
-    if not isinstance(node.layer, keras.layers.AveragePooling2D):
+    by_name = type(node.layer).__name__.startswith(_GLOBAL_AVERAGE)
+    if not by_name and not isinstance(node.layer, keras.layers.AveragePooling2D):
         return False
     before, after = graph.shapes[node.inputs[0]], graph.shapes[node.outputs[0]]
-    first = node.layer.data_format == "channels_first"
-    spatial = slice(2, 4) if first else slice(1, 3)
-    return after[spatial] == (1, 1) and before[spatial] == tuple(node.layer.pool_size)
+    spatial = slice(2, None) if node.layer.data_format == "channels_first" else slice(1, -1)
+    if all(n == 1 for n in before[spatial]):
+        return False
+    return by_name or after[spatial] == (1, 1) and before[spatial] == tuple(node.layer.pool_size)
 
 
-def _range(producers):
-    kinds = {_range_of(node.layer if node else None) for node in producers}
+def _range(found):
+    kinds = set(found)
     return kinds.pop() if len(kinds) == 1 else "affine"
 
 
 def _range_of(layer):
-    activation = getattr(layer, "activation", None)
+    """The range that the kernel of a lone activation fixes."""
+    activation = layer.activation if isinstance(layer, keras.layers.Activation) else None
     if activation in (keras.activations.softmax, keras.activations.sigmoid):
         return "unit"
     if type(layer).__name__ in ("Softmax", "Sigmoid"):
         return "unit"
-    plain = isinstance(layer, keras.layers.Activation) and activation is keras.activations.tanh
-    if plain or type(layer).__name__ == "Tanh":
+    if activation is keras.activations.tanh or type(layer).__name__ == "Tanh":
         return "tanh"
     return "affine"
 
@@ -351,12 +369,3 @@ def _candidates(asked, offered, target, site, what):
             f"{target.name!r}, which runs {list(offered)}. Choose among these, or another target."
         )
     return tuple(asked)
-
-
-def _is_float(dtype):
-    return str(keras.backend.standardize_dtype(dtype)).startswith(("float", "bfloat"))
-
-
-def fused_tensors(graph):
-    folds, producers, consumers = graph.folds, graph.producers, graph.consumers
-    return {t for n in graph.nodes for t in n.outputs if _is_fused(graph, folds, t, producers, consumers)}

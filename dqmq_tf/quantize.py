@@ -1,12 +1,9 @@
 """The front door: from a float Keras model to a `DQMQModel`."""
 
-import dataclasses
-import re
-
 import keras
 
 from dqmq_tf import graph as graphs
-from dqmq_tf import points, profiles, targets
+from dqmq_tf import points, profiles, split, targets
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.costs import CostModel
 from dqmq_tf.export.network import measure
@@ -19,14 +16,17 @@ from dqmq_tf.layers import (
     Reorder,
 )
 from dqmq_tf.model import DQMQModel, Parts
-from dqmq_tf.rebuild import new_inputs, rebuild, single, structured
+from dqmq_tf.rebuild import new_inputs, single, structured
 
 _DEFAULT_MEAN_BITS = 4.0
-_SPLIT = "_activation"
 
 
 def quantize_model(model, *, target="android", budget=None, config=None):
     """Returns a `DQMQModel` with the inputs, outputs, layer names and weights of a Keras model.
+
+    Layers that are several kernels on a device, such as a separable convolution, are taken apart:
+    see `dqmq_tf.split.split_layers` for the names of the parts. A rule for such a layer holds for
+    all its parts.
 
     Args:
         model: A Keras 3 Sequential or functional model; nested models, shared layers and custom
@@ -70,8 +70,8 @@ def build(model, target, budget, config):
     A saved model is built anew by this and then given its weights: step sizes for its first, random
     weights, or what those would cost, say nothing.
     """
-    body, split = _with_split_activations(model)
-    config = dataclasses.replace(config, rules=(*config.rules, *_activation_rules(config, split)))
+    body, made = split.split_layers(model)
+    config = split.with_part_rules(config, made)
     nested = graphs.trace_nested(body)
     graph = graphs.inline(nested)
     activations, weights = points.find_points(graph, target, config)
@@ -102,7 +102,7 @@ class _Assembly:
         self.costs = costs
         input_shape = graph.shapes[graph.inputs[0]]
         # Sorting a batch would part its samples from masks that Keras carries beside them.
-        masks = any(_makes_mask(node.layer) for node in graphs.inline(graph).nodes)
+        masks = any(split.makes_mask(node.layer) for node in graphs.inline(graph).nodes)
         macs = max(sum(point.macs for point in costs.weights), 1)
         self.encoder = QualityEncoder.for_model(
             input_shape, macs, config.embedding_size, name="quality_encoder"
@@ -214,61 +214,6 @@ def _parted(kwargs):
         if any(keras.backend.is_keras_tensor(leaf) for leaf in keras.tree.flatten(value))
     }
     return tensors, {key: value for key, value in kwargs.items() if key not in tensors}
-
-
-def _with_split_activations(model):
-    """Returns a copy of a model in which softmax and the like are layers of their own.
-
-    An int8 kernel fuses relu alone: the input of any other activation is a quantized tensor.
-
-    Returns:
-        The model, and the sites of the layers whose activation was split off.
-    """
-    nodes = graphs.inline(graphs.trace_nested(model)).nodes
-    body = graphs.copy_model(model)
-    sites = dict.fromkeys(node.site for node in nodes if _splits(node.layer))
-    if sites:
-        body = _split(body)
-    return body, list(sites)
-
-
-def _activation_rules(config, sites):
-    """What the rules say of layers, for the activations that were split off them."""
-    for site in sites:
-        rule = config.rule_for(site)
-        pattern = re.escape(f"{site}{_SPLIT}")
-        yield dataclasses.replace(rule, pattern=pattern, weight_bits=None, weights=None)
-
-
-def _split(body):
-    activations = {}
-
-    def call(node, args, kwargs):
-        layer = node.layer
-        if id(layer) not in activations and _splits(layer):
-            activations[id(layer)] = keras.layers.Activation(
-                layer.activation, name=f"{layer.name}{_SPLIT}", dtype=layer.dtype_policy
-            )
-            layer.activation = keras.activations.linear
-        outputs = layer(*args, **kwargs)
-        return activations[id(layer)](outputs) if id(layer) in activations else outputs
-
-    return rebuild(graphs.trace_nested(body), body.name, call)
-
-
-def _makes_mask(layer):
-    return isinstance(layer, keras.layers.Masking) or getattr(layer, "mask_zero", False)
-
-
-def _splits(layer):
-    kinds = (
-        keras.layers.Dense,
-        keras.layers.Conv1D,
-        keras.layers.Conv2D,
-        keras.layers.DepthwiseConv2D,
-    )
-    fused = (keras.activations.linear, keras.activations.relu, keras.activations.relu6)
-    return isinstance(layer, kinds) and layer.activation not in fused
 
 
 def _budget_kind(budget, target):

@@ -12,8 +12,8 @@ import re
 import keras
 from keras import ops
 
-from dqmq_tf import points
 from dqmq_tf.config import LayerRule
+from dqmq_tf.kernels import kernel_variables
 from dqmq_tf.quantizers import quantize, weight_limits
 
 
@@ -136,7 +136,7 @@ class DQMQQuantizeConfig(_QuantizeConfig):
         Raises:
             ValueError: If the layer does not have one of the weights.
         """
-        kernels = points.kernel_variables(layer)
+        kernels = kernel_variables(layer)
         names = kernels if self.weights is None else self.weights
         missing = [name for name in names if name not in kernels]
         if missing:
@@ -244,7 +244,7 @@ def to_rule(config, layer, site):
     made = [quantizer for quantizer in made if not _is_idle(quantizer)]
     if not weights and not made:
         return LayerRule(pattern=re.escape(site), quantize=False)
-    kernels = points.kernel_variables(layer)
+    kernels = kernel_variables(layer)
     if weights and not made:
         raise ValueError(
             f"{kind} quantizes weights and leaves the output in floating point, which no integer "

@@ -3,6 +3,7 @@
 import dataclasses
 
 CONTAINER_BITS = {"INT8": 8, "INT4": 4, "INT2": 2}
+OP_KINDS = ("conv", "depthwise", "dense", "transpose", "embedding", "other")
 IO_TYPES = ("float32", "int8")
 _BIT_WIDTHS = range(2, 9)
 # What a lookup table adds to a file for each tensor that it holds: the operator that decodes it and
@@ -40,7 +41,7 @@ class Storage:
 class Target:
     """A place where the network is to run.
 
-    Kinds of op are `"conv"`, `"depthwise"`, `"dense"`, and `"other"`, which is always INT8.
+    Kinds of op are those of `OP_KINDS`: `"other"` is what no kernel with weights is known for.
 
     Attributes:
         name: Key in `TARGETS`.
@@ -51,7 +52,7 @@ class Target:
         int2_ops: Kinds of op whose weights of 2 bits may be stored as INT2.
         table_ops: Kinds of op whose weights of at most 7 bits may be stored as indices into a
             lookup table of TFLite Micro.
-        per_tensor: Kinds of op whose INT4 kernel takes one scale for the whole tensor.
+        per_tensor: Kinds of op whose weights have one scale for the whole tensor.
         io: Type of a file's inputs and outputs unless the user says otherwise.
         runtimes: Names of the runtimes that run the file (see `dqmq_tf.export.runtimes`), first the
             one that it is for.
@@ -93,29 +94,30 @@ class Target:
                     f"8.{hint if 16 in wrong else ''}"
                 )
         for field in ("int4_ops", "int2_ops", "table_ops", "per_tensor"):
-            wrong = getattr(self, field) - {"conv", "depthwise", "dense"}
+            wrong = getattr(self, field) - set(OP_KINDS)
             if wrong:
                 raise ValueError(
                     f"Target {self.name!r}: {field} holds {sorted(wrong)[0]!r}, but kinds of op "
-                    "with a choice of storage are 'conv', 'depthwise' and 'dense'."
+                    f"are {', '.join(OP_KINDS)}."
                 )
         if self.io not in IO_TYPES:
             raise ValueError(f"Target {self.name!r}: io={self.io!r} is none of {IO_TYPES}.")
 
-    def container(self, op_kind, bit_width, per_channel=True):
+    def container(self, op_kind, bit_width, per_channel=None):
         """Returns the smallest TFLite type whose kernel takes such weights.
 
         Args:
             op_kind: Kind of op.
             bit_width: Bits of a weight.
-            per_channel: Whether the tensor has a scale per output channel.
+            per_channel: Whether the tensor has a scale per output channel, as it has even in
+                `per_tensor` kinds of op with a batch norm folded in; None for what the target says.
         """
         if bit_width <= 2 and op_kind in self.int2_ops:
             return "INT2"
         int4 = op_kind in self.int4_ops and not (per_channel and op_kind in self.per_tensor)
         return "INT4" if bit_width <= 4 and int4 else "INT8"
 
-    def storage(self, op_kind, bit_width, count, per_channel=True):
+    def storage(self, op_kind, bit_width, count, per_channel=None):
         """Returns the smallest `Storage` of a weight tensor.
 
         Args:
@@ -155,6 +157,8 @@ TARGETS = {
                 "LiteRT on an Android CPU at full int8 speed, INT8 containers: fewer bits save "
                 "download"
             ),
+            # tflite-runtime 2.14 looks up all rows of an embedding with the scale of the first.
+            per_tensor=frozenset({"embedding"}),
             runtimes=("litert-xnnpack", "litert-builtin", "litert-reference", "tflite-runtime"),
             oldest_tflite="2.1.0",
             refusals=(
@@ -173,7 +177,7 @@ TARGETS = {
                 "LiteRT 2 on an Android CPU, INT4 weights of at most 4 bits, INT2 dense weights of "
                 "2 bits: fewer bits save storage, INT4 convolutions cost time"
             ),
-            int4_ops=frozenset({"conv", "depthwise", "dense"}),
+            int4_ops=frozenset({"conv", "depthwise", "dense", "embedding"}),
             int2_ops=frozenset({"dense"}),
             runtimes=("litert-xnnpack", "litert-builtin", "litert-reference"),
             operator_versions=_INT2_VERSIONS,
@@ -188,7 +192,8 @@ TARGETS = {
             ),
             int4_ops=frozenset({"conv", "depthwise", "dense"}),
             table_ops=frozenset({"conv", "depthwise", "dense"}),
-            per_tensor=frozenset({"dense"}),
+            # INT4 dense kernels take one scale; lookups and DEQUANTIZE take the first of several.
+            per_tensor=frozenset({"dense", "embedding", "other"}),
             io="int8",
             runtimes=("tflite-micro", "litert-reference"),
             operator_versions=_INT4_VERSIONS,
@@ -212,6 +217,8 @@ TARGETS = {
                 "Ethos-U by way of Vela: INT8 containers with restricted range, which Vela's own "
                 "coder shrinks; int8 inputs and outputs"
             ),
+            # What the NPU does not take runs on TFLite Micro, which takes the first of several scales.
+            per_tensor=frozenset({"embedding", "other"}),
             io="int8",
             runtimes=("tflite-micro", "litert-reference"),
             compiler="ethos-u-vela",

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import zlib
 
@@ -264,3 +265,22 @@ def test_a_file_tells_what_it_takes_beside_its_weights(kind):
     model.learn_file(12_345, low, [])
     assert model.of_file(low, []) == pytest.approx(12_345)
     assert model.of_file(high, []) == pytest.approx(12_345 + before)
+
+
+def test_a_layer_with_one_scale_has_one_scale_s_bytes():
+    target = targets.get("microcontroller")
+
+    def cost(axes, kind):
+        point = dataclasses.replace(
+            weight("d", 1.0, 0, shape=(6, 40), op_kind="dense"), channel_axes=axes
+        )
+        model = costs.CostModel(kind, target, ACTIVATIONS, [point])
+        model.measure(lambda i, b: np.arange(240).reshape(6, 40) % (2 ** (b - 1)))
+        return model
+
+    one, each = cost((), "size_bytes"), cost((1,), "size_bytes")
+    assert each.constant() - one.constant() == pytest.approx(39 * 14.1)
+    # Only with one scale does the INT4 kernel take the weights.
+    assert one.table[0][4] == 120 and each.table[0][4] > 120
+    # The file holds output channels first, however many scales there are.
+    assert cost((), "download_bytes").table[0][8] == cost((1,), "download_bytes").table[0][8]

@@ -358,6 +358,14 @@ def test_batch_norm_folds_into_a_linear_layer_before_it(layer):
     assert folds_of(make) == {"bn": "linear"}
 
 
+def test_rescaling_folds_as_a_batch_norm_does():
+    def make(x):
+        return layers.Rescaling(0.25, name="scale")(layers.Conv2D(2, 1, name="conv")(x))
+
+    assert folds_of(make) == {"scale": "conv"}
+    assert folds_of(lambda x: layers.Conv2D(2, 1)(layers.Rescaling(0.25)(x))) == {}
+
+
 def two_readers(x):
     y = layers.Conv2D(2, 1)(x)
     return layers.Add()([layers.BatchNormalization()(y), y])

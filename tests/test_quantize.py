@@ -214,3 +214,24 @@ def test_a_split_activation_keeps_its_layer_s_type():
         keras.config.set_dtype_policy("float32")
     assert np.isfinite(losses).all()
     assert qmodel.predict(x, verbose=0).dtype == np.float32
+
+
+def test_embeddings_and_upsampling_networks_train_on_every_target(tmp_path):
+    tokens = keras.Input((6,))
+    y = keras.layers.Embedding(9, 4, name="embedding")(tokens)
+    y = keras.layers.Reshape((6, 1, 4))(y)
+    y = keras.layers.Conv2DTranspose(3, 3, activation="sigmoid", padding="same", name="up")(y)
+    y = keras.layers.GlobalAveragePooling2D()(y)
+    model = keras.Model(tokens, keras.layers.Dense(2, name="head")(y))
+    x = np.random.default_rng(0).integers(0, 9, (8, 6)).astype("float32")
+    for name in ("android", "android_small", "microcontroller"):
+        qmodel = dqmq_tf.quantize_model(model, target=name)
+        qmodel.compile("adam", "mse")
+        qmodel.fit(x, np.zeros((8, 2)), batch_size=4, verbose=0)
+        steps = {site: w.log_steps[0].shape[1:] for site, w in qmodel.parts.wrappers.items()}
+        per_tensor = qmodel.target.per_tensor
+        assert steps["embedding"] == ((1, 1) if "embedding" in per_tensor else (9, 1))
+        assert steps["head"] == ((1, 1) if "dense" in per_tensor else (1, 2))
+        assert steps["up"] == (1, 1, 3, 1)
+        # Token numbers are not rounded.
+        assert "embedding" in [point.name for point in qmodel.costs.activations][0]

@@ -49,7 +49,11 @@ def test_unknown_target_is_refused_with_those_that_exist():
         ("android_small", "conv", 5, "INT8"),
         ("android_small", "other", 4, "INT8"),
         ("microcontroller", "depthwise", 3, "INT4"),
-        ("microcontroller", "dense", 4, "INT8"),
+        ("android_small", "embedding", 4, "INT4"),
+        ("android_small", "embedding", 2, "INT4"),
+        ("android_small", "transpose", 4, "INT8"),
+        ("microcontroller", "dense", 4, "INT4"),
+        ("microcontroller", "embedding", 4, "INT8"),
         ("microcontroller", "other", 2, "INT8"),
         ("ethos_u", "conv", 2, "INT8"),
         ("simulation", "conv", 2, "INT8"),
@@ -64,10 +68,22 @@ def test_containers(name, op_kind, bits, container):
     )
 
 
-def test_a_dense_layer_with_one_scale_is_int4_on_microcontrollers():
+def test_a_dense_layer_that_has_a_scale_per_channel_is_int8_on_microcontrollers():
     target = targets.get("microcontroller")
     assert target.container("dense", 4, per_channel=False) == "INT4"
+    assert target.container("dense", 4, per_channel=True) == "INT8"
+    assert target.storage("dense", 4, 10, per_channel=True).container == "INT8"
     assert target.container("conv", 4, per_channel=True) == "INT4"
+
+
+def test_kinds_of_op_with_one_scale_for_the_whole_tensor():
+    assert {name: sorted(target.per_tensor) for name, target in targets.TARGETS.items()} == {
+        "android": ["embedding"],
+        "android_small": [],
+        "microcontroller": ["dense", "embedding", "other"],
+        "ethos_u": ["embedding", "other"],
+        "simulation": [],
+    }
 
 
 @pytest.mark.parametrize("bits,table", [(2, True), (3, True), (4, False), (7, True), (8, False)])
@@ -87,7 +103,7 @@ def test_a_microcontroller_has_the_smallest_storage(bits, table):
 
 def test_storage_grows_with_bits():
     for target in targets.TARGETS.values():
-        for op_kind in ("conv", "depthwise", "dense", "other"):
+        for op_kind in targets.OP_KINDS:
             for count in (1, 27, 500, 10_000):
                 sizes = [target.storage(op_kind, b, count).size_bytes for b in range(2, 9)]
                 assert sizes == sorted(sizes)
@@ -113,7 +129,8 @@ def test_targets_survive_json(name):
     [
         ({"activation_bits": (8, 16)}, "activation_bits holds 16.*int16.*INT4 depthwise weights"),
         ({"weight_bits": (1, 8)}, "weight_bits holds 1"),
-        ({"int4_ops": frozenset({"lstm"})}, "int4_ops holds 'lstm'"),
+        ({"int4_ops": frozenset({"lstm"})}, "int4_ops holds 'lstm'.*conv, depthwise, dense, trans"),
+        ({"per_tensor": frozenset({"lstm"})}, "per_tensor holds 'lstm'"),
         ({"io": "int16"}, "io='int16' is none of"),
     ],
 )

@@ -15,7 +15,8 @@ import keras
 from dqmq_tf.export import lowering
 from dqmq_tf.export.errors import ConversionError
 from dqmq_tf.export.markers import Marker
-from dqmq_tf.points import fused_tensors, kernel_variables
+from dqmq_tf.kernels import kernel_variables
+from dqmq_tf.points import fused_tensors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

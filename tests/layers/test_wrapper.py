@@ -6,7 +6,7 @@ from keras import layers, ops
 
 import dqmq_tf
 from dqmq_tf import graph as graphs
-from dqmq_tf import points
+from dqmq_tf.kernels import channel_axes, kernel_variables
 from dqmq_tf.layers import QuantizeWrapper
 from dqmq_tf.layers.decision import EXECUTED, FIELDS, HIGH, LOW, MEAN, SLOPE
 
@@ -62,10 +62,10 @@ def wrapped(name):
         {
             "variable": variable,
             "column": column,
-            "channel_axes": points.channel_axes(layer, variable, value),
+            "channel_axes": channel_axes(layer, variable, value),
             "bit_widths": BITS,
         }
-        for column, (variable, value) in enumerate(points.kernel_variables(layer).items())
+        for column, (variable, value) in enumerate(kernel_variables(layer).items())
     ]
     wrapper = QuantizeWrapper(layer, chosen)
     wrapper.fit_steps()
@@ -341,3 +341,17 @@ def test_config_and_weights_go_around(name, tmp_path):
     np.testing.assert_allclose(
         call(copy, inputs, decision)[0], call(wrapper, inputs, decision)[0], rtol=1e-6
     )
+
+
+def test_one_step_for_a_whole_kernel():
+    layer = layers.Dense(4)
+    x = tf.constant(np.random.default_rng(0).normal(size=(5, 3)), tf.float32)
+    layer(x)
+    point = {"variable": "kernel", "column": 0, "channel_axes": (), "bit_widths": BITS}
+    wrapper = QuantizeWrapper(layer, [point])
+    wrapper.fit_steps()
+    assert wrapper.log_steps[0].shape == (len(BITS), 1, 1)
+    step, integers = wrapper.step("kernel", BITS[0]), wrapper.integers("kernel", BITS[0])
+    assert step.shape == (1, 1) and step > 0
+    result = wrapper(x, weight_decision=executing(wrapper, BITS[0]), group=None)
+    np.testing.assert_allclose(result, x @ (integers * step) + layer.bias, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,79 @@
+"""What folds into the linear layer before it."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from dqmq_tf import folds
+from dqmq_tf import graph as graphs
+
+
+def einsum(equation, output_shape, **kwargs):
+    return layers.EinsumDense(equation, output_shape=output_shape, name="linear", **kwargs)
+
+
+@pytest.mark.parametrize(
+    "layer,axes",
+    [
+        (einsum("abc,cd->abd", (None, 4)), (1,)),
+        (einsum("...c,cd->...d", (None, 4), bias_axes="d"), (1,)),
+        (einsum("abc,cde->abde", (None, 2, 4), bias_axes="de"), (1, 2)),
+        (einsum("abc,cde->abde", (None, 2, 4), bias_axes="e"), (1, 2)),
+        (einsum("abcd,cde->abe", (None, 4)), (2,)),
+        # A kernel for each position, channels before positions, channels in another order, a bias
+        # for each position, no channel at all.
+        (einsum("abc,bcd->abd", (None, 4)), ()),
+        (einsum("abc,cd->adb", (4, None)), ()),
+        (einsum("abc,cde->abed", (None, 4, 2)), ()),
+        (einsum("abc,cd->abd", (3, 4), bias_axes="bd"), ()),
+        (einsum("abc,c->ab", (3,)), ()),
+    ],
+)
+def test_output_axes_of_an_einsum(layer, axes):
+    assert folds.einsum_output_axes(layer) == axes
+    assert folds.is_foldable(layer) == bool(axes)
+
+
+def test_an_einsum_with_an_activation_is_not_foldable():
+    assert not folds.is_foldable(einsum("ab,bc->ac", 3, activation="relu"))
+
+
+def folded(layer, after, shape=(5, 4)):
+    x = keras.Input(shape)
+    return bool(graphs.trace(keras.Model(x, after(layer(x)))).folds)
+
+
+TWO_AXES = {"equation": "abc,cde->abde", "output_shape": (None, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    "layer,after,expected",
+    [
+        (lambda: layers.Dense(3), layers.BatchNormalization, True),
+        (lambda: layers.Dense(3), lambda: layers.BatchNormalization(axis=1), False),
+        (lambda: einsum("abc,cd->abd", (None, 4)), layers.BatchNormalization, True),
+        (
+            lambda: einsum("abc,cd->abd", (5, 4)),
+            lambda: layers.BatchNormalization(axis=1),
+            False,
+        ),
+        (lambda: einsum(**TWO_AXES), layers.BatchNormalization, False),
+        (lambda: einsum(**TWO_AXES), lambda: layers.Rescaling(0.5), True),
+        (lambda: einsum(**TWO_AXES), lambda: layers.Rescaling(0.5, 1.0), False),
+        (lambda: layers.Dense(3), lambda: layers.Rescaling(np.float32(-0.5), 1), True),
+        (lambda: layers.Dense(3), lambda: layers.Rescaling(0.0), False),
+        (lambda: layers.Dense(3), lambda: layers.Rescaling([0.5, 1.0, 2.0]), False),
+        (lambda: layers.Dense(3), lambda: layers.Rescaling(1.0, [0.5, 1.0, 2.0]), False),
+        (lambda: layers.Dense(3, activation="relu"), lambda: layers.Rescaling(0.5), False),
+    ],
+)
+def test_what_folds(layer, after, expected):
+    assert folded(layer(), after()) == expected
+
+
+def test_a_rescaling_of_an_output_that_is_read_elsewhere_does_not_fold():
+    x = keras.Input((4,))
+    y = layers.Dense(3)(x)
+    model = keras.Model(x, layers.Add()([layers.Rescaling(0.5)(y), y]))
+    assert graphs.trace(model).folds == {}
