@@ -20,6 +20,7 @@ _REQUIRED = [
 ]
 _EXTRAS = {
     "data": ["scikit-learn>=1.9.1", "tensorflow-datasets>=4.9.10"],
+    "ethos_u": ["ethos-u-vela>=5.2.0"],
     # Only pre-releases of TFLite Micro's wheel exist.
     "micro": ["tflite-micro>=0.dev20261023182759"],
     "plot": ["matplotlib>=3.11.2"],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rich.console
 import tensorflow as tf
+from tflite_micro.python.tflite_micro import runtime as tflm
 
 import dqmq_tf
 from dqmq_tf import export, quality
@@ -83,9 +84,6 @@ def test_outputs_are_those_of_the_separate_files(frozen, tmp_path, routing, io):
 
 @pytest.mark.parametrize("profiles", [2, 3])
 def test_routes_in_the_graph_on_tflm(profiles, tmp_path):
-    tflm = pytest.importorskip(
-        "tflite_micro.python.tflite_micro.runtime", reason="tflite-micro is not installed"
-    )
     qmodel, x = prepared("microcontroller", profiles)
     path = tmp_path / "adaptive.tflite"
     dqmq_tf.convert(
