@@ -19,6 +19,7 @@ _REQUIRED = [
     "tensorflow>=2.21.0",
 ]
 _EXTRAS = {
+    "benchmark": ["zopfli>=0.4.3"],
     "data": ["scikit-learn>=1.9.1", "tensorflow-datasets>=4.9.10"],
     "ethos_u": ["ethos-u-vela>=5.2.0"],
     # Only pre-releases of TFLite Micro's wheel exist.
