@@ -1,7 +1,6 @@
 """An environment for tflite-runtime, which needs an older NumPy than this package."""
 
 import fcntl
-import shutil
 import subprocess
 import sys
 
@@ -18,25 +17,21 @@ def python(folder):
     Args:
         folder: Folder to make it in, common to the processes that share it.
     """
-    base = _base_python()
+    if sys.version_info[:2] != _VERSION:
+        pytest.skip(f"{_REQUIREMENTS[0]} needs Python {_VERSION[0]}.{_VERSION[1]}")
     environment, done = folder / "tflite_runtime", folder / "tflite_runtime.done"
     with open(folder / "tflite_runtime.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
-            _make(base, environment)
+            _make(environment)
             done.touch()
     return str(environment / "bin" / "python")
 
 
-def _base_python():
-    if sys.version_info[:2] == _VERSION:
-        return sys.executable
-    name = "python{}.{}".format(*_VERSION)
-    return shutil.which(name) or pytest.skip(f"{_REQUIREMENTS[0]} needs {name}, which is not here")
-
-
-def _make(base, folder):
-    subprocess.run([base, "-m", "venv", "--clear", folder], check=True, capture_output=True)
+def _make(folder):
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--clear", folder], check=True, capture_output=True
+    )
     pip = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--retries=1"]
     run = subprocess.run([*pip, *_REQUIREMENTS], capture_output=True, text=True)
     if run.returncode and "connection broken" in run.stderr:
