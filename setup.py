@@ -19,7 +19,9 @@ _REQUIRED = [
     "tensorflow>=2.21.0",
 ]
 _EXTRAS = {
+    "benchmark": ["zopfli>=0.4.3"],
     "data": ["scikit-learn>=1.9.1", "tensorflow-datasets>=4.9.10"],
+    "ethos_u": ["ethos-u-vela>=5.2.0"],
     # Only pre-releases of TFLite Micro's wheel exist.
     "micro": ["tflite-micro>=0.dev20261023182759"],
     "plot": ["matplotlib>=3.11.2"],

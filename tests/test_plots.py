@@ -12,8 +12,6 @@ from dqmq_tf import quality
 from dqmq_tf.report import summary
 from dqmq_tf.rows import Bits, QualityRow
 
-matplotlib = pytest.importorskip("matplotlib")
-
 
 @pytest.fixture(scope="module")
 def report():

@@ -47,8 +47,8 @@ class LiteRT:
         self._interpreter.allocate_tensors()
         self._entries = self._in_order(self._interpreter.get_input_details(), request["inputs"])
         self._exits = self._in_order(self._interpreter.get_output_details(), request["outputs"])
-        self.inputs = list(map(_grid, self._entries))
-        self.outputs = list(map(_grid, self._exits))
+        self.inputs = list(map(grid_of, self._entries))
+        self.outputs = list(map(grid_of, self._exits))
 
     @staticmethod
     def _in_order(details, indices):
@@ -77,8 +77,8 @@ class LiteRTSignature(LiteRT):
         self._run = self._interpreter.get_signature_runner(request["signature"])
         entries, exits = self._run.get_input_details(), self._run.get_output_details()
         self._input_names, self._output_names = request["inputs"], request["outputs"]
-        self.inputs = [_grid(entries[name]) for name in self._input_names]
-        self.outputs = [_grid(exits[name]) for name in self._output_names]
+        self.inputs = [grid_of(entries[name]) for name in self._input_names]
+        self.outputs = [grid_of(exits[name]) for name in self._output_names]
 
     def set(self, arrays):
         self._arguments = dict(zip(self._input_names, arrays))
@@ -106,8 +106,8 @@ class Micro:
         self._contents, self._runtime, self._limit = contents, runtime, request["arena_limit"]
         self._interpreter = self._made(self._limit, keep)
         self._entries, self._exits = request["inputs"], request["outputs"]
-        self.inputs = [_grid(self._interpreter.get_input_details(i)) for i in self._entries]
-        self.outputs = [_grid(self._interpreter.get_output_details(i)) for i in self._exits]
+        self.inputs = [grid_of(self._interpreter.get_input_details(i)) for i in self._entries]
+        self.outputs = [grid_of(self._interpreter.get_output_details(i)) for i in self._exits]
 
     def _made(self, arena, mode):
         return self._runtime.Interpreter.from_bytes(
@@ -154,7 +154,7 @@ class Micro:
         return os.waitpid(child, 0)[1] == 0
 
 
-def _grid(details):
+def grid_of(details):
     """`(dtype, scale, zero point)` of an input or output; the scale is 0 where it has no grid."""
     parameters = details["quantization_parameters"]
     if not len(parameters["scales"]):
@@ -168,7 +168,7 @@ def to_file(values, grid):
     if not scale or not np.issubdtype(dtype, np.integer):
         return np.ascontiguousarray(values, dtype)
     limits = np.iinfo(dtype)
-    integers = np.rint(values / np.float32(scale)) + zero_point
+    integers = np.rint(np.asarray(values, np.float32) / np.float32(scale)) + zero_point
     return np.clip(integers, limits.min, limits.max).astype(dtype)
 
 

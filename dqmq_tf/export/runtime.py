@@ -1,18 +1,21 @@
-"""LiteRT, the runtime that the files are made for and checked on."""
+"""LiteRT in this process, for adaptive files and timing.
+
+It trusts its file: one that was not made by this package goes through `runtimes`.
+"""
 
 import time
-import warnings
 
 import numpy as np
 
+from dqmq_tf.export import flatbuffer
+from dqmq_tf.export.runner import from_file, grid_of, to_file
 
-def interpreter(data, delegates=True, all_tensors=False, threads=1):
-    """An allocated LiteRT interpreter.
+
+def interpreter(data, threads=1):
+    """An allocated LiteRT interpreter; XNNPACK takes what it can, as in an app.
 
     Args:
         data: Contents of a `.tflite` file.
-        delegates: Let XNNPACK take what it can, as an app would.
-        all_tensors: Keep every tensor readable after a run; needs `delegates=False`.
         threads: CPU threads.
 
     Returns:
@@ -27,65 +30,9 @@ def interpreter(data, delegates=True, all_tensors=False, threads=1):
         raise ImportError(
             "Running .tflite files needs ai-edge-litert: pip install ai-edge-litert"
         ) from error
-    resolvers = litert.OpResolverType
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Reading all tensors is what is wanted.
-        result = litert.Interpreter(
-            model_content=bytes(data),
-            num_threads=threads,
-            experimental_op_resolver_type=(
-                resolvers.AUTO if delegates else resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-            ),
-            experimental_preserve_all_tensors=all_tensors,
-        )
+    result = litert.Interpreter(model_content=bytes(data), num_threads=threads)
     result.allocate_tensors()
     return result
-
-
-def version():
-    """Version of the installed LiteRT."""
-    import importlib.metadata
-
-    return importlib.metadata.version("ai-edge-litert")
-
-
-def run(runner, inputs):
-    """Runs one batch, example by example.
-
-    Args:
-        runner: What `interpreter` returned.
-        inputs: Float arrays, one per model input, each with a batch dimension.
-
-    Returns:
-        List of float arrays, one per model output; integer outputs are dequantized.
-    """
-    entries, exits = runner.get_input_details(), runner.get_output_details()
-    collected = [[] for _ in exits]
-    for i in range(len(inputs[0])):
-        for entry, array in zip(entries, inputs):
-            runner.set_tensor(entry["index"], _to_file(entry, array[i : i + 1]))
-        runner.invoke()
-        for results, leave in zip(collected, exits):
-            results.append(dequantized(leave, runner.get_tensor(leave["index"])))
-    return [np.concatenate(results) for results in collected]
-
-
-def dequantized(details, values):
-    """Real values of a tensor that was read from an interpreter."""
-    scale, zero_point = details["quantization"]
-    if not np.issubdtype(values.dtype, np.integer) or not scale:
-        return values
-    return ((values.astype(np.int32) - zero_point) * np.float32(scale)).astype(np.float32)
-
-
-def _to_file(details, values):
-    values = np.asarray(values, np.float32)
-    scale, zero_point = details["quantization"]
-    if not np.issubdtype(details["dtype"], np.integer):
-        return values
-    limits = np.iinfo(details["dtype"])
-    integers = np.rint(values / np.float32(scale)) + zero_point
-    return np.clip(integers, limits.min, limits.max).astype(details["dtype"])
 
 
 class Signature:
@@ -99,22 +46,23 @@ class Signature:
 
     def __init__(self, runner, key, definition):
         self._run = runner.get_signature_runner(key)
-        self._entries = [_name(entry) for entry in definition.inputs]
-        self._exits = [_name(entry) for entry in definition.outputs]
+        entries, exits = self._run.get_input_details(), self._run.get_output_details()
+        names = [flatbuffer.text(entry.name) for entry in definition.inputs]
+        self._entries = [(name, _shape(entries[name]), grid_of(entries[name])) for name in names]
+        names = [flatbuffer.text(entry.name) for entry in definition.outputs]
+        self._exits = [(name, grid_of(exits[name])) for name in names]
 
     def __call__(self, one):
         """Runs arrays with a batch of one; returns outputs, integers of a grid dequantized."""
-        entries, exits = self._run.get_input_details(), self._run.get_output_details()
-        for name, array in zip(self._entries, one):
-            wanted = tuple(int(n) for n in entries[name]["shape"])
-            if array.shape != wanted:
+        arguments = {}
+        for (name, shape, grid), array in zip(self._entries, one):
+            if array.shape != shape:
                 raise ValueError(
-                    f"Input {name!r} takes {wanted[1:]}, but the data have {array.shape[1:]}."
+                    f"Input {name!r} takes {shape[1:]}, but the data have {array.shape[1:]}."
                 )
-        results = self._run(
-            **{n: _to_file(entries[n], array) for n, array in zip(self._entries, one)}
-        )
-        return [dequantized(exits[name], results[name]) for name in self._exits]
+            arguments[name] = to_file(array, grid)
+        results = self._run(**arguments)
+        return [from_file(results[name], grid) for name, grid in self._exits]
 
 
 def signature_outputs(runner, model, inputs):
@@ -129,7 +77,7 @@ def signature_outputs(runner, model, inputs):
         List of arrays, in the order of the signature.
     """
     (definition,) = model.signatureDefs
-    run = Signature(runner, _text(definition.signatureKey), definition)
+    run = Signature(runner, flatbuffer.text(definition.signatureKey), definition)
     rows = [run([array[i : i + 1] for array in inputs]) for i in range(len(inputs[0]))]
     return [np.concatenate(parts) for parts in zip(*rows)]
 
@@ -146,9 +94,5 @@ def median_milliseconds(runner, runs):
     return float(np.median(times[runs // 10 :]))
 
 
-def _text(name):
-    return name.decode() if isinstance(name, bytes) else name
-
-
-def _name(entry):
-    return _text(entry.name)
+def _shape(details):
+    return tuple(int(n) for n in details["shape"])

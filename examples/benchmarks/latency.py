@@ -2,8 +2,8 @@
 
 Both files of a network, with int8 inputs and outputs, run in turn on LiteRT with XNNPACK on one
 thread, so that whatever else the machine does falls on both. A pair is a few milliseconds of each; the
-figure is the median of the pairs' ratios. What the bits buy, the file's size under deflate by zlib at
-level 9 and by an encoder that searches, stands beside it.
+figure is the median of the pairs' ratios. What the bits buy, the file's size under deflate, stands beside
+it (`size.py` has more).
 
     python examples/benchmarks/latency.py --output=latency.json
 """
@@ -46,8 +46,7 @@ class Row:
         ratio: Median of the pairs' ratios of ours over int8.
         low, high: Quartiles of that ratio.
         processor_ratio: The same median of processor time, which other programs disturb less.
-        deflated_ratio, searched_ratio: Our file's size over the other's under deflate, by zlib at
-            level 9 and by an encoder that searches.
+        deflated_ratio: Our file's size over the other's under deflate by zlib at level 9.
     """
 
     network: str
@@ -59,7 +58,6 @@ class Row:
     high: float
     processor_ratio: float
     deflated_ratio: float
-    searched_ratio: float
 
 
 def invoker(contents):
@@ -118,7 +116,6 @@ def compare(name, model):
         high=float(high),
         processor_ratio=float(np.median(ratios[:, 1])),
         deflated_ratio=report.deflated_bytes / size.deflated_bytes(other),
-        searched_ratio=len(size.searched_deflate(contents)) / len(size.searched_deflate(other)),
     )
 
 
@@ -126,7 +123,7 @@ def table_of(rows):
     """Returns a table of rows."""
     table = rich.table.Table(title=f"android, mean {_BITS.value} bits", title_justify="left")
     names = ("network", "ours ms", "int8 ms", "ratio (quartiles)", "CPU ratio", "deflated")
-    for name in (*names, "searched", f"<= {_BOUND}"):
+    for name in (*names, f"<= {_BOUND}"):
         table.add_column(name, justify="left" if name == "network" else "right")
     for row in rows:
         table.add_row(
@@ -136,7 +133,6 @@ def table_of(rows):
             f"{row.ratio:.3f} ({row.low:.3f}-{row.high:.3f})",
             f"{row.processor_ratio:.3f}",
             f"{100 * row.deflated_ratio:.1f} %",
-            f"{100 * row.searched_ratio:.1f} %",
             "kept" if row.ratio <= _BOUND else "MISSED",
         )
     return table

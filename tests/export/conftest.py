@@ -1,4 +1,6 @@
-"""Small networks, frozen at chosen bit-widths, and their files."""
+"""Small networks, frozen at chosen bit-widths, and their files; a runtime of old."""
+
+import os
 
 import keras
 import numpy as np
@@ -6,6 +8,9 @@ import pytest
 
 import dqmq_tf
 from dqmq_tf import export
+from dqmq_tf.export import runtimes
+
+from . import old_environment
 
 layers = keras.layers
 
@@ -106,3 +111,21 @@ def every_bit_width(request, tmp_path_factory):
     qmodel = freeze(model, bits, target=request.param)
     path = tmp_path_factory.mktemp("bits") / f"{request.param}.tflite"
     return qmodel, path, export.convert(qmodel, path, data=images(model))
+
+
+@pytest.fixture(scope="session")
+def tflite_runtime_python(tmp_path_factory):
+    """Path of a Python that has tflite-runtime: the user's, or one made for the tests."""
+    if os.environ.get(runtimes.PYTHON_VARIABLE):
+        return os.environ[runtimes.PYTHON_VARIABLE]
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # Common to all workers.
+    return old_environment.python(folder)
+
+
+@pytest.fixture
+def tflite_runtime(tflite_runtime_python, monkeypatch):
+    """Lets `runtimes` find tflite-runtime."""
+    monkeypatch.setenv(runtimes.PYTHON_VARIABLE, tflite_runtime_python)
+    return runtimes.get("tflite-runtime")

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from tflite_micro.tensorflow.lite.micro import compression as tflm
+from tflite_micro.tensorflow.lite.micro.compression import spec
 
 from dqmq_tf import export
 from dqmq_tf.export import compression, flatbuffer, inspection, micro
@@ -164,9 +166,6 @@ def test_corrupt_tables_are_refused(compressed, position, value):
 
 def test_tables_of_tflms_own_compressor_are_read(plain):
     """A table per channel, written by code that is not ours."""
-    tflm = pytest.importorskip("tflite_micro.tensorflow.lite.micro.compression")
-    from tflite_micro.tensorflow.lite.micro.compression import spec
-
     model = flatbuffer.read(plain[1])
     index = [flatbuffer.text(t.name) for t in model.subgraphs[0].tensors].index("w0")
     method = spec.LookUpTableCompression(2, mode=spec.PerChannel(axis=0))

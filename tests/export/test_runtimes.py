@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 
@@ -208,14 +209,30 @@ class TestOtherEnvironment:
         monkeypatch.setenv(runtimes.PYTHON_VARIABLE, python)
         assert answer in runtimes.get("tflite-runtime").missing()
 
-    def test_where_present(self, small, contents, inputs):
-        runtime = runtimes.get("tflite-runtime")
-        if runtime.missing():
-            pytest.skip(runtime.missing())
-        run = runtimes.run(contents, inputs, runtime=runtime.name)
+    def test_computes_what_the_model_does(self, tflite_runtime, small, contents, inputs):
+        run = runtimes.run(contents, inputs, runtime=tflite_runtime.name)
         expected = small.predict(inputs[0], verbose=0)
         np.testing.assert_allclose(run.outputs[0], expected, atol=3 / 256)
-        assert runtime.version.startswith("tflite-runtime 2.")
+        assert tflite_runtime.version == "tflite-runtime 2.14.0"
+
+    def test_runs_a_later_subgraph(self, tflite_runtime, contents, inputs):
+        found = [
+            runtimes.run(two_signatures(contents), inputs, runtime=tflite_runtime.name, signature=s)
+            for s in (KEY, "other")
+        ]
+        np.testing.assert_array_equal(found[0].outputs[0], found[1].outputs[0])
+
+    @pytest.mark.parametrize("every_bit_width", ["android"], indirect=True)
+    def test_verifies_every_kind_of_layer_at_every_bit_width(self, tflite_runtime, every_bit_width):
+        qmodel, path, converted = every_bit_width
+        held = {(row.operator, row.bit_width) for row in converted.weights}
+        operators = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+        assert held >= set(itertools.product(operators, range(2, 9)))
+        report = export.verify(qmodel, path, images(qmodel, 50), runtimes=[tflite_runtime.name])
+        row = report.row(tflite_runtime.name)
+        assert row.ran and row.samples == 50
+        assert report.different_numbers == 0
+        assert row.top1_agreement >= 0.96 and row.mean_quanta < 1
 
 
 def test_installed_runtimes_say_their_version():

@@ -1,14 +1,11 @@
+import keras
 import pytest
 
-from dqmq_tf import export
-from dqmq_tf.export import compression, flatbuffer, vela
+from dqmq_tf import export, targets
+from dqmq_tf.export import compression, deployment, flatbuffer, vela
 from dqmq_tf.export.errors import ConversionError
 
-from .conftest import freeze, images, small_model
-
-needs_vela = pytest.mark.skipif(
-    vela.program() is None, reason="ethos-u-vela is not installed (pip install ethos-u-vela)"
-)
+from .conftest import every_bit_width_model, freeze, images, small_model
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +42,45 @@ def test_a_missing_vela_is_named(int8_file, monkeypatch):
         vela.compile_file(int8_file)
 
 
-@needs_vela
-def test_fewer_bits_take_fewer_bytes(every_bit_width):
-    qmodel, path, report = every_bit_width
-    if qmodel.target.name != "ethos_u":
-        assert report.vela is None
-        return
-    found = report.vela
+def test_without_vela_a_file_is_checked_all_the_same(int8_file, monkeypatch):
+    monkeypatch.setattr(vela, "program", lambda: None)
+    target = targets.get("ethos_u")
+    assert deployment.examine(int8_file, target) == deployment.DeviceFacts()
+    model = flatbuffer.read(int8_file)
+    model.subgraphs.append(model.subgraphs[0])
+    with pytest.raises(ConversionError, match="2 subgraphs"):
+        deployment.examine(flatbuffer.write(model), target)
+
+
+def test_conversion_reports_what_vela_made_of_the_file(tmp_path):
+    model, bits = every_bit_width_model()
+    qmodel = freeze(model, bits, target="ethos_u")
+    found = export.convert(qmodel, tmp_path / "model.tflite", verify=False).vela
     assert found.cpu_operators == 0
     assert found.npu_operators > 20
     assert 0 < found.weight_bytes < found.flash_bytes < found.total_bytes
-    # Mean 5 bits of 8, and what Vela's own format adds to small tensors.
-    assert found.weight_bytes < sum(w.count for w in report.weights)
+    assert found.sram_bytes > 0
 
 
-@needs_vela
+def test_only_ethos_u_is_for_vela(small_file):
+    assert small_file[1].vela is None
+
+
+def test_fewer_bits_take_fewer_bytes(tmp_path):
+    inputs = x = keras.Input((8, 8, 32), name="image")
+    for name in ("first", "second"):
+        x = keras.layers.Conv2D(64, 3, activation="relu", name=name)(x)
+    model = keras.Model(inputs, keras.layers.Flatten()(x))
+    weights = []
+    for bits in (2, 4, 8):
+        qmodel = freeze(model, {"first": bits, "second": bits}, target="ethos_u")
+        report = export.convert(qmodel, tmp_path / "model.tflite", verify=False)
+        weights.append(report.vela.weight_bytes)
+    count = sum(w.count for w in report.weights)
+    # Its coder comes near the bits of each weight.
+    assert weights[0] < 0.35 * count < weights[1] < 0.6 * count < weights[2] < 1.05 * count
+
+
 def test_a_file_that_vela_refuses(int8_file):
     with pytest.raises(ConversionError, match="Vela ended with"):
         vela.compile_file(int8_file, accelerator="ethos-u99")
