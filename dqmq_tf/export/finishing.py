@@ -74,10 +74,12 @@ def _strip_ends(model, graph, skeleton):
     """Makes the integer twins of inputs and outputs the ends of the graph."""
     inner = {}
     for index in (*graph.inputs, *graph.outputs):
-        if flatbuffer.type_name(graph.tensors[index]) != "FLOAT32":
+        key = flatbuffer.text(graph.tensors[index].name)
+        # Numbers of a table's rows are on no grid, whatever type they come in.
+        if flatbuffer.type_name(graph.tensors[index]) != "FLOAT32" or key in skeleton.vocabulary:
             inner[index] = index
             continue
-        grid = skeleton.quantization.get(flatbuffer.text(graph.tensors[index].name))
+        grid = skeleton.quantization.get(key)
         entering = index in graph.inputs
         inner[index] = _integer_twin(model, graph, index, grid, entering)
     graph.inputs = [inner[i] for i in graph.inputs]

@@ -194,7 +194,8 @@ class Builder:
         """Why no integer kernel can make a node's outputs, whatever its layer; None if one can."""
         if kernel_variables(node.layer) and node.site not in self.precision.weights:
             return "its weights are left in floating point by a rule"
-        if any(self.is_float(tensor) for tensor in node.inputs):
+        reads_indices = isinstance(node.layer, keras.layers.Embedding)
+        if not reads_indices and any(self.is_float(tensor) for tensor in node.inputs):
             return "its input is in floating point"
         floats = [t for t in node.outputs if self.graph.dtypes[t].startswith("float")]
         if not all(map(self._has_grid, floats)):
