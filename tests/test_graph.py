@@ -451,3 +451,11 @@ def test_variables_are_named_by_their_path_inside_the_layer():
     lstm = layers.LSTM(2)
     lstm.build((None, 3, 4))
     assert len(graphs.variable_names(lstm)) == len(lstm.weights)
+
+
+@pytest.mark.parametrize("equation", ["abc,cd->abd", "...c,cd->...d"])
+def test_an_einsum_that_leaves_a_size_open_has_that_of_its_input(equation):
+    output_shape = (None, 7) if equation.startswith("a") else 7
+    x = keras.Input((5, 4))
+    graph = graphs.trace(keras.Model(x, layers.EinsumDense(equation, output_shape)(x)))
+    assert graph.shapes[graph.outputs[0]] == (None, 5, 7)

@@ -418,6 +418,20 @@ def test_a_nested_model_that_is_called_twice_has_one_quantizer_inside():
     assert [(p.name, p.macs) for p in weights] == [("inner/a:kernel", 32), ("inner/b:kernel", 32)]
 
 
+def test_a_nested_layer_that_moves_values_leaves_its_calls_their_own_scales():
+    x = keras.Input((4,))
+    inner = keras.Model(x, layers.Reshape((2, 2), name="reshape")(x), name="inner")
+
+    def make(x):
+        gate = layers.Activation("sigmoid", name="gate")(layers.Dense(4, name="a")(x))
+        other = layers.Dense(4, activation="relu", name="b")(x)
+        return layers.Multiply(name="multiply")([inner(gate), inner(other)])
+
+    _, activations, _ = find(lambda x: layers.Dense(2)(make(x)), shape=(4,))
+    ranges = {p.name: (p.range, len(p.tensors)) for p in activations}
+    assert ranges["gate"] == ("unit", 2) and ranges["b"] == ("affine", 2)
+
+
 def test_integer_tensors_are_not_quantized():
     def make(x):
         return layers.Dense(2, name="dense")(layers.Embedding(9, 3, name="embedding")(x))

@@ -1,5 +1,7 @@
 """Layers taken apart: the same values, the same rules, and quantizers between the parts."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -48,6 +50,7 @@ def assert_splits(model, expected, tmp_path):
     assert sites_of(parts) == expected
     names = {node.site for node in trace(body).nodes}
     assert {site for made in expected.values() for site in made} <= names
+    assert body.output_shape == model.output_shape
     data = data_of(model)
     assert_same(model, body, data)
     assert split.split_layers(body)[1] == {}
@@ -352,6 +355,9 @@ def test_a_rule_for_a_layer_holds_for_its_parts():
     assert rules_for(model, own, rule).rule_for("a_pointwise").weight_bits == (3,)
     assert rules_for(model, rule, own).rule_for("a_pointwise").weight_bits == (4, 8)
     assert rules_for(model, own).rules == (own,)
+    # A pattern that matches the parts by itself names kernels of the whole layer nevertheless.
+    config = rules_for(model, dataclasses.replace(rule, pattern="a.*"))
+    assert config.rule_for("a_pointwise").weights == ("kernel",)
 
 
 def test_a_rule_names_kernels_of_whole_attention():
