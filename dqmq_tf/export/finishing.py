@@ -11,7 +11,7 @@ _PACK = {"INT4": packing.pack_int4, "INT2": packing.pack_int2}
 _ADDED_BY_QUANTIZER = ("_quantized", "_dequant")
 
 
-def finish(data, skeleton, containers, facts, io):
+def finish(data, skeleton, containers, facts, io, merged=()):
     """Turns a quantized file into the one that is delivered.
 
     Args:
@@ -20,13 +20,14 @@ def finish(data, skeleton, containers, facts, io):
         containers: `{name of a weight tensor: "INT8", "INT4" or "INT2"}`.
         facts: What `metadata.describe` returned.
         io: Type of inputs and outputs, `"float32"` or `"int8"`.
+        merged: Names of the tensors whose integer kernels are still to be made.
 
     Returns:
         Contents of the finished file.
     """
     model = flatbuffer.read(data)
     graph = model.subgraphs[0]
-    integers.merge_integer_kernels(model, graph)
+    integers.merge_kernels(model, graph, merged)
     integers.store(model, graph, skeleton)
     _merge_equal_scales(graph, skeleton)
     _store_in_containers(model, graph, containers)

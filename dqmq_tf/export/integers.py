@@ -5,7 +5,7 @@ import copy
 import numpy as np
 
 from dqmq_tf.export import flatbuffer
-from dqmq_tf.export.quantization import INTEGER_BY_US, tflite_zero_point
+from dqmq_tf.export.quantization import tflite_zero_point
 from dqmq_tf.export.stored import LOOKED_UP, StoredWeights
 
 
@@ -40,27 +40,53 @@ def store(model, graph, skeleton):
     graph.operators = restoring + list(graph.operators)
 
 
-def merge_integer_kernels(model, graph):
-    """Makes DEQUANTIZE, a float kernel and QUANTIZE one integer kernel, where it has one.
+def merge_kernels(model, graph, names):
+    """Makes DEQUANTIZE, a float kernel and QUANTIZE one integer kernel.
+
+    Inputs that must be on the grid of the result, such as those of a concatenation, are put there.
 
     Args:
         model: `ModelT` of a quantized file; changed in place.
         graph: Its subgraph.
+        names: Names of the tensors that such kernels make.
     """
-    makers = {int(i): operator for operator in graph.operators for i in operator.outputs}
-    for operator in graph.operators:
-        if flatbuffer.operator_name(model, operator) not in INTEGER_BY_US:
-            continue
-        before = makers.get(int(operator.inputs[0]))
+    for operator in list(graph.operators):
         made = int(operator.outputs[0])
-        after = [o for o in graph.operators if made in o.inputs]
-        names = [flatbuffer.operator_name(model, o) for o in after]
-        if before is None or flatbuffer.operator_name(model, before) != "DEQUANTIZE":
+        if flatbuffer.text(graph.tensors[made].name) not in names:
             continue
-        if names == ["QUANTIZE"] and made not in graph.outputs:
-            operator.inputs, operator.outputs = before.inputs, after[0].outputs
-            graph.operators = [o for o in graph.operators if o is not after[0]]
+        makers = {int(i): other for other in graph.operators for i in other.outputs}
+        sources = [_quantized_source(model, makers.get(int(i))) for i in operator.inputs]
+        readers = [other for other in graph.operators if made in other.inputs]
+        kinds = [flatbuffer.operator_name(model, other) for other in readers]
+        if None in sources or kinds != ["QUANTIZE"] or made in graph.outputs:
+            continue  # At an end of the graph: it stays in floating point there.
+        result = int(readers[0].outputs[0])
+        if flatbuffer.operator_name(model, operator) == "CONCATENATION":
+            sources = [_on_grid_of(model, graph, i, result, operator) for i in sources]
+        operator.inputs, operator.outputs = np.array(sources, np.int32), readers[0].outputs
+        graph.operators = [other for other in graph.operators if other is not readers[0]]
     _drop_unread(model, graph)
+
+
+def _quantized_source(model, maker):
+    """Index of the integer tensor behind a DEQUANTIZE, None for another operator."""
+    if maker is None or flatbuffer.operator_name(model, maker) != "DEQUANTIZE":
+        return None
+    return int(maker.inputs[0])
+
+
+def _on_grid_of(model, graph, index, other, reader):
+    """Index of a tensor with the values of one on the grid of another, in front of a reader."""
+    own, wanted = (graph.tensors[i].quantization for i in (index, other))
+    if own.scale[0] == wanted.scale[0] and own.zeroPoint[0] == wanted.zeroPoint[0]:
+        return index
+    tensor = copy.copy(graph.tensors[index])
+    tensor.quantization, tensor.name = wanted, tensor.name + b"q"
+    graph.tensors.append(tensor)
+    made = len(graph.tensors) - 1
+    place = next(i for i, operator in enumerate(graph.operators) if operator is reader)
+    graph.operators.insert(place, new_operator(model, "QUANTIZE", [index], [made]))
+    return made
 
 
 def _held(model, graph, tensor, weights):

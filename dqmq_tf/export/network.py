@@ -76,7 +76,9 @@ def write(qmodel, skeleton, profile, io, stage):
     storages = storages_of(skeleton, target)
     containers = {name: storage.container for name, storage in storages.items()}
     facts = metadata.describe(skeleton, target, profile, qmodel.policy.get_config())
-    plain = finishing.finish(data, skeleton, containers, facts, io)
+    tensors, operators = model.subgraphs[0].tensors, model.subgraphs[0].operators
+    merged = [flatbuffer.text(tensors[operators[i].outputs[0]].name) for i in plan.by_us]
+    plain = finishing.finish(data, skeleton, containers, facts, io, merged)
     tables = {
         f"w{number}": weights.bit_width
         for number, weights in enumerate(skeleton.weights)

@@ -39,8 +39,6 @@ _SHARED_SCALES = frozenset(
 _INHERITED_SCALES = _SHARED_SCALES | {"MEAN"}
 # What a grid from zero up does anyhow; in front of them a tensor takes the grid behind.
 _CLIPPING = ("RELU", "RELU6")
-# Integer kernels that ai-edge-quantizer does not write: `finishing` makes them of the float ones.
-INTEGER_BY_US = ("LEAKY_RELU",)
 _NAMES = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
 _LARGEST_INT32 = 2**31 - 1
 
@@ -53,11 +51,14 @@ class Plan:
         activations: `{tensor index: ActivationPrecision}`; a tensor without entry stays float.
         weights: `{operator index: FoldedWeights}`.
         operators: Indices of the operators to quantize.
+        by_us: Those of them that ai-edge-quantizer has no integer form for, or another one; see
+            `integers.merge_kernels`.
     """
 
     activations: dict
     weights: dict
     operators: tuple
+    by_us: tuple = ()
 
 
 def plan(model, match, skeleton):
@@ -93,7 +94,12 @@ def plan(model, match, skeleton):
                     f"{match.tensors.get(int(operator.outputs[0]), 'behind it')!r}. Please report "
                     "the model."
                 )
-    return Plan(activations=known, weights=match.weights, operators=tuple(integer))
+    return Plan(
+        activations=known,
+        weights=match.weights,
+        operators=tuple(integer),
+        by_us=tuple(index for index in integer if _is_by_us(model, graph.operators[index], known)),
+    )
 
 
 def require_quantizer():
@@ -131,7 +137,7 @@ def quantize(model, plan):
     for index in plan.operators:
         operator = graph.operators[index]
         name = flatbuffer.operator_name(model, operator)
-        if name in INTEGER_BY_US:
+        if index in plan.by_us:
             continue
         scope = ";".join(flatbuffer.text(graph.tensors[i].name) for i in operator.outputs)
         try:
@@ -178,6 +184,14 @@ def _share(model, graph, operators, known):
             for index in group:
                 if index not in known:
                     known[index], changed = found[0], True
+
+
+def _is_by_us(model, operator, known):
+    name = flatbuffer.operator_name(model, operator)
+    # Of tensors on several grids, ai-edge-quantizer has all written on that of the result, though
+    # the kernel of a sigmoid, say, writes on one grid only.
+    grids = {known[int(i)] for i in (*operator.inputs, *operator.outputs) if int(i) in known}
+    return name == "LEAKY_RELU" or name == "CONCATENATION" and len(grids) > 1
 
 
 def _ranges(model, graph, plan):
