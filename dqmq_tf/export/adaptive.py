@@ -16,8 +16,12 @@ _LEAST_AGREEMENT = 0.97
 _TIMED_RUNS = 30
 
 
-def check_request(adaptive, kind, target, data):
+def check_request(adaptive, kind, target, data, dtype):
     """Refuses an adaptive file that cannot be, before any work is done.
+
+    Args:
+        adaptive, kind, target, data: See `convert`.
+        dtype: Of the model's first input, which the router reads.
 
     Raises:
         ValueError: If the number of profiles or the routing is unknown, or there are no data.
@@ -31,6 +35,11 @@ def check_request(adaptive, kind, target, data):
         raise ValueError(
             "adaptive=... needs data=...: typical inputs of every quality, whose decisions are "
             "clustered into profiles and by which the router is scaled."
+        )
+    if dtype != "float32":
+        raise ConversionError(
+            f"The model's first input has dtype {dtype}: the router looks at the quality of real "
+            "values. Put such an input first, or convert to one profile."
         )
     if kind == "signatures" and "tflite-micro" in target.runtimes:
         raise ConversionError(

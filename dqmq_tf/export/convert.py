@@ -107,7 +107,7 @@ def convert(
     quantization.require_quantizer()
     lowering.check_supported(graphs.trace(qmodel.float_model()))
     if adaptive is not None:
-        adaptives.check_request(adaptive, routing, target, data)
+        adaptives.check_request(adaptive, routing, target, data, qmodel.inputs[0].dtype)
     with stages("Converting") as stage:
         inputs = None if data is None else collect(data, _CLUSTERED_SAMPLES)
         _freeze(qmodel, adaptive, inputs, stage)
@@ -115,8 +115,8 @@ def convert(
         parts, verifications = [], []
         for number in [profile] if adaptive is None else range(adaptive):
             stage("folding batch normalization")
-            skeleton, graph = skeleton_of(qmodel, number)
-            _check_activations(skeleton, graph, target)
+            skeleton = skeleton_of(qmodel, number)
+            _check_activations(skeleton, target)
             if any(storage.table for storage in network.storages_of(skeleton, target).values()):
                 micro.require()
             part = network.write(qmodel, skeleton, number, io, stage)
@@ -125,7 +125,7 @@ def convert(
             device = deployment.examine(part.contents, target)
             parts.append(part)
             if verify:
-                verifications.append(_verified(qmodel, path, part, graph, inputs, stage))
+                verifications.append(_verified(qmodel, path, part, inputs, stage))
         contents, routed = parts[0].contents, None
         if adaptive is not None:
             stage("building the quality router")
@@ -163,7 +163,7 @@ def _freeze(qmodel, adaptive, inputs, stage):
         qmodel.freeze(profiles=adaptive, data=inputs if len(inputs) > 1 else inputs[0])
 
 
-def _verified(qmodel, path, part, graph, inputs, stage):
+def _verified(qmodel, path, part, inputs, stage):
     return check(
         qmodel,
         path,
@@ -171,7 +171,6 @@ def _verified(qmodel, path, part, graph, inputs, stage):
         flatbuffer.read(part.twin),
         part.skeleton,
         probe_inputs(part.skeleton, _PROBE_SAMPLES) if inputs is None else inputs,
-        graph,
         runtimes=claimed(qmodel.target),
         first_only=True,
         stage=stage,
@@ -227,12 +226,11 @@ def _checked_target(target):
     return target
 
 
-def _check_activations(skeleton, graph, target):
-    sites = {f"a{tensor}": node.site for node in graph.nodes for tensor in node.outputs}
+def _check_activations(skeleton, target):
     for key, precision in skeleton.quantization.items():
         if precision.bit_width != 8:
             raise ConversionError(
-                f"The tensor made by {sites.get(key.rstrip('p'), 'the input')!r} has "
+                f"The tensor made by {(skeleton.sites[key] or 'the input')!r} has "
                 f"{precision.bit_width} bits, but runtimes of target {target.name!r} compute with "
                 "8-bit activations. Quantize the model for that target."
             )

@@ -9,14 +9,13 @@ _INT8_ENDS = (-128, 127)
 _DEPARTURE_QUANTA = 4.0
 
 
-def first_departure(contents, inputs, simulated, graph, runtime):
+def first_departure(contents, inputs, simulated, runtime):
     """Looks for the first tensor that departs.
 
     Args:
         contents: Contents of the file.
         inputs: Arrays with a batch dimension, in the model's order; the first sample is run.
         simulated: `Skeleton` that simulates its activations.
-        graph: `Graph` of the model.
         runtime: Name of the runtime.
 
     Returns:
@@ -34,7 +33,6 @@ def first_departure(contents, inputs, simulated, graph, runtime):
         run = runtimes.run(contents, few, runtime=runtime, signature=key, tensors=list(tensors))
     except VerificationError:
         return f"Which tensor is the first to depart cannot be seen: {runtime} shows outputs only."
-    sites = {f"a{tensor}": node.site for node in graph.nodes for tensor in node.outputs}
     where = " (seen without XNNPACK)" if runtime == "litert-xnnpack" else ""
     for index in _in_order(model.subgraphs[0], tensors):
         key, quantization = tensors[index]
@@ -42,7 +40,7 @@ def first_departure(contents, inputs, simulated, graph, runtime):
             continue
         quanta = _quanta(run.tensors[index], expected[key], quantization)
         if quanta > _DEPARTURE_QUANTA:
-            site = sites.get(key.rstrip("p"), "the input")
+            site = simulated.sites[key] or "the input"
             return (
                 f"The first tensor to depart{where} is {key!r}, made by {site!r}, by "
                 f"{quanta:.3g} quanta on average."

@@ -1,7 +1,6 @@
 """Activations and per-channel maps on the integer road."""
 
 import keras
-import numpy as np
 
 from dqmq_tf.export import folding
 from dqmq_tf.export.errors import FloatOnly, UnsupportedLayerError
@@ -94,7 +93,9 @@ def softmax(builder, node):
     """`Softmax`."""
     rank = len(builder.values[node.inputs[0]].shape)
     if node.layer.axis not in (-1, rank - 1):
-        raise FloatOnly(f"the integer kernel of softmax is for the last axis, not {node.layer.axis}")
+        raise FloatOnly(
+            f"the integer kernel of softmax is for the last axis, not {node.layer.axis}"
+        )
     apply(builder, node, keras.activations.softmax)
 
 

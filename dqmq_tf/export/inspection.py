@@ -81,6 +81,8 @@ def _nearest_layout(weights, found):
     layouts = list(weights.layouts(found.shape)) or [(weights.integers, weights.scales, 0)]
     integers, scales, _ = min(
         layouts,
-        key=lambda layout: found.size if layout[0].size != found.size else (layout[0] != found).sum(),
+        key=lambda layout: (
+            found.size if layout[0].size != found.size else (layout[0] != found).sum()
+        ),
     )
     return integers, scales

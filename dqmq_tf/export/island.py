@@ -75,7 +75,5 @@ def _fill(builder, node):
             continue
         key = f"{node.site}:{name}"
         if key not in builder.weights:
-            builder.weights[key] = StoredWeights.of(
-                node.site, name, DEQUANTIZED, precisions[name]
-            )
+            builder.weights[key] = StoredWeights.of(node.site, name, DEQUANTIZED, precisions[name])
         own.assign(builder.weights[key].values)

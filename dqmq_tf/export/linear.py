@@ -142,7 +142,7 @@ def _rows(builder, node, entering, kernel_order, left, bias_shape, leaving):
         bias_shape: Shape of the layer's bias along these.
         leaving: Order of the result's axes in the layer's output.
     """
-    layer, site = node.layer, node.site
+    site = node.site
     kernel, step, bias = _of(builder, node)
     value = builder.values[node.inputs[0]]
     units = math.prod(left[len(left) - len(bias_shape) :])

@@ -24,12 +24,14 @@ class Match:
         weights: `{operator index: FoldedWeights}` of the integer kernels with weights.
         stored: `{tensor index: StoredWeights}` of constants that kernels in floating point read.
         floating: Indices of the operators that stay in floating point.
+        sites: `{operator index: layer that it is part of}`; a reshaped input is of none.
     """
 
     tensors: dict
     weights: dict
     stored: dict
     floating: frozenset
+    sites: dict
 
 
 def match(model, skeleton):
@@ -67,6 +69,7 @@ def match(model, skeleton):
         weights=weights,
         stored=_match_stored(model, graph, others, floating),
         floating=floating,
+        sites={index: skeleton.sites[key] for index, key in destinations.items()},
     )
 
 
@@ -143,9 +146,7 @@ def _match_weights(model, graph, expected, floating):
 
 
 def _match_stored(model, graph, expected, floating):
-    read = {
-        int(i) for index in floating for i in graph.operators[index].inputs if int(i) >= 0
-    }
+    read = {int(i) for index in floating for i in graph.operators[index].inputs if int(i) >= 0}
     constants = {
         i: flatbuffer.constant(model, graph.tensors[i])
         for i in sorted(read)

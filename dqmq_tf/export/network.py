@@ -14,6 +14,7 @@ from dqmq_tf.export import (
     litert,
     metadata,
     quantization,
+    runtimes,
     size,
 )
 from dqmq_tf.export.errors import ConversionError, UnsupportedLayerError
@@ -69,6 +70,7 @@ def write(qmodel, skeleton, profile, io, stage):
     model = flatbuffer.read(data)
     stage("matching tensors")
     found = match(model, skeleton)
+    _check_operators(model, found, target)
     litert.name_tensors(model, found, skeleton)
     plan = quantization.plan(model, found, skeleton)
     stage("quantizing")
@@ -93,6 +95,19 @@ def write(qmodel, skeleton, profile, io, stage):
             "the model."
         )
     return Network(contents=contents, twin=twin, skeleton=skeleton)
+
+
+def _check_operators(model, found, target):
+    """Refuses operators that the runtime which the target is for has no kernel for."""
+    runtime = runtimes.get(target.runtimes[0])
+    for index, operator in enumerate(model.subgraphs[0].operators):
+        name = flatbuffer.operator_name(model, operator)
+        if name in runtime.lacks or name == "CUSTOM":
+            raise ConversionError(
+                f"Layer {found.sites.get(index)!r} becomes the operator {name}, for which "
+                f"{runtime.name} has no kernel. Replace the layer (relu, hard_silu, tanh and sigmoid "
+                "run everywhere), or choose another target."
+            )
 
 
 def measure(qmodel, precision):

@@ -16,7 +16,6 @@ import numpy as np
 from dqmq_tf.export import flatbuffer, folding
 from dqmq_tf.export.errors import ConversionError
 from dqmq_tf.export.matching import activation_tensors
-from dqmq_tf.precision import ActivationPrecision
 
 # Their kernels move values and cannot rescale them.
 _SHARED_SCALES = frozenset(
@@ -89,10 +88,9 @@ def plan(model, match, skeleton):
         for i in (*operator.inputs, *operator.outputs):
             if i in floats and i not in known:
                 raise ConversionError(
-                    f"{_describe(model, graph, i)} has no range: the converter made it of the "
-                    "layer whose output is "
-                    f"{match.tensors.get(int(operator.outputs[0]), 'behind it')!r}. Please report "
-                    "the model."
+                    f"{_describe(model, graph, i)} has no range: the converter made it inside "
+                    f"layer {match.sites.get(index)!r}. Leave that in floating point by "
+                    "dqmq_tf.LayerRule(pattern=..., quantize=False), and please report the model."
                 )
     return Plan(
         activations=known,
@@ -141,7 +139,9 @@ def quantize(model, plan):
             continue
         scope = ";".join(flatbuffer.text(graph.tensors[i].name) for i in operator.outputs)
         try:
-            writer.add_static_config(f"^{scope};?$", qtyping.TFLOperationName(_NAMES.get(name, name)), 8, 8)
+            writer.add_static_config(
+                f"^{scope};?$", qtyping.TFLOperationName(_NAMES.get(name, name)), 8, 8
+            )
         except ValueError as error:
             raise ConversionError(
                 f"Operator {name} that makes tensor {scope!r} has no int8 form in "

@@ -27,6 +27,18 @@ _LITERT, _TFLITE, _MICRO = "ai_edge_litert", "tflite_runtime", "tflite_micro"
 _DEFAULT, _BUILTIN, _REFERENCE = "AUTO", "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "BUILTIN_REF"
 _MICRO_ONLY = "TFLM_"
 _INT4_DEPTHWISE = 7
+# Operators that LiteRT's own kernels have and a runtime has not, as far as Keras layers become them.
+_REFERENCE_LACKS = frozenset({"CEIL", "ELU", "ROUND"})
+_MICRO_LACKS = frozenset(
+    """
+    ATAN2 BITCAST BITWISE_XOR BUCKETIZE CONV_3D CONV_3D_TRANSPOSE DENSIFY DILATE FAKE_QUANT GELU
+    HASHTABLE HASHTABLE_FIND HASHTABLE_IMPORT HASHTABLE_LOOKUP HASHTABLE_SIZE
+    LOCAL_RESPONSE_NORMALIZATION LSTM MATRIX_DIAG MATRIX_SET_DIAG MULTINOMIAL ONE_HOT POW
+    RANDOM_STANDARD_NORMAL RANDOM_UNIFORM RANGE RANK REDUCE_ANY REDUCE_PROD REDUCE_WINDOW
+    RELU_0_TO_1 RELU_N1_TO_1 REVERSE_SEQUENCE RFFT2D RIGHT_SHIFT SCATTER_ND SEGMENT_SUM SELECT SIGN
+    SPARSE_TO_DENSE TILE TOPK_V2 UNIQUE WHERE
+    """.split()
+)
 # What a process may take beyond the seconds that are given to its inputs: to load, or to hang.
 _PATIENCE_SECONDS = 120.0
 _LONG = 3600.0
@@ -41,6 +53,7 @@ class Runtime:
         description: One line for people.
         package: Module that it is imported from.
         resolver: Which of its kernels LiteRT takes.
+        lacks: Operators that it has no kernel for.
         agreement: Least share of decided inputs with the model's largest output entry.
         mean_quanta: Largest mean difference from the model, in steps of the output's grid.
     """
@@ -49,6 +62,7 @@ class Runtime:
     description: str
     package: str
     resolver: str | None = None
+    lacks: frozenset = frozenset()
     agreement: float
     mean_quanta: float
 
@@ -84,6 +98,8 @@ class Runtime:
             name = flatbuffer.text(code.customCode)
             if name.startswith(_MICRO_ONLY) and self.package != _MICRO:
                 return f"the file has {name}, an operator of TFLite Micro alone"
+            if flatbuffer.builtin_name(code) in self.lacks:
+                return f"it has no kernel for {flatbuffer.builtin_name(code)}"
             depthwise = code.builtinCode == flatbuffer.schema().BuiltinOperator.DEPTHWISE_CONV_2D
             if self.resolver == _REFERENCE and depthwise and code.version >= _INT4_DEPTHWISE:
                 return "it has no kernel for the file's INT4 depthwise convolution"
@@ -116,6 +132,7 @@ RUNTIMES = {
             description="LiteRT's reference kernels, which round twice",
             package=_LITERT,
             resolver=_REFERENCE,
+            lacks=_REFERENCE_LACKS,
             agreement=0.98,
             mean_quanta=8.0,
         ),
@@ -131,6 +148,7 @@ RUNTIMES = {
             name="tflite-micro",
             description="TFLite Micro's reference kernels",
             package=_MICRO,
+            lacks=_MICRO_LACKS,
             agreement=0.98,
             mean_quanta=8.0,
         ),

@@ -29,6 +29,7 @@ class Skeleton:
     Attributes:
         model: Functional model from the inputs to the outputs.
         tensors: `{key: KerasTensor}` in execution order.
+        sites: `{key: layer that makes the tensor}`; inputs have none.
         marked: Keys in the order of their markers' numbers; a tensor that is fused away has none.
         quantization: `{key: ActivationPrecision}`; a tensor without entry is fused away, is in
             floating point, or holds no real numbers.
@@ -42,6 +43,7 @@ class Skeleton:
 
     model: Any
     tensors: dict
+    sites: dict
     marked: tuple
     quantization: dict
     floating: frozenset
@@ -97,6 +99,7 @@ def build_skeleton(graph, precision, simulate=False):
     return Skeleton(
         model=model,
         tensors=builder.tensors,
+        sites=builder.sites,
         marked=tuple(builder.marked),
         quantization=builder.quantization,
         floating=frozenset(builder.floating),
@@ -151,6 +154,7 @@ class Builder:
         self.inputs = []
         self.values = {}
         self.tensors = {}
+        self.sites = {}
         self.marked = []
         self.quantization = {}
         self.floating = set()
@@ -228,6 +232,7 @@ class Builder:
             The KerasTensor to go on with.
         """
         key = tensor_key(tensor, inner)
+        self.sites[key] = self.site
         found = None if inner else self.precision.activations.get(tensor)
         if found is None and like is not None:
             found = self.quantization.get(tensor_key(like))
@@ -251,6 +256,7 @@ class Builder:
     def pass_on(self, tensor, source):
         """Defines a graph tensor that is another one at inference."""
         key, before = tensor_key(tensor), tensor_key(source)
+        self.sites[key] = self.site
         own = self.precision.activations.get(tensor)
         found = self.quantization.get(before)
         if own is not None and found is not None and own != found:

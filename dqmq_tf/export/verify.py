@@ -99,7 +99,7 @@ def verify(
                     f"{path} holds precision profile {profile}, but the model is frozen to "
                     f"{qmodel.frozen} profiles: the file was written from another state of it."
                 )
-            skeleton, graph = skeleton_of(qmodel, profile)
+            skeleton = skeleton_of(qmodel, profile)
             own = flatbuffer.write(network)
             reports.append(
                 check(
@@ -109,7 +109,6 @@ def verify(
                     flatbuffer.read(compression.decompress(own)),
                     skeleton,
                     inputs,
-                    graph,
                     runtimes=chosen,
                     agreement=agreement,
                     mean_quanta=mean_quanta,
@@ -121,9 +120,9 @@ def verify(
 
 
 def skeleton_of(qmodel, profile, simulate=False):
-    """Skeleton and graph of a frozen model's precision profile."""
+    """Skeleton of a frozen model's precision profile."""
     graph = graphs.trace(qmodel.float_model())
-    return build_skeleton(graph, qmodel.precision(profile), simulate), graph
+    return build_skeleton(graph, qmodel.precision(profile), simulate)
 
 
 def claimed(target):
@@ -138,7 +137,6 @@ def check(
     model,
     skeleton,
     inputs,
-    graph,
     *,
     runtimes,
     first_only=False,
@@ -153,7 +151,7 @@ def check(
         qmodel, path, agreement, mean_quanta, seconds: See `verify`.
         contents: Contents of the file that runs.
         model: `ModelT` with its numbers, in no lookup tables.
-        skeleton, graph: What `skeleton_of` returned.
+        skeleton: What `skeleton_of` returned.
         inputs: What `collect` returned.
         runtimes: `Runtime`s, whose order counts.
         first_only: Run the first of them that is there, and no other.
@@ -187,8 +185,8 @@ def check(
         )
         if complaint:
             stage("looking for the first tensor that departs")
-            simulated, _ = skeleton_of(qmodel, profile, simulate=True)
-            departed = first_departure(own, inputs, simulated, graph, runtime.name)
+            simulated = skeleton_of(qmodel, profile, simulate=True)
+            departed = first_departure(own, inputs, simulated, runtime.name)
             raise VerificationError(
                 f"{path} departs from the model on {runtime.name}: {complaint} {departed}"
             )
@@ -287,7 +285,7 @@ def _check_shapes(path, model, inputs):
 def _predictions(qmodel, profile, inputs):
     if qmodel.frozen > 1:
         # The model would choose a profile for each input, and the file holds one.
-        simulated, _ = skeleton_of(qmodel, profile, simulate=True)
+        simulated = skeleton_of(qmodel, profile, simulate=True)
         results = simulated.model.predict(inputs, verbose=0)
     else:
         results = qmodel.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)

@@ -18,7 +18,7 @@ def plain(tmp_path_factory):
     qmodel = freeze(model, bits, target="ethos_u")
     path = tmp_path_factory.mktemp("plain") / "model.tflite"
     export.convert(qmodel, path, data=images(model), verify=False)
-    skeleton, _ = skeleton_of(qmodel, 0)
+    skeleton = skeleton_of(qmodel, 0)
     widths = {
         f"w{number}": weights.bit_width
         for number, weights in enumerate(skeleton.weights)

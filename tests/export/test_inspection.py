@@ -88,7 +88,7 @@ def test_activations_have_the_trained_grids(every_bit_width):
 
 def test_nothing_differs_and_a_change_is_seen(small, small_file):
     model = flatbuffer.read(small_file[0].read_bytes())
-    skeleton, _ = skeleton_of(small, 0)
+    skeleton = skeleton_of(small, 0)
     figures, messages = inspection.differences(model, skeleton)
     assert figures["different"] == 0 and not messages
     assert figures["integers"] == 3 * 3 * 3 * 6 + 6 * 4

@@ -9,7 +9,7 @@ from dqmq_tf.export.verify import skeleton_of
 
 @pytest.fixture(scope="module")
 def exported(small):
-    skeleton, graph = skeleton_of(small, 0)
+    skeleton = skeleton_of(small, 0)
     return skeleton, graph, litert.export_float(skeleton.model)
 
 
@@ -42,7 +42,7 @@ def test_probe_covers_the_input_range(exported):
 
 
 def test_simulated_skeleton_is_the_model(small):
-    skeleton, _ = skeleton_of(small, 0, simulate=True)
+    skeleton = skeleton_of(small, 0, simulate=True)
     x = np.random.default_rng(0).uniform(-1, 1, (16, 8, 8, 3)).astype("float32")
     expected = small.predict(x, verbose=0)
     np.testing.assert_allclose(skeleton.model.predict(x, verbose=0), expected, atol=1.01 / 256)
