@@ -177,7 +177,7 @@ TARGETS = {
                 "LiteRT 2 on an Android CPU, INT4 weights of at most 4 bits, INT2 dense weights of "
                 "2 bits: fewer bits save storage, INT4 convolutions cost time"
             ),
-            int4_ops=frozenset({"conv", "depthwise", "dense", "embedding"}),
+            int4_ops=frozenset({"conv", "depthwise", "dense", "embedding", "other"}),
             int2_ops=frozenset({"dense"}),
             runtimes=("litert-xnnpack", "litert-builtin", "litert-reference"),
             operator_versions=_INT2_VERSIONS,

@@ -105,18 +105,18 @@ def embedding(builder, node):
     if node.site not in builder.layers:
         weights = StoredWeights.of(node.site, "embeddings", LOOKED_UP, precision)
         builder.weights[node.site] = weights
-        builder.layers[node.site] = _Lookup(weights.values)
+        builder.layers[node.site] = Lookup(weights.values)
     flat = keras.ops.reshape(keras.ops.cast(ids, "int32"), (-1,))
     rows = builder.layers[node.site](flat)
     value = keras.ops.reshape(rows, (-1, *ids.shape[1:], layer.output_dim))
     builder.emit(target, value, floating=True)
 
 
-class _Lookup(keras.layers.Layer):
+class Lookup(keras.layers.Layer):
     """Keras's own lookup lets numbers count from the end, which takes three operators more."""
 
     def __init__(self, table):
-        super().__init__(name="lookup")
+        super().__init__()
         self.table = self.add_weight(name="table", shape=table.shape, initializer="zeros")
         self.table.assign(table)
 

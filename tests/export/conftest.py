@@ -37,7 +37,7 @@ def images(model, count=128, seed=0):
     return arrays if len(arrays) > 1 else arrays[0]
 
 
-def freeze(model, bits=None, target="android", profiles=1, keep=()):
+def freeze(model, bits=None, target="android", profiles=1, keep=(), data=None):
     """A calibrated, frozen `DQMQModel`.
 
     Args:
@@ -46,6 +46,7 @@ def freeze(model, bits=None, target="android", profiles=1, keep=()):
         target: Deployment target.
         profiles: Number of precision profiles.
         keep: Names of layers to leave in floating point.
+        data: What to calibrate on; random inputs if None.
     """
     rules = [dqmq_tf.LayerRule(pattern=name, quantize=False) for name in keep]
     for name, width in (bits or {}).items():
@@ -57,7 +58,7 @@ def freeze(model, bits=None, target="android", profiles=1, keep=()):
         budget=dqmq_tf.Budget(size_bytes=10**7),
         config=dqmq_tf.DQMQConfig(rules=tuple(rules)),
     )
-    qmodel.calibrate(images(model))
+    qmodel.calibrate(images(model) if data is None else data)
     qmodel.freeze(profiles=profiles)
     return qmodel
 
