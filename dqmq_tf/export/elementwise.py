@@ -1,6 +1,7 @@
 """Activations and per-channel maps on the integer road."""
 
 import keras
+import numpy as np
 
 from dqmq_tf.export import folding
 from dqmq_tf.export.errors import FloatOnly, UnsupportedLayerError
@@ -130,11 +131,40 @@ def computed(builder, node):
     builder.emit(node.outputs[0], again(builder, node))
 
 
-def operation(builder, node):
-    """An operator between two tensors, such as `x + y`."""
+def product(builder, node):
+    """A matrix product of two tensors."""
     if len(node.inputs) != 2:
         raise FloatOnly("one of its operands is a constant")
     computed(builder, node)
+
+
+def arithmetic(multiplier, offset):
+    """Lowering of an operator between two tensors, or a tensor and a number.
+
+    Args:
+        multiplier, offset: Functions of the number, and of whether it comes first, that give the
+            map which the operator is.
+    """
+
+    def lowering(builder, node):
+        if len(node.inputs) == 2:
+            computed(builder, node)
+            return
+        args, kwargs = node.arguments(builder.values)
+        operands = [*args, *kwargs.values()]
+        numbers = [i for i, operand in enumerate(operands) if np.ndim(operand) == 0]
+        if len(operands) != 2 or len(numbers) != 1:
+            raise FloatOnly("one of its operands is a constant tensor")
+        (place,) = numbers
+        number = float(operands[place])
+        channels = builder.values[node.inputs[0]].shape[-1]
+        affine = folding.Affine(
+            np.full(channels, multiplier(number, place == 0)),
+            np.full(channels, offset(number, place == 0)),
+        )
+        _affine(builder, node, "constant", affine)
+
+    return lowering
 
 
 def again(builder, node):
@@ -150,6 +180,21 @@ def again(builder, node):
 def _leaky(builder, node, slope):
     layer = keras.layers.LeakyReLU(slope)
     builder.emit(node.outputs[0], layer(builder.values[node.inputs[0]]))
+
+
+def normalization(builder, node):
+    """`Normalization` of the last axis, whose mean and variance are adapted to data or given."""
+    layer = node.layer
+    rank = len(builder.values[node.inputs[0]].shape)
+    if tuple(axis % rank for axis in layer.axis) not in ((), (rank - 1,)) or layer.invert:
+        raise FloatOnly("it normalizes other axes than the last, or inverts a normalization")
+    channels = builder.values[node.inputs[0]].shape[-1]
+    mean, variance = (
+        np.broadcast_to(keras.ops.convert_to_numpy(value).astype(np.float64).ravel(), (channels,))
+        for value in (layer.mean, layer.variance)
+    )
+    multiplier = 1 / np.maximum(np.sqrt(variance), keras.config.epsilon())
+    _affine(builder, node, "variance", folding.Affine(multiplier, -mean * multiplier))
 
 
 def _affine(builder, node, variable, affine):

@@ -78,6 +78,7 @@ _LOWERINGS = {
     _layers.Embedding: linear.embedding,
     _layers.BatchNormalization: elementwise.batch_norm,
     _layers.Rescaling: elementwise.rescaling,
+    _layers.Normalization: elementwise.normalization,
     _layers.Activation: elementwise.activation,
     _layers.ReLU: elementwise.relu,
     _layers.LeakyReLU: elementwise.leaky_relu,
@@ -115,10 +116,12 @@ _LOWERINGS = {
 }
 # By class name: Keras does not export the classes of its operations.
 _OPERATIONS = {
-    "Add": elementwise.operation,
-    "Subtract": elementwise.operation,
-    "Multiply": elementwise.operation,
-    "Matmul": elementwise.operation,
+    "Add": elementwise.arithmetic(lambda c, first: 1.0, lambda c, first: c),
+    "Subtract": elementwise.arithmetic(
+        lambda c, first: -1.0 if first else 1.0, lambda c, first: c if first else -c
+    ),
+    "Multiply": elementwise.arithmetic(lambda c, first: c, lambda c, first: 0.0),
+    "Matmul": elementwise.product,
     "Relu": elementwise.function("relu"),
     "Relu6": elementwise.function("relu6"),
     "Sigmoid": elementwise.function("sigmoid"),

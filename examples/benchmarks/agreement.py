@@ -3,7 +3,7 @@
 MLPerf Tiny's ResNet-8, and a small MobileNetV2 that is trained in float first, are trained for a
 short while with learned bit-widths on CIFAR-10 images of mixed quality, once for Android and once
 for microcontrollers. Each is converted, and its file runs the first 2,000 test images on every
-runtime that the target claims. Ten minutes or so on two cores.
+runtime that the target claims. Half an hour or so on two cores.
 
     python examples/benchmarks/agreement.py --output=agreement.json
 
@@ -45,9 +45,9 @@ _DATA_DIR = flags.DEFINE_string(
 _NETWORKS = flags.DEFINE_list("networks", ["resnet8", "mobilenet_v2"], "Networks to run.")
 _TARGETS = flags.DEFINE_list("targets", ["android", "microcontroller"], "Targets to run.")
 _SAMPLES = flags.DEFINE_integer("samples", 2_000, "Test images.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 200, "Steps of 128 images with learned bits.", lower_bound=4)
+_STEPS = flags.DEFINE_integer("steps", 400, "Steps of 128 images with learned bits.", lower_bound=4)
 _FLOAT_STEPS = flags.DEFINE_integer(
-    "float_steps", 600, "Steps of 128 images of the MobileNetV2 in float.", lower_bound=1
+    "float_steps", 2_000, "Steps of 128 images of the MobileNetV2 in float.", lower_bound=1
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 

@@ -172,6 +172,11 @@ NETWORKS = {
         (),
     ),
     "operations": (ops, {}, ()),
+    "numbers": (
+        lambda x: classified(2.0 - layers.Dense(8)(layers.Normalization()(x * 0.5 + 1.0))),
+        {},
+        (),
+    ),
 }
 
 
