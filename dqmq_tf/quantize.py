@@ -32,7 +32,7 @@ def quantize_model(model, *, target="android", budget=None, config=None):
         model: A Keras 3 Sequential or functional model; nested models, shared layers and custom
             layers are fine. It is not changed.
         target: Name of a deployment target or a `Target`: `"android"`, `"android_small"`,
-            `"microcontroller"` or `"simulation"`.
+            `"microcontroller"`, `"ethos_u"` or `"simulation"`.
         budget: A `Budget`; None for a mean of 4 bits in simulation, and elsewhere for the bytes
             that about 5 bits a weight take.
         config: A `DQMQConfig`.
