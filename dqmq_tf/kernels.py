@@ -67,8 +67,9 @@ def channel_axes(layer, name, variable, per_tensor=frozenset()):
     if op_kind(layer) == "embedding":
         return (0,)
     if isinstance(layer, keras.layers.EinsumDense):
-        _, kernel, output = einsum_terms(layer)
-        axes = tuple(i for i, letter in enumerate(kernel) if letter in output)
+        entered, kernel, output = einsum_terms(layer)
+        # A letter that the input has too makes no channel: a file holds steps along one axis.
+        axes = tuple(i for i, n in enumerate(kernel) if n in output and n not in entered)
         return axes or (rank - 1,)
     return (rank - 1,)
 

@@ -11,7 +11,7 @@ _PACK = {"INT4": packing.pack_int4, "INT2": packing.pack_int2}
 _ADDED_BY_QUANTIZER = ("_quantized", "_dequant")
 
 
-def finish(data, skeleton, containers, facts, io, merged=()):
+def finish(data, skeleton, containers, facts, io, merged=(), grids=None):
     """Turns a quantized file into the one that is delivered.
 
     Args:
@@ -21,13 +21,15 @@ def finish(data, skeleton, containers, facts, io, merged=()):
         facts: What `metadata.describe` returned.
         io: Type of inputs and outputs, `"float32"` or `"int8"`.
         merged: Names of the tensors whose integer kernels are still to be made.
+        grids: `{name of a tensor: ActivationPrecision}`, for these.
 
     Returns:
         Contents of the finished file.
     """
     model = flatbuffer.read(data)
     graph = model.subgraphs[0]
-    integers.merge_kernels(model, graph, merged)
+    _keep_float_outputs(model, graph)
+    integers.merge_kernels(model, graph, merged, grids)
     integers.store(model, graph, skeleton)
     _merge_equal_scales(graph, skeleton)
     _store_in_containers(model, graph, containers)
@@ -40,6 +42,21 @@ def finish(data, skeleton, containers, facts, io, merged=()):
     metadata.attach(model, facts, versions.set_versions(model))
     share_buffers(model)
     return flatbuffer.write(model)
+
+
+def _keep_float_outputs(model, graph):
+    """Gives the graph the outputs of its signature.
+
+    Where an integer kernel reads an output that is made in floating point, ai-edge-quantizer hands
+    out the integers that this kernel reads.
+    """
+    named = {entry.tensorIndex for entry in model.signatureDefs[0].outputs}
+    quantized = {
+        int(operator.outputs[0]): int(operator.inputs[0])
+        for operator in graph.operators
+        if flatbuffer.operator_name(model, operator) == "QUANTIZE"
+    }
+    graph.outputs = [i if i in named else quantized.get(int(i), i) for i in graph.outputs]
 
 
 def _store_in_containers(model, graph, containers):

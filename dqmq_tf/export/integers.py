@@ -40,7 +40,7 @@ def store(model, graph, skeleton):
     graph.operators = restoring + list(graph.operators)
 
 
-def merge_kernels(model, graph, names):
+def merge_kernels(model, graph, names, grids):
     """Makes DEQUANTIZE, a float kernel and QUANTIZE one integer kernel.
 
     Inputs that must be on the grid of the result, such as those of a concatenation, are put there.
@@ -49,30 +49,53 @@ def merge_kernels(model, graph, names):
         model: `ModelT` of a quantized file; changed in place.
         graph: Its subgraph.
         names: Names of the tensors that such kernels make.
+        grids: `{name of a float tensor: ActivationPrecision}` of what they read and make.
     """
     for operator in list(graph.operators):
         made = int(operator.outputs[0])
         if flatbuffer.text(graph.tensors[made].name) not in names:
             continue
-        makers = {int(i): other for other in graph.operators for i in other.outputs}
-        sources = [_quantized_source(model, makers.get(int(i))) for i in operator.inputs]
-        readers = [other for other in graph.operators if made in other.inputs]
-        kinds = [flatbuffer.operator_name(model, other) for other in readers]
-        if None in sources or kinds != ["QUANTIZE"] or made in graph.outputs:
-            continue  # At an end of the graph: it stays in floating point there.
-        result = int(readers[0].outputs[0])
+        result = _result(model, graph, operator, made, grids)
+        sources = [_source(model, graph, operator, int(i), grids) for i in operator.inputs]
         if flatbuffer.operator_name(model, operator) == "CONCATENATION":
             sources = [_on_grid_of(model, graph, i, result, operator) for i in sources]
-        operator.inputs, operator.outputs = np.array(sources, np.int32), readers[0].outputs
-        graph.operators = [other for other in graph.operators if other is not readers[0]]
+        operator.inputs = np.array(sources, np.int32)
+        operator.outputs = np.array([result], np.int32)
     _drop_unread(model, graph)
 
 
-def _quantized_source(model, maker):
-    """Index of the integer tensor behind a DEQUANTIZE, None for another operator."""
-    if maker is None or flatbuffer.operator_name(model, maker) != "DEQUANTIZE":
-        return None
-    return int(maker.inputs[0])
+def _source(model, graph, operator, index, grids):
+    """Index of the integer twin of a float tensor that an operator reads; made if there is none."""
+    place = _place(graph, operator)
+    for other in graph.operators[:place]:
+        name, ends = flatbuffer.operator_name(model, other), (other.inputs[0], other.outputs[0])
+        if name == "DEQUANTIZE" and ends[1] == index:
+            return int(ends[0])
+        if name == "QUANTIZE" and ends[0] == index:
+            return int(ends[1])
+    twin = new_tensor(graph, index, grids[flatbuffer.text(graph.tensors[index].name)])
+    graph.operators.insert(place, new_operator(model, "QUANTIZE", [index], [twin]))
+    return twin
+
+
+def _result(model, graph, operator, index, grids):
+    """Index of the integer twin of what an operator makes; other readers get it restored."""
+    readers = [other for other in graph.operators if index in other.inputs]
+    kinds = [flatbuffer.operator_name(model, other) for other in readers]
+    if "QUANTIZE" in kinds:
+        quantizing = readers.pop(kinds.index("QUANTIZE"))
+        twin = int(quantizing.outputs[0])
+        graph.operators = [other for other in graph.operators if other is not quantizing]
+    else:
+        twin = new_tensor(graph, index, grids[flatbuffer.text(graph.tensors[index].name)])
+    if readers or index in graph.outputs:
+        place = _place(graph, operator) + 1
+        graph.operators.insert(place, new_operator(model, "DEQUANTIZE", [twin], [index]))
+    return twin
+
+
+def _place(graph, operator):
+    return next(i for i, other in enumerate(graph.operators) if other is operator)
 
 
 def _on_grid_of(model, graph, index, other, reader):
@@ -84,8 +107,7 @@ def _on_grid_of(model, graph, index, other, reader):
     tensor.quantization, tensor.name = wanted, tensor.name + b"q"
     graph.tensors.append(tensor)
     made = len(graph.tensors) - 1
-    place = next(i for i, operator in enumerate(graph.operators) if operator is reader)
-    graph.operators.insert(place, new_operator(model, "QUANTIZE", [index], [made]))
+    graph.operators.insert(_place(graph, reader), new_operator(model, "QUANTIZE", [index], [made]))
     return made
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from dqmq_tf.export import elementwise, folding
-from dqmq_tf.export.errors import FloatOnly
+from dqmq_tf.export.errors import FloatOnly, UnsupportedLayerError
 from dqmq_tf.export.stored import LOOKED_UP, StoredWeights
 from dqmq_tf.precision import WeightPrecision
 
@@ -24,6 +24,17 @@ _KINDS = {
     _layers.Conv1DTranspose: folding.TRANSPOSED,
     _layers.Conv2DTranspose: folding.TRANSPOSED,
 }
+
+
+def check_dilation(node):
+    """Refuses transposed convolutions with gaps, which TFLite has in floating point neither."""
+    layer = node.layer
+    if _KINDS.get(type(layer)) == folding.TRANSPOSED and set(layer.dilation_rate) != {1}:
+        raise UnsupportedLayerError(
+            node.site,
+            f"{type(layer).__name__}: dilation_rate={layer.dilation_rate}",
+            "Use dilation_rate=1 and a larger kernel.",
+        )
 
 
 def convolution(builder, node):

@@ -58,6 +58,8 @@ def check_supported(graph):
                 "A file keeps nothing from one input to the next: use stateful=False, and hand the "
                 "state in and out.",
             )
+        linear.check_dilation(node)
+        movement.check_interpolation(node)
         elementwise.check_data_format(node)
 
 

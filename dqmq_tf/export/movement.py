@@ -3,8 +3,26 @@
 import keras
 
 from dqmq_tf.export.elementwise import again, check_data_format
-from dqmq_tf.export.errors import FloatOnly
+from dqmq_tf.export.errors import FloatOnly, UnsupportedLayerError
 from dqmq_tf.points import is_global_average
+
+_RESIZES = ("nearest", "bilinear")
+
+
+def check_interpolation(node):
+    """Refuses a resize that TFLite has in floating point neither."""
+    layer = node.layer
+    if not isinstance(layer, (keras.layers.Resizing, keras.layers.UpSampling2D)):
+        return
+    found = f"interpolation={layer.interpolation!r}" if layer.interpolation not in _RESIZES else ""
+    if getattr(layer, "antialias", False):
+        found = "antialias=True"
+    if found:
+        raise UnsupportedLayerError(
+            node.site,
+            f"{type(layer).__name__}: {found}",
+            "Use interpolation='bilinear' or 'nearest', without antialias.",
+        )
 
 
 def same(builder, node):
@@ -92,15 +110,13 @@ def upsampling_of_signals(builder, node):
 def resizing(builder, node):
     """`Resizing`."""
     layer = node.layer
-    if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio or layer.antialias:
-        raise FloatOnly("a resize that crops, pads or smooths has no integer kernel")
+    if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio:
+        raise FloatOnly("a resize that crops or pads has no integer kernel")
     check_data_format(node)
     _resized(builder, node, (layer.height, layer.width), layer.interpolation)
 
 
 def _resized(builder, node, size, interpolation):
-    if interpolation not in ("nearest", "bilinear"):
-        raise FloatOnly(f"interpolation {interpolation!r} has no integer kernel")
     value = builder.values[node.inputs[0]]
     result = keras.ops.image.resize(value, size, interpolation=interpolation)
     builder.emit(node.outputs[0], result, like=node.inputs[0])

@@ -80,7 +80,8 @@ def write(qmodel, skeleton, profile, io, stage):
     facts = metadata.describe(skeleton, target, profile, qmodel.policy.get_config())
     tensors, operators = model.subgraphs[0].tensors, model.subgraphs[0].operators
     merged = [flatbuffer.text(tensors[operators[i].outputs[0]].name) for i in plan.by_us]
-    plain = finishing.finish(data, skeleton, containers, facts, io, merged)
+    grids = {flatbuffer.text(tensors[i].name): grid for i, grid in plan.activations.items()}
+    plain = finishing.finish(data, skeleton, containers, facts, io, merged, grids)
     tables = {
         f"w{number}": weights.bit_width
         for number, weights in enumerate(skeleton.weights)

@@ -112,6 +112,7 @@ _RELEASES = {
     ("TRANSPOSE_CONV", 1): "1.9.0",
     ("TRANSPOSE_CONV", 2): "2.2.0",
     ("TRANSPOSE_CONV", 3): "2.3.0",
+    ("TRANSPOSE_CONV", 4): "2.13.0",
     ("UNPACK", 1): "1.11.0",
     ("UNPACK", 2): "1.14.0",
 }
@@ -119,6 +120,8 @@ _INT8 = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4}
 _INT4 = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
 _UNVERSIONED = ("QUANTIZE", "RESHAPE", "HARD_SWISH", "IF")
 _INT2 = {"FULLY_CONNECTED": 14}
+# {operator that restores integers: its versions for float, int8, int8 with several scales, int4}
+_RESTORING = {"DEQUANTIZE": (1, 2, 5, 6), "EMBEDDING_LOOKUP": (1, 3, 4, 4)}
 
 
 def set_versions(model):
@@ -158,11 +161,16 @@ def operator_version(model, graph, operator):
         return 1
     if name in _INT8:
         return _weighted_version(name, types, operator)
+    if name in _RESTORING:
+        return _restoring_version(graph.tensors[operator.inputs[-1]], *_RESTORING[name])
+    if name == "TRANSPOSE_CONV":
+        return _transposed_version(types, operator)
     if name == "BROADCAST_TO":
         return 2
-    if name == "RESIZE_NEAREST_NEIGHBOR":
+    if name in ("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR"):
         options = operator.builtinOptions
-        if options.halfPixelCenters or options.alignCorners:
+        aligned = options.alignCorners and name == "RESIZE_NEAREST_NEIGHBOR"
+        if options.halfPixelCenters or aligned:
             return 3
     if name == "MUL" and types[0] == "INT8" and _rescale(graph, operator) >= 1:
         return 3
@@ -182,6 +190,22 @@ def _weighted_version(name, types, operator):
     if name == "FULLY_CONNECTED" and operator.builtinOptions.keepNumDims:
         version = max(version, 5)
     return version
+
+
+def _restoring_version(tensor, floating, int8, per_channel, int4):
+    kind = flatbuffer.type_name(tensor)
+    if kind == "INT4":
+        return int4
+    if kind != "INT8":
+        return floating
+    return per_channel if len(tensor.quantization.scale) > 1 else int8
+
+
+def _transposed_version(types, operator):
+    """The data come third here, behind the shape of the output and the kernel."""
+    if operator.builtinOptions.fusedActivationFunction:
+        return 4
+    return 3 if len(types) == 4 else 2 if types[1] == "INT8" else 1
 
 
 def _rescale(graph, operator):

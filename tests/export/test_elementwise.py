@@ -1,0 +1,169 @@
+"""Activations and per-channel maps, in the skeleton and in the file."""
+
+import keras
+import pytest
+
+from dqmq_tf import graph
+from dqmq_tf.export import lowering
+from dqmq_tf.export.elementwise import activation_name
+from dqmq_tf.export.errors import UnsupportedLayerError
+
+from .conftest import batch_norm, freeze
+from .networks import assert_simulates, chain, frozen, names, written
+
+layers = keras.layers
+
+
+def conv(**options):
+    return layers.Conv2D(4, 3, padding="same", **options)
+
+
+def test_names_of_activations():
+    assert activation_name(None) == activation_name(keras.activations.linear) == "linear"
+    assert activation_name(keras.activations.swish) == "silu"
+    assert activation_name(keras.activations.hard_swish) == "hard_silu"
+    assert activation_name(keras.activations.elu) is None
+    assert activation_name(lambda x: x) is None
+
+
+@pytest.mark.parametrize(
+    "layer, operator",
+    [
+        (layers.Activation("sigmoid"), "LOGISTIC"),
+        (layers.Activation("tanh"), "TANH"),
+        (layers.Activation("hard_silu"), "HARD_SWISH"),
+        (layers.Activation("gelu"), "GELU"),
+        (layers.Activation("leaky_relu"), "LEAKY_RELU"),
+        (layers.LeakyReLU(0.1), "LEAKY_RELU"),
+        (layers.ReLU(negative_slope=0.3), "LEAKY_RELU"),
+        (layers.Activation("softmax"), "SOFTMAX"),
+        (layers.Softmax(axis=3), "SOFTMAX"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_activation_is_one_integer_operator(layer, operator, tmp_path):
+    layer = type(layer).from_config(layer.get_config())
+    qmodel = frozen((6, 6, 3), conv(), layer, layers.Dense(2))
+    assert not assert_simulates(qmodel, ties=0.03).float_sites
+    model, report = written(qmodel, tmp_path)
+    assert names(model)[:3] == ["QUANTIZE", "CONV_2D", operator]
+    assert report.verification.different_numbers == 0
+    assert report.verification.largest_quanta <= 2.01
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_silu_has_its_sigmoid_inside(fused, tmp_path):
+    parts = [conv(activation="silu")] if fused else [conv(), layers.Activation("silu", name="act")]
+    qmodel = frozen((6, 6, 3), *parts, layers.Dense(2))
+    # Training does not round the sigmoid; the file, and so the twin, does.
+    skeleton = assert_simulates(qmodel, ties=0.3)
+    (inner,) = [key for key in skeleton.tensors if key.endswith("p")]
+    assert skeleton.quantization[inner].step == 1 / 256
+    assert skeleton.quantization[inner].zero_point == 0
+    model, report = written(qmodel, tmp_path)
+    assert names(model)[:4] == ["QUANTIZE", "CONV_2D", "LOGISTIC", "MUL"]
+    assert report.verification.different_numbers == 0
+    assert report.verification.largest_quanta <= 2.01
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [layers.ReLU(), layers.ReLU(6.0), layers.ReLU(max_value=6), layers.Activation("relu6")],
+    ids=lambda layer: layer.name,
+)
+def test_relu_is_fused(layer, tmp_path):
+    layer = type(layer).from_config(layer.get_config())
+    qmodel = frozen((6, 6, 3), conv(), layer, layers.Dense(2))
+    assert not assert_simulates(qmodel).float_sites
+    model, _ = written(qmodel, tmp_path)
+    assert names(model)[:3] == ["QUANTIZE", "CONV_2D", "RESHAPE"]
+
+
+@pytest.mark.parametrize(
+    "layer, why",
+    [
+        (layers.ReLU(max_value=1.0), "max_value=1.0"),
+        (layers.ReLU(threshold=0.2), "threshold=0.2"),
+        (layers.ReLU(max_value=6.0, negative_slope=0.1), "max_value=6.0"),
+        (layers.Activation("elu"), "'elu' has no integer kernel"),
+        (layers.Softmax(axis=1), "the last axis, not 1"),
+        (layers.Softmax(axis=(2, 3)), "the last axis"),
+        (layers.PReLU(), "no integer kernel for PReLU"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_what_no_kernel_does_is_in_floating_point(layer, why):
+    layer = type(layer).from_config(layer.get_config() | {"name": "act"})
+    qmodel = frozen((6, 6, 3), conv(), layer, layers.Dense(2))
+    skeleton = assert_simulates(qmodel)
+    assert list(skeleton.float_sites) == ["act"]
+    assert why in skeleton.float_sites["act"]
+
+
+def test_relu6_that_nothing_fuses_is_in_floating_point():
+    parts = conv(), layers.Activation("gelu"), layers.ReLU(6.0, name="clip"), layers.Dense(2)
+    assert list(assert_simulates(frozen((6, 6, 3), *parts)).float_sites) == ["clip"]
+
+
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (4, 5, 6)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_lone_batch_norm_of_any_rank(shape, relu, tmp_path):
+    qmodel = frozen(shape, batch_norm(1), *[layers.ReLU()] * relu, layers.Dense(3))
+    skeleton = assert_simulates(qmodel)
+    assert not skeleton.float_sites
+    norm, _ = skeleton.weights
+    assert norm.kind == "DEPTHWISE_CONV_2D" and norm.variable == "gamma"
+    assert set(abs(norm.integers.ravel())) == {127}
+    if relu:
+        model, report = written(qmodel, tmp_path)
+        assert "DEPTHWISE_CONV_2D" in names(model) and "MUL" not in names(model)
+        assert report.verification.largest_quanta <= 1.01
+
+
+@pytest.mark.parametrize("shape, axis, why", [((5, 6), 1, "axis 1"), ((2, 3, 5, 6), -1, "rank 5")])
+def test_batch_norm_that_no_kernel_does(shape, axis, why):
+    norm = layers.BatchNormalization(axis=axis, name="norm")
+    skeleton = assert_simulates(frozen(shape, norm, layers.Dense(3)))
+    assert why in skeleton.float_sites["norm"]
+
+
+@pytest.mark.parametrize(
+    "scale, offset", [(0.5, 0.1), (-1.0, 0.1), (2.0, 0.0)], ids=["shrunk", "negative", "grown"]
+)
+def test_rescaling_is_folded_into_the_layer_before(scale, offset, tmp_path):
+    parts = conv(), layers.Rescaling(scale, offset), layers.ReLU(), layers.Dense(2)
+    qmodel = frozen((6, 6, 3), *parts)
+    skeleton = assert_simulates(qmodel)
+    assert [weights.kind for weights in skeleton.weights] == ["CONV_2D", "FULLY_CONNECTED"]
+    given = qmodel.precision().weights[skeleton.weights[0].site]["kernel"]
+    expected = given.step.ravel() * abs(scale)
+    assert skeleton.weights[0].scales == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale, offset", [(2.0, -1.0), ([0.5, 1.0, -2.0], [0.0, 0.1, 0.2])])
+def test_lone_rescaling_is_a_map_of_channels(scale, offset):
+    skeleton = assert_simulates(frozen((6, 6, 3), layers.Rescaling(scale, offset), conv()))
+    assert [weights.variable for weights in skeleton.weights] == ["scale", "kernel"]
+
+
+def test_constant_operand_is_in_floating_point():
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((6, 6, 3))
+    x = conv()(inputs) * 2.0
+    qmodel = freeze(keras.Model(inputs, layers.Dense(2)(x)))
+    (reason,) = assert_simulates(qmodel).float_sites.values()
+    assert reason == "one of its operands is a constant"
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Conv2D(4, 3, data_format="channels_first", name="first"),
+        layers.MaxPooling2D(data_format="channels_first", name="first"),
+        layers.Flatten(data_format="channels_first", name="first"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_channels_first_is_refused_by_name(layer):
+    with pytest.raises(UnsupportedLayerError, match="'first'.*channels_first.*channels_last"):
+        lowering.check_supported(graph.trace(chain((6, 6, 6), layer)))

@@ -1,0 +1,195 @@
+"""Each layer is rebuilt in the skeleton and compared with the model; some are written too."""
+
+import keras
+import numpy as np
+import pytest
+
+from dqmq_tf import graph
+from dqmq_tf.export import lowering
+from dqmq_tf.export.errors import UnsupportedLayerError
+from dqmq_tf.export.linear import einsum_letters
+from dqmq_tf.export.verify import skeleton_of
+
+from .conftest import freeze
+from .networks import assert_simulates, chain, frozen, names, shaken, written
+
+layers = keras.layers
+
+
+@pytest.mark.parametrize(
+    "equation, rank, letters",
+    [
+        ("abc,cd->abd", 3, ("abc", "cd", "abd")),
+        ("abc, cd -> abd", 3, ("abc", "cd", "abd")),
+        ("...x,xy->...y", 2, ("Ax", "xy", "Ay")),
+        ("...x,xy->...y", 4, ("ABCx", "xy", "ABCy")),
+        ("...Ax,xyB->...ByA", 4, ("CDAx", "xyB", "CDByA")),
+        ("a...x,xy->a...y", 2, ("ax", "xy", "ay")),
+    ],
+)
+def test_letters_of_an_equation(equation, rank, letters):
+    assert einsum_letters(equation, rank) == letters
+
+
+EINSUMS = [
+    ("ab,bc->ac", (6,), (4,), "c"),
+    ("abc,cd->abd", (5, 6), (None, 4), None),
+    ("...x,xy->...y", (5, 6), (4,), "y"),
+    ("...x,xy->...y", (2, 5, 6), (4,), "y"),
+    ("abc,cde->abde", (5, 6), (5, 2, 3), "de"),
+    ("abc,cde->abde", (5, 6), (5, 2, 3), "d"),
+    ("abc,cde->abde", (5, 6), (5, 2, 3), "e"),
+    ("abc,cde->abed", (5, 6), (5, 3, 2), "ed"),
+    ("abc,ced->abde", (5, 6), (5, 2, 3), "de"),
+    ("abc,cde->abed", (5, 6), (5, 3, 2), "d"),
+    ("abc,cde->adbe", (5, 6), (2, 5, 3), "de"),
+    ("abcd,cde->abe", (5, 2, 3), (5, 4), "e"),
+    ("abcd,dce->abe", (5, 2, 3), (5, 4), "e"),
+    ("abcd,ecd->abe", (5, 2, 3), (5, 4), "e"),
+    ("acbd,cde->abe", (2, 5, 3), (5, 4), "e"),
+    ("abc,bcd->ad", (5, 6), (4,), "d"),
+    ("abc,bd->adc", (5, 6), (4, 6), "d"),
+]
+
+
+@pytest.mark.parametrize("equation, shape, output_shape, bias", EINSUMS)
+def test_einsum_is_a_product_of_rows(equation, shape, output_shape, bias):
+    qmodel = frozen(shape, layers.EinsumDense(equation, output_shape, bias_axes=bias))
+    skeleton = assert_simulates(qmodel)
+    assert not skeleton.float_sites
+    assert [weights.kind for weights in skeleton.weights] == ["FULLY_CONNECTED"]
+
+
+@pytest.mark.parametrize(
+    "equation, output_shape, bias",
+    [
+        ("abc,bcd->abd", (5, 4), "bd"),
+        ("abc,bcde->abde", (5, 4, 3), "de"),
+        ("abc,cd->abd", (5, 4), "bd"),
+        ("abc,bd->ad", (4,), "d"),
+    ],
+)
+def test_einsum_that_is_no_product_of_rows_is_in_floating_point(
+    equation, output_shape, bias, tmp_path
+):
+    qmodel = frozen((5, 6), layers.EinsumDense(equation, output_shape, bias_axes=bias, name="sum"))
+    skeleton = assert_simulates(qmodel)
+    assert skeleton.float_sites == {
+        "sum": f"the product {equation!r} is none of rows with one matrix"
+    }
+    if equation == "abc,bcd->abd":
+        model, report = written(qmodel, tmp_path)
+        assert "sum" in report.float_sites and names(model)[0] == "DEQUANTIZE"
+        assert report.verification.different_numbers == 0
+
+
+SIGNALS = [
+    layers.Conv1D(4, 3, padding="causal"),
+    layers.Conv1D(4, 3, padding="causal", strides=2),
+    layers.Conv1D(4, 3, padding="causal", dilation_rate=2),
+    layers.Conv1D(4, 4, padding="same", strides=3, activation="relu"),
+    layers.Conv1D(4, 3, dilation_rate=2, use_bias=False),
+    layers.DepthwiseConv1D(3, strides=2),
+    layers.DepthwiseConv1D(3, strides=2, padding="same", depth_multiplier=2),
+    layers.DepthwiseConv1D(3, dilation_rate=2),
+    layers.Conv1DTranspose(4, 3, strides=2),
+    layers.Conv1DTranspose(4, 3, strides=2, padding="same"),
+    layers.Conv1DTranspose(4, 3, strides=2, padding="same", output_padding=1),
+    layers.Conv1DTranspose(4, 3, strides=2, padding="same", output_padding=0),
+]
+IMAGES = [
+    layers.Conv2D(4, (1, 3), strides=(2, 1)),
+    layers.Conv2D(4, 3, padding="same", dilation_rate=(1, 2), activation="relu6"),
+    layers.DepthwiseConv2D(3, strides=2, depth_multiplier=2),
+    layers.DepthwiseConv2D(3, padding="same", dilation_rate=2),
+    layers.Conv2DTranspose(4, 3, strides=2),
+    layers.Conv2DTranspose(4, 3, strides=2, output_padding=(1, 0)),
+    layers.Conv2DTranspose(4, (2, 3), strides=(2, 3), padding="same", activation="relu"),
+    layers.Conv2DTranspose(4, 3, strides=2, padding="same", output_padding=1),
+]
+PRODUCTS = [
+    ((5, 6), layers.Dense(4, activation="relu")),
+    ((2, 5, 6), layers.Dense(4)),
+    ((2, 5, 6), layers.Dense(1, use_bias=False)),
+    ((5, 1), layers.Dense(4)),
+]
+
+
+@pytest.mark.parametrize(
+    "shape, layer",
+    [((11, 3), layer) for layer in SIGNALS] + [((7, 6, 3), layer) for layer in IMAGES] + PRODUCTS,
+    ids=lambda value: "" if isinstance(value, tuple) else value.name,
+)
+def test_skeleton_computes_what_the_layer_does(shape, layer):
+    layer = type(layer).from_config(layer.get_config())
+    skeleton = assert_simulates(frozen(shape, layer))
+    assert not skeleton.float_sites and len(skeleton.weights) == 1
+
+
+@pytest.mark.parametrize(
+    "shape, stack",
+    [
+        ((11, 3), (layers.Conv1D(4, 3, padding="causal", dilation_rate=2),)),
+        ((11, 3), (layers.DepthwiseConv1D(3, strides=2),)),
+        ((11, 3), (layers.Conv1DTranspose(4, 3, strides=2, padding="same", output_padding=1),)),
+        ((5, 6), (layers.EinsumDense("abc,cde->adbe", (2, 5, 3), bias_axes="e"),)),
+        ((6, 6, 3), (layers.Conv2DTranspose(4, 3), layers.BatchNormalization(), layers.ReLU())),
+        ((2, 5, 6), (layers.Dense(4), layers.BatchNormalization(), layers.ReLU())),
+    ],
+    ids=["causal", "depthwise", "transpose", "einsum", "transpose, norm", "dense, norm"],
+)
+def test_file_is_in_integers_and_agrees(shape, stack, tmp_path):
+    stack = [type(layer).from_config(layer.get_config()) for layer in stack]
+    model, report = written(frozen(shape, *stack), tmp_path)
+    found = names(model)
+    assert found[0] == "QUANTIZE" and found[-1] == "DEQUANTIZE"
+    assert not {"QUANTIZE", "DEQUANTIZE"} & set(found[1:-1])
+    assert report.verification.different_numbers == 0
+    assert report.verification.largest_quanta <= 1.01
+
+
+@pytest.mark.parametrize("layer", [layers.Dense(6), layers.Conv1D(6, 1, padding="same")])
+def test_a_shared_layer_has_its_weights_once(layer, tmp_path):
+    keras.utils.set_random_seed(1)
+    layer = type(layer).from_config(layer.get_config() | {"name": "shared"})
+    inputs = keras.Input((5, 6))
+    model = shaken(keras.Model(inputs, layer(layers.ReLU()(layer(inputs)))))
+    qmodel = freeze(model)
+    skeleton = assert_simulates(qmodel)
+    assert [weights.site for weights in skeleton.weights] == ["shared"]
+    file, report = written(qmodel, tmp_path)
+    assert [row.name for row in report.weights] == ["shared"]
+    wanted = "FULLY_CONNECTED" if isinstance(layer, layers.Dense) else "CONV_2D"
+    assert names(file).count(wanted) == 2
+    assert report.verification.different_numbers == 0
+
+
+def test_groups_are_in_floating_point():
+    qmodel = frozen((6, 6, 4), layers.Conv2D(4, 3, groups=2, name="grouped"))
+    skeleton = assert_simulates(qmodel)
+    assert "2 groups" in skeleton.float_sites["grouped"]
+
+
+@pytest.mark.parametrize(
+    "shape, layer",
+    [
+        ((6, 3), layers.Conv1DTranspose(4, 3, dilation_rate=2, name="gaps")),
+        ((6, 6, 3), layers.Conv2DTranspose(4, 3, dilation_rate=(1, 2), name="gaps")),
+    ],
+)
+def test_dilated_transposed_convolution_is_refused_by_name(shape, layer):
+    with pytest.raises(UnsupportedLayerError, match="'gaps'.*dilation_rate"):
+        lowering.check_supported(graph.trace(chain(shape, layer)))
+
+
+def test_embedding_reads_rows_by_number():
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((5,), name="ids")
+    table = layers.Embedding(11, 4, embeddings_initializer="normal", name="table")
+    qmodel = freeze(keras.Model(inputs, layers.Dense(3)(table(inputs))))
+    ids = np.random.default_rng(0).integers(0, 11, (32, 5)).astype("float32")
+    skeleton = assert_simulates(qmodel, ids)
+    assert skeleton.vocabulary == {skeleton.inputs[0]: 11}
+    assert skeleton.inputs[0] not in skeleton.quantization
+    # The rows are floats: the dense layer behind puts them on their grid.
+    assert skeleton_of(qmodel, 0).floating >= {"a1"}
