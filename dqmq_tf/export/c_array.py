@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from dqmq_tf.export import flatbuffer, metadata, micro
+from dqmq_tf.export import flatbuffer, metadata, micro, runtimes
 from dqmq_tf.export.compression import DECODE
 from dqmq_tf.export.errors import ConversionError
 from dqmq_tf.export.files import write_together
@@ -15,20 +15,7 @@ _ALIGNMENT = 16
 _BYTES_PER_LINE = 16
 _MARGIN = 1.1
 _PAGE = 1024
-# Operators of TFLite Micro and the words of its resolver that are not their names in capitals.
-_OPERATORS = frozenset(
-    """ABS ADD ADD_N ARG_MAX ARG_MIN AVERAGE_POOL_2D BATCH_MATMUL BATCH_TO_SPACE_ND BROADCAST_ARGS
-    BROADCAST_TO CAST CEIL CONCATENATION CONV_2D COS CUMSUM DEPTH_TO_SPACE DEPTHWISE_CONV_2D
-    DEQUANTIZE DIV DYNAMIC_UPDATE_SLICE ELU EMBEDDING_LOOKUP EQUAL EXP EXPAND_DIMS FILL FLOOR
-    FLOOR_DIV FLOOR_MOD FULLY_CONNECTED GATHER GATHER_ND GREATER GREATER_EQUAL HARD_SWISH IF
-    L2_NORMALIZATION L2_POOL_2D LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND LOGICAL_NOT LOGICAL_OR
-    LOGISTIC LOG_SOFTMAX MAXIMUM MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL NEG NOT_EQUAL PACK PAD
-    PADV2 PRELU QUANTIZE REDUCE_ALL REDUCE_MAX REDUCE_MIN RELU RELU6 RESHAPE RESIZE_BILINEAR
-    RESIZE_NEAREST_NEIGHBOR REVERSE_V2 ROUND RSQRT SELECT_V2 SHAPE SIN SLICE SOFTMAX
-    SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT SPLIT_V SQRT SQUARE SQUARED_DIFFERENCE SQUEEZE
-    STRIDED_SLICE SUB SUM SVDF TANH TRANSPOSE TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK
-    WHILE ZEROS_LIKE""".split()
-)
+# Words of TFLite Micro's resolver that are not the names of operators in capitals.
 _WORDS = {
     "BATCH_MATMUL": "BatchMatMul",
     "CUMSUM": "CumSum",
@@ -119,12 +106,12 @@ def resolver_calls(model):
     Raises:
         ConversionError: If TFLite Micro lacks an operator.
     """
-    calls = set()
+    calls, lacks = set(), runtimes.get(micro.PACKAGE).lacks
     for code in model.operatorCodes:
         name = flatbuffer.builtin_name(code)
         if code.customCode in _CUSTOM:
             calls.add(_CUSTOM[code.customCode])
-        elif name in _OPERATORS:
+        elif name != "CUSTOM" and name not in lacks:
             calls.add(f"Add{_WORDS.get(name) or _camel_case(name)}")
         else:
             raise ConversionError(
