@@ -82,9 +82,9 @@ def convert(
         `ConversionReport`.
 
     Raises:
-        UnsupportedLayerError: If a layer has no counterpart on the integer road.
-        ConversionError: If the target cannot be deployed to or cannot route so, a tensor has no
-            range, the file (each profile's own, of an adaptive one) is larger than the budget, or
+        UnsupportedLayerError: If a layer has no counterpart in a file.
+        ConversionError: If the target cannot be deployed to or cannot route so, its runtime lacks
+            an operator, the file (each profile's own, of an adaptive one) is larger than the budget, or
             an artefact is not for the target.
         VerificationError: If the file does not compute what the model computes.
         ImportError: If weights are stored in lookup tables, or a C array is asked for, and the

@@ -113,10 +113,7 @@ def _on_grid_of(model, graph, index, other, reader):
 
 def _held(model, graph, tensor, weights):
     """Index of a new tensor with the integers of a float constant."""
-    values = flatbuffer.constant(model, tensor)
-    integers, scales, axis = next(
-        layout for layout in weights.layouts(values.shape) if _is(values, *layout)
-    )
+    integers, scales, axis = weights.layout_of(flatbuffer.constant(model, tensor))
     schema = flatbuffer.schema()
     held, quantization = copy.copy(tensor), schema.QuantizationParametersT()
     quantization.scale = scales.astype(np.float32)
@@ -128,12 +125,6 @@ def _held(model, graph, tensor, weights):
     graph.tensors.append(held)
     flatbuffer.set_constant(model, held, integers)
     return len(graph.tensors) - 1
-
-
-def _is(values, integers, scales, axis):
-    shape = [1] * values.ndim
-    shape[axis] = -1
-    return np.array_equal(integers * scales.reshape(shape), values)
 
 
 def _look_up(model, graph, table, held):

@@ -156,7 +156,7 @@ def _match_stored(model, graph, expected, floating):
     found = {}
     for weights in expected:
         for index, values in constants.items():
-            if index not in found and _holds(weights, values):
+            if index not in found and weights.layout_of(values):
                 found[index] = weights
     _check_found([weights for weights in expected if weights not in found.values()])
     return found
@@ -174,18 +174,6 @@ def _check_found(missing):
 def _same_content(weights, values):
     expected = weights.values
     return expected.size == values.size and np.array_equal(expected.ravel(), values.ravel())
-
-
-def _holds(weights, values):
-    """Whether a constant holds weights in any layout that the file can have in integers."""
-    if values.size != weights.integers.size:
-        return False
-    for integers, scales, axis in weights.layouts(values.shape):
-        shape = [1] * values.ndim
-        shape[axis] = -1
-        if np.array_equal(integers * scales.reshape(shape), values):
-            return True
-    return False
 
 
 def activation_tensors(model, graph):

@@ -73,6 +73,19 @@ class StoredWeights:
             if scales is not None:
                 yield self.integers.transpose(order).reshape(shape), scales, axis
 
+    def layout_of(self, values):
+        """The layout, as of `layouts`, in which a constant holds these weights; None if it does not.
+
+        Args:
+            values: float32 array, the constant.
+        """
+        for integers, scales, axis in self.layouts(values.shape):
+            shape = [1] * values.ndim
+            shape[axis] = -1
+            if np.array_equal(integers * scales.reshape(shape), values):
+                return integers, scales, axis
+        return None
+
 
 def _along_one_axis(steps):
     """`(scales, axis)` of steps that vary along one axis at most, else `(None, 0)`."""
