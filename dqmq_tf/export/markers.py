@@ -38,6 +38,10 @@ class Marker(keras.layers.Layer):
             x, min=-128 * scale, max=127 * scale, num_bits=8
         )
 
+    def compute_output_spec(self, x):
+        # A dense tensor, even where Keras takes a product with a number for a sparse one.
+        return keras.KerasTensor(x.shape, dtype=x.dtype)
+
 
 def take_out(model):
     """Removes the markers of a file.
