@@ -275,6 +275,8 @@ def _shares_scale(graph, node):
     kind = type(node.layer).__name__
     if kind.startswith(_GLOBAL_AVERAGE):
         return not is_global_average(graph, node)
+    if getattr(node.layer, "activation", None) is keras.activations.linear:
+        return kind == "Activation"
     return kind in _EXACT | _AVERAGES and not is_global_average(graph, node)
 
 

@@ -39,7 +39,7 @@ class Marker(keras.layers.Layer):
         )
 
     def compute_output_spec(self, x):
-        # Keras takes a product with a number for sparse, and what TensorFlow makes of that for bad.
+        # A dense tensor, even where Keras takes a product with a number for a sparse one.
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
 

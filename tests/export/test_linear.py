@@ -11,7 +11,7 @@ from dqmq_tf.export.linear import einsum_letters
 from dqmq_tf.export.verify import skeleton_of
 
 from .conftest import freeze
-from .networks import assert_simulates, chain, frozen, names, shaken, written
+from .networks import assert_simulates, branches, chain, frozen, names, shaken, written
 
 layers = keras.layers
 
@@ -31,56 +31,62 @@ def test_letters_of_an_equation(equation, rank, letters):
     assert einsum_letters(equation, rank) == letters
 
 
-EINSUMS = [
-    ("ab,bc->ac", (6,), (4,), "c"),
-    ("abc,cd->abd", (5, 6), (None, 4), None),
-    ("...x,xy->...y", (5, 6), (4,), "y"),
-    ("...x,xy->...y", (2, 5, 6), (4,), "y"),
-    ("abc,cde->abde", (5, 6), (5, 2, 3), "de"),
-    ("abc,cde->abde", (5, 6), (5, 2, 3), "d"),
-    ("abc,cde->abde", (5, 6), (5, 2, 3), "e"),
-    ("abc,cde->abed", (5, 6), (5, 3, 2), "ed"),
-    ("abc,ced->abde", (5, 6), (5, 2, 3), "de"),
-    ("abc,cde->abed", (5, 6), (5, 3, 2), "d"),
-    ("abc,cde->adbe", (5, 6), (2, 5, 3), "de"),
-    ("abcd,cde->abe", (5, 2, 3), (5, 4), "e"),
-    ("abcd,dce->abe", (5, 2, 3), (5, 4), "e"),
-    ("abcd,ecd->abe", (5, 2, 3), (5, 4), "e"),
-    ("acbd,cde->abe", (2, 5, 3), (5, 4), "e"),
-    ("abc,bcd->ad", (5, 6), (4,), "d"),
-    ("abc,bd->adc", (5, 6), (4, 6), "d"),
-]
-
-
-@pytest.mark.parametrize("equation, shape, output_shape, bias", EINSUMS)
-def test_einsum_is_a_product_of_rows(equation, shape, output_shape, bias):
-    qmodel = frozen(shape, layers.EinsumDense(equation, output_shape, bias_axes=bias))
-    skeleton = assert_simulates(qmodel)
-    assert not skeleton.float_sites
-    assert [weights.kind for weights in skeleton.weights] == ["FULLY_CONNECTED"]
-
-
-@pytest.mark.parametrize(
-    "equation, output_shape, bias",
-    [
-        ("abc,bcd->abd", (5, 4), "bd"),
-        ("abc,bcde->abde", (5, 4, 3), "de"),
-        ("abc,cd->abd", (5, 4), "bd"),
-        ("abc,bd->ad", (4,), "d"),
+EINSUMS = {
+    (6,): [("ab,bc->ac", (4,), "c")],
+    (5, 6): [
+        ("abc,cd->abd", (None, 4), None),
+        ("...x,xy->...y", (4,), "y"),
+        ("abc,cde->abde", (5, 2, 3), "de"),
+        ("abc,cde->abde", (5, 2, 3), "d"),
+        ("abc,cde->abde", (5, 2, 3), "e"),
+        ("abc,cde->abed", (5, 3, 2), "ed"),
+        ("abc,ced->abde", (5, 2, 3), "de"),
+        ("abc,cde->abed", (5, 3, 2), "d"),
+        ("abc,cde->adbe", (2, 5, 3), "de"),
+        ("abc,bcd->ad", (4,), "d"),
+        ("abc,bd->adc", (4, 6), "d"),
     ],
-)
-def test_einsum_that_is_no_product_of_rows_is_in_floating_point(
-    equation, output_shape, bias, tmp_path
-):
-    qmodel = frozen((5, 6), layers.EinsumDense(equation, output_shape, bias_axes=bias, name="sum"))
-    skeleton = assert_simulates(qmodel)
-    assert skeleton.float_sites == {
-        "sum": f"the product {equation!r} is none of rows with one matrix"
+    (2, 5, 6): [("...x,xy->...y", (4,), "y")],
+    (5, 2, 3): [
+        ("abcd,cde->abe", (5, 4), "e"),
+        ("abcd,dce->abe", (5, 4), "e"),
+        ("abcd,ecd->abe", (5, 4), "e"),
+    ],
+    (2, 5, 3): [("acbd,cde->abe", (5, 4), "e")],
+}
+
+
+@pytest.mark.parametrize("shape", EINSUMS)
+def test_einsum_is_a_product_of_rows(shape):
+    stacks = [
+        [layers.EinsumDense(equation, made, bias_axes=bias)]
+        for equation, made, bias in EINSUMS[shape]
+    ]
+    skeleton = assert_simulates(freeze(branches(shape, *stacks)))
+    assert not skeleton.float_sites
+    assert {weights.kind for weights in skeleton.weights} == {"FULLY_CONNECTED"}
+    assert len(skeleton.weights) == len(stacks)
+
+
+def test_einsum_that_is_no_product_of_rows_is_in_floating_point(tmp_path):
+    cases = {
+        "shared": ("abc,bcd->abd", (5, 4), "bd"),
+        "two": ("abc,bcde->abde", (5, 4, 3), "de"),
+        "bias": ("abc,cd->abd", (5, 4), "bd"),
     }
-    if equation == "abc,bcd->abd":
-        model, report = written(qmodel, tmp_path)
-        assert "sum" in report.float_sites and names(model)[0] == "DEQUANTIZE"
-        assert report.verification.different_numbers == 0
+    stacks = [
+        [layers.EinsumDense(equation, made, bias_axes=bias, name=name)]
+        for name, (equation, made, bias) in cases.items()
+    ]
+    qmodel = freeze(branches((5, 6), *stacks))
+    why = "the product {!r} is none of rows with one matrix"
+    assert assert_simulates(qmodel).float_sites == {
+        name: why.format(equation) for name, (equation, _, _) in cases.items()
+    }
+    model, report = written(qmodel, tmp_path)
+    assert report.float_sites.keys() == cases.keys()
+    assert names(model)[: len(cases)] == ["DEQUANTIZE"] * len(cases)
+    assert report.verification.different_numbers == 0
 
 
 SIGNALS = [
@@ -107,23 +113,26 @@ IMAGES = [
     layers.Conv2DTranspose(4, (2, 3), strides=(2, 3), padding="same", activation="relu"),
     layers.Conv2DTranspose(4, 3, strides=2, padding="same", output_padding=1),
 ]
-PRODUCTS = [
-    ((5, 6), layers.Dense(4, activation="relu")),
-    ((2, 5, 6), layers.Dense(4)),
-    ((2, 5, 6), layers.Dense(1, use_bias=False)),
-    ((5, 1), layers.Dense(4)),
-]
+PRODUCTS = [layers.Dense(4, activation="relu"), layers.Dense(1, use_bias=False)]
 
 
 @pytest.mark.parametrize(
-    "shape, layer",
-    [((11, 3), layer) for layer in SIGNALS] + [((7, 6, 3), layer) for layer in IMAGES] + PRODUCTS,
-    ids=lambda value: "" if isinstance(value, tuple) else value.name,
+    "shape, kinds",
+    [
+        ((11, 3), SIGNALS[:5]),
+        ((11, 3), SIGNALS[5:]),
+        ((7, 6, 3), IMAGES),
+        ((6,), PRODUCTS),
+        ((5, 6), PRODUCTS),
+        ((5, 1), PRODUCTS),
+        ((2, 5, 6), PRODUCTS),
+    ],
+    ids=["signals", "other signals", "images", "rank 2", "rank 3", "one feature", "rank 4"],
 )
-def test_skeleton_computes_what_the_layer_does(shape, layer):
-    layer = type(layer).from_config(layer.get_config())
-    skeleton = assert_simulates(frozen(shape, layer))
-    assert not skeleton.float_sites and len(skeleton.weights) == 1
+def test_skeleton_computes_what_the_layer_does(shape, kinds):
+    fresh = [[type(layer).from_config(layer.get_config())] for layer in kinds]
+    skeleton = assert_simulates(freeze(branches(shape, *fresh)))
+    assert not skeleton.float_sites and len(skeleton.weights) == len(kinds)
 
 
 @pytest.mark.parametrize(

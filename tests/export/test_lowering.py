@@ -59,30 +59,14 @@ def test_network_converts_and_agrees(network, tmp_path):
     assert not report.float_sites
 
 
-def test_separable_needs_data_for_the_tensor_inside(tmp_path):
-    keras.utils.set_random_seed(4)
-    inputs = keras.Input((8, 8, 3))
-    x = layers.SeparableConv2D(6, 3, depth_multiplier=2, use_bias=False)(inputs)
-    x = layers.ReLU()(batch_norm(6)(x))
-    qmodel = freeze(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))))
-    with pytest.raises(ConversionError, match="made by DEPTHWISE_CONV_2D.*data="):
-        export.convert(qmodel, tmp_path / "model.tflite")
-    report = export.convert(qmodel, tmp_path / "model.tflite", data=images(qmodel))
-    assert len(report.measured) == 1
-    assert [w.name.split("/")[1] for w in report.weights[:2]] == [
-        "depthwise_kernel",
-        "pointwise_kernel",
-    ]
-
-
 def test_layer_left_in_floating_point_stays_so(tmp_path):
     keras.utils.set_random_seed(5)
     inputs = keras.Input((8, 8, 3))
     x = layers.Flatten()(layers.Conv2D(4, 3, activation="relu")(inputs))
     qmodel = freeze(keras.Model(inputs, layers.Dense(3, name="head")(x)), keep=["head"])
     report = export.convert(qmodel, tmp_path / "model.tflite", data=images(qmodel))
-    assert report.float_sites == ("head",)
-    assert len(report.weights) == 1
+    assert report.float_sites == {"head": "its weights are left in floating point by a rule"}
+    assert len(report.weights) == 1  # Those of the head are no integers.
 
 
 def test_several_inputs_and_outputs_keep_their_names(tmp_path):
@@ -117,20 +101,19 @@ def test_nested_model(tmp_path):
     assert report.weights[0].name == "backbone/conv"
 
 
-@pytest.mark.parametrize(
-    "layer, message",
-    [
-        (layers.Conv2DTranspose(4, 3, name="up"), "'up' .Conv2DTranspose"),
-        (layers.LeakyReLU(name="leaky"), "'leaky' .LeakyReLU"),
-        (layers.Activation("gelu", name="act"), "'act' .Activation: activation 'gelu'"),
-        (layers.ReLU(max_value=1.0, name="clip"), "'clip'.*max_value=1"),
-        (layers.Conv2D(4, 3, groups=2, name="grouped"), "'grouped'.*groups=2"),
-    ],
-)
-def test_unsupported_layer_is_named(layer, message, tmp_path):
+def test_refusal_leaves_no_file(tmp_path):
     inputs = keras.Input((8, 8, 3))
-    x = layer(layers.Conv2D(4, 3, activation="relu")(inputs))
+    x = layers.Resizing(4, 4, interpolation="bicubic", name="smooth")(layers.Conv2D(4, 3)(inputs))
     qmodel = freeze(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))))
-    with pytest.raises(UnsupportedLayerError, match=message):
+    with pytest.raises(UnsupportedLayerError, match="'smooth'.*bicubic"):
         export.convert(qmodel, tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
+
+
+def test_operator_that_the_runtime_lacks_is_refused_by_the_layer(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Activation("gelu", name="act")(layers.Conv2D(4, 3)(inputs))
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    assert export.convert(freeze(model), tmp_path / "android.tflite").float_sites == {}
+    with pytest.raises(ConversionError, match="'act' becomes the operator GELU.*tflite-micro"):
+        export.convert(freeze(model, target="microcontroller"), tmp_path / "micro.tflite")

@@ -1,3 +1,5 @@
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -6,30 +8,108 @@ from dqmq_tf.export import flatbuffer, litert, matching
 from dqmq_tf.export.errors import ConversionError
 from dqmq_tf.export.verify import skeleton_of
 
+from .conftest import freeze
+from .networks import frozen
+
 
 @pytest.fixture(scope="module")
 def exported(small):
     skeleton = skeleton_of(small, 0)
-    return skeleton, graph, litert.export_float(skeleton.model)
+    return skeleton, litert.export_float(skeleton.model)
 
 
 def test_every_tensor_and_weight_is_found(exported):
-    skeleton, _, data = exported
+    skeleton, data = exported
     model = flatbuffer.read(data)
-    found = matching.match(model, data, skeleton)
-    assert all(found.tensors.values())
+    found = matching.match(model, skeleton)
+    assert set(found.tensors.values()) == set(skeleton.marked)
     assert [w.site for w in found.weights.values()] == ["conv", "head"]
+    assert not found.floating and not found.stored
+    graph = model.subgraphs[0]
+    sites = {
+        flatbuffer.operator_name(model, graph.operators[index]): site
+        for index, site in found.sites.items()
+    }
+    # An operator belongs to the layer at its end: a relu behind a convolution is fused.
+    assert sites["CONV_2D"] == "re_lu" and sites["MEAN"] == "global_average_pooling2d"
+    assert sites["FULLY_CONNECTED"].startswith("head") and sites["SOFTMAX"].startswith("head")
+
+
+@pytest.fixture(scope="module")
+def island():
+    """A skeleton with a layer in floating point, whose weights are integers, and its file."""
+    layers = keras.layers
+    qmodel = frozen((4, 3), layers.Dense(3), layers.GRU(2, name="gru"), layers.Dense(2))
+    skeleton = skeleton_of(qmodel, 0)
+    return skeleton, litert.export_float(skeleton.model)
+
+
+def test_operators_of_a_layer_in_floating_point_and_its_weights(island):
+    skeleton, data = island
+    model = flatbuffer.read(data)
+    found = matching.match(model, skeleton)
+    graph = model.subgraphs[0]
+    assert {found.sites[index] for index in found.floating} == {"gru"}
+    integer = set(range(len(graph.operators))) - found.floating
+    assert {found.sites[index] for index in integer} == {"dense", "dense_1"}
+    assert sorted(w.variable.split("/")[-1] for w in found.stored.values()) == [
+        "kernel",
+        "recurrent_kernel",
+    ]
+    for index, weights in found.stored.items():
+        values = flatbuffer.constant(model, graph.tensors[index])
+        assert sorted(values.ravel()) == sorted(weights.values.ravel())
+
+
+def test_stored_weights_that_are_not_there_are_an_error(island):
+    skeleton, data = island
+    model = flatbuffer.read(data)
+    found = matching.match(flatbuffer.read(data), skeleton)
+    (kernel,) = [w for w in found.stored.values() if w.variable.endswith("recurrent_kernel")]
+    for tensor in model.subgraphs[0].tensors:
+        if flatbuffer.type_name(tensor) == "FLOAT32" and flatbuffer.is_constant(model, tensor):
+            values = flatbuffer.constant(model, tensor)
+            if sorted(values.ravel()) == sorted(kernel.values.ravel()):
+                flatbuffer.set_constant(model, tensor, values * np.float32(1.01))
+    with pytest.raises(ConversionError, match="weights of 'gru' are not in the converted file"):
+        matching.match(model, skeleton)
+
+
+def test_equal_tensors_of_different_grids_are_an_error(exported):
+    skeleton, data = exported
+    last = skeleton.marked[-1]
+    other = dataclasses.replace(skeleton.quantization[last], zero_point=3)
+    # A layer that the converter dropped: both ends have one tensor.
+    keys = [skeleton.marked[0], last]
+    changed = dataclasses.replace(skeleton, quantization=skeleton.quantization | {last: other})
+    model = flatbuffer.read(data)
+    graph = model.subgraphs[0]
+    names = [flatbuffer.operator_name(model, o) for o in graph.operators]
+    first = graph.operators[names.index("QUANTIZE")]
+    final = graph.operators[len(names) - 1 - names[::-1].index("QUANTIZE")]
+    final.inputs = first.inputs.copy()
+    with pytest.raises(ConversionError, match=f"{keys[0]}, {keys[1]} .*different quantization"):
+        matching.match(model, changed)
+
+
+def test_probe_of_indices_stays_in_the_table():
+    inputs = keras.Input((50,), dtype="int32")
+    x = keras.layers.Embedding(7, 2)(inputs)
+    skeleton = skeleton_of(freeze(keras.Model(inputs, keras.layers.Dense(2)(x))), 0)
+    (probe,) = matching.probe_inputs(skeleton, 8)
+    assert set(probe.ravel()) == set(range(7))
+    assert probe.shape == (8, 50)
 
 
 def test_weights_that_are_not_there_are_an_error(exported):
-    skeleton, _, data = exported
+    skeleton, data = exported
     model = flatbuffer.read(data)
     for tensor in model.subgraphs[0].tensors:
         if tensor.shape is not None and len(tensor.shape) == 2 and tensor.shape[0] == 4:
             values = flatbuffer.constant(model, tensor).copy()
             flatbuffer.set_constant(model, tensor, values + np.float32(1e-3))
     with pytest.raises(ConversionError, match="weights of 'head' are not in the converted file"):
-        matching.match(model, data, skeleton)
+        matching.match(model, skeleton)
 
 
 def test_probe_covers_the_input_range(exported):
