@@ -38,6 +38,15 @@ def residual(x):
     return layers.Softmax(name="softmax")(y)
 
 
+def test_a_linear_activation_shares_the_grid_of_its_input():
+    def make(x):
+        x = layers.Conv2D(4, 3, name="conv")(x)
+        return layers.Conv2D(4, 3, name="end")(layers.Activation("linear", name="same")(x))
+
+    graph, activations, _ = find(make)
+    assert sites_of(graph, activations) == [("image",), ("conv", "same"), ("end",)]
+
+
 def test_residual_network():
     graph, activations, weights = find(residual)
     assert sites_of(graph, activations) == [

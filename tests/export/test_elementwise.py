@@ -1,6 +1,7 @@
 """Activations and per-channel maps, in the skeleton and in the file."""
 
 import keras
+import numpy as np
 import pytest
 
 from dqmq_tf import graph
@@ -139,13 +140,30 @@ def test_lone_rescaling_is_a_map_of_channels(scale, offset):
     assert [weights.variable for weights in skeleton.weights] == ["scale", "kernel"]
 
 
-def test_constant_operand_is_in_floating_point():
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x * 2.0,
+        lambda x: 0.5 + x,
+        lambda x: x - 0.5,
+        lambda x: 0.5 - x,
+        lambda x: keras.ops.multiply(x1=-0.5, x2=x),
+    ],
+)
+def test_a_number_is_a_map_of_each_channel(call):
     keras.utils.set_random_seed(3)
     inputs = keras.Input((6, 6, 3))
-    x = conv()(inputs) * 2.0
+    qmodel = freeze(keras.Model(inputs, layers.Dense(2)(call(conv()(inputs)))))
+    assert not assert_simulates(qmodel).float_sites
+
+
+def test_a_constant_tensor_is_for_floating_point():
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((6, 6, 3))
+    x = conv()(inputs) * np.full((1, 1, 1, conv().filters), 2.0, "float32")
     qmodel = freeze(keras.Model(inputs, layers.Dense(2)(x)))
     (reason,) = assert_simulates(qmodel).float_sites.values()
-    assert reason == "one of its operands is a constant"
+    assert reason == "one of its operands is a constant tensor"
 
 
 @pytest.mark.parametrize(

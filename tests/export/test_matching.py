@@ -31,7 +31,8 @@ def test_every_tensor_and_weight_is_found(exported):
         for index, site in found.sites.items()
     }
     # An operator belongs to the layer at its end: a relu behind a convolution is fused.
-    assert sites["CONV_2D"] == "re_lu" and sites["MEAN"] == "global_average_pooling2d"
+    assert sites["CONV_2D"].startswith("re_lu")
+    assert sites["MEAN"].startswith("global_average_pooling2d")
     assert sites["FULLY_CONNECTED"].startswith("head") and sites["SOFTMAX"].startswith("head")
 
 
@@ -39,7 +40,9 @@ def test_every_tensor_and_weight_is_found(exported):
 def island():
     """A skeleton with a layer in floating point, whose weights are integers, and its file."""
     layers = keras.layers
-    qmodel = frozen((4, 3), layers.Dense(3), layers.GRU(2, name="gru"), layers.Dense(2))
+    qmodel = frozen(
+        (4, 3), layers.Dense(3, name="in"), layers.GRU(2, name="gru"), layers.Dense(2, name="out")
+    )
     skeleton = skeleton_of(qmodel, 0)
     return skeleton, litert.export_float(skeleton.model)
 
@@ -51,7 +54,11 @@ def test_operators_of_a_layer_in_floating_point_and_its_weights(island):
     graph = model.subgraphs[0]
     assert {found.sites[index] for index in found.floating} == {"gru"}
     integer = set(range(len(graph.operators))) - found.floating
-    assert {found.sites[index] for index in integer} == {"dense", "dense_1"}
+    assert {found.sites[index] for index in integer} == {
+        "",
+        "in",
+        "out",
+    }  # It begins with a reshaped input.
     assert sorted(w.variable.split("/")[-1] for w in found.stored.values()) == [
         "kernel",
         "recurrent_kernel",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dqmq_tf import export
-from dqmq_tf.export import compression, flatbuffer, runtimes
+from dqmq_tf.export import compression, flatbuffer, litert, runtimes
 from dqmq_tf.export.errors import ConversionError, VerificationError
 
 from .conftest import freeze, images
@@ -187,6 +187,48 @@ def test_lookup_tables_are_for_tflm_alone(every_bit_width):
     tables = qmodel.target.name == "microcontroller"
     assert ("TFLM_DECODE" in (runtimes.get("litert-builtin").refuses(model) or "")) == tables
     assert runtimes.get("tflite-micro").refuses(model) is None
+
+
+# Each becomes one operator of a float file, beside such as every runtime has.
+FUNCTIONS = {
+    "CEIL": keras.ops.ceil,
+    "ELU": keras.ops.elu,
+    "EXP": keras.ops.exp,
+    "GELU": lambda x: keras.ops.gelu(x, approximate=False),
+    "LEAKY_RELU": keras.ops.leaky_relu,
+    "ONE_HOT": lambda x: keras.ops.one_hot(keras.ops.cast(x, "int32"), 4),
+    "POW": lambda x: keras.ops.power(x, x),
+    "REDUCE_PROD": lambda x: keras.ops.prod(x, axis=1),
+    "ROUND": keras.ops.round,
+    "SIGN": keras.ops.sign,
+    "TILE": lambda x: keras.ops.tile(x, (1, 2)),
+    "TOPK_V2": lambda x: keras.ops.top_k(x, 2)[0],
+}
+
+
+@pytest.fixture(scope="module", params=FUNCTIONS)
+def float_file(request):
+    """Name of an operator, and a file that has it."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, FUNCTIONS[request.param](inputs))
+    contents = litert.export_float(model)
+    found = flatbuffer.read(contents)
+    assert [o for o in operators(found, request.param)]
+    return request.param, contents
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_runtime_refuses_just_the_operators_that_it_is_said_to_lack(name, float_file):
+    operator, contents = float_file
+    x = [np.array([[0.5, 1.0, 2.0, 3.0]], "float32")]
+    reason = runtimes.get(name).refuses(flatbuffer.read(contents))
+    if operator in runtimes.get(name).lacks:
+        assert reason == f"it has no kernel for {operator}"
+        with pytest.raises(VerificationError, match=f"{name} .*refuses.*(?s:.*){operator}"):
+            runtimes.run(contents, x, runtime=name)
+    else:
+        assert reason is None
+        assert runtimes.run(contents, x, runtime=name).samples == 1
 
 
 def test_operators_of_micro_alone_are_not_for_litert(contents):
