@@ -206,6 +206,10 @@ TARGETS = {
                     "does not reach: write a file per profile, or route in the graph",
                 ),
                 (
+                    "weights with several scales behind DEQUANTIZE or EMBEDDING_LOOKUP",
+                    "TFLite Micro silently takes the first: such weights are trained with one step",
+                ),
+                (
                     "one lookup table's header on weights with a scale per channel",
                     "decoders disagree on what it means, some read past the table",
                 ),

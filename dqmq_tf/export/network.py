@@ -62,7 +62,8 @@ def write(qmodel, skeleton, profile, io, stage):
         `Network`.
 
     Raises:
-        ConversionError: If a tensor has no range, or the file would hold other numbers.
+        ConversionError: If a tensor has no range, the runtime that the target is for cannot run the
+            file, or it would hold other numbers.
     """
     target = qmodel.target
     stage("exporting the float skeleton")
@@ -82,6 +83,12 @@ def write(qmodel, skeleton, profile, io, stage):
     merged = [flatbuffer.text(tensors[operators[i].outputs[0]].name) for i in plan.by_us]
     grids = {flatbuffer.text(tensors[i].name): grid for i, grid in plan.activations.items()}
     plain = finishing.finish(data, skeleton, containers, facts, io, merged, grids)
+    refused = runtimes.get(target.runtimes[0]).refuses(flatbuffer.read(plain))
+    if refused:
+        raise ConversionError(
+            f"{target.runtimes[0]}, for which target {target.name!r} is, cannot run the file: "
+            f"{refused}."
+        )
     tables = {
         f"w{number}": weights.bit_width
         for number, weights in enumerate(skeleton.weights)

@@ -58,6 +58,7 @@ class Runtime:
         package: Module that it is imported from.
         resolver: Which of its kernels LiteRT takes.
         lacks: Operators that it has no kernel for.
+        one_scale: Operators that silently take the first of several scales of their weights.
         agreement: Least share of decided inputs with the model's largest output entry.
         mean_quanta: Largest mean difference from the model, in steps of the output's grid.
     """
@@ -67,6 +68,7 @@ class Runtime:
     package: str
     resolver: str | None = None
     lacks: frozenset = frozenset()
+    one_scale: frozenset = frozenset()
     agreement: float
     mean_quanta: float
 
@@ -107,6 +109,11 @@ class Runtime:
             depthwise = code.builtinCode == flatbuffer.schema().BuiltinOperator.DEPTHWISE_CONV_2D
             if self.resolver == _REFERENCE and depthwise and code.version >= _INT4_DEPTHWISE:
                 return "it has no kernel for the file's INT4 depthwise convolution"
+        for graph in model.subgraphs:
+            for operator in graph.operators:
+                name = flatbuffer.operator_name(model, operator)
+                if name in self.one_scale and _most_scales(graph, operator) > 1:
+                    return f"its {name} silently takes the first of several scales"
         return None
 
 
@@ -145,6 +152,7 @@ RUNTIMES = {
             description="TensorFlow Lite 2.14, LiteRT's predecessor, from another environment",
             package=_TFLITE,
             resolver=_DEFAULT,
+            one_scale=frozenset({"EMBEDDING_LOOKUP"}),
             agreement=0.98,
             mean_quanta=8.0,
         ),
@@ -153,6 +161,7 @@ RUNTIMES = {
             description="TFLite Micro's reference kernels",
             package=_MICRO,
             lacks=_MICRO_LACKS,
+            one_scale=frozenset({"DEQUANTIZE", "EMBEDDING_LOOKUP"}),
             agreement=0.98,
             mean_quanta=8.0,
         ),
@@ -253,6 +262,11 @@ def run(contents, inputs, *, runtime="litert-xnnpack", signature=None, tensors=(
                 arena_bytes=result["arena_bytes"],
                 tensors={i: arrays[f"tensor{i}"] for i in tensors if f"tensor{i}" in arrays},
             )
+
+
+def _most_scales(graph, operator):
+    grids = [graph.tensors[i].quantization for i in operator.inputs if i >= 0]
+    return max(0 if g is None or g.scale is None else len(g.scale) for g in grids)
 
 
 def _entry(model, runtime, signature):

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -6,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from dqmq_tf import export
+from dqmq_tf import export, targets
 from dqmq_tf.export import compression, flatbuffer, litert, runtimes
 from dqmq_tf.export.errors import ConversionError, VerificationError
 
@@ -281,3 +282,20 @@ def test_installed_runtimes_say_their_version():
     for name in HERE:
         assert runtimes.get(name).missing() is None
         assert any(c.isdigit() for c in runtimes.get(name).version)
+
+
+@pytest.mark.parametrize("layer", [keras.layers.GRU(3), keras.layers.Embedding(9, 4)])
+def test_several_scales_that_tflite_micro_takes_for_one_are_refused(layer, tmp_path):
+    words = isinstance(layer, keras.layers.Embedding)
+    inputs = keras.Input((4,), dtype="int32") if words else keras.Input((4, 3))
+    x = keras.layers.Flatten()(layer(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    data = np.zeros((8, 4), "int32") if words else images(model)
+    micro = targets.get("microcontroller")
+    own = dataclasses.replace(micro, name="own", per_tensor=frozenset())
+    qmodel = freeze(model, target=own, data=data)
+    name = "EMBEDDING_LOOKUP" if words else "DEQUANTIZE"
+    with pytest.raises(ConversionError, match=f"tflite-micro.*'own'.*its {name} silently takes"):
+        export.convert(qmodel, tmp_path / "model.tflite", data=data)
+    assert not list(tmp_path.iterdir())
+    export.convert(freeze(model, target=micro, data=data), tmp_path / "model.tflite", data=data)
