@@ -65,7 +65,7 @@ def test_integers_scales_and_bias(every_bit_width, kind, bits):
 def container(target, kind, bits):
     if target == "android_small" and kind == "dense" and bits == 2:
         return "INT2"
-    small = {"android_small": (2, 3, 4), "microcontroller": () if kind == "dense" else (4,)}
+    small = {"android_small": (2, 3, 4), "microcontroller": (4,)}
     # A table saves nothing on the few weights of a depthwise convolution.
     if target == "microcontroller" and kind == "depthwise":
         small[target] = (2, 3, 4)
