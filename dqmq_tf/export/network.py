@@ -110,7 +110,12 @@ def _check_operators(model, found, target):
     runtime = runtimes.get(target.runtimes[0])
     for index, operator in enumerate(model.subgraphs[0].operators):
         name = flatbuffer.operator_name(model, operator)
-        if name in runtime.lacks or name == "CUSTOM":
+        if name == "CUSTOM":
+            raise ConversionError(
+                f"Layer {found.sites.get(index)!r} becomes an operator that TFLite does not have. "
+                "Replace the layer, or keep it outside the converted model."
+            )
+        if name in runtime.lacks:
             raise ConversionError(
                 f"Layer {found.sites.get(index)!r} becomes the operator {name}, for which "
                 f"{runtime.name} has no kernel. Replace the layer (relu, hard_silu, tanh and sigmoid "
