@@ -9,6 +9,9 @@ from dqmq_tf.export.verify import skeleton_of
 
 from .conftest import freeze, images
 
+# Shapes of a signal and an image, and the number of words that embeddings know.
+SIGNAL, IMAGE, WORDS = (12, 6), (8, 8, 3), 20
+
 
 def chain(shape, *layers, seed=0):
     """A model of layers one after another, with weights that are no trivial ones."""
@@ -96,3 +99,12 @@ def operators(model):
 def names(model):
     """Names of a file's operators, in order."""
     return [name for name, _, _ in operators(model)]
+
+
+def samples(model, count=64):
+    """Random values for the one input of a model; numbers of words where it is of rank 2."""
+    generator, (tensor,) = np.random.default_rng(0), model.inputs
+    shape = (count, *tensor.shape[1:])
+    if len(shape) == 2:
+        return generator.integers(0, WORDS, shape).astype(tensor.dtype)
+    return generator.normal(size=shape).astype("float32")

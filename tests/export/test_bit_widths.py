@@ -1,0 +1,118 @@
+"""Weights of 2 to 8 bits of every layer type with a kernel, in the files of every target."""
+
+import keras
+import numpy as np
+import pytest
+
+from dqmq_tf import export
+from dqmq_tf.export import flatbuffer
+
+from .conftest import freeze
+from .networks import IMAGE, SIGNAL, WORDS, samples
+
+layers = keras.layers
+TARGETS = ("android", "android_small", "microcontroller", "ethos_u")
+BITS = tuple(range(2, 9))
+
+
+def at_every_bit_width(part, **how):
+    """A network with a layer of each bit-width, and these bits by name."""
+    inputs = x = keras.Input(name="entry", **how)
+    for width in BITS:
+        x = part(x, f"b{width}")
+    model = keras.Model(inputs, layers.Dense(3, name="head")(layers.Flatten()(x)))
+    return model, {f"b{width}.*": width for width in BITS} | {"head": 8}
+
+
+KERNELS = {
+    "Conv1D": (lambda x, n: layers.Conv1D(6, 3, padding="same", name=n)(x), {"shape": SIGNAL}),
+    "DepthwiseConv1D": (
+        lambda x, n: layers.DepthwiseConv1D(3, padding="same", name=n)(x),
+        {"shape": SIGNAL},
+    ),
+    "SeparableConv2D": (
+        lambda x, n: layers.SeparableConv2D(4, 3, padding="same", name=n)(x),
+        {"shape": IMAGE},
+    ),
+    "Conv2DTranspose": (
+        lambda x, n: layers.Conv2DTranspose(4, 3, padding="same", activation="relu", name=n)(x),
+        {"shape": IMAGE},
+    ),
+    "Dense": (lambda x, n: layers.Dense(6, activation="relu", name=n)(x), {"shape": SIGNAL}),
+    "EinsumDense": (
+        lambda x, n: layers.EinsumDense("abc,dc->abd", (12, 6), bias_axes="d", name=n)(x),
+        {"shape": SIGNAL},
+    ),
+    "LSTM": (
+        lambda x, n: layers.LSTM(5, return_sequences=True, name=n)(x),
+        {"shape": (2, 6)},
+    ),
+    "GRU": (lambda x, n: layers.GRU(5, return_sequences=True, name=n)(x), {"shape": (2, 6)}),
+}
+
+
+def embeddings():
+    """Tables of each bit-width, looked up by the same words, and these bits."""
+    inputs = keras.Input((12,), dtype="int32", name="entry")
+    tables = [layers.Embedding(WORDS, 8, name=f"b{width}")(inputs) for width in BITS]
+    x = layers.Flatten()(layers.Concatenate()(tables))
+    model = keras.Model(inputs, layers.Dense(3, name="head")(x))
+    return model, {f"b{width}": width for width in BITS} | {"head": 8}
+
+
+def attentions():
+    """Two attentions with a projection of each bit-width, and these bits."""
+    inputs = x = keras.Input((4, 6), name="entry")
+    for name in ("one", "two"):
+        x = layers.MultiHeadAttention(2, 3, name=name)(x, x)
+    model = keras.Model(inputs, layers.Dense(3, name="head")(layers.Flatten()(x)))
+    parts = [f"{name}_{part}" for name in ("one", "two") for part in ("query", "key", "value")]
+    return model, dict(zip(parts, BITS)) | {".*_output": 8, "head": 8}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kind", [*KERNELS, "Embedding", "MultiHeadAttention"])
+def test_integers_and_scales_of_every_bit_width(kind, target, tmp_path):
+    keras.utils.set_random_seed(2)
+    if kind in KERNELS:
+        part, how = KERNELS[kind]
+        model, bits = at_every_bit_width(part, **how)
+    else:
+        model, bits = {"Embedding": embeddings, "MultiHeadAttention": attentions}[kind]()
+    data = samples(model)
+    qmodel = freeze(model, bits, target=target, data=data)
+    path = tmp_path / "model.tflite"
+    report = export.convert(qmodel, path, data=data)
+    assert report.verification.different_numbers == 0
+    assert {w.bit_width for w in report.weights} == set(BITS)
+    precision = qmodel.precision()
+    found = flatbuffer.read(export.decompress(path.read_bytes()))
+    tensors = {flatbuffer.text(t.name): t for t in found.subgraphs[0].tensors}
+    # What divides an attention's scores is folded into its queries.
+    held = [
+        (v.integers, np.float32(v.step / np.sqrt(3) if site.endswith("_query") else v.step))
+        for site, variables in precision.weights.items()
+        for v in variables.values()
+    ]
+    assert len(held) == len(report.weights)
+    stored = [tensors[f"w{number}"] for number in range(len(held))]
+    # Whatever the layout: the same magnitudes, and the same scales.
+    assert sorted(map(_magnitudes_of(found), stored)) == sorted(
+        tuple(np.sort(np.abs(integers), axis=None).tolist()) for integers, _ in held
+    )
+    assert sorted(tuple(np.unique(t.quantization.scale).tolist()) for t in stored) == sorted(
+        tuple(np.unique(step).tolist()) for _, step in held
+    )
+    small = [w for w in report.weights if w.bit_width <= 4 and w.operator != "TRANSPOSE_CONV"]
+    if target == "android_small":
+        assert all(w.container in ("INT4", "INT2") for w in small)
+    if target in ("android", "ethos_u"):
+        assert all(w.container == "INT8" and not w.table for w in report.weights)
+
+
+def _magnitudes_of(model):
+    def magnitudes(tensor):
+        values = np.abs(flatbuffer.constant(model, tensor).astype(int))
+        return tuple(np.sort(values, axis=None).tolist())
+
+    return magnitudes
