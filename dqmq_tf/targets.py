@@ -177,6 +177,7 @@ TARGETS = {
                 "LiteRT 2 on an Android CPU, INT4 weights of at most 4 bits, INT2 dense weights of "
                 "2 bits: fewer bits save storage, INT4 convolutions cost time"
             ),
+            # Of weights that a DEQUANTIZE restores too: LiteRT 2 does so from INT4.
             int4_ops=frozenset({"conv", "depthwise", "dense", "embedding", "other"}),
             int2_ops=frozenset({"dense"}),
             runtimes=("litert-xnnpack", "litert-builtin", "litert-reference"),

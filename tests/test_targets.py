@@ -47,7 +47,7 @@ def test_unknown_target_is_refused_with_those_that_exist():
         ("android_small", "dense", 3, "INT4"),
         ("android_small", "dense", 2, "INT2"),
         ("android_small", "conv", 5, "INT8"),
-        ("android_small", "other", 4, "INT8"),
+        ("android_small", "other", 4, "INT4"),
         ("microcontroller", "depthwise", 3, "INT4"),
         ("android_small", "embedding", 4, "INT4"),
         ("android_small", "embedding", 2, "INT4"),
