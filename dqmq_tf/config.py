@@ -109,6 +109,7 @@ class DQMQConfig:
     Attributes:
         rules: `LayerRule`s, the first that matches a layer wins.
         terms: Which terms of the objective are on.
+        quality_aware: Whether bits depend on the quality of the input; False learns static bits.
         embedding_size: Length of the quality embedding.
         weight_groups: Groups of samples of like quality, 1 to 4, that draw weight bits of their
             own while the policy is searching.
@@ -128,6 +129,7 @@ class DQMQConfig:
 
     rules: tuple = ()
     terms: Terms = Terms()
+    quality_aware: bool = True
     embedding_size: int = 8
     weight_groups: int = 2
     profiles: int = 1
@@ -147,6 +149,8 @@ class DQMQConfig:
         for name in ("weight_groups", "profiles"):
             value = getattr(self, name)
             _check(value in (1, 2, 3, 4), name, value, "give 1, 2, 3 or 4")
+        aware = self.quality_aware or self.profiles == 1
+        _check(aware, "profiles", self.profiles, "bits that ignore quality have one profile")
         _check(self.embedding_size >= 1, "embedding_size", self.embedding_size, "give at least 1")
         order = 0 <= self.warmup < self.settle <= 1
         _check(order, "warmup, settle", (self.warmup, self.settle), "0 <= warmup < settle <= 1")

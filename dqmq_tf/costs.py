@@ -33,6 +33,7 @@ class CostModel:
 
     Attributes:
         decided: Indices of the activation points that are decided, in the order of the columns.
+        overhead: Bit operations per input of what decides, where bits follow the input.
         file_constant: Bytes of the file beside its weights, None until `learn_file`.
     """
 
@@ -51,6 +52,7 @@ class CostModel:
             ]
         )
         self.table = self.file_constant = None
+        self.overhead = 0.0
 
     @property
     def in_bytes(self):
@@ -128,7 +130,7 @@ class CostModel:
         inputs = np.tile(self.input_bits, (len(activation_bits), 1))
         known = self.input_column >= 0
         inputs[:, known] = activation_bits[:, self.input_column[known]]
-        return float((self.macs * weight_bits * inputs).sum(axis=-1).mean())
+        return float((self.macs * weight_bits * inputs).sum(axis=-1).mean()) + self.overhead
 
     def finish(self, bit_ops):
         """Turns bit operations, already averaged over inputs, into the budget's unit."""
@@ -162,7 +164,8 @@ class CostModel:
                     selector[column, i] = 1.0
             inputs = inputs + ops.matmul(activation_bits, selector)
         macs = ops.convert_to_tensor(self.macs, "float32")
-        return self.finish(ops.mean(ops.sum(macs * weight_bits * inputs, axis=-1)))
+        bit_ops = ops.mean(ops.sum(macs * weight_bits * inputs, axis=-1))
+        return self.finish(bit_ops + self.overhead)
 
     def _bytes(self, point, integers, bit_width):
         if self.kind == "size_bytes":

@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from dqmq_tf.layers.policy import FROZEN
 from dqmq_tf.objective import per_sample_losses
 from dqmq_tf.quality import KINDS
 from dqmq_tf.rows import Distribution, QualityRow
@@ -159,9 +158,7 @@ class Decided:
         known = costs.input_column >= 0
         self.inputs[:, known] = self.activations[:, costs.input_column[known]]
         self.groups = len(self.group_weights)
-        self.per = "profile" if self.groups > 1 else "static"
-        if policy.activation_count and policy.phase != FROZEN:
-            self.per = "sample"
+        self.per = policy.per
         self._policy, self._means, self._probabilities = policy, means, probabilities
         self._sigma = ops.convert_to_numpy(policy.sigma())
 

@@ -368,7 +368,7 @@ class DQMQModel(keras.Model):
         if data is None:
             seen = self.policy.observed()
             return seen if len(seen) else np.zeros((1, self.config.embedding_size), "float32")
-        return np.concatenate([self._decide(x)["embedding"] for x in feeding.batches(data)])
+        return np.concatenate([ops.convert_to_numpy(self._embed(x)) for x in feeding.batches(data)])
 
     def _rebuild_functions(self):
         # The phase is part of the traced graph.
@@ -392,11 +392,7 @@ class DQMQModel(keras.Model):
         found = [self._decide(x) for x in feeding.batches(images)]
         if not found:
             raise ValueError("There are no images to decide on.")
-        profiles = self.policy.profiles if self.policy.phase != SEARCH else self.policy.groups
-        per = "profile" if profiles > 1 else "static"
-        if self.policy.activation_count and not self.frozen:
-            per = "sample"
-        return DecisionTable.of(found, self.decision_points, per)
+        return DecisionTable.of(found, self.decision_points, self.policy.per)
 
     @property
     def decision_points(self):
@@ -404,9 +400,11 @@ class DQMQModel(keras.Model):
         activations = [self.costs.activations[i].name for i in self.costs.decided]
         return (*activations, *(point.name for point in self.costs.weights))
 
+    def _embed(self, x):
+        return self.encoder(ops.convert_to_tensor(keras.tree.flatten(x)[0]))
+
     def _decide(self, x):
-        first = keras.tree.flatten(x)[0]
-        result = self.policy(self.encoder(ops.convert_to_tensor(first)), training=False)
+        result = self.policy(self._embed(x), training=False)
         return {key: ops.convert_to_numpy(value) for key, value in result.items()}
 
     def precision(self, profile=0):

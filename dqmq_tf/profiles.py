@@ -32,7 +32,7 @@ def settle(policy, costs, budget, count, embeddings, assigned=None):
     policy.profiles = count
     policy.phase = SETTLED
     decided = policy.activation_count
-    if not decided:
+    if not decided or not policy.quality_aware:
         return
     samples = ops.convert_to_numpy(policy.means(embeddings))[:, :decided]
 
@@ -53,7 +53,7 @@ def freeze(policy, costs, budget, count, embeddings):
         group = ops.convert_to_numpy(policy.assign(embeddings, count))
         means = ops.convert_to_numpy(policy.assigned)[:count].copy()
         shifted = ops.convert_to_numpy(policy.means(embeddings) + policy.shift)
-        for g in range(count):
+        for g in range(count if policy.quality_aware else 0):
             if (group == g).any():
                 means[g, :decided] = shifted[group == g, :decided].mean(axis=0)
         kept = np.arange(policy.point_count) >= decided

@@ -11,6 +11,7 @@ from dqmq_tf.layers import (
     ActivationQuantizer,
     BitWidthPolicy,
     Constants,
+    QualityAffine,
     QualityEncoder,
     QuantizeWrapper,
     Reorder,
@@ -77,8 +78,10 @@ def build(model, target, budget, config):
     activations, weights = points.find_points(graph, target, config)
     kept = points.float_weight_count(graph, weights)
     costs = CostModel(_budget_kind(budget, target), target, activations, weights, kept)
-    assembly = _Assembly(costs, config, nested)
+    assembly = _Assembly(costs, config, nested, _bit_ops(budget, costs))
     inputs, outputs, result = assembly.connect(nested)
+    if config.quality_aware and (costs.decided or config.profiles > 1):
+        costs.overhead = assembly.bit_operations(nested.shapes[nested.inputs[0]])
     parts = Parts(
         body=body,
         instrumented=keras.Model(inputs, result),
@@ -98,25 +101,28 @@ def build(model, target, budget, config):
 class _Assembly:
     """Connects encoder, policy, quantizers and wrapped layers into one functional graph."""
 
-    def __init__(self, costs, config, graph):
+    def __init__(self, costs, config, graph, bit_ops):
         self.costs = costs
         input_shape = graph.shapes[graph.inputs[0]]
         # Sorting a batch would part its samples from masks that Keras carries beside them.
         masks = any(split.makes_mask(node.layer) for node in graphs.inline(graph).nodes)
-        macs = max(sum(point.macs for point in costs.weights), 1)
         self.encoder = QualityEncoder.for_model(
-            input_shape, macs, config.embedding_size, name="quality_encoder"
+            input_shape, bit_ops, config.embedding_size, name="quality_encoder"
         )
         self.policy = BitWidthPolicy(
             activations=[costs.activations[i].bit_widths for i in costs.decided],
             weights=[point.bit_widths for point in costs.weights],
-            groups=1 if masks else config.weight_groups,
+            groups=1 if masks or not config.quality_aware else config.weight_groups,
             initial_sigma=config.initial_sigma,
+            quality_aware=config.quality_aware,
             seed=config.seed,
             name="bit_width_policy",
         )
         self.policy.pathwise = config.terms.pathwise
         self.quantizers, self.wrappers, self._nested = [], {}, {}
+        # Files hold one normalization: what follows each input exists in simulation only.
+        self._conditions = config.quality_aware and not costs.target.deployable
+        self._affines = {}
         self._quantizer_of = {}
         columns = {point: column for column, point in enumerate(costs.decided)}
         for i, point in enumerate(costs.activations):
@@ -142,6 +148,12 @@ class _Assembly:
                     "bit_widths": point.bit_widths,
                 }
             )
+
+    def bit_operations(self, input_shape):
+        """Returns the bit operations per input of encoder, policy and normalization."""
+        products = self.policy.point_count * self.encoder.size
+        affine = sum(layer.multiply_accumulates() for layer in self._affines.values())
+        return self.encoder.bit_operations(input_shape) + 32 * 32 * products + 8 * 8 * affine
 
     def connect(self, graph):
         """Returns inputs, outputs, and the outputs together with the decision."""
@@ -174,18 +186,21 @@ class _Assembly:
             )
         else:
             outputs = node.layer(*args, **kwargs)
+        if self._conditions and isinstance(node.layer, keras.layers.BatchNormalization):
+            outputs = self._affine(node)(outputs, decision["embedding"])
         flat = keras.tree.flatten(outputs)
         slots = [(node.site, node.call, i) for i in range(len(flat))]
         flat = [self._quantized(slot, y, decision) for slot, y in zip(slots, flat)]
         return keras.tree.pack_sequence_as(outputs, flat)
 
     def _call_nested(self, decision, node, args, kwargs):
-        """A nested model stays a model; the decision enters it as three more inputs."""
-        handed = [decision["activations"], decision["weights"], decision["group"]]
+        """A nested model stays a model; the decision enters it as more inputs."""
+        names = ["activations", "weights", "group", *["embedding"] * self._conditions]
+        handed = [decision[name] for name in names]
         if node.site not in self._nested:
             inputs = new_inputs(node.subgraph)
             entries = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in handed]
-            inner = dict(zip(("activations", "weights", "group"), entries))
+            inner = dict(zip(names, entries))
             values = dict(zip(node.subgraph.inputs, inputs))
             outputs = graphs.replay(node.subgraph, values, lambda *call: self._call(inner, *call))
             self._nested[node.site] = keras.Model(
@@ -196,6 +211,12 @@ class _Assembly:
         ]
         training = {"training": kwargs["training"]} if "training" in kwargs else {}
         return self._nested[node.site]([*tensors, *handed], **training)
+
+    def _affine(self, node):
+        if node.site not in self._affines:
+            name = f"{node.site.replace('/', '_')}_quality"
+            self._affines[node.site] = QualityAffine(node.layer.axis, name=name)
+        return self._affines[node.site]
 
     def _quantized(self, slot, x, decision):
         quantizer = self._quantizer_of.get(slot)
@@ -226,6 +247,16 @@ def _budget_kind(budget, target):
             f"budget={budget!r}: give a dqmq_tf.Budget, such as Budget(download_bytes=50_000)."
         )
     return budget.kind
+
+
+def _bit_ops(budget, costs):
+    """The bit operations per input that a budget allows, or those of int8."""
+    macs, deployable = max(costs.macs.sum(), 1.0), costs.target.deployable
+    if budget is not None and budget.kind == "bit_ops":
+        return budget.value
+    if budget is not None and budget.kind == "mean_bit_width":
+        return macs * budget.value**2
+    return macs * (8.0 if deployable or budget is not None else _DEFAULT_MEAN_BITS) ** 2
 
 
 def _checked_budget(budget, policy, costs):

@@ -12,6 +12,7 @@ import tensorflow as tf
 from small_networks import KINDS, compiled, network, training_data
 
 import dqmq_tf
+from dqmq_tf.layers import QualityAffine
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -131,6 +132,75 @@ class TestPolicyIsAlive:
         ]
         # At severity 5 throughout, after a few passes: far from chance, which is 0.1.
         assert np.mean(right) > 0.55
+
+
+class TestQualityNormalization:
+    def test_it_follows_the_embedding(self, simulated, by_kind):
+        qmodel, _ = simulated
+        affines = [layer for layer in qmodel.layers if isinstance(layer, QualityAffine)]
+        assert len(affines) == 3
+        scales = [np.abs(layer.scale_direction.numpy()).max() for layer in affines]
+        assert min(scales) > 1e-3
+
+    def test_another_image_s_quality_changes_predictions(self, simulated, by_kind):
+        qmodel, _ = simulated
+        own = qmodel.predict(by_kind["contrast"], verbose=0)
+        call, z = qmodel.encoder.call, qmodel.encoder(by_kind["gaussian_noise"])
+        qmodel.encoder.call = lambda x: z[: keras.ops.shape(x)[0]]
+        try:
+            other = np.asarray(qmodel(by_kind["contrast"], training=False))
+        finally:
+            qmodel.encoder.call = call
+        assert np.abs(own - other).max(axis=1).mean() > 0.05
+
+    def test_frozen_to_one_profile_it_is_one_for_all(self, simulated, by_kind, tmp_path):
+        simulated[0].save(tmp_path / "m.keras")
+        frozen = keras.models.load_model(tmp_path / "m.keras").freeze(profiles=1)
+        found = frozen.policy(frozen.encoder(by_kind["contrast"]), training=False)["embedding"]
+        assert (np.asarray(found) == np.asarray(found)[0]).all()
+
+    def test_what_decides_is_part_of_the_cost(self, simulated):
+        costs = simulated[0].costs
+        bits = [8] * len(costs.weights), [8] * len(costs.decided)
+        macs = costs.macs.sum()
+        assert 0 < costs.overhead
+        assert costs.exact(*bits) == pytest.approx(((64 * macs + costs.overhead) / macs) ** 0.5)
+
+
+class TestWithoutQuality:
+    @pytest.fixture(scope="class")
+    def static(self, float_network):
+        qmodel = dqmq_tf.quantize_model(
+            float_network,
+            target="simulation",
+            budget=dqmq_tf.Budget(mean_bit_width=3),
+            config=dqmq_tf.DQMQConfig(quality_aware=False),
+        )
+        compiled(qmodel, 1e-3).fit(training_data(2), verbose=0)
+        return qmodel
+
+    def test_all_images_get_the_same_bits_within_the_budget(self, static, by_kind):
+        table = static.decisions(np.concatenate(list(by_kind.values())))
+        assert table.per == "static"
+        assert (table.bits == table.bits[0]).all()
+        decided = static.policy.activation_count
+        bits = table.bits[0]
+        assert 2.9 <= static.costs.exact(bits[decided:], bits[:decided]) <= 3.0
+        assert len(set(bits.tolist())) >= 2
+
+    def test_nothing_decides_so_nothing_is_counted_for_it(self, static):
+        assert static.costs.overhead == 0
+        assert not [layer for layer in static.layers if isinstance(layer, QualityAffine)]
+
+    def test_freezing_keeps_the_bits(self, static, by_kind, tmp_path):
+        static.save(tmp_path / "m.keras")
+        loaded = keras.models.load_model(tmp_path / "m.keras")
+        before = loaded.decisions(by_kind["clean"]).bits
+        np.testing.assert_array_equal(loaded.freeze().decisions(by_kind["clean"]).bits, before)
+
+    def test_profiles_need_the_quality(self):
+        with pytest.raises(ValueError, match="profiles=2.*one profile"):
+            dqmq_tf.DQMQConfig(quality_aware=False, profiles=2)
 
 
 class TestFreeze:

@@ -2,6 +2,7 @@
 
 from dqmq_tf.layers.activation import ActivationQuantizer
 from dqmq_tf.layers.encoder import QualityEncoder
+from dqmq_tf.layers.normalization import QualityAffine
 from dqmq_tf.layers.policy import BitWidthPolicy, Reorder
 from dqmq_tf.layers.wrapper import Constants, QuantizeWrapper
 
@@ -9,6 +10,7 @@ __all__ = [
     "ActivationQuantizer",
     "BitWidthPolicy",
     "Constants",
+    "QualityAffine",
     "QualityEncoder",
     "QuantizeWrapper",
     "Reorder",

@@ -41,13 +41,13 @@ class QualityEncoder(keras.layers.Layer):
         self.size, self.filters, self.stride = size, filters, stride
 
     @classmethod
-    def for_model(cls, input_shape, model_macs, size, **kwargs):
-        """Returns an encoder that costs under 1 % of a model's multiply-accumulates, if any can."""
+    def for_model(cls, input_shape, model_bit_ops, size, **kwargs):
+        """Returns an encoder that costs under 2 % of a model's bit operations, if any can."""
         for filters in (8, 4):
             for stride in _STRIDES:
                 encoder = cls(size=size, filters=filters, stride=stride, **kwargs)
                 few = encoder.positions(input_shape) <= _POSITIONS
-                if few and encoder.multiply_accumulates(input_shape) <= 0.01 * model_macs:
+                if few and encoder.bit_operations(input_shape) <= 0.02 * model_bit_ops:
                     return encoder
         return encoder
 
@@ -104,9 +104,18 @@ class QualityEncoder(keras.layers.Layer):
 
     def multiply_accumulates(self, input_shape):
         """Returns the multiply-accumulates per input."""
+        return sum(self._macs(input_shape))
+
+    def bit_operations(self, input_shape):
+        """Returns the bit operations per input: filters in int8, the dense layers in float32."""
+        filters, dense = self._macs(input_shape)
+        return 8 * 8 * filters + 32 * 32 * dense
+
+    def _macs(self, input_shape):
+        """Multiply-accumulates per input of the filters and of the dense layers."""
         channels = as_image_shape(input_shape)[-1]
         dense = (2 * self.filters + 2) * _HIDDEN + _HIDDEN * self.size
-        return self.positions(input_shape) * 9 * channels * self.filters + dense
+        return self.positions(input_shape) * 9 * channels * self.filters, dense
 
     def _features(self, x):
         x = ops.cast(x, "float32") / self.input_scale

@@ -31,6 +31,7 @@ class BitWidthPolicy(keras.layers.Layer):
         activations, weights: Candidates of each decision point, tuples of bit-widths.
         groups: Groups of samples that draw weight bits of their own during the search.
         initial_sigma: Width of the distributions at the start, in bits.
+        quality_aware: Whether the means depend on the embedding.
         seed: Of the draws.
 
     Input shape: embedding `[B, d]`. Output: a dictionary with
@@ -39,11 +40,21 @@ class BitWidthPolicy(keras.layers.Layer):
         has to be put in first, empty for none; `embedding` `[B, d]` in that order.
     """
 
-    def __init__(self, activations, weights, groups=1, initial_sigma=0.6, seed=0, **kwargs):
+    def __init__(
+        self,
+        activations,
+        weights,
+        groups=1,
+        initial_sigma=0.6,
+        quality_aware=True,
+        seed=0,
+        **kwargs,
+    ):
         super().__init__(**{**kwargs, "autocast": False})
         self.activations = [tuple(int(b) for b in point) for point in activations]
         self.weights_ = [tuple(int(b) for b in point) for point in weights]
         self.groups, self.initial_sigma, self.seed = groups, initial_sigma, seed
+        self.quality_aware = quality_aware
         self.phase = SEARCH
         self.profiles = 1
         self.pathwise = True
@@ -60,6 +71,15 @@ class BitWidthPolicy(keras.layers.Layer):
     @property
     def point_count(self):
         return len(self.activations) + len(self.weights_)
+
+    @property
+    def per(self):
+        """What bits differ by now: `"sample"`, `"profile"` or `"static"`."""
+        if self.quality_aware and self.activations and self.phase != FROZEN:
+            return "sample"
+        return (
+            "profile" if (self.groups if self.phase == SEARCH else self.profiles) > 1 else "static"
+        )
 
     def build(self, input_shape):
         size, points = input_shape[-1], self.point_count
@@ -82,7 +102,12 @@ class BitWidthPolicy(keras.layers.Layer):
         self.direction = self.add_weight(
             name="direction",
             shape=(points, size),
-            initializer=keras.initializers.RandomNormal(stddev=0.05, seed=self.seed),
+            initializer=(
+                keras.initializers.RandomNormal(stddev=0.05, seed=self.seed)
+                if self.quality_aware
+                else "zeros"
+            ),
+            trainable=self.quality_aware,
             dtype="float32",
         )
 
@@ -218,7 +243,7 @@ class BitWidthPolicy(keras.layers.Layer):
         count, profiles = self.activation_count, self.profiles
         group = self.assign(z, profiles)
         assigned = ops.stop_gradient(self.assigned[:profiles])
-        if self.phase == SETTLED:
+        if self.phase == SETTLED and self.quality_aware:
             activations = self._mode(self.means(z) + self.shift, slice(None, count))
         else:
             activations = ops.expand_dims(ops.take(assigned[:, :count], group, axis=0), -1)
@@ -227,8 +252,12 @@ class BitWidthPolicy(keras.layers.Layer):
             "weights": ops.expand_dims(assigned[:, count:], -1),
             "group": group,
             "order": ops.zeros((0,), "int32"),
-            "embedding": z,
+            "embedding": ops.stop_gradient(self._assigned_embedding(z, group)),
         }
+
+    def _assigned_embedding(self, z, group):
+        """What the network is told of the quality: of each sample, or of its frozen profile."""
+        return ops.take(self.centroids, group, axis=0) if self.phase == FROZEN else z
 
     def _mode(self, means, which):
         means, allowed = means[:, which], self.allowed[which]
@@ -287,6 +316,7 @@ class BitWidthPolicy(keras.layers.Layer):
             "weights": self.weights_,
             "groups": self.groups,
             "initial_sigma": self.initial_sigma,
+            "quality_aware": self.quality_aware,
             "seed": self.seed,
         }
 

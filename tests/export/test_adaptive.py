@@ -195,7 +195,7 @@ ranges = writer.calibrate({"serving_default": [{"args_0": image[None]} for image
 int8 = runtime.interpreter(bytes(writer.quantize(ranges).quantized_model))
 
 class Frozen:
-    encoder = QualityEncoder.for_model((None, 96, 96, 3), 54e6, 8)
+    encoder = QualityEncoder.for_model((None, 96, 96, 3), 54e6 * 64, 8)
     policy = BitWidthPolicy([], [(4, 8)] * 3)
 
 Frozen.encoder(images)

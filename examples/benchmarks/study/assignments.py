@@ -1,0 +1,88 @@
+"""Bits of every decision point of a network, and the configuration that fixes a network at them."""
+
+import re
+
+import dqmq_tf
+from dqmq_tf import graph as graphs
+from dqmq_tf import points, split, targets
+from dqmq_tf.costs import CostModel
+
+END_BITS = 8
+
+
+def cost_model(model, kind="mean_bit_width", target="simulation"):
+    """Returns the `CostModel` of a float network: its points, and what their bits cost.
+
+    Args:
+        model: Float Keras model.
+        kind: Kind of budget.
+        target: Name of a deployment target.
+    """
+    body, _ = split.split_layers(model)
+    graph = graphs.inline(graphs.trace_nested(body))
+    place = targets.get(target)
+    activations, weights = points.find_points(graph, place, dqmq_tf.DQMQConfig())
+    return CostModel(kind, place, activations, weights)
+
+
+def uniform(costs, weight_bits, activation_bits):
+    """Returns the assignment of uniform quantization, first and last layer at 8 bits.
+
+    Args:
+        costs: `CostModel` of the network.
+        weight_bits, activation_bits: Of all layers but the first and the last, and of what these
+            layers read.
+
+    Returns:
+        `{point name: bits}`: weights are named `"layer:kernel"`, activations by the layer or the
+        input that makes them. What the first and the last layer read is at 8 bits too.
+    """
+    ends = costs.weights[0], costs.weights[-1]
+    bits = {costs.activations[i].name: activation_bits for i in costs.decided}
+    bits |= {point.name: weight_bits for point in costs.weights}
+    for point in ends:
+        bits[point.name] = END_BITS
+        if costs.activations[point.input].decided:
+            bits[costs.activations[point.input].name] = END_BITS
+    return bits
+
+
+def cost(costs, bits):
+    """Returns the cost of an assignment, in the unit of the cost model."""
+    return costs.exact(*ordered(costs, bits))
+
+
+def rules(bits):
+    """Returns the `LayerRule`s that leave each point the one candidate that it is assigned."""
+    found = {}
+    for name, width in bits.items():
+        site, _, variable = name.partition(":")
+        kind = "weight_bits" if variable else "activation_bits"
+        found.setdefault(site, {})[kind] = (int(width),)
+    return tuple(
+        dqmq_tf.LayerRule(pattern=re.escape(site), **candidates)
+        for site, candidates in found.items()
+    )
+
+
+def ordered(costs, bits):
+    """Returns an assignment as lists `(weight bits, activation bits)` in the cost model's order."""
+    activations = [bits[costs.activations[i].name] for i in costs.decided]
+    return [bits[point.name] for point in costs.weights], activations
+
+
+def fixed(model, bits, target, seed):
+    """Returns the `DQMQModel` of LSQ (arXiv 1902.08153) at an assignment: nothing is learned of it.
+
+    Args:
+        model: Float Keras model.
+        bits: `{point name: bits}`.
+        target: Name of a deployment target.
+        seed: Of the configuration.
+    """
+    config = dqmq_tf.DQMQConfig(
+        rules=rules(bits), quality_aware=False, weight_groups=1, warmup=0.0, settle=0.01, seed=seed
+    )
+    # Any budget that the bits keep: there is but one way.
+    budget = dqmq_tf.Budget(bit_ops=1e18)
+    return dqmq_tf.quantize_model(model, target=target, budget=budget, config=config)

@@ -1,0 +1,274 @@
+"""PACT and DoReFa at given bits, at the very places where dqmq_tf quantizes.
+
+- PACT: Choi et al., "PACT: Parameterized Clipping Activation for Quantized Neural Networks",
+  arXiv 1805.06085.
+- DoReFa: Zhou et al., "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low
+  Bitwidth Gradients", arXiv 1606.06160; here with gradients in floating point.
+
+Both papers train from scratch. For fine-tuning, both methods start here from clips and scales of
+least squared error, and from latent weights that stand for the float network's own.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from dqmq_tf import graph as graphs
+from dqmq_tf import points, rebuild, split
+from dqmq_tf.graph import variable_names
+
+METHODS = ("pact", "dorefa")
+# The paper's weight decay for CIFAR-10, which it uses for alpha too: a gradient of 2e-4 * alpha.
+_ALPHA_DECAY = 2e-4
+_SAMPLES = 65_536
+_SHRINKS = np.geomspace(0.05, 1.0, 40)
+
+
+def quantized(model, costs, bits, method, images):
+    """Returns a float network with PACT's or DoReFa's quantizers at given bits.
+
+    Args:
+        model: Float Keras classifier, which is not changed.
+        costs: `CostModel` of the network, from `assignments.cost_model`.
+        bits: `{point name: bits}`, 2 to 8 or more. Points that are not decided stay float.
+        method: `"pact"`: learned clips of activations. `"dorefa"`: fixed ones. The weights of both
+            are quantized as DoReFa does it, as in PACT's experiments, per output channel where
+            dqmq_tf does so.
+        images: float32 `[n, height, width, channels]` from which clips are initialised.
+
+    Returns:
+        A `keras.Model` with the network's inputs and outputs, to be compiled and fitted.
+
+    Raises:
+        ValueError: If the method is not known, or a decided point has no bits.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: there are {METHODS}.")
+    decided = [costs.activations[i] for i in costs.decided]
+    missing = [point.name for point in (*decided, *costs.weights) if point.name not in bits]
+    if missing:
+        raise ValueError(f"bits has no entry for {missing[0]!r}.")
+    body, _ = split.split_layers(model)
+    graph = graphs.inline(graphs.trace_nested(body))
+
+    observed, clips = _observed(graph, images), {}
+    for point in decided:
+        values = np.concatenate([observed[slot].ravel() for slot in point.slots])
+        # As in dqmq_tf, whose quantizer of the input is fixed too. The paper leaves it float.
+        is_input = all(call == points.INPUT_CALL for _, call, _ in point.slots)
+        clip = Clip(
+            bits[point.name],
+            limit=least_error_limit(values, bits[point.name]),
+            signed=bool(values.min() < 0),
+            learned=method == "pact" and not is_input,
+            name=f"{point.name.replace('/', '_')}_clip",
+        )
+        clips.update(dict.fromkeys(point.slots, clip))
+
+    kernels = {}
+    for point in costs.weights:
+        kernels.setdefault(point.site, []).append(point)
+    wrappers = {
+        node.site: QuantizedKernels(node.layer, kernels[node.site], bits)
+        for node in {node.site: node for node in graph.nodes}.values()
+        if node.site in kernels
+    }
+
+    def clipped(slot, x):
+        return clips[slot](x) if slot in clips else x
+
+    def call(node, args, kwargs):
+        outputs = wrappers.get(node.site, node.layer)(*args, **kwargs)
+        flat = keras.tree.flatten(outputs)
+        flat = [clipped((node.site, node.call, i), y) for i, y in enumerate(flat)]
+        return keras.tree.pack_sequence_as(outputs, flat)
+
+    inputs = rebuild.new_inputs(graph)
+    values = {
+        tensor: clipped(("", points.INPUT_CALL, i), x)
+        for i, (tensor, x) in enumerate(zip(graph.inputs, inputs))
+    }
+    outputs = rebuild.single(graphs.replay(graph, values, call))
+    return keras.Model(rebuild.structured(graph, inputs), outputs, name=model.name)
+
+
+class Clip(keras.layers.Layer):
+    """Clips to `[0, alpha]`, or `[-alpha, alpha]`, and rounds to the levels of k bits between.
+
+    PACT's rule: `round(clip(x, 0, alpha) * (2**k - 1) / alpha) * alpha / (2**k - 1)`; the gradient
+    to alpha is 1 where x is clipped from above, and by symmetry -1 where it is from below; that to
+    x is 1 where x is not clipped. A signed range is moved by less than a step so that one of its
+    2**k levels is 0, as integer kernels need it. TensorFlow's fake quantization is just this, in
+    one op; it counts x = alpha, where the paper's gradient jumps, as not clipped.
+
+    Args:
+        bits: k, at least 2.
+        limit: First value of alpha.
+        signed: Whether negative values are represented.
+        learned: Whether alpha is trained, with L2 decay.
+    """
+
+    def __init__(self, bits, *, limit, signed, learned, **kwargs):
+        super().__init__(**kwargs)
+        self.bits, self.limit, self.signed = int(bits), float(limit), signed
+        self.scale = None
+        if learned:
+            # alpha / limit: Adam's steps are as long for any variable, and ranges are not.
+            self.scale = self.add_weight(
+                name="scale",
+                shape=(),
+                initializer="ones",
+                dtype="float32",
+                regularizer=keras.regularizers.L2(_ALPHA_DECAY / 2 * self.limit**2),
+            )
+        self.built = True
+
+    @property
+    def alpha(self):
+        """The clip as it is now."""
+        return self.limit * (1.0 if self.scale is None else float(self.scale))
+
+    def call(self, x):
+        if self.scale is None:
+            return _rounded(x, self.limit, self.bits, self.signed)
+        return learned_clip(x, self.scale.value * self.limit, self.bits, self.signed)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, dtype=x.dtype)
+
+
+class QuantizedKernels(keras.layers.Layer):
+    """Runs a layer with kernels that DoReFa's quantizer makes from latent ones.
+
+    The layer's own kernels become the latent ones: they change, but stand for what they were.
+
+    Args:
+        layer: A built layer.
+        weights: The `WeightPoint`s of its kernels.
+        bits: `{point name: bits}`.
+    """
+
+    def __init__(self, layer, weights, bits):
+        super().__init__(name=layer.name, trainable=layer.trainable)
+        self.layer = layer
+        self.quantizers = {}
+        named = variable_names(layer)
+        for point in weights:
+            kernel = named[point.variable]
+            channels = [axis % len(kernel.shape) for axis in point.channel_axes]
+            axes = tuple(axis for axis in range(len(kernel.shape)) if axis not in channels)
+            exact = ops.convert_to_numpy(kernel).astype("float32")
+            kernel.assign(latent_weights(exact, axes))
+            scale = _least_error_scale(exact, kernel.value, bits[point.name], axes)
+            self.quantizers[point.variable] = (int(bits[point.name]), scale, axes)
+        self.built = True
+
+    def quantized_kernel(self, variable):
+        """Returns the kernel that the layer is run with."""
+        bits, scale, axes = self.quantizers[variable]
+        return scale * dorefa_weights(variable_names(self.layer)[variable].value, bits, axes)
+
+    def call(self, *args, **kwargs):
+        named = variable_names(self.layer)
+        mapping = [(named[name], self.quantized_kernel(name)) for name in self.quantizers]
+        with keras.StatelessScope(state_mapping=mapping):
+            return self.layer(*args, **kwargs)
+
+    def compute_output_spec(self, *args, **kwargs):
+        return self.layer.compute_output_spec(*args, **kwargs)
+
+
+def learned_clip(x, alpha, bits, signed):
+    """Returns `x` clipped by a learned alpha and rounded; see `Clip`.
+
+    Args:
+        x: float32 tensor.
+        alpha: Positive scalar tensor.
+        bits: 2 to 16.
+        signed: Whether the range is `[-alpha, alpha]`.
+    """
+    low = -alpha if signed else tf.zeros_like(alpha)
+    return tf.quantization.fake_quant_with_min_max_vars(x, low, alpha, num_bits=bits)
+
+
+def least_error_limit(values, bits):
+    """Returns the clip with the least squared error on observed values.
+
+    Args:
+        values: Array of what a tensor held on calibration data.
+        bits: Bits of the quantizer, which is signed if a value is negative.
+    """
+    largest = float(np.abs(values).max())
+    if not largest:
+        return 1.0
+    signed = bool(values.min() < 0)
+    if values.size > _SAMPLES:
+        values = np.random.default_rng(0).choice(values, _SAMPLES)
+    errors = [
+        np.mean(np.square(_rounded(values, limit, bits, signed) - values))
+        for limit in largest * _SHRINKS
+    ]
+    return largest * float(_SHRINKS[np.argmin(errors)])
+
+
+def dorefa_weights(latent, bits, axes):
+    """Returns weights in [-1, 1] on the 2**bits levels of DoReFa's quantizer.
+
+    `2 * round_k(tanh(w) / (2 * max|tanh(w)|) + 1 / 2) - 1` with a straight-through round.
+
+    Args:
+        latent: float32 tensor.
+        bits: k.
+        axes: Axes over which the maximum is taken: all, in the paper.
+    """
+    squashed = tf.tanh(latent)
+    largest = tf.reduce_max(tf.abs(squashed), axes, keepdims=True)
+    unit = squashed / tf.maximum(2.0 * largest, 1e-12) + 0.5
+    levels = 2.0**bits - 1.0
+    rounded = tf.round(unit * levels) / levels
+    return 2.0 * (unit + tf.stop_gradient(rounded - unit)) - 1.0
+
+
+def latent_weights(weights, axes):
+    """Returns what `dorefa_weights` would map, but for rounding, onto a multiple of the weights.
+
+    Without this, tanh would bend large weights of a trained network before training has begun.
+    The largest weight over `axes` stays as it is.
+    """
+    largest = np.maximum(np.abs(weights).max(axes, keepdims=True), 1e-12)
+    # Beyond 0.999 float32 has few numbers left, and the gradient of tanh is gone.
+    return np.arctanh(weights / largest * np.minimum(np.tanh(largest), 0.999))
+
+
+def _least_error_scale(exact, latent, bits, axes):
+    """The constant per channel by which quantized weights come closest to the float ones.
+
+    DoReFa's weights reach from -1 to 1. The batch norms of a network trained from scratch take that
+    up; those of a trained network know the scale that its kernels had.
+    """
+    levels = dorefa_weights(latent, bits, axes).numpy()
+    products = np.sum(levels * exact, axes, keepdims=True)
+    return (products / np.sum(np.square(levels), axes, keepdims=True)).astype("float32")
+
+
+def _rounded(x, limit, bits, signed):
+    """Quantization with a fixed clip: DoReFa's for activations, which clips at 1 in the paper."""
+    return tf.quantization.fake_quant_with_min_max_args(
+        x, min=-limit if signed else 0.0, max=limit, num_bits=bits
+    )
+
+
+def _observed(graph, images):
+    """`{slot: array}` of what each tensor of a float network holds on images."""
+    values = {graph.inputs[0]: tf.constant(images)}
+    found = {("", points.INPUT_CALL, 0): images}
+
+    def call(node, args, kwargs):
+        outputs = node.layer(*args, **kwargs)
+        for i, output in enumerate(keras.tree.flatten(outputs)):
+            found[node.site, node.call, i] = np.asarray(output)
+        return outputs
+
+    graphs.replay(graph, values, call)
+    return found

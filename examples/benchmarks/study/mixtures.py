@@ -1,0 +1,139 @@
+"""CIFAR-10 under known and unknown degradations: the same images for every method."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from dqmq_tf import quality
+
+# Half of the kinds of each family is trained on; the others are never seen in training.
+SEEN = (
+    "gaussian_noise", "shot_noise", "defocus_blur", "pixelate", "jpeg", "low_light", "contrast",
+)  # fmt: skip
+UNSEEN = tuple(kind for kind in quality.KINDS if kind not in SEEN)
+CLEAN_SHARE = 0.2
+BATCH = 128
+_SHUFFLED = 50_000
+# The test mixtures are drawn once for all: name, kinds, severities, share of clean images, seed.
+_TESTS = (
+    ("a", SEEN, (1, 5), 0.0, 101),
+    ("b", UNSEEN, (1, 5), 0.0, 102),
+    ("c", SEEN, (1, 5), 1.0, 103),
+    ("d", SEEN, (5, 5), 0.5, 104),
+)
+TESTS = tuple(name for name, *_ in _TESTS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images:
+    """Images with what was done to them.
+
+    Attributes:
+        x: uint8 `[N, 32, 32, 3]`.
+        y: int64 `[N]`, the classes.
+        kind: int32 `[N]`, 0 for clean and else `i + 1` for `quality.KINDS[i]`.
+        severity: int32 `[N]`, 0 for clean and else 1 to 5.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    kind: np.ndarray
+    severity: np.ndarray
+
+    def __len__(self):
+        return len(self.y)
+
+    def first(self, count):
+        """Returns the first images, as float32 from 0 to 255, and their classes."""
+        return self.x[:count].astype("float32"), self.y[:count]
+
+
+class Mixtures:
+    """Reads CIFAR-10, degrades it once, and keeps the result in a folder.
+
+    Args:
+        data_dir: Folder of prepared tensorflow-datasets, or None for its own default.
+        cache: Folder for what was degraded.
+    """
+
+    def __init__(self, data_dir, cache):
+        self.data_dir, self.cache = data_dir, pathlib.Path(cache)
+
+    def test(self, name):
+        """Returns the `Images` of one of `TESTS`: all 10,000 test images.
+
+        `"a"`: kinds that training has; `"b"`: kinds that it has not; `"c"`: clean; `"d"`: half of
+        them clean, half at severity 5 of the kinds of training.
+        """
+        _, kinds, severity, clean, seed = next(test for test in _TESTS if test[0] == name)
+
+        def made():
+            return _collected(_mixed(self._raw("test").batch(200), kinds, severity, clean, seed))
+
+        return self._kept(f"test_{name}", made)
+
+    def validation(self):
+        """Returns the `Images` on which methods are tuned: 5,000 that no training sees."""
+
+        def made():
+            return _collected(_mixed(self._raw("train[90%:]").batch(200), SEEN, (1, 5), 0.0, 105))
+
+        return self._kept("validation", made)
+
+    def training(self, seed, steps):
+        """Returns the `Images` of so many steps of `BATCH`, in order, flipped at random.
+
+        Order, flips and degradations hang on the seed alone; a fifth is clean.
+        """
+        return self._kept(f"train_{seed}_{steps}", lambda: _collected(self._training(seed, steps)))
+
+    def stream(self, seed, steps):
+        """Returns a `tf.data.Dataset` of so many batches of `(float32 images, classes)`."""
+        data = self._training(seed, steps)
+        return data.map(lambda x, y, _: (tf.cast(x, tf.float32), y)).prefetch(tf.data.AUTOTUNE)
+
+    def _training(self, seed, steps):
+        data = self._raw("train[:90%]").cache().shuffle(_SHUFFLED, seed=seed).repeat()
+        flips = tf.data.Dataset.counter().map(lambda i: tf.stack([seed, i]))
+        data = tf.data.Dataset.zip(data, flips).map(_flipped, tf.data.AUTOTUNE)
+        data = data.take(steps * BATCH).batch(BATCH)
+        return _mixed(data, SEEN, (1, 5), CLEAN_SHARE, seed)
+
+    def _raw(self, split):
+        return quality.load("cifar10", split=split, data_dir=self.data_dir)[0]
+
+    def _kept(self, name, made):
+        path = self.cache / f"{name}.npz"
+        if not path.exists():
+            self.cache.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part.npz")
+            np.savez(part, **dataclasses.asdict(made()))
+            part.rename(path)
+        with np.load(path) as stored:
+            return Images(**stored)
+
+
+def batches(images):
+    """Returns a `tf.data.Dataset` of `(float32 images, classes)` in batches of `BATCH`, in order."""
+    steps = len(images) // BATCH
+    x = images.x[: steps * BATCH].reshape(steps, BATCH, *images.x.shape[1:])
+    data = tf.data.Dataset.from_tensor_slices((x, images.y[: steps * BATCH].reshape(steps, BATCH)))
+    return data.map(lambda x, y: (tf.cast(x, tf.float32), y)).prefetch(tf.data.AUTOTUNE)
+
+
+def _flipped(example, seed):
+    image, label = example
+    return tf.image.stateless_random_flip_left_right(image, seed), label
+
+
+def _mixed(data, kinds, severity, clean, seed):
+    return quality.mixed_quality(
+        data, kinds=kinds, severity=severity, clean=clean, seed=seed, with_quality=True
+    )
+
+
+def _collected(mixed):
+    parts = [(x, y, q["kind"], q["severity"]) for x, y, q in mixed.as_numpy_iterator()]
+    return Images(**dict(zip(("x", "y", "kind", "severity"), map(np.concatenate, zip(*parts)))))

@@ -1,0 +1,121 @@
+"""Which runs make the comparison."""
+
+import itertools
+import json
+
+from study import assignments, runs, starts
+
+MEAN_BITS = (2.5, 3.0, 4.0)
+DOWNLOAD_BYTES = (40_000, 55_000)
+SEEDS = (0, 1, 2)
+# Two trials for each method: at two learning rates.
+LEARNING_RATES = (0.001, 0.002)
+_TUNED_AT = 3.0
+_ABLATED_AT = 2.5
+
+
+def uniform_bits(costs, budget):
+    """Returns the pairs `(weight bits, activation bits)` that use a budget best.
+
+    Args:
+        costs: `CostModel` of the network.
+        budget: Largest cost, in its unit.
+
+    Returns:
+        Of the pairs with the largest cost within the budget, at most two and a bit apart at most:
+        2 and 3 bits can be 3 and 2 as well.
+
+    Raises:
+        ValueError: If 2 bits everywhere but at both ends cost more than the budget.
+    """
+    widths = range(2, 9)
+    found = {}
+    for pair in itertools.product(widths, widths):
+        if abs(pair[0] - pair[1]) <= 1:
+            cost = assignments.cost(costs, assignments.uniform(costs, *pair))
+            if cost <= budget:
+                found.setdefault(round(cost, 6), []).append(pair)
+    if not found:
+        raise ValueError(f"No uniform bit-widths keep a budget of {budget:g}.")
+    return found[max(found)]
+
+
+def table(bench_costs, steps, rates):
+    """Yields the runs of the table, the cheapest to learn from first.
+
+    Args:
+        bench_costs: `{network: CostModel}`, in mean bits.
+        steps: Training steps of each run.
+        rates: `{(network, method): learning rate}`, from `best_rates`; 0.001 where there is none.
+    """
+    for seed, network in itertools.product(SEEDS, starts.NETWORKS):
+
+        def run(method, network=network, seed=seed, **fields):
+            rate = rates.get((network, method), LEARNING_RATES[0])
+            return runs.Run(
+                network=network, method=method, seed=seed, steps=steps, learning_rate=rate, **fields
+            )
+
+        for budget in MEAN_BITS:
+            at = {"kind": "mean_bit_width", "budget": budget}
+            for method in ("dqmq", "static", "hawq"):
+                yield run(method, **at)
+            for pair, method in itertools.product(
+                uniform_bits(bench_costs[network], budget), runs.UNIFORM
+            ):
+                yield run(method, bits=pair, **at)
+        yield run("float")
+        yield run("tfmot")
+
+
+def ablations(steps, rates):
+    """Yields the runs without one thing each, on ResNet-8, and those at 8 bits."""
+    network = starts.NETWORKS[0]
+    for seed in SEEDS:
+        at = {"kind": "mean_bit_width", "steps": steps, "seed": seed, "network": network}
+        rate = rates.get((network, "dqmq"), LEARNING_RATES[0])
+        for name in runs.ABLATIONS:
+            yield runs.Run(
+                method="dqmq", budget=_ABLATED_AT, ablation=name, learning_rate=rate, **at
+            )
+        for method in ("dqmq", "static"):
+            yield runs.Run(method=method, budget=8.0, learning_rate=rate, **at)
+
+
+def files(steps, rates):
+    """Yields the runs that end in a file, on ResNet-8."""
+    network = starts.NETWORKS[0]
+    for seed, budget in itertools.product(SEEDS, DOWNLOAD_BYTES):
+        at = {"kind": "download_bytes", "budget": budget, "seed": seed, "steps": steps}
+        for method in ("dqmq", "static", "hawq", "lsq"):
+            rate = rates.get((network, method), LEARNING_RATES[0])
+            yield runs.Run(network=network, method=method, learning_rate=rate, **at)
+
+
+def trials(bench_costs, steps):
+    """Yields the runs that choose a learning rate for each method and network."""
+    for network, rate in itertools.product(starts.NETWORKS, LEARNING_RATES):
+        pair = uniform_bits(bench_costs[network], _TUNED_AT)[-1]
+        for method in (*runs.UNIFORM, "hawq", "static", "dqmq"):
+            yield runs.Run(
+                network=network,
+                method=method,
+                kind="mean_bit_width",
+                budget=_TUNED_AT,
+                bits=pair if method in runs.UNIFORM else None,
+                learning_rate=rate,
+                steps=steps,
+                tuning=True,
+            )
+
+
+def best_rates(records):
+    """Returns `{(network, method): learning rate}` with the best validation accuracy."""
+    best = {}
+    for record in records:
+        run = runs.Run.of(json.dumps(record["run"]))
+        if run.tuning:
+            entry = record["scores"]["validation"]["accuracy"], run.learning_rate
+            key = run.network, run.method
+            best[key] = max(best.get(key, entry), entry)
+    return {key: rate for key, (_, rate) in best.items()}

@@ -1,0 +1,241 @@
+"""One run of the comparison: a method at a budget on a network, trained and scored."""
+
+import dataclasses
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import keras
+import numpy as np
+
+import dqmq_tf
+from dqmq_tf import quality
+from study import assignments, fixed_precision, hawq, mixtures, scoring, starts
+
+UNIFORM = ("lsq", "pact", "dorefa")
+METHODS = ("float", *UNIFORM, "tfmot", "hawq", "static", "dqmq")
+# What is taken from DQMQ, one thing at a time.
+ABLATIONS = (
+    "no_pathwise", "no_score_function", "no_model_cost", "no_entropy", "no_supervised",
+    "random_encoder",
+)  # fmt: skip
+_TARGETS = {"mean_bit_width": "simulation", "download_bytes": "android"}
+_HESSIAN_IMAGES = 512
+_CALIBRATION_IMAGES = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is trained.
+
+    Attributes:
+        network: One of `starts.NETWORKS`.
+        method: One of `METHODS`.
+        kind, budget: Kind and value of a `dqmq_tf.Budget`; None for `"float"` and `"tfmot"`, which
+            have no choice.
+        bits: Weight and activation bits of a uniform method, else None.
+        ablation: One of `ABLATIONS`, or None.
+        learning_rate: Of Adam at the start.
+        steps: Steps of `mixtures.BATCH` images.
+        seed: Of the data's order and degradations and of all draws.
+        tuning: Whether the validation images are scored, and nothing else.
+    """
+
+    network: str
+    method: str
+    kind: str | None = None
+    budget: float | None = None
+    bits: tuple | None = None
+    ablation: str | None = None
+    learning_rate: float = 0.001
+    steps: int = 800
+    seed: int = 0
+    tuning: bool = False
+
+    @property
+    def key(self):
+        """Returns what tells runs apart, as text."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def of(cls, key):
+        """Returns the run that a `key` tells."""
+        fields = json.loads(key)
+        return cls(**{**fields, "bits": fields["bits"] and tuple(fields["bits"])})
+
+
+class Bench:
+    """What all runs share.
+
+    Args:
+        data_dir, resnet, cache: See `mixtures.Mixtures` and `starts.float_start`.
+    """
+
+    def __init__(self, data_dir, resnet, cache):
+        self.mixtures = mixtures.Mixtures(data_dir, cache)
+        self.resnet, self.cache = resnet, pathlib.Path(cache)
+
+    def start(self, network):
+        """Returns the float network that all methods start from."""
+        return starts.float_start(network, self.mixtures, self.resnet, self.cache)
+
+    def images(self, run):
+        """Returns `{name: Images}` of what a run is scored on."""
+        if run.tuning:
+            return {"validation": self.mixtures.validation()}
+        return {name: self.mixtures.test(name) for name in mixtures.TESTS}
+
+    def execute(self, run):
+        """Trains and scores.
+
+        Returns:
+            A record: the run, its scores by test, its cost, the seconds of training, and what more
+            the method tells.
+        """
+        keras.utils.set_random_seed(run.seed)
+        execute = _tfmot if run.method == "tfmot" else _trained
+        found = execute(self, run, self.start(run.network))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return {"run": dataclasses.asdict(run), "peak_mb": round(peak), **found}
+
+
+def _trained(bench, run, model):
+    """Any method that is trained with Keras 3."""
+    data = bench.mixtures.training(run.seed, run.steps)
+    network, found = _network(bench, run, model, data)
+    if run.ablation == "random_encoder":
+        network.encoder.trainable = False
+    started = time.perf_counter()
+    starts.train(network, mixtures.batches(data), run.steps, run.learning_rate)
+    found["train_seconds"] = round(time.perf_counter() - started, 1)
+    images = bench.images(run)
+    cost_of = None
+    if run.method in ("static", "dqmq"):
+        cost_of = scoring.per_image_bit_ops(network)
+        found["mean_bits"] = network.decisions(data.first(2_000)[0]).mean()
+    if run.kind == "download_bytes":
+        found |= _file(bench, network, data, images)
+        return found
+    found["scores"] = _scores(scoring.predictor(network), images, cost_of)
+    if run.method == "dqmq" and not run.tuning:
+        found["bits_by_kind"] = _bits_by_kind(network, images)
+        with scoring.shuffled(network):
+            shuffled = _scores(scoring.predictor(network), images)
+        found["shuffled"] = {name: row["accuracy"] for name, row in shuffled.items()}
+    return found
+
+
+def _network(bench, run, model, data):
+    """The network to train, and what is known of it before."""
+    if run.method == "float":
+        return model, {}
+    target = _TARGETS[run.kind]
+    if run.method in ("static", "dqmq"):
+        config = dqmq_tf.DQMQConfig(
+            quality_aware=run.method == "dqmq",
+            # Files have no other bits than those of their weights that could follow the quality.
+            weight_groups=1 if target == "simulation" else 2,
+            terms=_terms(run.ablation),
+            seed=run.seed,
+        )
+        budget = dqmq_tf.Budget(**{run.kind: run.budget})
+        return dqmq_tf.quantize_model(model, target=target, budget=budget, config=config), {}
+    costs = assignments.cost_model(model, run.kind, target)
+    if run.method == "hawq":
+        images, labels = data.first(_HESSIAN_IMAGES)
+        bits = hawq.assign(model, images, labels, costs, run.budget, seed=run.seed)
+    elif costs.in_bytes:
+        bits = _uniform_in_file(model, costs, run, data)
+    else:
+        bits = assignments.uniform(costs, *run.bits)
+    found = {"mean_bits": bits}
+    if not costs.in_bytes:
+        found["bit_ops"] = costs.bit_ops(*assignments.ordered(costs, bits))
+    if run.method in fixed_precision.METHODS:
+        images, _ = data.first(_CALIBRATION_IMAGES)
+        return fixed_precision.quantized(model, costs, bits, run.method, images), found
+    return assignments.fixed(model, bits, target, run.seed), found
+
+
+def _uniform_in_file(model, costs, run, data):
+    """The most bits for all weights but those at both ends whose file keeps the budget."""
+    images, _ = data.first(_CALIBRATION_IMAGES)
+    for width in range(8, 1, -1):
+        bits = assignments.uniform(costs, width, 8)
+        network = assignments.fixed(model, bits, _TARGETS[run.kind], run.seed)
+        network.calibrate(images)
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "model.tflite"
+            report = dqmq_tf.convert(network.freeze(profiles=1), file, data=images, verify=False)
+        # Training changes how well weights compress by a percent or so.
+        if report.deflated_bytes <= 0.99 * run.budget:
+            return bits
+    raise ValueError(f"No uniform bit-widths keep {run.budget:,} bytes under deflate.")
+
+
+def _terms(ablation):
+    name = (ablation or "").removeprefix("no_")
+    known = {field.name for field in dataclasses.fields(dqmq_tf.Terms)}
+    return dqmq_tf.Terms(**({name: False} if name in known else {}))
+
+
+def _scores(predict, images, cost_of=None):
+    return {
+        name: dataclasses.asdict(scoring.score(predict, part, cost_of))
+        for name, part in images.items()
+    }
+
+
+def _file(bench, network, data, images):
+    """Scores of the `.tflite` file in LiteRT, and its bytes."""
+    network.freeze(profiles=1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.tflite"
+        report = dqmq_tf.convert(
+            network, path, data=data.first(_CALIBRATION_IMAGES)[0], verify=False
+        )
+        scores = _scores(scoring.litert_predictor(path), images)
+    return {"scores": scores, "download_bytes": report.deflated_bytes}
+
+
+def _bits_by_kind(network, images):
+    """Mean bits of each decision point for each kind of test (a), and for clean images."""
+    found = {}
+    for name in ("a", "c"):
+        part = images[name]
+        bits = network.decisions(part.first(len(part))[0]).bits
+        for kind in np.unique(part.kind):
+            label = "clean" if kind == 0 else quality.KINDS[kind - 1]
+            mean = bits[part.kind == kind].mean(axis=0).round(3).tolist()
+            found[label] = dict(zip(network.decision_points, mean))
+    return found
+
+
+def _tfmot(bench, run, model):
+    """TFMOT needs Keras 2, and so a process of its own."""
+    data, images = bench.mixtures.training(run.seed, run.steps), bench.images(run)
+    script = pathlib.Path(__file__).with_name("tfmot_int8.py")
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        np.savez(folder / "weights.npz", *model.get_weights())
+        np.savez(folder / "data.npz", x=data.x, y=data.y)
+        arrays = {f"{k}_{field}": getattr(v, field) for k, v in images.items() for field in "xy"}
+        np.savez(folder / "tests.npz", **arrays)
+        command = [
+            sys.executable, script, f"--network={run.network}", f"--steps={run.steps}",
+            f"--learning_rate={run.learning_rate}", f"--seed={run.seed}",
+            *(f"--{key}={folder / key}.npz" for key in ("weights", "data", "tests", "output")),
+        ]  # fmt: skip
+        subprocess.run(command, check=True)
+        with np.load(folder / "output.npz") as output:
+            predictions = {key: output[key] for key in images}
+            seconds = float(output["seconds"])
+    scores = {
+        key: dataclasses.asdict(scoring.score(lambda x, p=p: p, images[key]))
+        for key, p in predictions.items()
+    }
+    return {"scores": scores, "train_seconds": round(seconds, 1)}

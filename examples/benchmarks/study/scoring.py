@@ -1,0 +1,111 @@
+"""What a trained network scores on the test mixtures, and what its bits cost there."""
+
+import contextlib
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dqmq_tf import quality
+
+_BATCH = 500
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """Of one network on one test mixture.
+
+    Attributes:
+        accuracy: Share of the images classified rightly.
+        cost: Mean cost per image, in the unit of the budget; None where it is that of every image.
+        cells: `{"kind:severity": [images, rightly classified, mean cost]}`.
+    """
+
+    accuracy: float
+    cost: float | None
+    cells: dict
+
+
+def predictor(model):
+    """Returns a function from float images `[N, ...]` to class probabilities `[N, classes]`."""
+    run = tf.function(lambda x: model(x, training=False))
+
+    def predict(x):
+        parts = [run(tf.constant(x[i : i + _BATCH])) for i in range(0, len(x), _BATCH)]
+        return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts])
+
+    return predict
+
+
+def score(predict, images, cost_of=None):
+    """Returns the `Score` of a network.
+
+    Args:
+        predict: See `predictor`.
+        images: `study.mixtures.Images`.
+        cost_of: `cost_of(float images)` gives the bit operations of each, `[N]`; None where all
+            images cost the same.
+    """
+    x, y = images.first(len(images))
+    right = predict(x).argmax(axis=-1) == y
+    costs = np.zeros(len(y)) if cost_of is None else cost_of(x)
+    cells = {}
+    for kind, severity in sorted(set(zip(images.kind.tolist(), images.severity.tolist()))):
+        members = (images.kind == kind) & (images.severity == severity)
+        name = "clean" if kind == 0 else f"{quality.KINDS[kind - 1]}:{severity}"
+        cells[name] = [
+            int(members.sum()), int(right[members].sum()), round(float(costs[members].mean()), 1),
+        ]  # fmt: skip
+    return Score(
+        accuracy=float(right.mean()),
+        cost=None if cost_of is None else float(costs.mean()),
+        cells=cells,
+    )
+
+
+def per_image_bit_ops(qmodel):
+    """Returns a function from float images to the bit operations of each: `[N]`."""
+    costs, decided = qmodel.costs, len(qmodel.costs.decided)
+
+    def cost_of(x):
+        bits = qmodel.decisions(x).bits
+        inputs = np.tile(costs.input_bits, (len(bits), 1))
+        known = costs.input_column >= 0
+        inputs[:, known] = bits[:, costs.input_column[known]]
+        return (costs.macs * bits[:, decided:] * inputs).sum(axis=1) + costs.overhead
+
+    return cost_of
+
+
+@contextlib.contextmanager
+def shuffled(qmodel, seed=0):
+    """Makes a model decide for each image by the quality of another one of its batch."""
+    call, random = qmodel.encoder.call, np.random.default_rng(seed)
+    order = random.permutation(_BATCH)
+    qmodel.encoder.call = lambda x: keras.ops.take(call(x), order, axis=0)
+    try:
+        yield
+    finally:
+        qmodel.encoder.call = call
+
+
+def litert_predictor(path):
+    """Returns a function from float images to what a file gives for them in LiteRT, one thread."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    entry, result = (part[0]["index"] for part in (
+        interpreter.get_input_details(), interpreter.get_output_details()
+    ))  # fmt: skip
+
+    def predict(x):
+        found = []
+        for image in x:
+            interpreter.set_tensor(entry, image[None])
+            interpreter.invoke()
+            found.append(interpreter.get_tensor(result)[0])
+        return np.stack(found)
+
+    return predict

@@ -1,0 +1,48 @@
+"""The float networks that all methods start from."""
+
+import pathlib
+
+import keras
+
+from study import architectures
+
+# Steps and the learning rate of the float training on the mixture, before anything is quantized.
+_RECIPES = {"resnet8": (1_200, 0.001), "mobilenet_v2": (5_000, 0.003)}
+NETWORKS = tuple(_RECIPES)
+_SEED = 1_000
+
+
+def float_start(name, mixtures, resnet, cache):
+    """Returns a network that is trained in float on the mixture, made once and then kept.
+
+    Args:
+        name: One of `NETWORKS`: MLPerf Tiny's trained ResNet-8, fine-tuned, or a small MobileNetV2,
+            trained from random weights.
+        mixtures: `study.mixtures.Mixtures`.
+        resnet: File of MLPerf Tiny's ResNet-8.
+        cache: Folder where trained networks are kept.
+    """
+    path = pathlib.Path(cache) / f"{name}.keras"
+    if not path.exists():
+        keras.utils.set_random_seed(_SEED)
+        steps, rate = _RECIPES[name]
+        if name == "resnet8":
+            model = keras.models.load_model(resnet, compile=False)
+        else:
+            model = architectures.mobilenet_v2(keras)
+        train(model, mixtures.stream(_SEED, steps), steps, rate)
+        part = path.with_suffix(".part.keras")
+        model.save(part)
+        part.rename(path)
+    return keras.models.load_model(path, compile=False)
+
+
+def train(model, batches, steps, learning_rate):
+    """Trains a classifier, float or quantized, for one pass over batches, with Adam and a cosine."""
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    model.compile(
+        optimizer=keras.optimizers.Adam(schedule),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    model.fit(batches, epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0)

@@ -1,0 +1,63 @@
+import json
+
+import pytest
+from small_networks import network
+from study import assignments, plan, runs, starts
+
+
+@pytest.fixture(scope="module")
+def costs():
+    return dict.fromkeys(starts.NETWORKS, assignments.cost_model(network()))
+
+
+def test_uniform_pairs_are_the_dearest_within_the_budget(costs):
+    model = costs["resnet8"]
+    pairs = plan.uniform_bits(model, 5.0)
+    prices = [assignments.cost(model, assignments.uniform(model, *pair)) for pair in pairs]
+    assert max(prices) <= 5.0 and len(set(prices)) == 1
+    larger = {(w + 1, a) for w, a in pairs} | {(w, a + 1) for w, a in pairs}
+    near = [pair for pair in larger if abs(pair[0] - pair[1]) <= 1]
+    assert all(assignments.cost(model, assignments.uniform(model, *p)) > 5.0 for p in near)
+
+
+def test_budget_below_two_bits_is_refused(costs):
+    with pytest.raises(ValueError, match="budget of 1.5"):
+        plan.uniform_bits(costs["resnet8"], 1.5)
+
+
+def test_every_method_has_every_budget_and_seed(costs, monkeypatch):
+    monkeypatch.setattr(plan, "MEAN_BITS", (4.5, 6.0))
+    found = list(plan.table(costs, 8, {}))
+    for method in set(runs.METHODS) - {"float", "tfmot"}:
+        here = {(r.network, r.budget, r.seed) for r in found if r.method == method}
+        assert len(here) == len(starts.NETWORKS) * 2 * len(plan.SEEDS)
+    assert len({run.key for run in found}) == len(found)
+
+
+def test_runs_take_the_rate_that_validation_chose(costs, monkeypatch):
+    monkeypatch.setattr(plan, "MEAN_BITS", (4.5,))
+    monkeypatch.setattr(plan, "_TUNED_AT", 4.5)
+    records = [
+        {
+            "run": json.loads(run.key),
+            "scores": {"validation": {"accuracy": 0.5 + 10 * run.learning_rate}},
+        }
+        for run in plan.trials(costs, 8)
+    ]
+    rates = plan.best_rates(records)
+    assert rates["resnet8", "dqmq"] == max(plan.LEARNING_RATES)
+    chosen = {r.learning_rate for r in plan.table(costs, 8, rates) if r.method == "dqmq"}
+    assert chosen == {max(plan.LEARNING_RATES)}
+
+
+def test_each_method_has_the_same_trials(costs, monkeypatch):
+    monkeypatch.setattr(plan, "_TUNED_AT", 4.5)
+    trials = list(plan.trials(costs, 8))
+    counts = {m: sum(r.method == m for r in trials) for m in {r.method for r in trials}}
+    assert set(counts.values()) == {len(plan.LEARNING_RATES) * len(starts.NETWORKS)}
+    assert all(run.tuning for run in trials)
+
+
+def test_key_goes_around():
+    run = runs.Run(network="resnet8", method="lsq", kind="mean_bit_width", budget=3.0, bits=(3, 2))
+    assert runs.Run.of(run.key) == run

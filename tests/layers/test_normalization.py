@@ -1,0 +1,92 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from dqmq_tf.layers import QualityAffine
+
+SIZE, CHANNELS = 4, 3
+
+
+def made(spread, **kwargs):
+    layer = QualityAffine(**kwargs)
+    x, z = tensors()
+    layer(x, z)
+    random = np.random.default_rng(1)
+    for u in (layer.scale_direction, layer.shift_direction):
+        u.assign(random.normal(0, spread, u.shape))
+    return layer
+
+
+def tensors(count=6):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(count, 5, 5, CHANNELS)).astype("float32")
+    return x, random.uniform(-1, 1, (count, SIZE)).astype("float32")
+
+
+def test_it_starts_as_the_identity():
+    x, z = tensors()
+    np.testing.assert_array_equal(QualityAffine()(x, z), x)
+
+
+def test_each_sample_and_channel_gets_its_own_scale_and_shift():
+    layer = made(0.1)
+    x, z = tensors()
+    y = ops.convert_to_numpy(layer(x, z))
+    zeros = ops.convert_to_numpy(layer(np.zeros_like(x), z))
+    scale = (y - zeros)[:, 0, 0] / x[:, 0, 0]
+    np.testing.assert_allclose(y, x * scale[:, None, None] + zeros, atol=1e-5)
+    assert np.ptp(scale, axis=0).min() > 0.1 and np.ptp(zeros[:, 0, 0], axis=0).min() > 0.1
+    assert (scale > 0).all()
+
+
+def test_a_sample_does_not_depend_on_the_others():
+    layer = made(0.1)
+    x, z = tensors()
+    np.testing.assert_allclose(layer(x, z)[2:3], layer(x[2:3], z[2:3]), atol=1e-6)
+
+
+def test_scales_stay_within_bounds_whatever_the_directions():
+    layer = made(50.0)
+    x, z = tensors()
+    scale = ops.convert_to_numpy(layer(x, z) - layer(np.zeros_like(x), z)) / x
+    assert np.abs(np.log(scale)).max() < 1.51
+
+
+def test_products_are_of_eight_bits():
+    layer = made(0.1)
+    x, z = tensors()
+    # Embeddings that are the same at 8 bits give the same.
+    coarse = np.round(z * 127) / 127
+    np.testing.assert_allclose(layer(x, z), layer(x, coarse.astype("float32")), atol=1e-6)
+    assert np.abs(np.asarray(layer(x, z)) - np.asarray(layer(x, z + 0.02))).max() > 1e-4
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_channels_may_be_on_any_axis(axis):
+    layer = QualityAffine(axis=axis)
+    x, z = tensors()
+    layer(x, z)
+    assert layer.scale_direction.shape == (SIZE, x.shape[axis])
+    assert layer.multiply_accumulates() == 2 * SIZE * x.shape[axis]
+
+
+def test_gradients_reach_directions_and_embedding():
+    import tensorflow as tf
+
+    layer = made(0.1)
+    x, z = map(tf.constant, tensors())
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        loss = tf.reduce_sum(tf.square(layer(x, z)))
+    gradients = tape.gradient(loss, [*layer.trainable_variables, z])
+    assert all(np.abs(g.numpy()).max() > 0 for g in gradients)
+
+
+def test_config_goes_around(tmp_path):
+    x, z = tensors()
+    inputs = [keras.Input(x.shape[1:]), keras.Input(z.shape[1:])]
+    model = keras.Model(inputs, made(0.1)(*inputs))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(model([x, z]), loaded([x, z]))
