@@ -19,9 +19,10 @@ import subprocess
 import sys
 import time
 
+import keras
 import rich.progress
 from absl import app, flags
-from study import assignments, plan, runs, starts
+from study import architectures, assignments, plan, runs, starts
 
 _RESULTS = flags.DEFINE_string(
     "results", "examples/benchmarks/results/mixed_quality.jsonl", "JSON lines, one a run."
@@ -43,7 +44,7 @@ _PARTS = flags.DEFINE_list(
 _NETWORKS = flags.DEFINE_list("networks", list(starts.NETWORKS), "Networks to run.")
 _METHODS = flags.DEFINE_list("methods", list(runs.METHODS), "Methods to run.")
 _SEEDS = flags.DEFINE_list("seeds", [str(seed) for seed in plan.SEEDS], "Seeds to run.")
-_STEPS = flags.DEFINE_integer("steps", 800, "Steps of 128 images in each run.", lower_bound=4)
+_STEPS = flags.DEFINE_integer("steps", 600, "Steps of 128 images in each run.", lower_bound=4)
 _WORKERS = flags.DEFINE_integer("workers", 2, "Runs at a time, each on one thread.", lower_bound=1)
 _MINUTES = flags.DEFINE_float("minutes", None, "Begin no run after so long.", lower_bound=0.0)
 _ONE = flags.DEFINE_string("one", None, "Run this one, as `Run.key` has it, and print its record.")
@@ -67,7 +68,7 @@ def planned(part, costs, found):
     """Returns the runs of a part that the flags ask for."""
     rates = plan.best_rates(found)
     every = {
-        "trials": lambda: plan.trials(costs, _STEPS.value),
+        "trials": lambda: plan.trials(costs),
         "table": lambda: plan.table(costs, _STEPS.value, rates),
         "files": lambda: plan.files(_STEPS.value, rates),
         "ablations": lambda: plan.ablations(_STEPS.value, rates),
@@ -131,7 +132,12 @@ def work_off(wanted, found, deadline):
             return executed(run) if time.monotonic() < deadline else None
 
         for future in concurrent.futures.as_completed([pool.submit(execute, run) for run in open_]):
-            record = future.result()
+            try:
+                record = future.result()
+            except RuntimeError as error:
+                # The others go on; the next start tries this one again.
+                bar.console.print(str(error))
+                continue
             if record is None:
                 continue
             with path.open("a") as file:
@@ -152,7 +158,12 @@ def main(argv):
         return
     deadline = time.monotonic() + (60 * _MINUTES.value if _MINUTES.value else float("inf"))
     shared = bench()
-    costs = {name: assignments.cost_model(shared.start(name)) for name in _NETWORKS.value}
+    for name in _NETWORKS.value:
+        shared.start(name)
+    costs = {
+        name: assignments.cost_model(getattr(architectures, name)(keras))
+        for name in starts.NETWORKS
+    }
     for part in _PARTS.value:
         found = records()
         if not work_off(planned(part, costs, found), found, deadline):

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from study import assignments, hawq
+from study import assignments, hawq, integer_program
 
 from dqmq_tf import costs, targets
 from dqmq_tf.points import ActivationPoint, WeightPoint
@@ -162,11 +162,25 @@ def brute_force(model, weights, activations, budget, cost):
 def test_mean_bit_width_is_the_best_of_all_assignments(budget, seed):
     model, weights, activations = problem("mean_bit_width", "simulation", seed)
     best = brute_force(model, weights, activations, budget, model.exact)
-    assert hawq.choose(model, weights, activations, budget) == (best and best[1:])
+    assert integer_program.choose(model, weights, activations, budget) == (best and best[1:])
     if best:
-        found = hawq.solve(model, weights, activations, budget)
+        found = integer_program.solve(model, weights, activations, budget)
         assert list(found.values()) == [*best[1], *best[2]]
         assert list(found) == ["a:kernel", "b:kernel", "c:kernel", "x"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tied_kernels_have_the_bits_of_what_their_layers_read(seed):
+    model, weights, activations = problem("mean_bit_width", "simulation", seed)
+    readers = [i for i, column in enumerate(model.input_column) if column >= 0]
+    assert readers
+
+    def tied_cost(weight_bits, activation_bits):
+        tied = all(weight_bits[i] == activation_bits[model.input_column[i]] for i in readers)
+        return model.exact(weight_bits, activation_bits) if tied else np.inf
+
+    best = brute_force(model, weights, activations, 5.0, tied_cost)
+    assert integer_program.choose(model, weights, activations, 5.0, tied=True) == best[1:]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -178,7 +192,7 @@ def test_bytes_are_the_best_of_all_assignments(kind, share, seed):
     ends = [model.exact([bits] * 3, []) for bits in (2, 8)]
     budget = ends[0] + share * (ends[1] - ends[0])
     best = brute_force(model, weights, [], budget, model.exact)
-    assert hawq.choose(model, weights, [], budget) == best[1:]
+    assert integer_program.choose(model, weights, [], budget) == best[1:]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -186,7 +200,7 @@ def test_bytes_are_those_of_the_file(seed):
     model, weights, _ = problem("download_bytes", "android", seed)
     ends = [model.of_file([bits] * 3, []) for bits in (2, 8)]
     for budget in np.linspace(*ends, 9)[:-1]:
-        bits = list(hawq.solve(model, weights, [], budget).values())
+        bits = list(integer_program.solve(model, weights, [], budget).values())
         assert model.of_file(bits, []) <= budget
         best = brute_force(model, weights, [], budget, model.of_file)
         assert sum(row[b] for row, b in zip(weights, bits)) <= 2 * best[0]
@@ -196,10 +210,10 @@ def test_a_budget_out_of_reach_is_named_with_the_smallest_cost():
     model, weights, activations = problem("mean_bit_width", "simulation", 0)
     smallest = model.exact([2, 2, 2], [2])
     with pytest.raises(ValueError, match=f"mean_bit_width=1.5 .* {smallest:,.6g}"):
-        hawq.solve(model, weights, activations, 1.5)
+        integer_program.solve(model, weights, activations, 1.5)
     model, weights, _ = problem("download_bytes", "android", 0)
     with pytest.raises(ValueError, match="download_bytes=300 is below the smallest possible"):
-        hawq.solve(model, weights, [], 300)
+        integer_program.solve(model, weights, [], 300)
 
 
 def test_layers_that_matter_more_get_more_bits():
@@ -238,7 +252,7 @@ def test_budgets_of_resnet_8_are_used():
     network = hawq.Network(model, cost_model)
     added = hawq.sensitivities(network, images, labels, draws=1, batch=8)
     for budget in (2.5, 3.0, 4.0):
-        cost = assignments.cost(cost_model, hawq.solve(cost_model, *added, budget))
+        cost = assignments.cost(cost_model, integer_program.solve(cost_model, *added, budget))
         assert 0.97 * budget <= cost <= budget
     in_bytes = assignments.cost_model(model, "download_bytes", "android")
     bits = hawq.assign(model, images, labels, in_bytes, 45_000, draws=1, batch=8)

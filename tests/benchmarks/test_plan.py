@@ -26,7 +26,7 @@ def test_budget_below_two_bits_is_refused(costs):
 
 
 def test_every_method_has_every_budget_and_seed(costs, monkeypatch):
-    monkeypatch.setattr(plan, "MEAN_BITS", (4.5, 6.0))
+    monkeypatch.setattr(plan, "MEAN_BITS", (5.5, 6.5))
     found = list(plan.table(costs, 8, {}))
     for method in set(runs.METHODS) - {"float", "tfmot"}:
         here = {(r.network, r.budget, r.seed) for r in found if r.method == method}
@@ -35,14 +35,14 @@ def test_every_method_has_every_budget_and_seed(costs, monkeypatch):
 
 
 def test_runs_take_the_rate_that_validation_chose(costs, monkeypatch):
-    monkeypatch.setattr(plan, "MEAN_BITS", (4.5,))
-    monkeypatch.setattr(plan, "_TUNED_AT", 4.5)
+    monkeypatch.setattr(plan, "MEAN_BITS", (5.5,))
+    monkeypatch.setattr(plan, "_TUNED_AT", 5.5)
     records = [
         {
             "run": json.loads(run.key),
             "scores": {"validation": {"accuracy": 0.5 + 10 * run.learning_rate}},
         }
-        for run in plan.trials(costs, 8)
+        for run in plan.trials(costs)
     ]
     rates = plan.best_rates(records)
     assert rates["resnet8", "dqmq"] == max(plan.LEARNING_RATES)
@@ -51,8 +51,8 @@ def test_runs_take_the_rate_that_validation_chose(costs, monkeypatch):
 
 
 def test_each_method_has_the_same_trials(costs, monkeypatch):
-    monkeypatch.setattr(plan, "_TUNED_AT", 4.5)
-    trials = list(plan.trials(costs, 8))
+    monkeypatch.setattr(plan, "_TUNED_AT", 5.5)
+    trials = list(plan.trials(costs))
     counts = {m: sum(r.method == m for r in trials) for m in {r.method for r in trials}}
     assert set(counts.values()) == {len(plan.LEARNING_RATES) * len(starts.NETWORKS)}
     assert all(run.tuning for run in trials)

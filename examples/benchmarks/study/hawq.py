@@ -11,23 +11,18 @@ import itertools
 import keras
 import numpy as np
 import tensorflow as tf
-from scipy import optimize
 
 from dqmq_tf import graph as graphs
 from dqmq_tf import points, quantizers, split
 from dqmq_tf.kernels import kernel_variables
 from dqmq_tf.layers import ActivationQuantizer
+from study import integer_program
 
 # With this, a curvature that is estimated as 0 or less still prefers more bits to fewer.
 _TINY = 1e-20
-# The solver tells objectives apart by an absolute difference: they are scaled to this largest one.
-_LARGEST_OBJECTIVE = 1e4
-_SOLVER = {"mip_rel_gap": 1e-6, "time_limit": 120.0}
-# How often the program is solved anew until a file uses all but this share of the budget.
-_ROUNDS, _ROOM = 12, 0.002
 
 
-def assign(model, images, labels, costs, budget, *, seed=0, draws=4, batch=32):
+def assign(model, images, labels, costs, budget, *, tied=False, seed=0, draws=4, batch=32):
     """Returns the bits that add least to the loss within a budget.
 
     Args:
@@ -37,6 +32,8 @@ def assign(model, images, labels, costs, budget, *, seed=0, draws=4, batch=32):
         costs: `CostModel` of the network, as of `assignments.cost_model`. If it counts bytes, its
             table is filled in from the model's kernels.
         budget: Largest cost, in the unit of `costs.kind`.
+        tied: Whether a kernel has the bits of what its layer reads, where these are decided, as
+            HAWQ-V3 has it; else each has its own.
         seed: Of the random vectors.
         draws: Random vectors per mini-batch for each kernel, and as many for all activations.
         batch: Images in a mini-batch.
@@ -51,7 +48,7 @@ def assign(model, images, labels, costs, budget, *, seed=0, draws=4, batch=32):
     network = Network(model, costs)
     added = sensitivities(network, images, labels, seed=seed, draws=draws, batch=batch)
     costs.measure(lambda index, bit_width: network.rounded(index, bit_width)[0])
-    return solve(costs, *added, budget)
+    return integer_program.solve(costs, *added, budget, tied)
 
 
 class Network:
@@ -263,98 +260,3 @@ def _activation_errors(network, batches, calibrated):
     for images, labels in batches:
         network.losses(images, labels, visit)
     return {tensor: np.concatenate(rows) for tensor, rows in found.items()}
-
-
-def solve(costs, weights, activations, budget):
-    """Returns the bits of least total sensitivity whose cost, as of a file, is within a budget.
-
-    Args:
-        costs: `CostModel`, measured.
-        weights, activations: `{bits: added loss}` of each point, as of `sensitivities`.
-        budget: Largest cost, in the unit of `costs.kind`.
-
-    Returns:
-        `{point name: bits}`.
-
-    Raises:
-        ValueError: If the budget is below the smallest possible cost.
-    """
-    best = [min(row) for row in weights], [min(row) for row in activations]
-    smallest = costs.of_file(*best)
-    if smallest > budget:
-        raise ValueError(
-            f"Budget {costs.kind}={budget:,g} is below the smallest possible: with every decision "
-            f"point at its fewest bits the cost is {smallest:,.6g}. Raise the budget."
-        )
-
-    def added(bits):
-        return sum(row[b] for row, b in zip([*weights, *activations], [*bits[0], *bits[1]]))
-
-    # A file's tensors share a compressor, so that they take other bytes than the table has: look
-    # for the largest limit of the table that keeps the file within the budget.
-    low, high = costs.exact(*best), np.inf
-    limit = max(budget, low)
-    for _ in range(_ROUNDS):
-        bits = choose(costs, weights, activations, limit)
-        if bits is None:
-            break
-        found = costs.of_file(*bits)
-        if found <= budget:
-            best, low = min(best, bits, key=added), limit
-        else:
-            high = min(limit, costs.exact(*bits))
-        room = budget - found
-        if room >= 0 and (room <= _ROOM * budget or found == costs.exact(*bits)):
-            break
-        limit = limit + room if low < limit + room < high else (low + high) / 2
-    names = [*costs.weights, *(costs.activations[i] for i in costs.decided)]
-    return {point.name: int(b) for point, b in zip(names, [*best[0], *best[1]])}
-
-
-def choose(costs, weights, activations, limit):
-    """Solves the integer program.
-
-    A layer has a binary for each pair of bits of its kernel and its input: bit operations, which
-    are their product, are linear in these. Layers that read the same activation agree on it through
-    binaries of its own.
-
-    Args:
-        costs, weights, activations: As of `solve`.
-        limit: Largest cost by `CostModel.exact`, in the unit of its kind.
-
-    Returns:
-        `(weight bits, activation bits)`, or None if nothing is within the limit.
-    """
-    limit -= costs.constant()
-    if costs.kind == "mean_bit_width":
-        limit = limit**2 * costs.macs.sum()
-    if limit <= 0:
-        return None
-    readers = list(enumerate(costs.input_column))
-    inputs = [activations[j] if j >= 0 else [costs.input_bits[i]] for i, j in readers]
-    pairs = [(i, b, c) for i, _ in readers for b, c in itertools.product(weights[i], inputs[i])]
-    alone = [(j, c) for j, row in enumerate(activations) for c in row]
-    added = np.array([weights[i][b] for i, b, _ in pairs] + [activations[j][c] for j, c in alone])
-    spent = [costs.table[i][b] if costs.in_bytes else costs.macs[i] * b * c for i, b, c in pairs]
-    rows = [[k == i for k, _, _ in pairs] + [0] * len(alone) for i, _ in readers]
-    rows += [[0] * len(pairs) + [k == j for k, _ in alone] for j in range(len(activations))]
-    shared = [(i, j, c) for i, j in readers if j >= 0 for c in inputs[i]]
-    right = np.repeat([1.0, 0.0], [len(rows), len(shared)])
-    rows += [
-        [k == i and bits == c for k, _, bits in pairs] + [-(entry == (j, c)) for entry in alone]
-        for i, j, c in shared
-    ]
-    result = optimize.milp(
-        added * (_LARGEST_OBJECTIVE / max(added.max(), _TINY)),
-        integrality=np.ones(len(added)),
-        bounds=optimize.Bounds(0, 1),
-        constraints=[
-            optimize.LinearConstraint(np.array(rows, "float64"), right, right),
-            optimize.LinearConstraint([np.array(spent + [0.0] * len(alone)) / limit], ub=1.0),
-        ],
-        options=_SOLVER,
-    )
-    if result.x is None:
-        return None
-    chosen = [entry[1] for entry, x in zip(pairs + alone, result.x) if x > 0.5]
-    return chosen[: len(weights)], chosen[len(weights) :]

@@ -10,7 +10,7 @@ DOWNLOAD_BYTES = (40_000, 55_000)
 SEEDS = (0, 1, 2)
 # Two trials for each method: at two learning rates.
 LEARNING_RATES = (0.001, 0.002)
-_TUNED_AT = 3.0
+_TUNED_AT, _TUNING_STEPS = 3.0, 400
 _ABLATED_AT = 2.5
 
 
@@ -58,7 +58,7 @@ def table(bench_costs, steps, rates):
 
         for budget in MEAN_BITS:
             at = {"kind": "mean_bit_width", "budget": budget}
-            for method in ("dqmq", "static", "hawq"):
+            for method in ("dqmq", "static", *runs.HAWQ):
                 yield run(method, **at)
             for pair, method in itertools.product(
                 uniform_bits(bench_costs[network], budget), runs.UNIFORM
@@ -92,11 +92,11 @@ def files(steps, rates):
             yield runs.Run(network=network, method=method, learning_rate=rate, **at)
 
 
-def trials(bench_costs, steps):
+def trials(bench_costs):
     """Yields the runs that choose a learning rate for each method and network."""
     for network, rate in itertools.product(starts.NETWORKS, LEARNING_RATES):
         pair = uniform_bits(bench_costs[network], _TUNED_AT)[-1]
-        for method in (*runs.UNIFORM, "hawq", "static", "dqmq"):
+        for method in (*runs.UNIFORM, *runs.HAWQ, "static", "dqmq"):
             yield runs.Run(
                 network=network,
                 method=method,
@@ -104,7 +104,7 @@ def trials(bench_costs, steps):
                 budget=_TUNED_AT,
                 bits=pair if method in runs.UNIFORM else None,
                 learning_rate=rate,
-                steps=steps,
+                steps=_TUNING_STEPS,
                 tuning=True,
             )
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import pickle
 import resource
 import subprocess
 import sys
@@ -14,17 +15,26 @@ import numpy as np
 
 import dqmq_tf
 from dqmq_tf import quality
-from study import assignments, fixed_precision, hawq, mixtures, scoring, starts
+from study import (
+    assignments,
+    fixed_precision,
+    hawq,
+    integer_program,
+    mixtures,
+    scoring,
+    starts,
+)
 
 UNIFORM = ("lsq", "pact", "dorefa")
-METHODS = ("float", *UNIFORM, "tfmot", "hawq", "static", "dqmq")
+HAWQ = ("hawq", "hawq_free")
+METHODS = ("float", *UNIFORM, "tfmot", *HAWQ, "static", "dqmq")
 # What is taken from DQMQ, one thing at a time.
 ABLATIONS = (
     "no_pathwise", "no_score_function", "no_model_cost", "no_entropy", "no_supervised",
     "random_encoder",
 )  # fmt: skip
 _TARGETS = {"mean_bit_width": "simulation", "download_bytes": "android"}
-_HESSIAN_IMAGES = 512
+_HESSIAN_STEPS = 4
 _CALIBRATION_IMAGES = 256
 
 
@@ -52,7 +62,7 @@ class Run:
     bits: tuple | None = None
     ablation: str | None = None
     learning_rate: float = 0.001
-    steps: int = 800
+    steps: int = 600
     seed: int = 0
     tuning: bool = False
 
@@ -83,6 +93,15 @@ class Bench:
         """Returns the float network that all methods start from."""
         return starts.float_start(network, self.mixtures, self.resnet, self.cache)
 
+    def sensitivities(self, network, model):
+        """Returns `(weights, activations)` of `hawq.sensitivities` of a float start, made once."""
+        path = self.cache / f"{network}_hessian.pickle"
+        if not path.exists():
+            images, labels = self.mixtures.training(0, _HESSIAN_STEPS).first(None)
+            found = hawq.Network(model, assignments.cost_model(model))
+            path.write_bytes(pickle.dumps(hawq.sensitivities(found, images, labels)))
+        return pickle.loads(path.read_bytes())
+
     def images(self, run):
         """Returns `{name: Images}` of what a run is scored on."""
         if run.tuning:
@@ -99,8 +118,11 @@ class Bench:
         keras.utils.set_random_seed(run.seed)
         execute = _tfmot if run.method == "tfmot" else _trained
         found = execute(self, run, self.start(run.network))
+        macs = float(assignments.cost_model(self.start(run.network)).macs.sum())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return {"run": dataclasses.asdict(run), "peak_mb": round(peak), **found}
+        return {
+            "run": dataclasses.asdict(run), "macs": macs, "peak_mb": round(peak), **found
+        }  # fmt: skip
 
 
 def _trained(bench, run, model):
@@ -145,9 +167,14 @@ def _network(bench, run, model, data):
         budget = dqmq_tf.Budget(**{run.kind: run.budget})
         return dqmq_tf.quantize_model(model, target=target, budget=budget, config=config), {}
     costs = assignments.cost_model(model, run.kind, target)
-    if run.method == "hawq":
-        images, labels = data.first(_HESSIAN_IMAGES)
-        bits = hawq.assign(model, images, labels, costs, run.budget, seed=run.seed)
+    if run.method in HAWQ:
+        weights, activations = bench.sensitivities(run.network, model)
+        rounded = hawq.Network(model, costs).rounded
+        costs.measure(lambda index, bit_width: rounded(index, bit_width)[0])
+        activations = activations if costs.decided else []
+        bits = integer_program.solve(
+            costs, weights, activations, run.budget, tied=run.method == "hawq"
+        )
     elif costs.in_bytes:
         bits = _uniform_in_file(model, costs, run, data)
     else:

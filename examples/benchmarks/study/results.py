@@ -1,0 +1,256 @@
+"""What the runs of the comparison found, gathered over seeds.
+
+Nothing here needs TensorFlow, so that a look at the results is quick.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+NETWORKS = {"resnet8": "ResNet-8", "mobilenet_v2": "MobileNetV2"}
+METHODS = {
+    "float": "float", "tfmot": "TFMOT int8", "lsq": "LSQ", "pact": "PACT", "dorefa": "DoReFa",
+    "hawq": "HAWQ", "static": "static", "dqmq": "DQMQ",
+}  # fmt: skip
+UNIFORM = ("lsq", "pact", "dorefa")
+TESTS = ("a", "b", "c", "d")
+MEAN_BITS = (2.5, 3.0, 4.0)
+SEEDS = 3
+# Kinds of degradation, those of a family beside each other.
+KINDS = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise",
+    "gaussian_blur", "defocus_blur", "motion_blur",
+    "low_resolution", "pixelate", "jpeg",
+    "low_light", "brightness", "contrast", "fog",
+)  # fmt: skip
+# What has no budget has its bits by definition.
+_DEFINED_BITS = {"float": 32.0, "tfmot": 8.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds.
+
+    Attributes:
+        mean: The mean.
+        error: Its standard error; None with a single seed.
+        count: Number of seeds.
+    """
+
+    mean: float
+    error: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values):
+        """Returns the estimate from one value a seed, or None where there are none."""
+        values = np.array(list(values), "float64")
+        if not len(values):
+            return None
+        error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
+        return cls(float(values.mean()), None if error is None else float(error), len(values))
+
+    @property
+    def clear(self):
+        """Returns whether the mean lies more than two standard errors above nought."""
+        return self.error is not None and self.mean > 2 * self.error
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Runs that differ by their seed alone; the fields are those of `runs.Run`."""
+
+    network: str
+    method: str
+    kind: str | None = None
+    budget: float | None = None
+    bits: tuple | None = None
+    ablation: str | None = None
+
+    @classmethod
+    def of(cls, record):
+        """Returns the cell that a record belongs to."""
+        run = record["run"]
+        fields = {field.name: run[field.name] for field in dataclasses.fields(cls)}
+        return cls(**{**fields, "bits": run["bits"] and tuple(run["bits"])})
+
+    @property
+    def label(self):
+        """Returns the method's name, with its bits where they are given."""
+        bits = f" w{self.bits[0]}a{self.bits[1]}" if self.bits else ""
+        return f"{METHODS[self.method]}{bits}"
+
+
+class Results:
+    """Records by cell and seed. Trials of the learning rate are no results.
+
+    Args:
+        records: Dictionaries as `runs.Bench.execute` returns them.
+        steps: Training steps of the runs that count.
+
+    Attributes:
+        steps: As given.
+        left_out: Number of records with other steps.
+
+    Raises:
+        ValueError: If two records have the same cell and seed, and the trials did not choose the
+            learning rate of just one of them.
+    """
+
+    def __init__(self, records, steps):
+        kept = [record for record in records if record["run"]["steps"] == steps]
+        self.steps, self.left_out = steps, len(records) - len(kept)
+        rates, found = _chosen_rates(kept), {}
+        for record in kept:
+            if not record["run"]["tuning"]:
+                found.setdefault((Cell.of(record), record["run"]["seed"]), []).append(record)
+        self._cells = {}
+        for (cell, seed), several in found.items():
+            rate = rates.get((cell.network, cell.method))
+            if len(several) > 1:
+                several = [r for r in several if r["run"]["learning_rate"] == rate]
+            if len(several) != 1:
+                raise ValueError(
+                    f"{cell}, seed {seed}: several records, and it is not clear which counts. "
+                    "Delete the lines of the others."
+                )
+            self._cells.setdefault(cell, {})[seed] = several[0]
+
+    def cells(self, **fields):
+        """Returns the cells that have records and these fields, in a fixed order."""
+        matching = [
+            cell
+            for cell in self._cells
+            if all(getattr(cell, name) == value for name, value in fields.items())
+        ]
+        methods = list(METHODS)
+        return sorted(
+            matching,
+            key=lambda c: (c.budget or 0, methods.index(c.method), c.bits or (), c.ablation or ""),
+        )
+
+    def values(self, cell, metric, *args):
+        """Returns `{seed: metric(record, *args)}`, without the seeds that have none."""
+        found = sorted(self._cells.get(cell, {}).items())
+        values = {seed: metric(record, *args) for seed, record in found}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    def estimate(self, cell, metric, *args):
+        """Returns the `Estimate` of a metric over the seeds of a cell, or None."""
+        return Estimate.of(self.values(cell, metric, *args).values())
+
+    def rows(self, network, budget):
+        """Returns the cells of all methods at a budget of mean bits, whether they have runs or not.
+
+        The pairs of bits of uniform methods are those that any of them has runs with.
+        """
+        at = {"network": network, "kind": "mean_bit_width", "budget": budget}
+        pairs = {c.bits for c in self.cells(**at, ablation=None) if c.method in UNIFORM}
+        uniform = [Cell(method=m, bits=p, **at) for m in UNIFORM for p in sorted(pairs) or [None]]
+        return [*uniform, *(Cell(method=method, **at) for method in ("hawq", "static", "dqmq"))]
+
+    def best_uniform(self, network, budget):
+        """Returns the uniform cell with the best mean accuracy on test (a), or None."""
+        rows = [cell for cell in self.rows(network, budget) if cell.method in UNIFORM]
+        means = {cell: self.estimate(cell, accuracy, "a") for cell in rows}
+        known = {cell: mean.mean for cell, mean in means.items() if mean is not None}
+        return max(known, key=known.get, default=None)
+
+    def bits_by_kind(self, cell):
+        """Returns DQMQ's mean bits of each decision point for each kind of degradation.
+
+        Returns:
+            `(kinds, points, bits [points, kinds], number of seeds)`; "clean" is the first kind. None
+            if no run of the cell has them.
+        """
+        tables = list(self.values(cell, lambda record: record.get("bits_by_kind")).values())
+        if not tables:
+            return None
+        kinds = [kind for kind in ("clean", *KINDS) if kind in tables[0]]
+        points = list(tables[0]["clean"])
+        bits = [[[table[k][point] for k in kinds] for point in points] for table in tables]
+        return kinds, points, np.mean(bits, axis=0), len(tables)
+
+    def reference(self, network, test):
+        """Returns the float network's mean error in %, by kind: `{}` if it has no runs."""
+        errors = self.values(Cell(network, "float"), kind_errors, test).values()
+        kinds = next(iter(errors), {})
+        return {kind: float(np.mean([found[kind] for found in errors])) for kind in kinds}
+
+
+def difference(values, others):
+    """Returns the `Estimate` of the difference of two `{seed: value}` over the seeds of both.
+
+    A seed fixes the data's order, so that differences vary less than the values do.
+    """
+    return Estimate.of(values[seed] - others[seed] for seed in values if seed in others)
+
+
+def accuracy(record, test):
+    """Returns the accuracy on a test, in %."""
+    return 100 * record["scores"][test]["accuracy"]
+
+
+def shuffled_accuracy(record, test):
+    """Returns the accuracy in % with each image's bits decided by another image, or None."""
+    return 100 * record["shuffled"][test] if "shuffled" in record else None
+
+
+def mean_bits(record, test):
+    """Returns the mean bit-width on a test, or None: the root of bit operations per MAC."""
+    run = record["run"]
+    if run["budget"] is None:
+        return _DEFINED_BITS[run["method"]]
+    cost = record["scores"][test]["cost"]
+    cost = record.get("bit_ops") if cost is None else cost
+    return None if cost is None else math.sqrt(cost / record["macs"])
+
+
+def kind_errors(record, test):
+    """Returns `{kind: error in %, averaged over severities}` of a test's degraded images."""
+    cells = _by_kind(record, test)
+    return {kind: 100 * float(np.mean(1 - c[:, 1] / c[:, 0])) for kind, c in cells.items()}
+
+
+def kind_bits(record, test):
+    """Returns `{kind: mean bit-width}` in the same manner, `{}` where all images cost the same."""
+    if record["scores"][test]["cost"] is None:
+        return {}
+    cells = _by_kind(record, test)
+    return {k: math.sqrt(c[:, 2].mean() / record["macs"]) for k, c in cells.items()}
+
+
+def corruption_error(record, test, reference):
+    """Returns the mean corruption error in %, or None without a reference.
+
+    Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
+    Perturbations", arXiv 1903.12261: errors are summed over the severities of each kind and
+    divided by those of a reference; these ratios are averaged over kinds.
+    """
+    errors = kind_errors(record, test)
+    if not reference:
+        return None
+    return 100 * float(np.mean([errors[kind] / reference[kind] for kind in errors]))
+
+
+def _by_kind(record, test):
+    """`{kind: [severities, (images, right, mean cost)]}`, in the order of `KINDS`."""
+    found = {}
+    for name, cell in record["scores"][test]["cells"].items():
+        kind, _, severity = name.partition(":")
+        if severity:
+            found.setdefault(kind, []).append(cell)
+    return {kind: np.array(found[kind], "float64") for kind in KINDS if kind in found}
+
+
+def _chosen_rates(records):
+    """`{(network, method): learning rate}` of the best trial, as `plan.best_rates` has it."""
+    best = {}
+    for record in records:
+        run = record["run"]
+        if run["tuning"]:
+            entry = record["scores"]["validation"]["accuracy"], run["learning_rate"]
+            key = run["network"], run["method"]
+            best[key] = max(best.get(key, entry), entry)
+    return {key: rate for key, (_, rate) in best.items()}

@@ -1,0 +1,318 @@
+"""Tables of the comparison, for the terminal and as Markdown."""
+
+import dataclasses
+
+import rich.table
+import rich.text
+
+from study import leads, results
+
+MISSING = "-"
+_ABLATED_NETWORK = "resnet8"
+_ABLATED_AT = 2.5
+_ABLATIONS = {
+    "no_pathwise": "without pathwise gradients",
+    "no_score_function": "without the score function",
+    "no_model_cost": "without the model's cost",
+    "no_entropy": "without the entropy",
+    "no_supervised": "without the supervised loss",
+    "random_encoder": "encoder left random",
+}
+_FILES_AT = (40_000, 55_000)
+_FILE_METHODS = ("lsq", "hawq", "static", "dqmq")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Text in rows and columns.
+
+    Attributes:
+        title: What stands above.
+        columns: Names of the columns.
+        rows: One tuple of cells a row.
+        words: Number of columns, from the left, that hold words; the others hold figures.
+        notes: Sentences that stand below.
+    """
+
+    title: str
+    columns: tuple
+    rows: tuple
+    words: int
+    notes: tuple = ()
+
+    def rich(self):
+        """Returns a `rich.table.Table`."""
+        table = rich.table.Table(title=self.title, title_justify="left", title_style="bold")
+        for number, name in enumerate(self.columns):
+            table.add_column(name, justify="left" if number < self.words else "right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*map(rich.text.Text, row))
+        return table
+
+    def markdown(self):
+        """Returns a section of Markdown."""
+        rules = [":--" if n < self.words else "--:" for n in range(len(self.columns))]
+        lines = ["| " + " | ".join(row) + " |" for row in (self.columns, rules, *self.rows)]
+        notes = [line for note in self.notes for line in ("", note)]
+        return "\n".join([f"## {self.title}", "", *lines, *notes, ""])
+
+
+def tables(found):
+    """Yields all tables of `Results`."""
+    for network in results.NETWORKS:
+        yield accuracies(found, network)
+    yield lead_table(found)
+    yield files(found)
+    yield ablations(found)
+    for network in results.NETWORKS:
+        yield corruption_errors(found, network)
+        yield kinds(found, network)
+    yield training(found)
+
+
+def figure(estimate, digits=2, signed=False):
+    """Returns a mean with its standard error as text."""
+    if estimate is None:
+        return MISSING
+    mean = f"{estimate.mean:{'+' if signed else ''}.{digits}f}"
+    if estimate.error is None:
+        return f"{mean} (1 seed)"
+    return f"{mean} ± {estimate.error:.{digits}f}"
+
+
+def accuracies(found, network):
+    """Returns the table of all methods at all budgets of a network."""
+    cells = [results.Cell(network, "float"), results.Cell(network, "tfmot")]
+    for budget in results.MEAN_BITS:
+        cells += found.rows(network, budget)
+    rows = [
+        (
+            MISSING if cell.budget is None else f"{cell.budget:g}",
+            cell.label,
+            *_accuracy_figures(found, cell),
+            figure(found.estimate(cell, results.mean_bits, "a")),
+            figure(found.estimate(cell, results.mean_bits, "d")),
+        )
+        for cell in cells
+    ]
+    return Table(
+        f"{results.NETWORKS[network]}: accuracy in %, mean bit-width",
+        ("budget", "method", "seeds", *results.TESTS, "bits on a", "bits on d"),
+        tuple(rows), 2,
+        ("The bits of float and TFMOT are so by definition, those of the others are counted: the "
+         "root of bit operations per MAC, with what decides.",),
+    )  # fmt: skip
+
+
+def lead_table(found):
+    """Returns the table of DQMQ's leads."""
+    rows = []
+    for lead in leads.leads(found):
+        best = lead.against == "uniform"
+        against = lead.rival.label if lead.rival else "uniform"
+        rows.append(
+            (
+                results.NETWORKS[lead.network],
+                f"{lead.budget:g}",
+                against + (" (best uniform)" if best and lead.rival else ""),
+                _by_test(lead.targets, "{:+.1f}".format),
+                _by_test(lead.verdicts, str),
+                _count(lead.points["a"]),
+                *(_lead_figure(lead.points[test]) for test in results.TESTS),
+            )
+        )
+    return Table(
+        "Leads of DQMQ, percentage points",
+        ("network", "budget", "against", "target", "verdict", "seeds", *results.TESTS),
+        tuple(rows), 5,
+        ("Differences are paired by seed. †: more than two standard errors above nought.",
+         'Verdicts compare the mean with the target; "open" with fewer than '
+         f"{results.SEEDS} seeds. The best uniform method is that with the best mean on test (a).",
+        ),
+    )  # fmt: skip
+
+
+def files(found):
+    """Returns the table of `.tflite` files."""
+    rows = []
+    for network, name in results.NETWORKS.items():
+        at = {"network": network, "kind": "download_bytes"}
+        budgets = {cell.budget for cell in found.cells(**at)}
+        if network == _ABLATED_NETWORK:
+            budgets |= set(_FILES_AT)
+        for budget in sorted(budgets):
+            for method in _FILE_METHODS:
+                cell = results.Cell(method=method, budget=budget, **at)
+                sizes = found.values(cell, lambda record: record["download_bytes"])
+                most = f"{100 * max(sizes.values()) / budget:.1f}" if sizes else MISSING
+                size = results.Estimate.of(sizes.values())
+                rows.append(
+                    (name, f"{budget:,.0f}", cell.label, *_accuracy_figures(found, cell),
+                     figure(size, 0), most)
+                )  # fmt: skip
+    return Table(
+        "Files: accuracy in % in LiteRT, bytes under deflate",
+        ("network", "budget", "method", "seeds", *results.TESTS, "bytes", "largest, % of budget"),
+        tuple(rows), 3,
+    )  # fmt: skip
+
+
+def ablations(found):
+    """Returns the table of DQMQ without one thing each."""
+    at = {"network": _ABLATED_NETWORK, "kind": "mean_bit_width"}
+
+    def cell(method="dqmq", budget=_ABLATED_AT, ablation=None):
+        return results.Cell(method=method, budget=budget, ablation=ablation, **at)
+
+    variants = [("DQMQ", cell(), results.accuracy)]
+    variants += [(text, cell(ablation=name), results.accuracy) for name, text in _ABLATIONS.items()]
+    variants += [
+        ("decisions shuffled", cell(), results.shuffled_accuracy),
+        ("static", cell("static"), results.accuracy),
+        ("DQMQ", cell(budget=8.0), results.accuracy),
+        ("static", cell("static", 8.0), results.accuracy),
+    ]
+    rows = []
+    for label, variant, metric in variants:
+        full, figures = cell(budget=variant.budget), []
+        for test in ("a", "d"):
+            values = found.values(variant, metric, test)
+            whole = found.values(full, results.accuracy, test)
+            same = (variant, metric) == (full, results.accuracy)
+            change = None if same else results.difference(values, whole)
+            figures += [
+                figure(results.Estimate.of(values.values())), figure(change, signed=True)
+            ]  # fmt: skip
+        count = _count(found.estimate(variant, metric, "a"))
+        bits = figure(found.estimate(variant, results.mean_bits, "a"))
+        rows.append((f"{variant.budget:g}", label, count, *figures, bits))
+    return Table(
+        f"What DQMQ owes to what, {results.NETWORKS[_ABLATED_NETWORK]}: accuracy in %",
+        ("budget", "variant", "seeds", "a", "less DQMQ's", "d", "less DQMQ's", "bits on a"),
+        tuple(rows), 2,
+        ("Differences from DQMQ at the same budget are paired by seed. Shuffled: the trained DQMQ "
+         "with the bits of each image decided by another image of its batch.",),
+    )  # fmt: skip
+
+
+def corruption_errors(found, network):
+    """Returns the table of mean corruption errors of a network."""
+    cells = [results.Cell(network, "float"), results.Cell(network, "tfmot")]
+    for budget in results.MEAN_BITS:
+        cells += found.rows(network, budget)
+    rows = []
+    for cell in cells:
+        errors = [
+            found.estimate(cell, results.corruption_error, test, found.reference(network, test))
+            for test in ("a", "b")
+        ]
+        budget = MISSING if cell.budget is None else f"{cell.budget:g}"
+        rows.append((budget, cell.label, _count(errors[0]), *map(figure, errors)))
+    return Table(
+        f"{results.NETWORKS[network]}: mean corruption error (mCE) in %",
+        ("budget", "method", "seeds", "mCE on a, kinds of training", "mCE on b, other kinds"),
+        tuple(rows), 2,
+        ("Errors averaged over severities, divided by the float network's (its mean over seeds), "
+         "averaged over kinds, as Hendrycks and Dietterich (2019) have it for CIFAR-10-C.",),
+    )  # fmt: skip
+
+
+def kinds(found, network):
+    """Returns the table of DQMQ's error and bits for each kind of degradation."""
+    columns = ["kind", "test", "float error"]
+    cells = []
+    for budget in results.MEAN_BITS:
+        cells.append(results.Cell(network, "dqmq", "mean_bit_width", budget))
+        columns += [f"error at {budget:g}", f"bits at {budget:g}"]
+    reference = results.Cell(network, "float")
+    rows = []
+
+    def of_kind(metric, kind):
+        return lambda record, test: metric(record, test).get(kind)
+
+    for test in ("a", "b"):
+        known = {
+            kind
+            for cell in (reference, *cells)
+            for errors in found.values(cell, results.kind_errors, test).values()
+            for kind in errors
+        }
+        for kind in [kind for kind in results.KINDS if kind in known]:
+            figures = [figure(found.estimate(reference, of_kind(results.kind_errors, kind), test))]
+            for cell, metric in [
+                (c, m) for c in cells for m in (results.kind_errors, results.kind_bits)
+            ]:
+                figures.append(figure(found.estimate(cell, of_kind(metric, kind), test)))
+            rows.append((kind.replace("_", " "), test, *figures))
+    clean = [figure(found.estimate(reference, _error, "c"))]
+    for cell in cells:
+        clean.append(figure(found.estimate(cell, _error, "c")))
+        clean.append(figure(found.estimate(cell, results.mean_bits, "c")))
+    rows.append(("clean", "c", *clean))
+    return Table(
+        f"{results.NETWORKS[network]}: error in % and mean bit-width of DQMQ by kind",
+        tuple(columns), tuple(rows), 2,
+        ("Averaged over severities.",),
+    )  # fmt: skip
+
+
+def training(found):
+    """Returns the table of what training takes."""
+    rows = []
+    for network, name in results.NETWORKS.items():
+        base = found.values(results.Cell(network, "float"), _seconds)
+        for method in results.METHODS:
+            cells = found.cells(network=network, method=method, ablation=None)
+            cells = [cell for cell in cells if cell.budget is None or cell.kind == "mean_bit_width"]
+            seconds = _seed_means([found.values(cell, _seconds) for cell in cells])
+            ratios = {s: seconds[s] / base[s] for s in seconds if s in base}
+            peaks = _seed_means([found.values(cell, _peak) for cell in cells])
+            ratio, peak = (results.Estimate.of(v.values()) for v in (ratios, peaks))
+            count = str(len(seconds)) if seconds else MISSING
+            rows.append((name, results.METHODS[method], count, figure(ratio), figure(peak, 0)))
+    return Table(
+        "Training",
+        ("network", "method", "seeds", "time / float's", "peak memory, MB"),
+        tuple(rows), 2,
+        ("Within a seed, means over bits and budgets. Times are of the training steps alone: "
+         "HAWQ's Hessian and program come before. TFMOT trains in a process of its own, whose "
+         "memory is not measured.",),
+    )  # fmt: skip
+
+
+def _accuracy_figures(found, cell):
+    """The number of seeds and the accuracy on each test."""
+    estimates = [found.estimate(cell, results.accuracy, test) for test in results.TESTS]
+    return _count(estimates[0]), *map(figure, estimates)
+
+
+def _count(estimate):
+    return MISSING if estimate is None else str(estimate.count)
+
+
+def _by_test(values, shown):
+    return ", ".join(f"{test} {shown(value)}" for test, value in values.items()) or MISSING
+
+
+def _lead_figure(estimate):
+    text = figure(estimate, signed=True)
+    return f"{text} †" if estimate is not None and estimate.clear else text
+
+
+def _error(record, test):
+    return 100 - results.accuracy(record, test)
+
+
+def _seconds(record):
+    return record["train_seconds"]
+
+
+def _peak(record):
+    return None if record["run"]["method"] == "tfmot" else record["peak_mb"]
+
+
+def _seed_means(several):
+    """`{seed: mean}` over dictionaries `{seed: value}`."""
+    seeds = sorted({seed for values in several for seed in values})
+    known = {seed: [values[seed] for values in several if seed in values] for seed in seeds}
+    return {seed: sum(values) / len(values) for seed, values in known.items()}
