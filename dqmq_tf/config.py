@@ -110,6 +110,8 @@ class DQMQConfig:
         rules: `LayerRule`s, the first that matches a layer wins.
         terms: Which terms of the objective are on.
         quality_aware: Whether bits depend on the quality of the input; False learns static bits.
+        quality_normalization: Whether the scale and shift of batch normalizations depend on the
+            quality as well; where there are files, which hold one normalization, they do not.
         embedding_size: Length of the quality embedding.
         weight_groups: Groups of samples of like quality, 1 to 4, that draw weight bits of their
             own while the policy is searching.
@@ -130,6 +132,7 @@ class DQMQConfig:
     rules: tuple = ()
     terms: Terms = Terms()
     quality_aware: bool = True
+    quality_normalization: bool = True
     embedding_size: int = 8
     weight_groups: int = 2
     profiles: int = 1

@@ -121,7 +121,8 @@ class _Assembly:
         self.policy.pathwise = config.terms.pathwise
         self.quantizers, self.wrappers, self._nested = [], {}, {}
         # Files hold one normalization: what follows each input exists in simulation only.
-        self._conditions = config.quality_aware and not costs.target.deployable
+        follows = config.quality_aware and config.quality_normalization
+        self._conditions = follows and not costs.target.deployable
         self._affines = {}
         self._quantizer_of = {}
         columns = {point: column for column, point in enumerate(costs.decided)}

@@ -19,7 +19,7 @@ _RESULTS = flags.DEFINE_string(
     "examples/benchmarks/results/mixed_quality.jsonl",
     "JSON lines that `mixed_quality.py` wrote.",
 )
-_STEPS = flags.DEFINE_integer("steps", 800, "Training steps of the runs that count.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 600, "Training steps of the runs that count.", lower_bound=1)
 _MARKDOWN = flags.DEFINE_string(
     "markdown", "examples/benchmarks/results/mixed_quality.md", "File for the tables."
 )

@@ -29,7 +29,7 @@ def record(network, method, accuracies, *, bits=None, cost=None, seed=0, **field
     """
     run = {
         "network": network, "method": method, "kind": "mean_bit_width", "budget": 2.5,
-        "bits": bits and list(bits), "ablation": None, "learning_rate": 0.001, "steps": 800,
+        "bits": bits and list(bits), "ablation": None, "learning_rate": 0.001, "steps": 600,
         "seed": seed, "tuning": False,
     }  # fmt: skip
     if method in ("float", "tfmot"):
@@ -72,7 +72,7 @@ def study(random, seeds=3):
     """Returns a whole study of plausible figures, with every kind of record."""
     records = []
     levels = {
-        "dorefa": -5.0, "pact": -4.0, "lsq": -1.6, "hawq": -1.2, "static": -0.7, "dqmq": 0.0,
+        "dorefa": -5.0, "pact": -4.0, "lsq": -1.6, "hawq": -1.2, "hawq_free": -0.9, "static": -0.7, "dqmq": 0.0,
     }  # fmt: skip
     for network, top in (("resnet8", 0.78), ("mobilenet_v2", 0.74)):
 
@@ -91,7 +91,7 @@ def study(random, seeds=3):
                 for method, level in levels.items():
                     uniform = method in results.UNIFORM
                     low = int(budget)
-                    for pair in ((low, low), (low, low + 1))[: 2 if budget == 3 else 1]:
+                    for pair in ((low, low), (low, low + 1))[: 2 if uniform and budget == 3 else 1]:
                         fall = -30 if (method, budget) == ("dorefa", 2.5) else 0
                         add(
                             method, level + loss + fall, seed, budget=budget,

@@ -11,6 +11,7 @@ _STYLES = {
     "dqmq": {"color": "#D55E00", "marker": "o", "linewidth": 2.2, "zorder": 5},
     "static": {"color": "#CC79A7", "marker": "s"},
     "hawq": {"color": "#0072B2", "marker": "D"},
+    "hawq_free": {"color": "#0072B2", "marker": "D", "linestyle": "--", "markerfacecolor": "white"},
     "lsq": {"color": "#E69F00", "marker": "^"},
     "pact": {"color": "#56B4E9", "marker": "v"},
     "dorefa": {"color": "#009E73", "marker": "P"},
@@ -21,9 +22,11 @@ _PANELS = {
     "d": "test (d): half clean, half severity 5",
 }
 # Methods that fall further behind the best would press all others together.
-_SPAN = 15.0
+_SPAN = 12.0
 _BAND = 0.2
 _ROW_INCHES = 0.19
+# Smaller differences of bits round to nought.
+_SHOWN = 0.05
 
 
 def accuracy(found, path):
@@ -42,12 +45,15 @@ def accuracy(found, path):
         for axes, network in zip(row, results.NETWORKS):
             _draw_accuracy(axes, found, network, test)
     names = results.METHODS
-    entries = [Line2D([], [], label=names[m], **style) for m, style in _STYLES.items()]
+    entries = [Line2D([], [], **style, label=names[m]) for m, style in _STYLES.items()]
     for method, (colour, line) in _LEVELS.items():
         label = "float, not quantized" if method == "float" else f"{names[method]}, 8 bits"
         entries.append(Line2D([], [], color=colour, linestyle=line, label=label))
-    figure.legend(handles=entries, loc="outside right upper", frameon=False)
-    figure.suptitle("Accuracy against cost: means over seeds, bars of one standard error")
+    figure.legend(handles=entries, loc="outside right center", frameon=False)
+    figure.suptitle(
+        "Accuracy against cost\nmeans over seeds ± a standard error; lines join the best of each budget",
+        fontsize=12,
+    )
     figure.savefig(path, dpi=150)
     return figure
 
@@ -90,7 +96,7 @@ def _draw_accuracy(axes, found, network, test):
             for cell in found.rows(network, budget)
             if cell.method == method
         ]
-        heights += _draw_method(axes, found, cells, test, style)
+        heights += _draw_method(axes, found, cells, test, {"label": method, **style})
     for method, (colour, line) in _LEVELS.items():
         level = found.estimate(results.Cell(network, method), results.accuracy, test)
         if level is not None:
@@ -100,15 +106,15 @@ def _draw_accuracy(axes, found, network, test):
                 low, high = level.mean - level.error, level.mean + level.error
                 axes.axhspan(low, high, color=colour, alpha=_BAND, linewidth=0, zorder=0)
     if heights:
-        top, low = max(heights), min(heights)
-        floor = max(low, top - _SPAN)
+        top = max(heights)
+        floor = max(min(heights), top - _SPAN)
         pad = 0.06 * (top - floor) + 0.1
-        axes.set_ylim(floor - (3 if low < floor else 1) * pad, top + pad)
+        axes.set_ylim(floor - pad, top + pad)
         _name_hidden(axes, found, network, test, floor)
     else:
         axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes)
     axes.set_title(f"{results.NETWORKS[network]}, {_PANELS[test]}", fontsize=10)
-    axes.set_xlabel("mean bit-width of weights and activations, per image (bits)", fontsize=9)
+    axes.set_xlabel("mean bit-width (bits): root of bit operations per MAC", fontsize=9)
     axes.set_ylabel("top-1 accuracy (%)", fontsize=9)
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -136,21 +142,18 @@ def _draw_method(axes, found, cells, test, style):
 
 
 def _name_hidden(axes, found, network, test, floor):
-    """Says at the lower edge what lies below it."""
+    """Says in the corner of few points what lies below the frame."""
+    hidden = []
     for budget in results.MEAN_BITS:
-        hidden = []
         for cell in found.rows(network, budget):
             height = found.estimate(cell, results.accuracy, test)
-            width = found.estimate(cell, results.mean_bits, test)
-            if height is not None and width is not None and height.mean < floor:
-                hidden.append((width.mean, f"{cell.label}: {height.mean:.1f}"))
-        if hidden:
-            place = np.mean([width for width, _ in hidden])
-            text = "\n".join([*(text for _, text in hidden), "below: ↓"])
-            axes.annotate(
-                text, (place, 0.01), xycoords=("data", "axes fraction"), fontsize=7,
-                ha="center", va="bottom",
-            )  # fmt: skip
+            if height is not None and height.mean < floor:
+                hidden.append(f"{cell.label} {height.mean:.1f} %")
+    if hidden:
+        axes.text(
+            0.98, 0.03, "\n".join(["below this frame:", *hidden]), transform=axes.transAxes,
+            fontsize=7.5, ha="right", va="bottom", bbox={"color": "white", "pad": 2}, zorder=6,
+        )  # fmt: skip
 
 
 def _lowest(found, network):
@@ -177,18 +180,25 @@ def _draw_maps(place, kinds, points, bits):
     change = bits - bits[:, :1]
     limit = max(0.5, float(np.abs(change).max()))
     columns = (
-        ("mean bits", bits, {"cmap": "cividis", "vmin": 2, "vmax": 8}, "{:.1f}"),
+        ("mean bits", bits, {"cmap": "YlGnBu", "vmin": 2, "vmax": 8}, "{:.1f}"),
         ("difference from clean images, bits", change,
          {"cmap": "PuOr_r", "vmin": -limit, "vmax": limit}, "{:+.1f}"),
     )  # fmt: skip
-    for column, (title, values, look, form) in zip(panels.T, columns):
+    for number, (title, values, look, form) in enumerate(columns):
+        column = panels[:, number]
         for axes, (name, rows) in zip(column, parts):
             image = axes.imshow(values[rows], aspect="auto", interpolation="nearest", **look)
             _write_values(axes, values[rows], image, form)
-            labels = points[rows] if column is panels.T[0] else [""] * len(points[rows])
-            axes.set_yticks(range(len(labels)), labels, fontsize=7)
-            axes.set_ylabel(name if column is panels.T[0] else "", fontsize=10)
+            if number and np.abs(values[rows]).max() < _SHOWN:
+                axes.text(
+                    0.5, 0.5, "the same for every kind", ha="center", transform=axes.transAxes
+                )
             axes.tick_params(length=0)
+            if number == 0:
+                axes.set_yticks(range(len(points[rows])), points[rows], fontsize=7)
+                axes.set_ylabel(name, fontsize=10)
+            else:
+                axes.set_yticks([])
         column[0].set_title(title, fontsize=10)
         names = [kind.replace("_", " ") for kind in kinds]
         column[-1].set_xticks(range(len(kinds)), names, rotation=40, ha="right", fontsize=8)
@@ -196,10 +206,10 @@ def _draw_maps(place, kinds, points, bits):
 
 
 def _write_values(axes, values, image, form):
-    """Writes each value that does not round to a difference of nought."""
+    """Writes each value but differences of nought."""
     for (row, column), value in np.ndenumerate(values):
         text = form.format(value)
-        if text not in ("+0.0", "-0.0"):
+        if abs(value) >= _SHOWN:
             red, green, blue, _ = image.cmap(image.norm(value))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             axes.text(column, row, text, ha="center", va="center", fontsize=6,

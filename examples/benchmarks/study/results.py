@@ -11,9 +11,11 @@ import numpy as np
 NETWORKS = {"resnet8": "ResNet-8", "mobilenet_v2": "MobileNetV2"}
 METHODS = {
     "float": "float", "tfmot": "TFMOT int8", "lsq": "LSQ", "pact": "PACT", "dorefa": "DoReFa",
-    "hawq": "HAWQ", "static": "static", "dqmq": "DQMQ",
+    "hawq": "HAWQ", "hawq_free": "HAWQ, free", "static": "static", "dqmq": "DQMQ",
 }  # fmt: skip
 UNIFORM = ("lsq", "pact", "dorefa")
+# A layer's weights and input have the same bits, or each its own.
+HAWQ = ("hawq", "hawq_free")
 TESTS = ("a", "b", "c", "d")
 MEAN_BITS = (2.5, 3.0, 4.0)
 SEEDS = 3
@@ -91,7 +93,7 @@ class Results:
 
     Attributes:
         steps: As given.
-        left_out: Number of records with other steps.
+        left_out: Number of results with other steps.
 
     Raises:
         ValueError: If two records have the same cell and seed, and the trials did not choose the
@@ -99,12 +101,12 @@ class Results:
     """
 
     def __init__(self, records, steps):
-        kept = [record for record in records if record["run"]["steps"] == steps]
-        self.steps, self.left_out = steps, len(records) - len(kept)
-        rates, found = _chosen_rates(kept), {}
+        runs = [record for record in records if not record["run"]["tuning"]]
+        kept = [record for record in runs if record["run"]["steps"] == steps]
+        self.steps, self.left_out = steps, len(runs) - len(kept)
+        rates, found = _chosen_rates(records), {}
         for record in kept:
-            if not record["run"]["tuning"]:
-                found.setdefault((Cell.of(record), record["run"]["seed"]), []).append(record)
+            found.setdefault((Cell.of(record), record["run"]["seed"]), []).append(record)
         self._cells = {}
         for (cell, seed), several in found.items():
             rate = rates.get((cell.network, cell.method))
@@ -148,11 +150,11 @@ class Results:
         at = {"network": network, "kind": "mean_bit_width", "budget": budget}
         pairs = {c.bits for c in self.cells(**at, ablation=None) if c.method in UNIFORM}
         uniform = [Cell(method=m, bits=p, **at) for m in UNIFORM for p in sorted(pairs) or [None]]
-        return [*uniform, *(Cell(method=method, **at) for method in ("hawq", "static", "dqmq"))]
+        return [*uniform, *(Cell(method=method, **at) for method in (*HAWQ, "static", "dqmq"))]
 
-    def best_uniform(self, network, budget):
-        """Returns the uniform cell with the best mean accuracy on test (a), or None."""
-        rows = [cell for cell in self.rows(network, budget) if cell.method in UNIFORM]
+    def best(self, network, budget, methods):
+        """Returns the cell of some methods with the best mean accuracy on test (a), or None."""
+        rows = [cell for cell in self.rows(network, budget) if cell.method in methods]
         means = {cell: self.estimate(cell, accuracy, "a") for cell in rows}
         known = {cell: mean.mean for cell, mean in means.items() if mean is not None}
         return max(known, key=known.get, default=None)

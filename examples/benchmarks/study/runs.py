@@ -31,7 +31,7 @@ METHODS = ("float", *UNIFORM, "tfmot", *HAWQ, "static", "dqmq")
 # What is taken from DQMQ, one thing at a time.
 ABLATIONS = (
     "no_pathwise", "no_score_function", "no_model_cost", "no_entropy", "no_supervised",
-    "random_encoder",
+    "random_encoder", "no_sample_bits", "no_normalization",
 )  # fmt: skip
 _TARGETS = {"mean_bit_width": "simulation", "download_bytes": "android"}
 _HESSIAN_STEPS = 4
@@ -131,6 +131,9 @@ def _trained(bench, run, model):
     network, found = _network(bench, run, model, data)
     if run.ablation == "random_encoder":
         network.encoder.trainable = False
+    if run.ablation == "no_sample_bits":
+        network.policy.direction.assign(0.0 * network.policy.direction)
+        network.policy.direction.trainable = False
     started = time.perf_counter()
     starts.train(network, mixtures.batches(data), run.steps, run.learning_rate)
     found["train_seconds"] = round(time.perf_counter() - started, 1)
@@ -161,6 +164,7 @@ def _network(bench, run, model, data):
             quality_aware=run.method == "dqmq",
             # Files have no other bits than those of their weights that could follow the quality.
             weight_groups=1 if target == "simulation" else 2,
+            quality_normalization=run.ablation != "no_normalization",
             terms=_terms(run.ablation),
             seed=run.seed,
         )

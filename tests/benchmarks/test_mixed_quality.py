@@ -1,0 +1,52 @@
+"""The driver: it goes on where it stopped, whatever fails in between."""
+
+import json
+
+import mixed_quality
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from study import runs
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    executed = []
+
+    def execute(run):
+        executed.append(run)
+        if run.method == "pact":
+            raise RuntimeError("it failed")
+        score = {"accuracy": 0.5, "cost": None, "cells": {}}
+        return {"run": json.loads(run.key), "scores": {"a": score}}
+
+    monkeypatch.setattr(mixed_quality, "executed", execute)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(results=str(tmp_path / "found.jsonl")):
+        yield executed
+
+
+def wanted():
+    return [
+        runs.Run(network="resnet8", method=method, kind="mean_bit_width", budget=3.0, bits=bits)
+        for method, bits in (("dqmq", None), ("pact", (3, 2)), ("lsq", (3, 2)))
+    ]
+
+
+def test_what_is_found_is_not_run_again_and_what_failed_is(driver):
+    assert mixed_quality.work_off(wanted(), mixed_quality.records(), float("inf"))
+    assert len(driver) == 3 and len(mixed_quality.records()) == 2
+    driver.clear()
+    assert mixed_quality.work_off(wanted(), mixed_quality.records(), float("inf"))
+    assert [run.method for run in driver] == ["pact"]
+
+
+def test_nothing_begins_after_the_deadline(driver):
+    assert not mixed_quality.work_off(wanted(), [], 0.0)
+    assert not driver and not mixed_quality.records()
+
+
+def test_the_same_run_is_executed_once(driver):
+    mixed_quality.work_off([wanted()[0]] * 3, [], float("inf"))
+    assert len(driver) == 1

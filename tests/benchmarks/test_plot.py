@@ -1,0 +1,230 @@
+"""`plot.py`: the tables, the Markdown and the pictures of known records."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib import image
+from study import pictures, results, runs, tables
+
+from benchmarks.comparison_records import SEEN, record, study
+
+import plot  # isort: skip
+
+
+@pytest.fixture(scope="module")
+def records():
+    return study(np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def found(records):
+    return results.Results(records, 600)
+
+
+@pytest.fixture(scope="module")
+def nothing():
+    return results.Results([], 600)
+
+
+def rows(table):
+    """`{words of the row: {column: figure}}`."""
+    return {
+        row[: table.words]: dict(zip(table.columns[table.words :], row[table.words :]))
+        for row in table.rows
+    }
+
+
+def test_figures_as_text():
+    assert tables.figure(None) == "-"
+    assert tables.figure(results.Estimate(71.234, None, 1)) == "71.23 (1 seed)"
+    assert tables.figure(results.Estimate(71.234, 0.056, 3)) == "71.23 ± 0.06"
+    assert tables.figure(results.Estimate(0.5, 0.25, 3), 1, signed=True) == "+0.5 ± 0.2"
+    assert tables.figure(results.Estimate(39_000, 12, 3), 0) == "39,000 ± 12"
+
+
+def test_accuracies_of_all_methods():
+    found = results.Results(
+        [
+            *(
+                record("resnet8", "lsq", 0.7 + s / 50, bits=(2, 3), cost=2.4, seed=s)
+                for s in (0, 1)
+            ),
+            record("resnet8", "dqmq", (0.75, 0.7, 0.8, 0.78), cost=2.5),
+            record("resnet8", "float", 0.8),
+        ],
+        600,
+    )
+    shown = rows(tables.accuracies(found, "resnet8"))
+    assert shown["2.5", "LSQ w2a3"]["seeds"] == "2"
+    assert shown["2.5", "LSQ w2a3"]["a"] == "71.00 ± 1.00"
+    assert shown["2.5", "LSQ w2a3"]["bits on a"] == "2.40 ± 0.00"
+    assert shown["2.5", "DQMQ"]["d"] == "78.00 (1 seed)"
+    assert shown["2.5", "DQMQ"]["bits on d"] == "2.50 (1 seed)"
+    assert shown["-", "float"]["bits on a"] == "32"
+    assert shown["-", "TFMOT int8"] == dict.fromkeys(shown["-", "TFMOT int8"], "-")
+    # The pair of bits is known from LSQ; at other budgets there is none.
+    assert set(shown["2.5", "PACT w2a3"].values()) == {"-"}
+    assert set(shown["3", "PACT"].values()) == {"-"}
+    assert len(shown) == 2 + 3 * 7
+
+
+def test_missing_runs_are_dashes_everywhere(nothing):
+    for table in tables.tables(nothing):
+        for row in table.rows:
+            assert set(row[table.words :]) == {"-"}, table.title
+
+
+def test_leads_are_told_with_their_targets():
+    pairs = (
+        ("dqmq", (0.75, 0.76, 0.77)),
+        ("static", (0.74, 0.75, 0.76)),
+        ("hawq", (0.8, 0.7, 0.9)),
+    )
+    found = results.Results(
+        [record("resnet8", m, a, seed=s) for m, each in pairs for s, a in enumerate(each)], 600
+    )
+    shown = {row[:3]: row for row in tables.lead_table(found).rows}
+    static = shown["ResNet-8", "2.5", "static"]
+    assert static[3:5] == ("a +0.3, d +0.5", "a reached, d reached")
+    assert static[5:7] == ("3", "+1.00 ± 0.00 †")
+    hawq = shown["ResNet-8", "2.5", "HAWQ (best HAWQ)"]
+    # Differences of -5, 6 and -13 points.
+    assert hawq[4] == "a short, b short, c short" and hawq[6] == "-4.00 ± 5.51"
+    assert shown["MobileNetV2", "2.5", "uniform"][3:5] == ("-", "-")
+    assert shown["MobileNetV2", "3", "uniform"][3:5] == (
+        "a +2, b +0, c +0",
+        "a open, b open, c open",
+    )
+
+
+def test_files_have_bytes_and_their_share_of_the_budget(found):
+    shown = rows(tables.files(found))
+    assert shown["ResNet-8", "40,000", "DQMQ"]["bytes"] == "39,001 ± 1"
+    assert shown["ResNet-8", "40,000", "DQMQ"]["largest, % of budget"] == "97.5"
+    assert set(shown["ResNet-8", "55,000", "static"].values()) == {"-"}
+
+
+def test_ablations_are_compared_with_dqmq_at_their_budget(found):
+    table = tables.ablations(found)
+    assert len(table.rows) == 1 + len(runs.ABLATIONS) + 4
+    shown = {row[:2]: row for row in table.rows}
+    shuffled = shown["2.5", "decisions shuffled"]
+    assert shuffled[4] == shuffled[6] == "-1.00 ± 0.00"
+    full, other = (
+        found.values(
+            results.Cell("resnet8", "dqmq", "mean_bit_width", 2.5, None, name),
+            results.accuracy,
+            "d",
+        )
+        for name in (None, "no_entropy")
+    )
+    change = np.mean([other[seed] - full[seed] for seed in range(3)])
+    assert shown["2.5", "without the entropy"][6].startswith(f"{change:+.2f} ± ")
+    at_8 = [
+        found.values(results.Cell("resnet8", m, "mean_bit_width", 8.0), results.accuracy, "a")
+        for m in ("static", "dqmq")
+    ]
+    change = np.mean([at_8[0][seed] - at_8[1][seed] for seed in range(3)])
+    assert shown["8", "static"][4].startswith(f"{change:+.2f} ± ")
+    assert shown["8", "static"][7].startswith("7.90")
+
+
+def test_corruption_errors_and_bits_by_kind():
+    ours = record("resnet8", "dqmq", 0.7, cost=2.5)
+    found = results.Results([ours, record("resnet8", "float", 0.8)], 600)
+    shown = rows(tables.corruption_errors(found, "resnet8"))
+    assert shown["2.5", "DQMQ"]["mCE on b, other kinds"] == "150.00 (1 seed)"
+    shown = rows(tables.kinds(found, "resnet8"))
+    assert {kind for kind, test in shown if test == "a"} == {k.replace("_", " ") for k in SEEN}
+    assert shown["fog", "b"]["float error"] == "20.00 (1 seed)"
+    assert shown["fog", "b"]["error at 2.5"] == "30.00 (1 seed)"
+    assert shown["fog", "b"]["bits at 2.5"] == "2.50 (1 seed)"
+    assert shown["clean", "c"]["bits at 2.5"] == "2.50 (1 seed)"
+    assert shown["fog", "b"]["error at 4"] == "-"
+
+
+def test_training_is_relative_to_the_float_network_of_the_seed():
+    found = results.Results(
+        [
+            *(record("resnet8", "float", 0.8, seed=s, train_seconds=t) for s, t in enumerate((10, 20))),
+            *(record("resnet8", "tfmot", 0.8, seed=s, train_seconds=30.0) for s in range(2)),
+            # Means of 15 and 40 seconds: 1.5 and 2 times as long.
+            *(record("resnet8", "dqmq", 0.8, budget=b, train_seconds=t) for b, t in ((3, 10), (4, 20))),
+            record("resnet8", "dqmq", 0.8, seed=1, train_seconds=40),
+        ],
+        600,
+    )  # fmt: skip
+    shown = rows(tables.training(found))
+    assert shown["ResNet-8", "DQMQ"]["time / float's"] == "1.75 ± 0.25"
+    assert shown["ResNet-8", "DQMQ"]["peak memory, MB"] == "1,000 ± 0"
+    assert shown["ResNet-8", "TFMOT int8"]["peak memory, MB"] == "-"
+    assert set(shown["MobileNetV2", "static"].values()) == {"-"}
+
+
+@pytest.mark.parametrize("which", ["found", "nothing"])
+def test_markdown_is_well_formed(which, request):
+    text = plot.markdown(request.getfixturevalue(which), {"A picture": "a.png"})
+    assert text.startswith("# ") and "![A picture](a.png)" in text
+    blocks = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
+    assert len(blocks) == len(re.findall(r"^## ", text, re.MULTILINE)) == 10
+    for block in blocks:
+        head, rule, *body = block.splitlines()
+        assert re.fullmatch(r"\|( (:--|--:) \|)+", rule) and body
+        assert {line.count("|") for line in (rule, *body)} == {head.count("|")}
+    # A table needs an empty line before it.
+    assert not re.search(r"^[^|\n].*\n\|", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("which", ["found", "nothing"])
+def test_pictures_are_written(which, request, tmp_path):
+    for draw in (pictures.accuracy, pictures.bits):
+        path = tmp_path / f"{draw.__name__}.png"
+        draw(request.getfixturevalue(which), path)
+        pixels = image.imread(path)[..., :3]
+        assert min(pixels.shape[:2]) > 400
+        assert (pixels.min(axis=-1) < 0.5).mean() > 0.0005
+
+
+def test_picture_shows_every_method_at_its_cost(found, tmp_path):
+    figure = pictures.accuracy(found, tmp_path / "a.png")
+    assert len(figure.axes) == 4
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    for method in set(results.METHODS) - {"float", "tfmot"}:
+        line = lines[method]
+        for budget, x, y in zip(results.MEAN_BITS, *line.get_data()):
+            cells = [c for c in found.rows("resnet8", budget) if c.method == method]
+            best = max(found.estimate(c, results.accuracy, "a").mean for c in cells)
+            assert y == pytest.approx(best) and budget - 0.2 < x <= budget
+    (legend,) = figure.legends
+    beside = [figure._suptitle, *figure.axes]
+    assert not any(legend.get_window_extent().overlaps(part.get_tightbbox()) for part in beside)
+    # What falls far behind is told in words.
+    said = [text.get_text() for text in figure.axes[0].texts]
+    assert any("below this frame" in text and "DoReFa w2a2" in text for text in said)
+
+
+def test_program(records, tmp_path):
+    path = tmp_path / "found.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records if r["run"]["seed"] == 0))
+    document = tmp_path / "text" / "tables.md"
+    done = subprocess.run(
+        [sys.executable, plot.__file__, f"--results={path}", f"--markdown={document}",
+         f"--output={tmp_path / 'pictures'}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Leads of DQMQ" in done.stdout and "(1 seed)" in done.stdout
+    address = "../pictures/mixed_quality_bits.png"
+    assert f"]({address})" in document.read_text() and (document.parent / address).exists()
+
+
+def test_program_says_what_is_missing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, plot.__file__, f"--results={tmp_path / 'none.jsonl'}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode and "there is no such file" in done.stdout + done.stderr
