@@ -20,6 +20,7 @@ from dqmq_tf.model import DQMQModel, Parts
 from dqmq_tf.rebuild import new_inputs, single, structured
 
 _DEFAULT_MEAN_BITS = 4.0
+_SPARED = " What decides the bits for each input is counted too: DQMQConfig(quality_aware=False) spares it."
 
 
 def quantize_model(model, *, target="android", budget=None, config=None):
@@ -265,7 +266,9 @@ def _checked_budget(budget, policy, costs):
     smallest = profiles.smallest_cost(policy, costs)
     if budget is None:
         if not costs.in_bytes:
-            return Budget(mean_bit_width=_DEFAULT_MEAN_BITS)
+            # What decides the bits comes on top, which is much for a tiny network.
+            beside = costs.overhead / max(costs.macs.sum(), 1.0)
+            return Budget(mean_bit_width=(_DEFAULT_MEAN_BITS**2 + beside) ** 0.5)
         bits = [min(point.bit_widths, key=lambda b: abs(b - 5)) for point in costs.weights]
         return Budget(**{costs.kind: max(costs.exact(bits, []), smallest) * 1.01})
     if budget.value < smallest:
@@ -273,5 +276,6 @@ def _checked_budget(budget, policy, costs):
             f"Budget {costs.kind}={budget.value:,g} is below the smallest possible: with every "
             f"decision point at its fewest bits on target {costs.target.name!r} the cost is "
             f"{smallest:,.6g}. Raise the budget, use a smaller network, or choose another target."
+            + (_SPARED if costs.overhead and not costs.in_bytes else "")
         )
     return budget

@@ -54,7 +54,7 @@ def per_sample(data):
     qmodel = dqmq_tf.quantize_model(
         small_network(),
         target="simulation",
-        budget=dqmq_tf.Budget(mean_bit_width=4.0),
+        budget=dqmq_tf.Budget(mean_bit_width=7.0),
         config=dqmq_tf.DQMQConfig(profiles=2),
     )
     qmodel.compile(optimizer="adam", loss=loss())
@@ -103,7 +103,9 @@ class TestLayers:
         table, count = per_sample.decisions(arrays[0]), len(report.activations)
         weights, activations = table.bits[:, count:], table.bits[:, :count]
         costs = per_sample.costs
-        assert report.total("bit_ops") == pytest.approx(costs.bit_ops(weights, activations))
+        assert report.total("bit_ops") == pytest.approx(
+            costs.bit_ops(weights, activations) - costs.overhead
+        )
         assert report.cost == pytest.approx(costs.exact(weights, activations))
         assert report.total("macs") == 7 * 7 * 8 * 27 + 5 * 5 * 8 * 9 + 80
         assert report.total("weights") == 8 * 27 + 8 * 9 + 80
@@ -186,7 +188,7 @@ class TestText:
     def test_json_round_trips(self, report):
         data = report.to_dict()
         assert json.loads(json.dumps(data)) == data
-        assert data["budget"] == {"mean_bit_width": 4.0}
+        assert data["budget"] == {"mean_bit_width": 7.0}
         assert data["layers"][0]["bits"]["mean"] == report.layers[0].bits.mean
         assert len(data["qualities"]) == len(report.qualities)
         assert set(data) == {field.name for field in dataclasses.fields(report)}
