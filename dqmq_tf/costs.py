@@ -49,7 +49,8 @@ class CostModel:
             [
                 32.0 if point.input is None else activations[point.input].bit_widths[-1]
                 for point in weights
-            ]
+            ],
+            "float64",
         )
         self.table = self.file_constant = None
         self.overhead = 0.0
@@ -113,15 +114,29 @@ class CostModel:
     def exact(self, weight_bits, activation_bits):
         """Returns the cost of an assignment, or the mean cost of several.
 
+        Between two candidates it is that of drawing them in the mean.
+
         Args:
             weight_bits: `[Pw]`, or `[N, Pw]` for N samples or profiles.
             activation_bits: `[decided]`, or `[N, decided]`.
         """
         weight_bits = np.atleast_2d(np.asarray(weight_bits, "float64"))
         if self.in_bytes:
-            sums = [sum(t[int(b)] for t, b in zip(self.table, row)) for row in weight_bits]
+            sums = [sum(map(_entry, self.table, row)) for row in weight_bits]
             return float(np.mean(sums)) + self.constant()
         return float(self.finish(self.bit_ops(weight_bits, activation_bits)))
+
+    def prices(self):
+        """Returns by what a bit more raises the cost, up to a factor: `[P]`, activations first.
+
+        Multiply-accumulates, or weights where bytes are counted.
+        """
+        sizes = np.array([np.prod(point.shape) for point in self.weights], "float64")
+        decided = len(self.decided)
+        if self.in_bytes:
+            return np.concatenate([np.zeros(decided), sizes])
+        read = [self.macs[self.input_column == column].sum() for column in range(decided)]
+        return np.concatenate([read, self.macs])
 
     def bit_ops(self, weight_bits, activation_bits):
         """Returns the bit operations per input of an assignment, or the mean over several."""
@@ -192,3 +207,9 @@ class CostModel:
             return packing.pack_indices(values + 2 ** (bit_width - 1) - 1, bit_width).tobytes()
         pack = {"INT4": packing.pack_int4, "INT2": packing.pack_int2}.get(storage.container)
         return (values if pack is None else pack(values)).tobytes()
+
+
+def _entry(row, bits):
+    """An entry of a row `{bits: bytes}` of the table, or what lies between two."""
+    found = row.get(bits)
+    return np.interp(bits, list(row), list(row.values())) if found is None else found

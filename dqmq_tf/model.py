@@ -256,9 +256,8 @@ class DQMQModel(keras.Model):
     # Phases.
 
     def start_at_budget(self):
-        """Puts all means at the one bit-width whose cost is the budget's."""
-        start = allot.starting_mean(self.policy, self.costs, self.budget)
-        self.policy.mean.assign(np.full(self.policy.mean.shape, start, "float32"))
+        """Puts the means where they meet the budget, as long as nothing is known of the layers."""
+        self.policy.mean.assign(allot.starting_means(self.policy, self.costs, self.budget))
 
     def begin_search(self, total_steps):
         """Starts the clock of the search: how many training steps `fit` will take in all."""

@@ -36,13 +36,15 @@ def settle(policy, costs, budget, count, embeddings, assigned=None):
     decided = policy.activation_count
     if not decided or not policy.quality_aware:
         return
-    samples = ops.convert_to_numpy(policy.means(embeddings))[:, :decided]
+    deviations = ops.convert_to_numpy(policy.deviations(embeddings, group))[:, :decided]
 
     def cost(shift):
-        activations = _nearest(policy, samples + shift, slice(None, decided))
+        samples = bits[group, :decided] + deviations + shift
+        activations = _nearest(policy, samples, slice(None, decided))
         return costs.exact(bits[group, decided:], activations)
 
-    policy.shift.assign(allocation.largest_shift(cost, _MEAN_MARGIN * budget.value))
+    # No further up than to the profile's own bits, around which most samples are.
+    policy.shift.assign(allocation.largest_shift(cost, _MEAN_MARGIN * budget.value, high=0.0))
 
 
 def freeze(policy, costs, budget, count, embeddings):
@@ -50,15 +52,10 @@ def freeze(policy, costs, budget, count, embeddings):
 
     Arguments and errors are those of `settle`.
     """
-    decided = policy.activation_count
     if policy.phase == SETTLED and policy.profiles == count:
         group = ops.convert_to_numpy(policy.assign(embeddings, count))
-        means = ops.convert_to_numpy(policy.assigned)[:count].copy()
-        shifted = ops.convert_to_numpy(policy.means(embeddings) + policy.shift)
-        for g in range(count if policy.quality_aware else 0):
-            if (group == g).any():
-                means[g, :decided] = shifted[group == g, :decided].mean(axis=0)
-        kept = np.arange(policy.point_count) >= decided
+        means = ops.convert_to_numpy(policy.assigned)[:count]
+        kept = np.arange(policy.point_count) >= policy.activation_count
     else:
         means, group = _grouped(policy, count, embeddings)
         kept = None
@@ -67,22 +64,26 @@ def freeze(policy, costs, budget, count, embeddings):
     policy.phase = FROZEN
 
 
-def starting_mean(policy, costs, budget):
-    """Returns the one bit-width for all decision points at which the cost meets the budget."""
+def starting_means(policy, costs, budget):
+    """Returns the mean bit-widths `[P]` from which the policy starts, which meet the budget.
+
+    The error of rounding falls to a quarter with each bit. As long as nothing else is known, all
+    tensors matter alike, and then a bit-width is worth its cost where every point has half a bit
+    more for each halving of the price of its bits (reverse water-filling; Cover and Thomas 2006,
+    "Elements of Information Theory", 10.3.3): a small layer has its bits nearly for nothing.
+    """
     candidates = policy.activations + policy.weights_
-    decided = policy.activation_count
+    low, high = ([end(c) for c in candidates] for end in (min, max))
+    decided, prices = policy.activation_count, costs.prices()
+    ahead = -0.5 * np.log2(np.maximum(prices / prices.max(), 1e-4))
 
-    def cost(mean):
-        # Between two candidates the cost is taken as linear, as it is under a mixture of them.
-        below = np.array([max([b for b in c if b <= mean], default=c[0]) for c in candidates])
-        above = np.array([min([b for b in c if b >= mean], default=c[-1]) for c in candidates])
-        gap = np.maximum(above - below, 1)
-        share = float(np.clip((mean - below) / gap, 0.0, 1.0).mean())
-        ends = [costs.exact(bits[decided:], bits[:decided]) for bits in (below, above)]
-        return ends[0] + (ends[1] - ends[0]) * share
+    def means(level):
+        return np.clip(level + ahead, low, high)
 
-    grid = sorted({b for c in candidates for b in c})
-    return allocation.largest_shift(cost, budget.value, low=grid[0], high=grid[-1])
+    def cost(level):
+        return costs.exact(means(level)[decided:], means(level)[:decided])
+
+    return means(allocation.largest_shift(cost, budget.value, low=-8.0, high=8.0))
 
 
 def smallest_cost(policy, costs):

@@ -104,10 +104,26 @@ def test_more_bytes_do_not_give_fewer_bits():
     assert means[0] < means[1] < means[2]
 
 
-def test_starting_mean_costs_the_budget():
+@pytest.mark.parametrize("kind,decided,share", [
+    ("mean_bit_width", True, 0.2), ("mean_bit_width", True, 0.7), ("download_bytes", False, 0.3),
+    ("size_bytes", True, 0.5),
+])  # fmt: skip
+def test_starting_means_cost_the_budget(kind, decided, share):
+    policy, costs = network(kind, decided=decided)
+    ends = [costs.exact([b] * 3, [b] * 3 if decided else []) for b in (2, 8)]
+    budget = Budget(**{kind: ends[0] + share * (ends[1] - ends[0])})
+    start = profiles.starting_means(policy, costs, budget)
+    count = policy.activation_count
+    assert costs.exact(start[count:], start[:count]) == pytest.approx(budget.value, rel=1e-3)
+    assert ((2 <= start) & (start <= 8)).all()
+
+
+def test_starting_means_give_half_a_bit_more_for_half_the_price():
     policy, costs = network("mean_bit_width", decided=True)
-    start = profiles.starting_mean(policy, costs, Budget(mean_bit_width=3.0))
-    assert start == pytest.approx(3.0, abs=0.05)
+    start = profiles.starting_means(policy, costs, Budget(mean_bit_width=4.0))
+    prices = costs.prices()
+    np.testing.assert_allclose(start + 0.5 * np.log2(prices), (start + 0.5 * np.log2(prices))[0])
+    assert start.std() > 0.1
 
 
 def test_the_smallest_cost_is_that_of_the_fewest_bits():
