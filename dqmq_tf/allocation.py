@@ -1,8 +1,10 @@
 """From mean bit-widths to bits that fit a budget.
 
 The policy's means are real numbers and meet the budget on average; a file holds integers and must
-not exceed it. The nearest candidates are taken and then moved one at a time, always the one that
-departs least from the policy's means for the cost that it changes (greedy for a knapsack).
+not exceed it. The nearest candidates are taken and then moved one at a time, always the one that loses
+least, or gains most, for the cost that it changes (greedy for a knapsack). A bit divides the squared
+error of rounding by four, and the policy holds its means where a bit is worth its cost at each point:
+so the loss at `b` bits is taken as `4**(mean - b)` times the price of a bit there.
 """
 
 import numpy as np
@@ -40,14 +42,14 @@ def allocate(means, candidates, cost, limit, fixed=None):
     now = cost(bits)
     while now > limit:
         moves = _moves(bits, means, candidates, cost, free, -1)
-        # Departure from the means per cost saved; a move that saves nothing comes last.
-        p, b, now = min(moves, key=lambda m: (m[3] / max(now - m[2], 1e-12), m[2]))[:3]
+        # What saves nothing comes last.
+        p, b, now = min(moves, key=lambda m: (m[2] >= now, m[3], m[2]))[:3]
         bits[p] = b
     while True:
         moves = [m for m in _moves(bits, means, candidates, cost, free, 1) if m[2] <= limit]
         if not moves or now >= 0.995 * limit:
             return bits
-        p, b, now = min(moves, key=lambda m: (m[3], m[2]))[:3]
+        p, b, now = min(moves, key=lambda m: (-m[3], m[2]))[:3]
         bits[p] = b
 
 
@@ -64,7 +66,7 @@ def smallest(means, candidates, fixed=None):
 
 
 def _moves(bits, means, candidates, cost, free, direction):
-    """All single steps up or down: `(point, new bits, cost after, added departure)`."""
+    """All single steps up or down: `(point, new bits, cost after, change of loss for its price)`."""
     moves = []
     for p in free:
         index = candidates[p].index(int(bits[p])) + direction
@@ -73,8 +75,8 @@ def _moves(bits, means, candidates, cost, free, direction):
         b = candidates[p][index]
         after = bits.copy()
         after[p] = b
-        departure = (b - means[p]) ** 2 - (bits[p] - means[p]) ** 2
-        moves.append((p, b, cost(after), departure))
+        change = abs(4.0 ** (means[p] - b) - 4.0 ** (means[p] - bits[p])) / abs(b - bits[p])
+        moves.append((p, b, cost(after), change))
     return moves
 
 

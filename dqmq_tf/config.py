@@ -123,7 +123,7 @@ class DQMQConfig:
             and at the end of the search.
         policy_learning_rate: Of the policy's own Adam; None suits it to the length of training.
         score_coefficient, entropy_coefficient: Weights of these terms.
-        seed: Of the draws.
+        seed: Of the draws and of the encoder's and the policy's first weights.
 
     Raises:
         ValueError: If a value is out of range; it names the argument.

@@ -36,15 +36,13 @@ def settle(policy, costs, budget, count, embeddings, assigned=None):
     decided = policy.activation_count
     if not decided or not policy.quality_aware:
         return
-    deviations = ops.convert_to_numpy(policy.deviations(embeddings, group))[:, :decided]
+    samples = ops.convert_to_numpy(policy.means(embeddings))[:, :decided]
 
     def cost(shift):
-        samples = bits[group, :decided] + deviations + shift
-        activations = _nearest(policy, samples, slice(None, decided))
+        activations = _nearest(policy, samples + shift, slice(None, decided))
         return costs.exact(bits[group, decided:], activations)
 
-    # No further up than to the profile's own bits, around which most samples are.
-    policy.shift.assign(allocation.largest_shift(cost, _MEAN_MARGIN * budget.value, high=0.0))
+    policy.shift.assign(allocation.largest_shift(cost, _MEAN_MARGIN * budget.value))
 
 
 def freeze(policy, costs, budget, count, embeddings):
@@ -54,8 +52,13 @@ def freeze(policy, costs, budget, count, embeddings):
     """
     if policy.phase == SETTLED and policy.profiles == count:
         group = ops.convert_to_numpy(policy.assign(embeddings, count))
-        means = ops.convert_to_numpy(policy.assigned)[:count]
-        kept = np.arange(policy.point_count) >= policy.activation_count
+        means = ops.convert_to_numpy(policy.assigned)[:count].copy()
+        decided = policy.activation_count
+        shifted = ops.convert_to_numpy(policy.means(embeddings) + policy.shift)
+        for g in range(count if policy.quality_aware else 0):
+            if (group == g).any():
+                means[g, :decided] = shifted[group == g, :decided].mean(axis=0)
+        kept = np.arange(policy.point_count) >= decided
     else:
         means, group = _grouped(policy, count, embeddings)
         kept = None

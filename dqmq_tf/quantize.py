@@ -108,7 +108,11 @@ class _Assembly:
         # Sorting a batch would part its samples from masks that Keras carries beside them.
         masks = any(split.makes_mask(node.layer) for node in graphs.inline(graph).nodes)
         self.encoder = QualityEncoder.for_model(
-            input_shape, bit_ops, config.embedding_size, name="quality_encoder"
+            input_shape,
+            bit_ops,
+            config.embedding_size,
+            seed=config.seed,
+            name="quality_encoder",
         )
         self.policy = BitWidthPolicy(
             activations=[costs.activations[i].bit_widths for i in costs.decided],

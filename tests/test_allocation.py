@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -75,11 +77,34 @@ def test_means_that_cost_the_limit_are_kept():
     np.testing.assert_array_equal(bits, mean)
 
 
-def test_the_point_that_saves_most_for_its_departure_moves_first():
-    price = np.array([1.0, 10.0])
-    bits = allocation.allocate([4.0, 4.0], [BITS, BITS], lambda b: float(price @ b), 40.0)
-    # One step of the dear point, and none of the cheap one but up to fill what is left.
-    assert bits[1] == 3 and bits[0] == 8
+def test_the_point_that_is_furthest_above_its_mean_is_lowered_first():
+    price = np.array([3.0, 10.0, 1.0])
+    bits = allocation.allocate([3.9, 3.6, 4.4], [BITS] * 3, lambda b: float(price @ b), 46.5)
+    np.testing.assert_array_equal(bits, [4, 3, 4])
+
+
+def test_the_point_that_is_furthest_below_its_mean_is_raised_first():
+    price = np.array([3.0, 10.0, 1.0])
+    bits = allocation.allocate([3.9, 3.6, 4.4], [BITS] * 3, lambda b: float(price @ b), 57.0)
+    np.testing.assert_array_equal(bits, [4, 4, 5])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), share=st.floats(0.1, 0.9))
+def test_allocation_is_near_the_best_of_all(seed, share):
+    random = np.random.default_rng(seed)
+    price = random.uniform(0.5, 2.0, 4)
+    mean = random.uniform(2, 6, 4)
+    candidates = [tuple(range(2, 7))] * 4
+    limit = float(price @ mean)
+
+    def loss(bits):
+        return float(np.sum(price * 4.0 ** (mean - bits)))
+
+    bits = allocation.allocate(mean, candidates, lambda b: float(price @ b), limit)
+    every = np.array(list(itertools.product(candidates[0], repeat=4)))
+    best = min(loss(b) for b in every if price @ b <= limit)
+    assert loss(bits) <= 1.6 * best
 
 
 def test_a_point_without_cost_is_not_lowered():

@@ -31,14 +31,15 @@ class QualityEncoder(keras.layers.Layer):
         size: Length d of the embedding.
         filters: Number of filters.
         stride: Of the filters over both image axes.
+        seed: Of the dense layers' first weights.
 
     Input shape: `[batch, ...]`, any rank from 2; images are `[batch, height, width, channels]`.
     Output shape: `[batch, d]`, in (-1, 1).
     """
 
-    def __init__(self, size=8, filters=8, stride=1, **kwargs):
+    def __init__(self, size=8, filters=8, stride=1, seed=0, **kwargs):
         super().__init__(**{**kwargs, "autocast": False})
-        self.size, self.filters, self.stride = size, filters, stride
+        self.size, self.filters, self.stride, self.seed = size, filters, stride, seed
 
     @classmethod
     def for_model(cls, input_shape, model_bit_ops, size, **kwargs):
@@ -62,12 +63,15 @@ class QualityEncoder(keras.layers.Layer):
 
         features = 2 * self.filters + 2
         self.kernel = weight("kernel", (3, 3, channels, self.filters), _derivatives)
-        self.hidden_kernel = weight("hidden_kernel", (features, _HIDDEN), "glorot_uniform")
+        self.hidden_kernel = weight("hidden_kernel", (features, _HIDDEN), self._drawn(0))
         self.hidden_bias = weight("hidden_bias", (_HIDDEN,), "zeros")
-        self.output_kernel = weight("output_kernel", (_HIDDEN, self.size), "glorot_uniform")
+        self.output_kernel = weight("output_kernel", (_HIDDEN, self.size), self._drawn(1))
         self.input_scale = weight("input_scale", (), "ones", trainable=False)
         self.feature_mean = weight("feature_mean", (features,), "zeros", trainable=False)
         self.feature_variance = weight("feature_variance", (features,), "ones", trainable=False)
+
+    def _drawn(self, number):
+        return keras.initializers.GlorotUniform(seed=2 * self.seed + number)
 
     def call(self, x):
         features = self._features(x)
@@ -145,6 +149,7 @@ class QualityEncoder(keras.layers.Layer):
             "size": self.size,
             "filters": self.filters,
             "stride": self.stride,
+            "seed": self.seed,
         }
 
 

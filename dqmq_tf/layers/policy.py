@@ -24,9 +24,8 @@ class BitWidthPolicy(keras.layers.Layer):
     the policy gives them.
 
     Phases: `"search"`: draws in training, modes at inference. `"settled"`: weight bits are those
-    assigned to each profile, activation bits are those of the profile and depart from them where
-    a sample's quality departs by more than half a bit: bits that flip for less cost accuracy.
-    `"frozen"`: all bits are assigned per profile.
+    assigned to each profile, activation bits follow the sample. `"frozen"`: all bits are assigned
+    per profile.
 
     Args:
         activations, weights: Candidates of each decision point, tuples of bit-widths.
@@ -161,11 +160,6 @@ class BitWidthPolicy(keras.layers.Layer):
         # The gradient passes the clip, so that a sample at the end can come back.
         return raw + ops.stop_gradient(inside - raw)
 
-    def deviations(self, z, group):
-        """Returns by how many bits `[B, P]` the quality of a sample departs from its group's."""
-        apart = z - ops.take(self.centroids, group, axis=0)
-        return ops.matmul(apart, ops.transpose(self.direction))
-
     def score(self, z):
         """Returns the bits `[B]` that samples get above the static mean, averaged over points."""
         return ops.matmul(z, ops.mean(self.direction, axis=0))
@@ -251,12 +245,10 @@ class BitWidthPolicy(keras.layers.Layer):
         count, profiles = self.activation_count, self.profiles
         group = self.assign(z, profiles)
         assigned = ops.stop_gradient(self.assigned[:profiles])
-        activations = ops.take(assigned[:, :count], group, axis=0)
         if self.phase == SETTLED and self.quality_aware:
-            bits = activations + self.deviations(z, group)[:, :count] + self.shift
-            activations = self._mode(bits, slice(None, count))
+            activations = self._mode((self.means(z) + self.shift)[:, :count], slice(None, count))
         else:
-            activations = ops.expand_dims(activations, -1)
+            activations = ops.expand_dims(ops.take(assigned[:, :count], group, axis=0), -1)
         return {
             "activations": ops.stop_gradient(activations),
             "weights": ops.expand_dims(assigned[:, count:], -1),
