@@ -12,7 +12,7 @@ import pathlib
 
 import rich.console
 from absl import app, flags
-from study import pictures, results, tables
+from study import document, pictures, results, tables
 
 _RESULTS = flags.DEFINE_string(
     "results",
@@ -26,29 +26,6 @@ _MARKDOWN = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string("output", "examples/benchmarks/results", "Folder for the pictures.")
 
 _WIDTH = 170
-_TESTS = """\
-Test (a): degradations of the kinds of training, severities 1 to 5; (b): other kinds; (c): clean
-images; (d): half clean, half of severity 5. Figures are means over seeds ± their standard error; one
-seed has no error. "-": not run."""
-
-
-def markdown(found, pictured):
-    """Returns the document of all tables.
-
-    Args:
-        found: `Results`.
-        pictured: `{title: address}` of the pictures.
-    """
-    images = [f"![{title}]({address})\n" for title, address in pictured.items()]
-    sections = [table.markdown() for table in tables.tables(found)]
-    head = f"# Images of mixed quality at equal cost\n\n{_TESTS} {steps_note(found)}\n"
-    return "\n".join([head, *images, *sections])
-
-
-def steps_note(found):
-    """Returns a sentence on the runs that count."""
-    rest = f"; {found.left_out} runs of other steps are left out" if found.left_out else ""
-    return f"All runs have {found.steps:,} steps{rest}."
 
 
 def main(argv):
@@ -62,15 +39,15 @@ def main(argv):
     lines = path.read_text(encoding="utf-8").splitlines()
     found = results.Results([json.loads(line) for line in lines], _STEPS.value)
     console = rich.console.Console(width=_WIDTH)
-    console.print(_TESTS, steps_note(found), "", highlight=False)
+    console.print(document.TESTS, document.steps_note(found), "", highlight=False)
     for table in tables.tables(found):
         console.print(table.rich())
         for note in table.notes:
             console.print(note, style="dim", highlight=False)
         console.print()
-    folder, document = pathlib.Path(_OUTPUT.value), pathlib.Path(_MARKDOWN.value)
+    folder, text = pathlib.Path(_OUTPUT.value), pathlib.Path(_MARKDOWN.value)
     folder.mkdir(parents=True, exist_ok=True)
-    document.parent.mkdir(parents=True, exist_ok=True)
+    text.parent.mkdir(parents=True, exist_ok=True)
     drawn = {
         "Accuracy against cost": folder / "mixed_quality_accuracy.png",
         "Bits by layer and quality": folder / "mixed_quality_bits.png",
@@ -78,11 +55,11 @@ def main(argv):
     for draw, picture in zip((pictures.accuracy, pictures.bits), drawn.values()):
         draw(found, picture)
     addresses = {
-        title: pathlib.Path(os.path.relpath(picture, document.parent)).as_posix()
+        title: pathlib.Path(os.path.relpath(picture, text.parent)).as_posix()
         for title, picture in drawn.items()
     }
-    document.write_text(markdown(found, addresses), encoding="utf-8")
-    console.print(f"Written: {', '.join(map(str, (document, *drawn.values())))}", highlight=False)
+    text.write_text(document.markdown(found, addresses), encoding="utf-8")
+    console.print(f"Written: {', '.join(map(str, (text, *drawn.values())))}", highlight=False)
 
 
 if __name__ == "__main__":

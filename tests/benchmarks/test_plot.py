@@ -1,6 +1,7 @@
 """`plot.py`: the tables, the Markdown and the pictures of known records."""
 
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -8,11 +9,11 @@ import sys
 import numpy as np
 import pytest
 from matplotlib import image
-from study import pictures, results, runs, tables
+from study import document, pictures, results, runs, tables
 
 from benchmarks.comparison_records import SEEN, record, study
 
-import plot  # isort: skip
+PLOT = pathlib.Path(__file__).parents[2] / "examples" / "benchmarks" / "plot.py"
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +168,7 @@ def test_training_is_relative_to_the_float_network_of_the_seed():
 
 @pytest.mark.parametrize("which", ["found", "nothing"])
 def test_markdown_is_well_formed(which, request):
-    text = plot.markdown(request.getfixturevalue(which), {"A picture": "a.png"})
+    text = document.markdown(request.getfixturevalue(which), {"A picture": "a.png"})
     assert text.startswith("# ") and "![A picture](a.png)" in text
     blocks = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
     assert len(blocks) == len(re.findall(r"^## ", text, re.MULTILINE)) == 10
@@ -212,7 +213,7 @@ def test_program(records, tmp_path):
     path.write_text("".join(json.dumps(r) + "\n" for r in records if r["run"]["seed"] == 0))
     document = tmp_path / "text" / "tables.md"
     done = subprocess.run(
-        [sys.executable, plot.__file__, f"--results={path}", f"--markdown={document}",
+        [sys.executable, str(PLOT), f"--results={path}", f"--markdown={document}",
          f"--output={tmp_path / 'pictures'}"],
         capture_output=True, text=True,
     )  # fmt: skip
@@ -224,7 +225,7 @@ def test_program(records, tmp_path):
 
 def test_program_says_what_is_missing(tmp_path):
     done = subprocess.run(
-        [sys.executable, plot.__file__, f"--results={tmp_path / 'none.jsonl'}"],
+        [sys.executable, str(PLOT), f"--results={tmp_path / 'none.jsonl'}"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode and "there is no such file" in done.stdout + done.stderr

@@ -60,8 +60,17 @@ def test_single_profile_has_the_signature_that_the_app_runs(small_file):
 
 def test_adaptive_file_has_the_signatures_that_the_app_runs(tmp_path):
     names, path = constants("Classifier.kt"), tmp_path / "adaptive.tflite"
-    qmodel = freeze(small_model())
-    dqmq_tf.convert(qmodel, path, adaptive=2, data=images(qmodel))
+    model = small_model()
+    # Two qualities that are far apart, and a policy that tells them apart: else the router has
+    # nothing to go by.
+    noise = images(model)
+    smooth = np.ones_like(noise) * noise.mean(axis=(1, 2), keepdims=True)
+    seen = np.concatenate([noise, 3.0 * smooth])
+    qmodel = freeze(model, data=seen)
+    z = np.asarray(qmodel.encoder(seen))
+    apart = z[len(noise) :].mean(axis=0) - z[: len(noise)].mean(axis=0)
+    qmodel.policy.direction.assign(np.tile(apart, (qmodel.policy.point_count, 1)))
+    dqmq_tf.convert(qmodel, path, adaptive=2, data=seen)
     runner = Interpreter(str(path))
     profiles = {names["PROFILE_SIGNATURE_PREFIX"] + str(number) for number in range(2)}
     assert set(runner.get_signature_list()) == profiles | {names["ROUTER_SIGNATURE"]}

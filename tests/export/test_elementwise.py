@@ -61,8 +61,9 @@ def test_activation_is_one_integer_operator(last, tmp_path):
 def test_silu_has_its_sigmoid_inside(fused, tmp_path):
     parts = [conv(activation="silu")] if fused else [conv(), layers.Activation("silu", name="act")]
     qmodel = frozen((6, 6, 3), *parts, layers.Dense(2))
-    # Training does not round the sigmoid; the file, and so the twin, does.
-    skeleton = assert_simulates(qmodel, ties=0.3)
+    # Training does not round the sigmoid; the file, and so the twin, does: by how much that tells
+    # hangs on the weights, which are random.
+    skeleton = assert_simulates(qmodel, ties=0.3, quanta=2)
     (inner,) = [key for key in skeleton.tensors if key.endswith("p")]
     assert skeleton.quantization[inner].step == 1 / 256
     assert skeleton.quantization[inner].zero_point == 0
