@@ -42,8 +42,8 @@ def allocate(means, candidates, cost, limit, fixed=None):
     now = cost(bits)
     while now > limit:
         moves = _moves(bits, means, candidates, cost, free, -1)
-        # What saves nothing comes last.
-        p, b, now = min(moves, key=lambda m: (m[2] >= now, m[3], m[2]))[:3]
+        # What saves nothing comes last; of equals the smaller step comes first, as it may do.
+        p, b, now = min(moves, key=lambda m: (m[2] >= now, round(m[3], 6), -m[2]))[:3]
         bits[p] = b
     while True:
         moves = [m for m in _moves(bits, means, candidates, cost, free, 1) if m[2] <= limit]

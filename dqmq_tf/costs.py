@@ -127,14 +127,11 @@ class CostModel:
         return float(self.finish(self.bit_ops(weight_bits, activation_bits)))
 
     def prices(self):
-        """Returns by what a bit more raises the cost, up to a factor: `[P]`, activations first.
+        """Returns by what a bit more raises the bit operations, up to a factor: `[P]`.
 
-        Multiply-accumulates, or weights where bytes are counted.
+        Activations come first.
         """
-        sizes = np.array([np.prod(point.shape) for point in self.weights], "float64")
         decided = len(self.decided)
-        if self.in_bytes:
-            return np.concatenate([np.zeros(decided), sizes])
         read = [self.macs[self.input_column == column].sum() for column in range(decided)]
         return np.concatenate([read, self.macs])
 

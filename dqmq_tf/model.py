@@ -20,6 +20,8 @@ from dqmq_tf.schedule import SearchSchedule
 _CALIBRATION_SAMPLES = 256
 # Files made, at most, when the bits settle.
 _WEIGHINGS = 2
+# Share of the budget from which a frozen model's file is weighed.
+_WEIGHED = 0.98
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -312,12 +314,9 @@ class DQMQModel(keras.Model):
         if self.policy.phase != SETTLED or not self.costs.in_bytes:
             return
         self.measure_cost()
-        count, decided = self.policy.profiles, self.policy.activation_count
-        assigned = ops.convert_to_numpy(self.policy.assigned)[:count]
-        if (
-            max(self.costs.of_file(row[decided:], row[:decided]) for row in assigned)
-            > self.budget.value
-        ):
+        if self._largest_file() > self.budget.value:
+            count = self.policy.profiles
+            assigned = ops.convert_to_numpy(self.policy.assigned)[:count]
             allot.settle(
                 self.policy, self.costs, self.budget, count, self._embeddings(None), assigned
             )
@@ -350,11 +349,29 @@ class DQMQModel(keras.Model):
         if was == SEARCH and self._learn_file():
             self.policy.phase = SEARCH
             allot.freeze(self.policy, self.costs, self.budget, count, seen)
-        if count == 1:
-            # Profiles share the biases but not the weight steps, so only one can be on its grid.
-            snap_biases(self.parts.body, self.precision())
+        self._snap()
+        # Training and rounded biases changed how well the file compresses: near the budget, weigh it.
+        if self._largest_file() > _WEIGHED * self.budget.value and self._learn_file():
+            if self._largest_file() > self.budget.value:
+                assigned = ops.convert_to_numpy(self.policy.assigned)[:count]
+                allot.settle(self.policy, self.costs, self.budget, count, seen, assigned)
+                allot.freeze(self.policy, self.costs, self.budget, count, seen)
+                self._snap()
         self._rebuild_functions()
         return self
+
+    def _snap(self):
+        # Profiles share the biases but not the weight steps, so only one can be on its grid.
+        if self.policy.profiles == 1:
+            snap_biases(self.parts.body, self.precision())
+
+    def _largest_file(self):
+        """Bytes of the largest profile's file by the cost model; 0 where bytes are not counted."""
+        if not self.costs.in_bytes:
+            return 0.0
+        decided = self.policy.activation_count
+        assigned = ops.convert_to_numpy(self.policy.assigned)[: self.policy.profiles]
+        return max(self.costs.of_file(row[decided:], row[:decided]) for row in assigned)
 
     def resume_search(self):
         """Lets the policy move again: the next `fit` searches and settles anew."""

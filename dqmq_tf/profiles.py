@@ -73,11 +73,13 @@ def starting_means(policy, costs, budget):
     The error of rounding falls to a quarter with each bit. As long as nothing else is known, all
     tensors matter alike, and then a bit-width is worth its cost where every point has half a bit
     more for each halving of the price of its bits (reverse water-filling; Cover and Thomas 2006,
-    "Elements of Information Theory", 10.3.3): a small layer has its bits nearly for nothing.
+    "Elements of Information Theory", 10.3.3): a cheap layer has its bits nearly for nothing. Bytes
+    start from one bit-width: layers differ in size by more than a short search makes good.
     """
     candidates = policy.activations + policy.weights_
     low, high = ([end(c) for c in candidates] for end in (min, max))
-    decided, prices = policy.activation_count, costs.prices()
+    decided = policy.activation_count
+    prices = np.ones(policy.point_count) if costs.in_bytes else costs.prices()
     ahead = -0.5 * np.log2(np.maximum(prices / prices.max(), 1e-4))
 
     def means(level):
