@@ -137,12 +137,16 @@ class CostModel:
 
     def bit_ops(self, weight_bits, activation_bits):
         """Returns the bit operations per input of an assignment, or the mean over several."""
+        return float(self.bit_ops_of_each(weight_bits, activation_bits).mean())
+
+    def bit_ops_of_each(self, weight_bits, activation_bits):
+        """Returns the bit operations of each of several assignments: `[N]`."""
         weight_bits = np.atleast_2d(np.asarray(weight_bits, "float64"))
         activation_bits = np.atleast_2d(np.asarray(activation_bits, "float64"))
         inputs = np.tile(self.input_bits, (len(activation_bits), 1))
         known = self.input_column >= 0
         inputs[:, known] = activation_bits[:, self.input_column[known]]
-        return float((self.macs * weight_bits * inputs).sum(axis=-1).mean()) + self.overhead
+        return (self.macs * weight_bits * inputs).sum(axis=-1) + self.overhead
 
     def finish(self, bit_ops):
         """Turns bit operations, already averaged over inputs, into the budget's unit."""

@@ -315,11 +315,13 @@ class DQMQModel(keras.Model):
             return
         self.measure_cost()
         if self._largest_file() > self.budget.value:
-            count = self.policy.profiles
-            assigned = ops.convert_to_numpy(self.policy.assigned)[:count]
-            allot.settle(
-                self.policy, self.costs, self.budget, count, self._embeddings(None), assigned
-            )
+            self._lower(self._embeddings(None))
+
+    def _lower(self, seen):
+        """Settles anew, from the bits that are assigned."""
+        count = self.policy.profiles
+        assigned = ops.convert_to_numpy(self.policy.assigned)[:count]
+        allot.settle(self.policy, self.costs, self.budget, count, seen, assigned)
 
     def freeze(self, profiles=None, data=None):
         """Fixes all bits to N precision profiles, clustered from the policy's decisions.
@@ -353,8 +355,7 @@ class DQMQModel(keras.Model):
         # Training and rounded biases changed how well the file compresses: near the budget, weigh it.
         if self._largest_file() > _WEIGHED * self.budget.value and self._learn_file():
             if self._largest_file() > self.budget.value:
-                assigned = ops.convert_to_numpy(self.policy.assigned)[:count]
-                allot.settle(self.policy, self.costs, self.budget, count, seen, assigned)
+                self._lower(seen)
                 allot.freeze(self.policy, self.costs, self.budget, count, seen)
                 self._snap()
         self._rebuild_functions()

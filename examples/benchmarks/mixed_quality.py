@@ -22,7 +22,7 @@ import time
 import keras
 import rich.progress
 from absl import app, flags
-from study import architectures, assignments, plan, runs, starts
+from study import architectures, assignments, plan, results, runs, starts
 
 _RESULTS = flags.DEFINE_string(
     "results", "examples/benchmarks/results/mixed_quality.jsonl", "JSON lines, one a run."
@@ -66,7 +66,7 @@ def records():
 
 def planned(part, costs, found):
     """Returns the runs of a part that the flags ask for."""
-    rates = plan.best_rates(found)
+    rates = results.chosen_rates(found)
     every = {
         "trials": lambda: plan.trials(costs),
         "table": lambda: plan.table(costs, _STEPS.value, rates),

@@ -2,7 +2,7 @@ import json
 
 import pytest
 from small_networks import network
-from study import assignments, plan, runs, starts
+from study import assignments, plan, results, runs, starts
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_runs_take_the_rate_that_validation_chose(costs, monkeypatch):
         }
         for run in plan.trials(costs)
     ]
-    rates = plan.best_rates(records)
+    rates = results.chosen_rates(records)
     assert rates["resnet8", "dqmq"] == max(plan.LEARNING_RATES)
     chosen = {r.learning_rate for r in plan.table(costs, 8, rates) if r.method == "dqmq"}
     assert chosen == {max(plan.LEARNING_RATES)}

@@ -1,7 +1,6 @@
 """Which runs make the comparison."""
 
 import itertools
-import json
 
 from study import assignments, runs, starts
 
@@ -46,7 +45,7 @@ def table(bench_costs, steps, rates):
     Args:
         bench_costs: `{network: CostModel}`, in mean bits.
         steps: Training steps of each run.
-        rates: `{(network, method): learning rate}`, from `best_rates`; 0.001 where there is none.
+        rates: `{(network, method): learning rate}`, from `results.chosen_rates`; 0.001 where there is none.
     """
     for seed, network in itertools.product(SEEDS, starts.NETWORKS):
 
@@ -107,15 +106,3 @@ def trials(bench_costs):
                 steps=_TUNING_STEPS,
                 tuning=True,
             )
-
-
-def best_rates(records):
-    """Returns `{(network, method): learning rate}` with the best validation accuracy."""
-    best = {}
-    for record in records:
-        run = runs.Run.of(json.dumps(record["run"]))
-        if run.tuning:
-            entry = record["scores"]["validation"]["accuracy"], run.learning_rate
-            key = run.network, run.method
-            best[key] = max(best.get(key, entry), entry)
-    return {key: rate for key, (_, rate) in best.items()}

@@ -104,7 +104,7 @@ class Results:
         runs = [record for record in records if not record["run"]["tuning"]]
         kept = [record for record in runs if record["run"]["steps"] == steps]
         self.steps, self.left_out = steps, len(runs) - len(kept)
-        rates, found = _chosen_rates(records), {}
+        rates, found = chosen_rates(records), {}
         for record in kept:
             found.setdefault((Cell.of(record), record["run"]["seed"]), []).append(record)
         self._cells = {}
@@ -246,8 +246,8 @@ def _by_kind(record, test):
     return {kind: np.array(found[kind], "float64") for kind in KINDS if kind in found}
 
 
-def _chosen_rates(records):
-    """`{(network, method): learning rate}` of the best trial, as `plan.best_rates` has it."""
+def chosen_rates(records):
+    """Returns `{(network, method): learning rate}` with the best validation accuracy."""
     best = {}
     for record in records:
         run = record["run"]

@@ -117,8 +117,9 @@ class Bench:
         """
         keras.utils.set_random_seed(run.seed)
         execute = _tfmot if run.method == "tfmot" else _trained
-        found = execute(self, run, self.start(run.network))
-        macs = float(assignments.cost_model(self.start(run.network)).macs.sum())
+        model = self.start(run.network)
+        macs = float(assignments.cost_model(model).macs.sum())
+        found = execute(self, run, model)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return {
             "run": dataclasses.asdict(run), "macs": macs, "peak_mb": round(peak), **found
@@ -143,7 +144,7 @@ def _trained(bench, run, model):
         cost_of = scoring.per_image_bit_ops(network)
         found["mean_bits"] = network.decisions(data.first(2_000)[0]).mean()
     if run.kind == "download_bytes":
-        found |= _file(bench, network, data, images)
+        found |= _file(network, data, images)
         return found
     found["scores"] = _scores(scoring.predictor(network), images, cost_of)
     if run.method == "dqmq" and not run.tuning:
@@ -221,7 +222,7 @@ def _scores(predict, images, cost_of=None):
     }
 
 
-def _file(bench, network, data, images):
+def _file(network, data, images):
     """Scores of the `.tflite` file in LiteRT, and its bytes."""
     network.freeze(profiles=1)
     with tempfile.TemporaryDirectory() as folder:

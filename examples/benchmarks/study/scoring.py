@@ -70,10 +70,7 @@ def per_image_bit_ops(qmodel):
 
     def cost_of(x):
         bits = qmodel.decisions(x).bits
-        inputs = np.tile(costs.input_bits, (len(bits), 1))
-        known = costs.input_column >= 0
-        inputs[:, known] = bits[:, costs.input_column[known]]
-        return (costs.macs * bits[:, decided:] * inputs).sum(axis=1) + costs.overhead
+        return costs.bit_ops_of_each(bits[:, decided:], bits[:, :decided])
 
     return cost_of
 
