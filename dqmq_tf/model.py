@@ -309,19 +309,24 @@ class DQMQModel(keras.Model):
         self.costs.learn_file(found[self.costs.kind], assigned[decided:], assigned[:decided])
         return True
 
-    def keep_budget(self):
-        """Lowers settled bits if the bytes of the trained integers drifted over the budget."""
+    def keep_budget(self, share=1.0):
+        """Lowers settled bits if the bytes of the trained integers drifted over the budget.
+
+        Args:
+            share: Of the budget that they may take.
+        """
         if self.policy.phase != SETTLED or not self.costs.in_bytes:
             return
         self.measure_cost()
-        if self._largest_file() > self.budget.value:
-            self._lower(self._embeddings(None))
+        self._learn_file()
+        if self._largest_file() > share * self.budget.value:
+            self._lower(self._embeddings(None), share)
 
-    def _lower(self, seen):
-        """Settles anew, from the bits that are assigned."""
+    def _lower(self, seen, share=1.0):
+        """Settles anew, from the bits that are assigned, to a share of the budget."""
         count = self.policy.profiles
         assigned = ops.convert_to_numpy(self.policy.assigned)[:count]
-        allot.settle(self.policy, self.costs, self.budget, count, seen, assigned)
+        allot.settle(self.policy, self.costs, self.budget, count, seen, assigned, share)
 
     def freeze(self, profiles=None, data=None):
         """Fixes all bits to N precision profiles, clustered from the policy's decisions.

@@ -14,7 +14,7 @@ _MEAN_MARGIN = 0.998
 _DISTINCT_WEIGHTS = 0.5
 
 
-def settle(policy, costs, budget, count, embeddings, assigned=None):
+def settle(policy, costs, budget, count, embeddings, assigned=None, share=_BYTES_MARGIN):
     """Assigns weight bits per profile, and shifts activation bits per sample to the budget.
 
     Args:
@@ -24,12 +24,14 @@ def settle(policy, costs, budget, count, embeddings, assigned=None):
         count: Number of profiles.
         embeddings: `[N, d]`, what the encoder gave on data.
         assigned: Bits `[count, P]` to start from, instead of the policy's means.
+        share: Of a budget in bytes that may be used.
 
     Raises:
         ValueError: If the budget is below the smallest possible cost.
     """
     means, group = _grouped(policy, count, embeddings)
-    bits = _assign(policy, costs, budget, means if assigned is None else assigned, group, None)
+    means = means if assigned is None else assigned
+    bits = _assign(policy, costs, budget, means, group, None, share)
     _store(policy, bits)
     policy.profiles = count
     policy.phase = SETTLED
@@ -62,7 +64,8 @@ def freeze(policy, costs, budget, count, embeddings):
     else:
         means, group = _grouped(policy, count, embeddings)
         kept = None
-    _store(policy, _assign(policy, costs, budget, means, group, kept))
+    share = _BYTES_MARGIN if kept is None else 1.0
+    _store(policy, _assign(policy, costs, budget, means, group, kept, share))
     policy.profiles = count
     policy.phase = FROZEN
 
@@ -112,25 +115,24 @@ def _grouped(policy, count, embeddings):
     return by_group(ops.convert_to_numpy(policy.means(embeddings))), group
 
 
-def _assign(policy, costs, budget, means, group, fixed):
+def _assign(policy, costs, budget, means, group, fixed, share):
     """Bits `[count, P]` within the budget: each profile's file, or the mean over the profiles."""
     count, points = means.shape
     candidates = policy.activations + policy.weights_
     decided = policy.activation_count
     if costs.in_bytes:
-        limit = budget.value * (_BYTES_MARGIN if fixed is None else 1.0)
-        limit = max(limit, min(budget.value, smallest_cost(policy, costs)))
+        limit = max(share * budget.value, min(budget.value, smallest_cost(policy, costs)))
         if count > 1 and fixed is None:
             shared = _shared(costs, means, decided)
             common = _assign_file(policy, costs, means.mean(axis=0), limit, None)
             means, fixed = np.where(shared, common, means), shared
         return np.stack([_assign_file(policy, costs, row, limit, fixed) for row in means])
-    share = np.bincount(group, minlength=count) / max(len(group), 1)
+    members = np.bincount(group, minlength=count) / max(len(group), 1)
 
     def mean_cost(flat):
         bits = flat.reshape(count, points)
         each = [costs.bit_ops(row[decided:], row[:decided]) for row in bits]
-        return costs.finish(float(np.dot(share, each)))
+        return costs.finish(float(np.dot(members, each)))
 
     fixed = None if fixed is None else np.tile(fixed, count)
     flat = allocation.allocate(means.ravel(), candidates * count, mean_cost, budget.value, fixed)

@@ -6,6 +6,9 @@ import keras
 
 from dqmq_tf.layers.policy import SEARCH
 
+# Bytes still drift a little in the second half of the fine-tuning.
+_DRIFT = 0.995
+
 
 class SearchSchedule(keras.callbacks.Callback):
     """Tells a `DQMQModel` how long its training is, and settles the bits in time.
@@ -20,11 +23,16 @@ class SearchSchedule(keras.callbacks.Callback):
         self.steps, self.settle = steps, settle
 
     def on_train_begin(self, logs=None):
-        epochs = self.params["epochs"] or 1
-        if self.model.policy.phase == SEARCH and self.steps:
-            self.model.begin_search(self.steps * epochs)
+        total = (self.steps or 0) * (self.params["epochs"] or 1)
+        searching = self.model.policy.phase == SEARCH
+        if searching and self.steps:
+            self.model.begin_search(total)
+        # Half-way through the fine-tuning, so that what has to lose a bit is still trained at it.
+        settled_at = self.settle * total if searching else 0.0
+        self.weigh_at = (settled_at + total) / 2 if self.steps else None
 
     def on_epoch_begin(self, epoch, logs=None):
+        self.begun = epoch * (self.steps or 0)
         if self.model.policy.phase != SEARCH:
             return
         self.model.measure_cost()
@@ -35,6 +43,9 @@ class SearchSchedule(keras.callbacks.Callback):
         if self.steps and self.model.policy.phase == SEARCH:
             if self.model.progress() >= self.settle:
                 self.model.settle()
+        elif self.weigh_at is not None and self.begun + batch >= self.weigh_at:
+            self.model.keep_budget(_DRIFT)
+            self.weigh_at = None
 
     def on_epoch_end(self, epoch, logs=None):
         if not self.steps and self.model.policy.phase == SEARCH:

@@ -1,15 +1,20 @@
 """What one training step costs: `DQMQModel` against the float model, interleaved in one run.
 
-Both train MLPerf Tiny's ResNet-8 (or a model that is given) on the same batch through the functions
-that `fit` uses. Float and quantized steps alternate, so that whatever else the machine does falls on
-both; the figure is the median of the ratios of neighbours. Tracing and compilation are left out.
+Both train ResNet-8, and one with twice the filters, which is four times the size, on the same batch
+through the functions that `fit` uses. Float and quantized steps alternate, so that whatever else the
+machine does falls on both; the figure is the median of the ratios of neighbours. Tracing and
+compilation are left out. Memory is the most that a process held which took a few steps.
 
-    python examples/benchmarks/step_time.py --output=step_time.json
+    python examples/benchmarks/step_time.py --output=examples/benchmarks/results/step_time.json
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
+import resource
+import subprocess
+import sys
 import time
 
 import keras
@@ -18,21 +23,21 @@ import rich
 import rich.table
 import tensorflow as tf
 from absl import app, flags
+from study import architectures
 
 import dqmq_tf
 
-_MODEL = flags.DEFINE_string(
-    "model",
-    "../shared/models/mlperf_tiny/pretrainedResnet.h5",
-    "Float Keras classifier (.keras or .h5) with one image input; its weights do not matter.",
-)
+_WIDTHS = flags.DEFINE_list("widths", ["1", "2"], "How many times the filters of ResNet-8.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=2)
 _STEPS = flags.DEFINE_integer("steps", 40, "Timed steps of each model.", lower_bound=3)
 _WARMUP = flags.DEFINE_integer("warmup", 3, "Steps of each model before the clock.", lower_bound=1)
 _TARGETS = flags.DEFINE_list("targets", ["android", "simulation"], "Deployment targets to time.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
+_MEMORY_OF = flags.DEFINE_string(
+    "memory_of", None, '"float" or a target: take steps of it alone, and print the peak in MB.'
+)
 
-_BOUND = 1.5
+_BOUND = 1.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +45,17 @@ class Row:
     """Times of one variant beside those of the float model.
 
     Attributes:
+        weights: Of the float model.
         target: Deployment target.
         phase: `"search"`, in which bits are drawn, or `"settled"`, in which they are fixed.
         float_seconds, quantized_seconds: Medians of a step.
         ratio: Median over the pairs of neighbouring steps of quantized over float time.
         low, high: Quartiles of that ratio.
         processor_ratio: The same median of processor time, which other programs disturb less.
+        float_mb, quantized_mb: Peaks of memory, in MB, TensorFlow itself included.
     """
 
+    weights: int
     target: str
     phase: str
     float_seconds: float
@@ -56,6 +64,13 @@ class Row:
     low: float
     high: float
     processor_ratio: float
+    float_mb: int
+    quantized_mb: int
+
+
+def network(width):
+    """Returns ResNet-8 with so many times the filters."""
+    return architectures.resnet8(keras, int(width))
 
 
 def random_batch(model):
@@ -94,8 +109,8 @@ def seconds(step):
     return time.perf_counter() - started[0], time.process_time() - started[1]
 
 
-def compare(target, phase, float_step, quantized_step):
-    """Times both steps in turn and returns a `Row`."""
+def compare(float_step, quantized_step):
+    """Times both steps in turn and returns the fields of a `Row` that tell of time."""
     pairs = []
     for number in range(_STEPS.value):
         # Who goes first alternates too.
@@ -108,25 +123,58 @@ def compare(target, phase, float_step, quantized_step):
     ratios = times[:, 1] / times[:, 0]
     low, ratio, high = np.percentile(ratios[:, 0], [25, 50, 75])
     medians = np.median(times[:, :, 0], axis=0)
-    processor_ratio = np.median(ratios[:, 1])
-    return Row(target, phase, *map(float, (*medians, ratio, low, high, processor_ratio)))
+    return {
+        "float_seconds": float(medians[0]),
+        "quantized_seconds": float(medians[1]),
+        "ratio": float(ratio),
+        "low": float(low),
+        "high": float(high),
+        "processor_ratio": float(np.median(ratios[:, 1])),
+    }
 
 
-def measure(model, target):
-    """Yields a `Row` of the search and one of the settled phase."""
-    batch = random_batch(model)
+def searching(model, target):
+    """Returns a `DQMQModel` in the midst of its search."""
     quantized = compiled(dqmq_tf.quantize_model(model, target=target))
-    quantized.calibrate(batch[0])
+    quantized.calibrate(random_batch(model)[0])
     quantized.begin_search(1_000_000)
+    return quantized
+
+
+def peak_of_process(width, variant):
+    """Returns the peak of memory, in MB, of a process that trains one variant."""
+    flag = f"--memory_of={variant}", f"--widths={width}", f"--batch_size={_BATCH_SIZE.value}"
+    command = [sys.executable, __file__, *flag]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def peak_of_this(model, variant):
+    """Takes a few steps of one variant; returns the peak of memory in MB."""
+    batch = random_batch(model)
+    step_function(compiled(model) if variant == "float" else searching(model, variant), batch)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def measure(model, width, target):
+    """Yields a `Row` of the search and one of the settled phase."""
+    batch, quantized = random_batch(model), searching(model, target)
+    common = {
+        "weights": model.count_params(),
+        "target": target,
+        "float_mb": peak_of_process(width, "float"),
+        "quantized_mb": peak_of_process(width, target),
+    }
     float_step = step_function(compiled(model), batch)
-    yield compare(target, "search", float_step, step_function(quantized, batch))
+    yield Row(phase="search", **compare(float_step, step_function(quantized, batch)), **common)
     quantized.settle()
-    yield compare(target, "settled", float_step, step_function(quantized, batch))
+    yield Row(phase="settled", **compare(float_step, step_function(quantized, batch)), **common)
 
 
 def table_of(rows):
     """Returns a table of rows."""
     table = rich.table.Table(
+        "weights",
         "target",
         "phase",
         "float ms",
@@ -134,10 +182,13 @@ def table_of(rows):
         "ratio (quartiles)",
         "CPU ratio",
         f"<= {_BOUND}",
+        "float MB",
+        "DQMQ MB",
         title=f"Training step, batch {_BATCH_SIZE.value}",
     )
     for row in rows:
         table.add_row(
+            f"{row.weights:,}",
             row.target,
             row.phase,
             f"{1000 * row.float_seconds:.0f}",
@@ -145,6 +196,8 @@ def table_of(rows):
             f"{row.ratio:.2f} ({row.low:.2f}-{row.high:.2f})",
             f"{row.processor_ratio:.2f}",
             "kept" if row.ratio <= _BOUND else "MISSED",
+            f"{row.float_mb:,}",
+            f"{row.quantized_mb:,}",
         )
     return table
 
@@ -152,12 +205,12 @@ def table_of(rows):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
-    if not pathlib.Path(_MODEL.value).exists():
-        raise app.UsageError(f"--model={_MODEL.value}: there is no such file.")
+    if _MEMORY_OF.value:
+        print(peak_of_this(network(_WIDTHS.value[0]), _MEMORY_OF.value))
+        return
     rows = []
-    for target in _TARGETS.value:
-        model = keras.models.load_model(_MODEL.value, compile=False)
-        for row in measure(model, target):
+    for width, target in itertools.product(_WIDTHS.value, _TARGETS.value):
+        for row in measure(network(width), width, target):
             rows.append(row)
             print(f"{row.target}, {row.phase}: {row.ratio:.2f} times the float step", flush=True)
         if _OUTPUT.value:

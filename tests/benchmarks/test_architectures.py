@@ -49,6 +49,12 @@ def test_resnet8_is_that_of_mlperf_tiny():
     np.testing.assert_array_equal(made.predict(IMAGES, verbose=0), given.predict(IMAGES, verbose=0))
 
 
+def test_twice_the_filters_are_four_times_the_size():
+    narrow, wide = (architectures.resnet8(keras, width) for width in (1, 2))
+    assert [layer.name for layer in wide.layers] == [layer.name for layer in narrow.layers]
+    assert 3.8 <= wide.count_params() / narrow.count_params() <= 4.0
+
+
 def test_mobilenet_v2_has_linear_bottlenecks_and_four_residuals():
     model = architectures.mobilenet_v2(keras)
     kinds = [type(layer).__name__ for layer in model.layers]

@@ -86,8 +86,9 @@ def test_static_bits_cost_the_same_for_every_image(bench):
     assert record["scores"]["validation"]["cost"] <= 16 * record["macs"]
 
 
-def test_files_are_scored_in_litert(bench):
-    record = executed(bench, "lsq", kind="download_bytes", budget=6_500)
+@pytest.mark.parametrize("method", ["lsq", "hawq"])
+def test_files_are_scored_in_litert(bench, method):
+    record = executed(bench, method, kind="download_bytes", budget=6_500)
     assert record["download_bytes"] <= 6_500
     assert 2 <= record["mean_bits"]["conv_1:kernel"] < 8
     assert record["scores"]["a"]["accuracy"] > 0.2

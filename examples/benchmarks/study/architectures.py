@@ -14,7 +14,7 @@ _MOMENTUM = 0.95
 _BLOCKS = ((16, 1, 1), (24, 3, 2), (24, 4, 1), (40, 4, 1), (40, 4, 1), (64, 4, 2), (64, 4, 1))
 
 
-def resnet8(keras):
+def resnet8(keras, width=1):
     """Returns an untrained ResNet-8, layer by layer that of MLPerf Tiny.
 
     Banbury et al., "MLPerf Tiny Benchmark", arXiv 2106.07597; its convolutions have biases and an
@@ -22,6 +22,7 @@ def resnet8(keras):
 
     Args:
         keras: The module `keras` (3) or `tf_keras`.
+        width: How many times the filters it has: with 2 it is four times the size.
 
     Returns:
         A model of that Keras: images `[n, 32, 32, 3]` from 0 to 255 to `[n, 10]` probabilities.
@@ -30,7 +31,7 @@ def resnet8(keras):
 
     def convolution(x, filters, size=3, strides=1):
         return keras.layers.Conv2D(
-            filters,
+            width * filters,
             size,
             strides=strides,
             padding="same",

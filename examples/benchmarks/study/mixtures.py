@@ -1,6 +1,7 @@
 """CIFAR-10 under known and unknown degradations: the same images for every method."""
 
 import dataclasses
+import os
 import pathlib
 
 import numpy as np
@@ -108,7 +109,8 @@ class Mixtures:
         path = self.cache / f"{name}.npz"
         if not path.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part.npz")
+            # Several processes may be making the same file.
+            part = path.with_suffix(f".{os.getpid()}.npz")
             np.savez(part, **dataclasses.asdict(made()))
             part.rename(path)
         with np.load(path) as stored:

@@ -1,5 +1,6 @@
 """The float networks that all methods start from."""
 
+import os
 import pathlib
 
 import keras
@@ -31,7 +32,7 @@ def float_start(name, mixtures, resnet, cache):
         else:
             model = architectures.mobilenet_v2(keras)
         train(model, mixtures.stream(_SEED, steps), steps, rate)
-        part = path.with_suffix(".part.keras")
+        part = path.with_suffix(f".{os.getpid()}.keras")
         model.save(part)
         part.rename(path)
     return keras.models.load_model(path, compile=False)
