@@ -35,6 +35,7 @@ class Parts:
         quantizers: The `ActivationQuantizer` of each activation point.
         wrappers: `{site: QuantizeWrapper}`.
         costs, target, budget, config: See `quantize_model`.
+        bit_ops: By which encoder and normalization were measured out.
         measure_file: `measure_file(model, precision)` gives the bytes of the file by kind of budget,
             or None (see `dqmq_tf.export.convert.measure`).
     """
@@ -49,6 +50,7 @@ class Parts:
     target: object
     budget: Budget
     config: DQMQConfig
+    bit_ops: float
     measure_file: object
 
 
@@ -453,6 +455,7 @@ class DQMQModel(keras.Model):
             "target": targets.serialize(self.target),
             "budget": {self.budget.kind: self.budget.value},
             "config": self.config.to_dict(),
+            "bit_ops": self.parts.bit_ops,
             "phase": self.policy.phase,
             "profiles": self.policy.profiles,
             "file_constant": self.costs.file_constant,
@@ -468,6 +471,7 @@ class DQMQModel(keras.Model):
             targets.get(config["target"]),
             Budget(**config["budget"]),
             DQMQConfig.from_dict(config["config"]),
+            config["bit_ops"],
         )
         model.policy.phase, model.policy.profiles = config["phase"], config["profiles"]
         model.costs.file_constant = config["file_constant"]

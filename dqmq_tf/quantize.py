@@ -20,6 +20,9 @@ from dqmq_tf.model import DQMQModel, Parts
 from dqmq_tf.rebuild import new_inputs, single, structured
 
 _DEFAULT_MEAN_BITS = 4.0
+# Share of the bit operations that normalization may take to follow the quality.
+_NORMALIZATION_SHARE = 0.02
+_NORMALIZATION_BITS = 8
 _SPARED = " What decides the bits for each input is counted too: DQMQConfig(quality_aware=False) spares it."
 
 
@@ -66,11 +69,16 @@ def quantize_model(model, *, target="android", budget=None, config=None):
     return quantized
 
 
-def build(model, target, budget, config):
+def build(model, target, budget, config, bit_ops=None):
     """Returns the `DQMQModel` that `quantize_model` makes, without what its weights decide.
 
     A saved model is built anew by this and then given its weights: step sizes for its first, random
     weights, or what those would cost, say nothing.
+
+    Args:
+        model, target, budget, config: See `quantize_model`.
+        bit_ops: Per input, by which encoder and normalization are measured out; None for those of
+            the budget. A default budget is known only once these are.
     """
     body, made = split.split_layers(model)
     config = split.with_part_rules(config, made)
@@ -79,7 +87,8 @@ def build(model, target, budget, config):
     activations, weights = points.find_points(graph, target, config)
     kept = points.float_weight_count(graph, weights)
     costs = CostModel(_budget_kind(budget, target), target, activations, weights, kept)
-    assembly = _Assembly(costs, config, nested, _bit_ops(budget, costs))
+    bit_ops = _bit_ops(budget, costs) if bit_ops is None else bit_ops
+    assembly = _Assembly(costs, config, nested, bit_ops)
     inputs, outputs, result = assembly.connect(nested)
     if config.quality_aware and (costs.decided or config.profiles > 1):
         costs.overhead = assembly.bit_operations(nested.shapes[nested.inputs[0]])
@@ -94,6 +103,7 @@ def build(model, target, budget, config):
         target=target,
         budget=budget,
         config=config,
+        bit_ops=bit_ops,
         measure_file=measure,
     )
     return DQMQModel(inputs, outputs, parts, name=model.name)
@@ -128,7 +138,7 @@ class _Assembly:
         # Files hold one normalization: what follows each input exists in simulation only.
         follows = config.quality_aware and config.quality_normalization
         self._conditions = follows and not costs.target.deployable
-        self._affines = {}
+        self._affines, self._spare = {}, _NORMALIZATION_SHARE * bit_ops
         self._quantizer_of = {}
         columns = {point: column for column, point in enumerate(costs.decided)}
         for i, point in enumerate(costs.activations):
@@ -158,8 +168,9 @@ class _Assembly:
     def bit_operations(self, input_shape):
         """Returns the bit operations per input of encoder, policy and normalization."""
         products = self.policy.point_count * self.encoder.size
-        affine = sum(layer.multiply_accumulates() for layer in self._affines.values())
-        return self.encoder.bit_operations(input_shape) + 32 * 32 * products + 8 * 8 * affine
+        affine = sum(layer.multiply_accumulates() for layer in self._affines.values() if layer)
+        normalization = _NORMALIZATION_BITS**2 * affine
+        return self.encoder.bit_operations(input_shape) + 32 * 32 * products + normalization
 
     def connect(self, graph):
         """Returns inputs, outputs, and the outputs together with the decision."""
@@ -193,7 +204,8 @@ class _Assembly:
         else:
             outputs = node.layer(*args, **kwargs)
         if self._conditions and isinstance(node.layer, keras.layers.BatchNormalization):
-            outputs = self._affine(node)(outputs, decision["embedding"])
+            affine = self._affine(node, outputs)
+            outputs = affine(outputs, decision["embedding"]) if affine else outputs
         flat = keras.tree.flatten(outputs)
         slots = [(node.site, node.call, i) for i in range(len(flat))]
         flat = [self._quantized(slot, y, decision) for slot, y in zip(slots, flat)]
@@ -218,10 +230,19 @@ class _Assembly:
         training = {"training": kwargs["training"]} if "training" in kwargs else {}
         return self._nested[node.site]([*tensors, *handed], **training)
 
-    def _affine(self, node):
+    def _affine(self, node, outputs):
+        """The `QualityAffine` of a batch normalization; None once they would take too much.
+
+        They are given from the input on: early layers have few channels, and what is made up for
+        there need not be made up for later.
+        """
         if node.site not in self._affines:
+            channels = outputs.shape[node.layer.axis]
+            products = QualityAffine.products(self.encoder.size, channels)
+            self._spare -= _NORMALIZATION_BITS**2 * products
             name = f"{node.site.replace('/', '_')}_quality"
-            self._affines[node.site] = QualityAffine(node.layer.axis, name=name)
+            layer = QualityAffine(node.layer.axis, name=name) if self._spare >= 0 else None
+            self._affines[node.site] = layer
         return self._affines[node.site]
 
     def _quantized(self, slot, x, decision):

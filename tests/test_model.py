@@ -135,7 +135,7 @@ class TestQualityNormalization:
     def test_it_follows_the_embedding(self, simulated, by_kind):
         qmodel, _ = simulated
         affines = [layer for layer in qmodel.layers if isinstance(layer, QualityAffine)]
-        assert len(affines) == 3
+        assert affines
         scales = [np.abs(layer.scale_direction.numpy()).max() for layer in affines]
         assert min(scales) > 1e-3
 
@@ -155,6 +155,16 @@ class TestQualityNormalization:
         frozen = keras.models.load_model(tmp_path / "m.keras").freeze(profiles=1)
         found = frozen.policy(frozen.encoder(by_kind["contrast"]), training=False)["embedding"]
         assert (np.asarray(found) == np.asarray(found)[0]).all()
+
+    @pytest.mark.parametrize("budget,count", [(4.5, 3), (3.0, 2)])
+    def test_it_is_given_from_the_input_on_up_to_a_share_of_the_budget(self, budget, count):
+        qmodel = dqmq_tf.quantize_model(
+            network(), target="simulation", budget=dqmq_tf.Budget(mean_bit_width=budget)
+        )
+        affines = [layer for layer in qmodel.layers if isinstance(layer, QualityAffine)]
+        assert [layer.name for layer in affines] == [f"norm_{i}_quality" for i in range(count)]
+        spent = 64 * sum(layer.multiply_accumulates() for layer in affines)
+        assert spent <= 0.02 * qmodel.parts.bit_ops
 
     def test_what_decides_is_part_of_the_cost(self, simulated):
         costs = simulated[0].costs
@@ -273,6 +283,15 @@ class TestSaving:
         before = again.decisions(np.zeros((1, 16, 16, 3), "float32")).bits
         again.fit(training_data(1).take(2), verbose=0)
         assert (again.decisions(np.zeros((1, 16, 16, 3), "float32")).bits == before).all()
+
+    def test_with_a_default_budget_it_is_measured_out_as_before(self, tmp_path):
+        # That budget counts what decides, which is measured out before.
+        qmodel = dqmq_tf.quantize_model(network(), target="simulation")
+        qmodel.save(tmp_path / "m.keras")
+        again = keras.models.load_model(tmp_path / "m.keras")
+        assert again.parts.bit_ops == qmodel.parts.bit_ops
+        assert again.costs.overhead == qmodel.costs.overhead
+        assert again.costs.exact([8] * 4, [8] * 4) == qmodel.costs.exact([8] * 4, [8] * 4)
 
     def test_config_round_trip(self):
         config = dqmq_tf.DQMQConfig(

@@ -59,7 +59,12 @@ class QualityAffine(keras.layers.Layer):
 
     def multiply_accumulates(self):
         """Returns the multiply-accumulates per input, at 8 x 8 bits."""
-        return 2 * self.scale_direction.shape[0] * self.scale_direction.shape[1]
+        return self.products(*self.scale_direction.shape)
+
+    @staticmethod
+    def products(embedding_size, channels):
+        """Returns the multiply-accumulates of such a layer."""
+        return 2 * embedding_size * channels
 
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}
