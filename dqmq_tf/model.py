@@ -324,7 +324,7 @@ class DQMQModel(keras.Model):
         if self._largest_file() > share * self.budget.value:
             self._lower(self._embeddings(None), share)
 
-    def _lower(self, seen, share=1.0):
+    def _lower(self, seen, share):
         """Settles anew, from the bits that are assigned, to a share of the budget."""
         count = self.policy.profiles
         assigned = ops.convert_to_numpy(self.policy.assigned)[:count]
@@ -362,7 +362,7 @@ class DQMQModel(keras.Model):
         # Training and rounded biases changed how well the file compresses: near the budget, weigh it.
         if self._largest_file() > _WEIGHED * self.budget.value and self._learn_file():
             if self._largest_file() > self.budget.value:
-                self._lower(seen)
+                self._lower(seen, 1.0)
                 allot.freeze(self.policy, self.costs, self.budget, count, seen)
                 self._snap()
         self._rebuild_functions()
