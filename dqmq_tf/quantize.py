@@ -22,7 +22,6 @@ from dqmq_tf.rebuild import new_inputs, single, structured
 _DEFAULT_MEAN_BITS = 4.0
 # Share of the bit operations that normalization may take to follow the quality.
 _NORMALIZATION_SHARE = 0.02
-_NORMALIZATION_BITS = 8
 _SPARED = " What decides the bits for each input is counted too: DQMQConfig(quality_aware=False) spares it."
 
 
@@ -138,7 +137,8 @@ class _Assembly:
         # Files hold one normalization: what follows each input exists in simulation only.
         follows = config.quality_aware and config.quality_normalization
         self._conditions = follows and not costs.target.deployable
-        self._affines, self._spare = {}, _NORMALIZATION_SHARE * bit_ops
+        self._affines, self._normalization = {}, 0
+        self._spare = _NORMALIZATION_SHARE * bit_ops
         self._quantizer_of = {}
         columns = {point: column for column, point in enumerate(costs.decided)}
         for i, point in enumerate(costs.activations):
@@ -168,9 +168,8 @@ class _Assembly:
     def bit_operations(self, input_shape):
         """Returns the bit operations per input of encoder, policy and normalization."""
         products = self.policy.point_count * self.encoder.size
-        affine = sum(layer.multiply_accumulates() for layer in self._affines.values() if layer)
-        normalization = _NORMALIZATION_BITS**2 * affine
-        return self.encoder.bit_operations(input_shape) + 32 * 32 * products + normalization
+        deciding = self.encoder.bit_operations(input_shape) + 32 * 32 * products
+        return deciding + self._normalization
 
     def connect(self, graph):
         """Returns inputs, outputs, and the outputs together with the decision."""
@@ -238,11 +237,13 @@ class _Assembly:
         """
         if node.site not in self._affines:
             channels = outputs.shape[node.layer.axis]
-            products = QualityAffine.products(self.encoder.size, channels)
-            self._spare -= _NORMALIZATION_BITS**2 * products
-            name = f"{node.site.replace('/', '_')}_quality"
-            layer = QualityAffine(node.layer.axis, name=name) if self._spare >= 0 else None
-            self._affines[node.site] = layer
+            price = QualityAffine.bit_operations(self.encoder.size, channels)
+            self._spare -= price
+            self._affines[node.site] = None
+            if self._spare >= 0:
+                name = f"{node.site.replace('/', '_')}_quality"
+                self._affines[node.site] = QualityAffine(node.layer.axis, name=name)
+                self._normalization += price
         return self._affines[node.site]
 
     def _quantized(self, slot, x, decision):

@@ -7,7 +7,7 @@ from keras import ops
 # short fine-tuning the normalization has to follow qualities that are far apart.
 _PACE = 5.0
 _LARGEST = 1.5
-_LEVELS = 127.0
+_BITS = 8
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -57,14 +57,10 @@ class QualityAffine(keras.layers.Layer):
     def compute_output_spec(self, x, z):
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
-    def multiply_accumulates(self):
-        """Returns the multiply-accumulates per input, at 8 x 8 bits."""
-        return self.products(*self.scale_direction.shape)
-
     @staticmethod
-    def products(embedding_size, channels):
-        """Returns the multiply-accumulates of such a layer."""
-        return 2 * embedding_size * channels
+    def bit_operations(embedding_size, channels):
+        """Returns the bit operations per input of such a layer."""
+        return _BITS**2 * 2 * embedding_size * channels
 
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}
@@ -72,5 +68,5 @@ class QualityAffine(keras.layers.Layer):
 
 def _rounded(values, largest):
     """8-bit fake quantization of what lies within `largest`, with a straight-through round."""
-    step = ops.stop_gradient(ops.cast(largest, "float32")) / _LEVELS
+    step = ops.stop_gradient(ops.cast(largest, "float32")) / (2.0 ** (_BITS - 1) - 1)
     return values + ops.stop_gradient(ops.round(values / step) * step - values)

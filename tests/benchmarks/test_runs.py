@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from small_networks import KINDS, compiled, network, training_data
-from study import mixtures, runs, scoring
+from study import mixtures, results, runs, scoring
 
 from dqmq_tf import quality
 
@@ -62,7 +62,7 @@ def test_uniform_methods_cost_what_their_bits_say(bench, method):
     assert record["scores"]["a"]["accuracy"] == pytest.approx(right / 500)
 
 
-@pytest.mark.parametrize("method", runs.HAWQ)
+@pytest.mark.parametrize("method", results.HAWQ)
 def test_integer_program_keeps_the_budget(bench, method):
     record = executed(bench, method)
     assert 0.8 * 36 <= record["bit_ops"] / record["macs"] <= 36

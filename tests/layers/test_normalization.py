@@ -68,7 +68,7 @@ def test_channels_may_be_on_any_axis(axis):
     x, z = tensors()
     layer(x, z)
     assert layer.scale_direction.shape == (SIZE, x.shape[axis])
-    assert layer.multiply_accumulates() == 2 * SIZE * x.shape[axis]
+    assert QualityAffine.bit_operations(SIZE, x.shape[axis]) == 64 * 2 * SIZE * x.shape[axis]
 
 
 def test_gradients_reach_directions_and_embedding():

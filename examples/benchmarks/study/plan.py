@@ -2,7 +2,7 @@
 
 import itertools
 
-from study import assignments, runs, starts
+from study import assignments, results, runs, starts
 
 MEAN_BITS = (2.5, 3.0, 4.0)
 DOWNLOAD_BYTES = (40_000, 55_000)
@@ -57,10 +57,10 @@ def table(bench_costs, steps, rates):
 
         for budget in MEAN_BITS:
             at = {"kind": "mean_bit_width", "budget": budget}
-            for method in ("dqmq", "static", *runs.HAWQ):
+            for method in ("dqmq", "static", *results.HAWQ):
                 yield run(method, **at)
             for pair, method in itertools.product(
-                uniform_bits(bench_costs[network], budget), runs.UNIFORM
+                uniform_bits(bench_costs[network], budget), results.UNIFORM
             ):
                 yield run(method, bits=pair, **at)
         yield run("float")
@@ -95,13 +95,13 @@ def trials(bench_costs):
     """Yields the runs that choose a learning rate for each method and network."""
     for network, rate in itertools.product(starts.NETWORKS, LEARNING_RATES):
         pair = uniform_bits(bench_costs[network], _TUNED_AT)[-1]
-        for method in (*runs.UNIFORM, *runs.HAWQ, "static", "dqmq"):
+        for method in (*results.UNIFORM, *results.HAWQ, "static", "dqmq"):
             yield runs.Run(
                 network=network,
                 method=method,
                 kind="mean_bit_width",
                 budget=_TUNED_AT,
-                bits=pair if method in runs.UNIFORM else None,
+                bits=pair if method in results.UNIFORM else None,
                 learning_rate=rate,
                 steps=_TUNING_STEPS,
                 tuning=True,

@@ -21,13 +21,12 @@ from study import (
     hawq,
     integer_program,
     mixtures,
+    results,
     scoring,
     starts,
 )
 
-UNIFORM = ("lsq", "pact", "dorefa")
-HAWQ = ("hawq", "hawq_free")
-METHODS = ("float", *UNIFORM, "tfmot", *HAWQ, "static", "dqmq")
+METHODS = tuple(results.METHODS)
 # What is taken from DQMQ, one thing at a time.
 ABLATIONS = (
     "no_pathwise", "no_score_function", "no_model_cost", "no_entropy", "no_supervised",
@@ -175,7 +174,7 @@ def _network(bench, run, model, data):
         budget = dqmq_tf.Budget(**{run.kind: run.budget})
         return dqmq_tf.quantize_model(model, target=target, budget=budget, config=config), {}
     costs = assignments.cost_model(model, run.kind, target)
-    if run.method in HAWQ:
+    if run.method in results.HAWQ:
         weights, activations = bench.sensitivities(run.network, model)
         rounded = hawq.Network(model, costs).rounded
         costs.measure(lambda index, bit_width: rounded(index, bit_width)[0])
