@@ -137,8 +137,7 @@ class _Assembly:
         # Files hold one normalization: what follows each input exists in simulation only.
         follows = config.quality_aware and config.quality_normalization
         self._conditions = follows and not costs.target.deployable
-        self._affines, self._normalization = {}, 0
-        self._spare = _NORMALIZATION_SHARE * bit_ops
+        self._affines, self._spare = {}, _NORMALIZATION_SHARE * bit_ops
         self._quantizer_of = {}
         columns = {point: column for column, point in enumerate(costs.decided)}
         for i, point in enumerate(costs.activations):
@@ -168,8 +167,9 @@ class _Assembly:
     def bit_operations(self, input_shape):
         """Returns the bit operations per input of encoder, policy and normalization."""
         products = self.policy.point_count * self.encoder.size
-        deciding = self.encoder.bit_operations(input_shape) + 32 * 32 * products
-        return deciding + self._normalization
+        shapes = [layer.scale_direction.shape for layer in self._affines.values() if layer]
+        normalization = sum(QualityAffine.bit_operations(*shape) for shape in shapes)
+        return self.encoder.bit_operations(input_shape) + 32 * 32 * products + normalization
 
     def connect(self, graph):
         """Returns inputs, outputs, and the outputs together with the decision."""
@@ -237,13 +237,10 @@ class _Assembly:
         """
         if node.site not in self._affines:
             channels = outputs.shape[node.layer.axis]
-            price = QualityAffine.bit_operations(self.encoder.size, channels)
-            self._spare -= price
-            self._affines[node.site] = None
-            if self._spare >= 0:
-                name = f"{node.site.replace('/', '_')}_quality"
-                self._affines[node.site] = QualityAffine(node.layer.axis, name=name)
-                self._normalization += price
+            self._spare -= QualityAffine.bit_operations(self.encoder.size, channels)
+            name = f"{node.site.replace('/', '_')}_quality"
+            layer = QualityAffine(node.layer.axis, name=name) if self._spare >= 0 else None
+            self._affines[node.site] = layer
         return self._affines[node.site]
 
     def _quantized(self, slot, x, decision):
