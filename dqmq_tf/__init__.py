@@ -9,6 +9,7 @@ from dqmq_tf import graph, quality, targets
 from dqmq_tf.annotate import quantize_annotate_layer, quantize_annotate_model, quantize_apply
 from dqmq_tf.config import Budget, DQMQConfig, LayerRule, Terms
 from dqmq_tf.decisions import DecisionTable
+from dqmq_tf.distillation import distilled
 from dqmq_tf.export import (
     AdaptiveInterpreter,
     ConversionReport,
@@ -40,6 +41,7 @@ __all__ = [
     "UnsupportedLayerError",
     "VerificationError",
     "convert",
+    "distilled",
     "graph",
     "quality",
     "quantize_annotate_layer",

@@ -195,6 +195,8 @@ class DQMQModel(keras.Model):
         network, deciders = self._network_variables(), self.policy.trainable_variables
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         terms, expected = {}, None
+        scale = self.optimizer.scale_loss(ops.ones(()))
+        self.policy.loss_scale.assign(scale / replicas)
         with tf.GradientTape() as tape:
             result = self.parts.instrumented(feeding.finite(x), training=True)
             loss = self._task_loss(x, y, result["outputs"], sample_weight, training=True)
@@ -212,7 +214,6 @@ class DQMQModel(keras.Model):
                     )
                 terms, expected = self._search.terms(result, losses)
                 total = total + sum(terms.values()) / replicas
-            scale = self.optimizer.scale_loss(ops.ones(()))
             total = total * scale
         decided = [result["activations"], result["weights"]]
         gradients = tape.gradient(total, network + deciders + decided)
@@ -312,12 +313,18 @@ class DQMQModel(keras.Model):
         return True
 
     def keep_budget(self, share=1.0):
-        """Lowers settled bits if the bytes of the trained integers drifted over the budget.
+        """Brings settled bits back to the budget.
+
+        Bytes drift with the integers that are trained; bit operations are known better from what
+        was seen since than when the encoder was still learning.
 
         Args:
-            share: Of the budget that they may take.
+            share: Of a budget in bytes that they may take.
         """
-        if self.policy.phase != SETTLED or not self.costs.in_bytes:
+        if self.policy.phase != SETTLED:
+            return
+        if not self.costs.in_bytes:
+            allot.shift_to_budget(self.policy, self.costs, self.budget, self._embeddings(None))
             return
         self.measure_cost()
         self._learn_file()

@@ -35,9 +35,22 @@ def settle(policy, costs, budget, count, embeddings, assigned=None, share=_BYTES
     _store(policy, bits)
     policy.profiles = count
     policy.phase = SETTLED
+    shift_to_budget(policy, costs, budget, embeddings, group)
+
+
+def shift_to_budget(policy, costs, budget, embeddings, group=None):
+    """Shifts the activation bits of a settled policy, which follow each sample, to the budget.
+
+    Args:
+        policy, costs, budget, embeddings: As for `settle`.
+        group: Profile `[N]` of each embedding, None for those that the policy gives.
+    """
     decided = policy.activation_count
     if not decided or not policy.quality_aware:
         return
+    if group is None:
+        group = ops.convert_to_numpy(policy.assign(embeddings, policy.profiles))
+    bits = ops.convert_to_numpy(policy.assigned)
     samples = ops.convert_to_numpy(policy.means(embeddings))[:, :decided]
 
     def cost(shift):

@@ -133,6 +133,8 @@ class _Assembly:
             name="bit_width_policy",
         )
         self.policy.pathwise = config.terms.pathwise
+        self.policy.curvature = config.terms.curvature
+        self._profiles = config.profiles
         self.quantizers, self.wrappers, self._nested = [], {}, {}
         # Files hold one normalization: what follows each input exists in simulation only.
         follows = config.quality_aware and config.quality_normalization
@@ -166,10 +168,10 @@ class _Assembly:
 
     def bit_operations(self, input_shape):
         """Returns the bit operations per input of encoder, policy and normalization."""
-        products = self.policy.point_count * self.encoder.size
+        policy = self.policy.bit_operations(self.encoder.size, self._profiles)
         shapes = [layer.scale_direction.shape for layer in self._affines.values() if layer]
         normalization = sum(QualityAffine.bit_operations(*shape) for shape in shapes)
-        return self.encoder.bit_operations(input_shape) + 32 * 32 * products + normalization
+        return self.encoder.bit_operations(input_shape) + policy + normalization
 
     def connect(self, graph):
         """Returns inputs, outputs, and the outputs together with the decision."""

@@ -4,7 +4,7 @@ import warnings
 
 import keras
 
-from dqmq_tf.layers.policy import SEARCH
+from dqmq_tf.layers.policy import REMEMBERED, RESERVOIR, SEARCH
 
 # Bytes still drift a little in the second half of the fine-tuning.
 _DRIFT = 0.995
@@ -27,9 +27,13 @@ class SearchSchedule(keras.callbacks.Callback):
         searching = self.model.policy.phase == SEARCH
         if searching and self.steps:
             self.model.begin_search(total)
-        # Half-way through the fine-tuning, so that what has to lose a bit is still trained at it.
+        # Half-way through the fine-tuning, so that what has to lose a bit is still trained at it;
+        # operations as soon as all that is remembered was seen by the encoder as it stays.
         settled_at = self.settle * total if searching else 0.0
-        self.weigh_at = (settled_at + total) / 2 if self.steps else None
+        later = (total - settled_at) / 2
+        if not self.model.costs.in_bytes:
+            later = min(later, RESERVOIR // REMEMBERED)
+        self.weigh_at = settled_at + later if self.steps else None
 
     def on_epoch_begin(self, epoch, logs=None):
         self.begun = epoch * (self.steps or 0)

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from dqmq_tf.layers.decider import BITS, rounded
+
 EPSILON = 1e-3
 VARIANCE_FLOOR = 1e-4
 FEATURE_LIMIT = 4.0
@@ -34,7 +36,7 @@ class QualityEncoder(keras.layers.Layer):
         seed: Of the dense layers' first weights.
 
     Input shape: `[batch, ...]`, any rank from 2; images are `[batch, height, width, channels]`.
-    Output shape: `[batch, d]`, in (-1, 1).
+    Output shape: `[batch, d]`, in [-1, 1], on a grid of 8 bits.
     """
 
     def __init__(self, size=8, filters=8, stride=1, seed=0, **kwargs):
@@ -79,8 +81,10 @@ class QualityEncoder(keras.layers.Layer):
         # A quality far outside what was seen must not push the policy far outside either.
         features = (features - self.feature_mean) / scale
         features = ops.clip(features, -FEATURE_LIMIT, FEATURE_LIMIT)
-        hidden = ops.tanh(ops.matmul(features, self.hidden_kernel) + self.hidden_bias)
-        return ops.tanh(ops.matmul(hidden, self.output_kernel))
+        features = rounded(features, FEATURE_LIMIT)
+        hidden = ops.matmul(features, rounded(self.hidden_kernel)) + self.hidden_bias
+        hidden = rounded(ops.tanh(hidden), 1.0)
+        return rounded(ops.tanh(ops.matmul(hidden, rounded(self.output_kernel))), 1.0)
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], self.size)
@@ -108,18 +112,13 @@ class QualityEncoder(keras.layers.Layer):
 
     def multiply_accumulates(self, input_shape):
         """Returns the multiply-accumulates per input."""
-        return sum(self._macs(input_shape))
-
-    def bit_operations(self, input_shape):
-        """Returns the bit operations per input: filters in int8, the dense layers in float32."""
-        filters, dense = self._macs(input_shape)
-        return 8 * 8 * filters + 32 * 32 * dense
-
-    def _macs(self, input_shape):
-        """Multiply-accumulates per input of the filters and of the dense layers."""
         channels = as_image_shape(input_shape)[-1]
         dense = (2 * self.filters + 2) * _HIDDEN + _HIDDEN * self.size
-        return self.positions(input_shape) * 9 * channels * self.filters, dense
+        return self.positions(input_shape) * 9 * channels * self.filters + dense
+
+    def bit_operations(self, input_shape):
+        """Returns the bit operations per input."""
+        return BITS**2 * self.multiply_accumulates(input_shape)
 
     def _features(self, x):
         x = ops.cast(x, "float32") / self.input_scale

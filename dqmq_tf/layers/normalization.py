@@ -3,11 +3,12 @@
 import keras
 from keras import ops
 
+from dqmq_tf.layers.decider import BITS, rounded
+
 # Adam moves a weight by its rate a step, and so the scale by this many times as much: within a
 # short fine-tuning the normalization has to follow qualities that are far apart.
 _PACE = 5.0
 _LARGEST = 1.5
-_BITS = 8
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -45,10 +46,8 @@ class QualityAffine(keras.layers.Layer):
     def call(self, x, z):
         shape = [1] * len(x.shape)
         shape[0], shape[self.axis] = -1, x.shape[self.axis]
-        z = _rounded(z, 1.0)
         scale, shift = (
-            ops.matmul(z, _PACE * _rounded(u, ops.max(ops.abs(u)) + 1e-8))
-            for u in (self.scale_direction, self.shift_direction)
+            ops.matmul(z, _PACE * rounded(u)) for u in (self.scale_direction, self.shift_direction)
         )
         scale = ops.exp(ops.clip(scale, -_LARGEST, _LARGEST))
         scale, shift = (ops.cast(ops.reshape(v, shape), x.dtype) for v in (scale, shift))
@@ -60,13 +59,7 @@ class QualityAffine(keras.layers.Layer):
     @staticmethod
     def bit_operations(embedding_size, channels):
         """Returns the bit operations per input of such a layer."""
-        return _BITS**2 * 2 * embedding_size * channels
+        return BITS**2 * 2 * embedding_size * channels
 
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}
-
-
-def _rounded(values, largest):
-    """8-bit fake quantization of what lies within `largest`, with a straight-through round."""
-    step = ops.stop_gradient(ops.cast(largest, "float32")) / (2.0 ** (_BITS - 1) - 1)
-    return values + ops.stop_gradient(ops.round(values / step) * step - values)

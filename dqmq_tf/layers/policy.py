@@ -5,6 +5,8 @@ import numpy as np
 from keras import ops
 
 from dqmq_tf import distributions
+from dqmq_tf.curvature import follow_curvature
+from dqmq_tf.layers.decider import BITS, rounded
 from dqmq_tf.layers.decision import FIELDS
 from dqmq_tf.quantizers import trapezoid_slope
 
@@ -57,7 +59,7 @@ class BitWidthPolicy(keras.layers.Layer):
         self.quality_aware = quality_aware
         self.phase = SEARCH
         self.profiles = 1
-        self.pathwise = True
+        self.pathwise = self.curvature = True
         points = self.activations + self.weights_
         grid = sorted({b for point in points for b in point})
         self.grid = np.array(grid, "float32")
@@ -126,6 +128,7 @@ class BitWidthPolicy(keras.layers.Layer):
         # Bytes of each weight point and candidate: measured, see `dqmq_tf.costs`.
         self.byte_table = state("byte_table", (len(self.weights_), len(self.grid)))
         self.temperature = state("temperature", (), "ones")
+        self.loss_scale = state("loss_scale", (), "ones")
         self.multiplier = state("multiplier", ())
         self.advantage_scale = state("advantage_scale", (), "ones")
         self.search_step = state("search_step", (), aggregation="only_first_replica")
@@ -138,6 +141,8 @@ class BitWidthPolicy(keras.layers.Layer):
         self.reservoir_fill = state("reservoir_fill", (), aggregation="only_first_replica")
 
     def call(self, z, training=False):
+        if training and self.phase != FROZEN:
+            self._remember(z)
         if self.phase != SEARCH:
             return self._assigned_decision(z)
         return self._drawn_decision(z) if training else self._likeliest_decision(z)
@@ -152,13 +157,26 @@ class BitWidthPolicy(keras.layers.Layer):
             "embedding": keras.KerasTensor(z.shape),
         }
 
+    def bit_operations(self, embedding_size, profiles):
+        """Returns the bit operations per input: of the activations' means and of the profile."""
+        products = self.activation_count + (profiles > 1)
+        return BITS**2 * embedding_size * products
+
     def means(self, z):
         """Returns the mean bit-width `[B, P]` of every decision point, activations first."""
-        raw = self.mean + ops.matmul(z, ops.transpose(self.direction))
+        raw = self.mean + ops.matmul(z, ops.transpose(rounded(self.direction)))
         limits = [np.where(self.allowed > 0, self.grid, fill) for fill in (99.0, -99.0)]
         inside = ops.clip(raw, limits[0].min(axis=1), limits[1].max(axis=1))
         # The gradient passes the clip, so that a sample at the end can come back.
         return raw + ops.stop_gradient(inside - raw)
+
+    def searched_means(self, z):
+        """Returns `means` with a gradient to what the terms of the objective move.
+
+        With `curvature` that is the static part alone: how bits differ between images is its own.
+        """
+        means = self.means(z)
+        return self.mean + ops.stop_gradient(means - self.mean) if self.curvature else means
 
     def score(self, z):
         """Returns the bits `[B]` that samples get above the static mean, averaged over points."""
@@ -200,17 +218,20 @@ class BitWidthPolicy(keras.layers.Layer):
         share = ops.shape(z)[0] // self.groups
         # As the wrapper cuts: equal shares, what is over in the last one.
         group = ops.minimum(ops.arange(ops.shape(z)[0]) // ops.maximum(share, 1), self.groups - 1)
-        self._remember(z)
+        self._move_groups(z)
         return {
-            "activations": self._draw(self.means(z), slice(None, count)),
+            "activations": self._draw(self.searched_means(z), slice(None, count), z),
             "weights": self._draw(self.group_means(z), slice(count, None)),
             "group": ops.cast(group, "int32"),
             "order": order,
             "embedding": z,
         }
 
-    def _draw(self, means, which):
-        """A decision tensor with all fields for some of the decision points."""
+    def _draw(self, means, which, z=None):
+        """A decision tensor with all fields for some of the decision points.
+
+        With embeddings `z` what they add to the means follows the curvature.
+        """
         means, allowed = means[:, which], self.allowed[which]
         if allowed.shape[0] == 0:
             return ops.zeros((ops.shape(means)[0], 0, FIELDS))
@@ -227,7 +248,12 @@ class BitWidthPolicy(keras.layers.Layer):
         slope = trapezoid_slope(probability, ops.maximum(gap, 1.0))
         slope = ops.where(is_neighbour & (gap > 0), slope, 0.0)
         constants = [ops.stop_gradient(x) for x in (executed, low, high, slope)]
-        return ops.stack([*constants, means if self.pathwise else fixed], axis=-1)
+        carried = means if self.pathwise else fixed
+        if self.curvature and self.quality_aware and z is not None:
+            offset = (self.means(z) - self.mean)[:, which]
+            followed = follow_curvature(offset, ops.stop_gradient(slope), self.loss_scale.value)
+            carried = carried + followed - ops.stop_gradient(offset)
+        return ops.stack([*constants, carried], axis=-1)
 
     def _likeliest_decision(self, z):
         count = self.activation_count
@@ -290,15 +316,19 @@ class BitWidthPolicy(keras.layers.Layer):
         return ops.convert_to_numpy(self.reservoir)[:filled]
 
     def _remember(self, z):
-        """Keeps the last embeddings, and moves the groups of inference towards the batch's."""
+        """Keeps the last embeddings."""
         z = ops.stop_gradient(z)
-        # The batch is sorted: take evenly from all of it.
+        # A dataset may sort its batches: take evenly from all of it.
         rows = ops.arange(REMEMBERED) * ops.shape(z)[0] // REMEMBERED
         kept = self.reservoir[: RESERVOIR - REMEMBERED]
         self.reservoir.assign(ops.concatenate([ops.take(z, rows, axis=0), kept], axis=0))
         self.reservoir_fill.assign(self.reservoir_fill + float(REMEMBERED))
+
+    def _move_groups(self, z):
+        """Moves the groups of inference towards those of a sorted batch."""
         if self.groups == 1:
             return
+        z = ops.stop_gradient(z)
         share = ops.shape(z)[0] // self.groups
         score = self.score(z)
         cuts = ops.stack([score[g * share] for g in range(1, self.groups)])

@@ -111,7 +111,7 @@ def test_files_have_bytes_and_their_share_of_the_budget(found):
 
 def test_ablations_are_compared_with_dqmq_at_their_budget(found):
     table = tables.ablations(found)
-    assert len(table.rows) == 1 + len(runs.ABLATIONS) + 4
+    assert len(table.rows) == 1 + len(runs.ABLATIONS) + 6
     shown = {row[:2]: row for row in table.rows}
     shuffled = shown["2.5", "decisions shuffled"]
     assert shuffled[4] == shuffled[6] == "-1.00 ± 0.00"

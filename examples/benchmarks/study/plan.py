@@ -7,8 +7,8 @@ from study import assignments, results, runs, starts
 MEAN_BITS = (2.5, 3.0, 4.0)
 DOWNLOAD_BYTES = (40_000, 55_000)
 SEEDS = (0, 1, 2)
-# Two trials for each method: at two learning rates.
-LEARNING_RATES = (0.001, 0.002)
+# Trials for each method: one at each learning rate.
+LEARNING_RATES = (0.001, 0.002, 0.004)
 _TUNED_AT, _TUNING_STEPS = 3.0, 400
 _ABLATED_AT = 2.5
 
@@ -68,7 +68,7 @@ def table(bench_costs, steps, rates):
 
 
 def ablations(steps, rates):
-    """Yields the runs without one thing each, on ResNet-8, and those at 8 bits."""
+    """Yields the runs without one thing each, on ResNet-8, of HAWQ with one, and those at 8 bits."""
     network = starts.NETWORKS[0]
     for seed in SEEDS:
         at = {"kind": "mean_bit_width", "steps": steps, "seed": seed, "network": network}
@@ -77,6 +77,11 @@ def ablations(steps, rates):
             yield runs.Run(
                 method="dqmq", budget=_ABLATED_AT, ablation=name, learning_rate=rate, **at
             )
+        # How much of a lead another method would have as well.
+        rival = rates.get((network, "hawq"), LEARNING_RATES[0])
+        yield runs.Run(
+            method="hawq", budget=_ABLATED_AT, ablation="distilled", learning_rate=rival, **at
+        )
         for method in ("dqmq", "static"):
             yield runs.Run(method=method, budget=8.0, learning_rate=rate, **at)
 

@@ -29,8 +29,8 @@ from study import (
 METHODS = tuple(results.METHODS)
 # What is taken from DQMQ, one thing at a time.
 ABLATIONS = (
-    "no_pathwise", "no_score_function", "no_model_cost", "no_entropy", "no_supervised",
-    "random_encoder", "no_sample_bits", "no_normalization",
+    "no_pathwise", "no_curvature", "no_score_function", "no_model_cost", "no_entropy",
+    "no_supervised", "random_encoder", "no_sample_bits", "no_normalization", "no_distillation",
 )  # fmt: skip
 _TARGETS = {"mean_bit_width": "simulation", "download_bytes": "android"}
 _HESSIAN_STEPS = 4
@@ -51,7 +51,7 @@ class Run:
         kind, budget: Kind and value of a `dqmq_tf.Budget`; None for `"float"` and `"tfmot"`, which
             have no choice.
         bits: Weight and activation bits of a uniform method, else None.
-        ablation: One of `ABLATIONS`, or None.
+        ablation: One of `ABLATIONS`, or None; `"distilled"` gives another method DQMQ's labels.
         learning_rate: Of Adam at the start.
         steps: Steps of `mixtures.BATCH` images.
         seed: Of the data's order and degradations and of all draws.
@@ -139,7 +139,11 @@ def _trained(bench, run, model):
         network.policy.direction.assign(0.0 * network.policy.direction)
         network.policy.direction.trainable = False
     started = time.perf_counter()
-    starts.train(network, mixtures.batches(data), run.steps, run.learning_rate)
+    batches = mixtures.batches(data)
+    ours = run.method in ("static", "dqmq") and run.ablation != "no_distillation"
+    if ours or run.ablation == "distilled":
+        batches = dqmq_tf.distilled(batches, bench.start(run.network))
+    starts.train(network, batches, run.steps, run.learning_rate)
     found["train_seconds"] = round(time.perf_counter() - started, 1)
     images = bench.images(run)
     cost_of = None

@@ -41,9 +41,10 @@ def float_start(name, mixtures, resnet, cache):
 def train(model, batches, steps, learning_rate):
     """Trains a classifier, float or quantized, for one pass over batches, with Adam and a cosine."""
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    sparse = batches.element_spec[1].shape.rank == 1
     model.compile(
         optimizer=keras.optimizers.Adam(schedule),
-        loss="sparse_categorical_crossentropy",
+        loss="sparse_categorical_crossentropy" if sparse else "categorical_crossentropy",
         metrics=["accuracy"],
     )
     model.fit(batches, epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0)

@@ -12,6 +12,7 @@ _ABLATED_NETWORK = "resnet8"
 _ABLATED_AT = 2.5
 _ABLATIONS = {
     "no_pathwise": "without pathwise gradients",
+    "no_curvature": "bits follow the pathwise gradient",
     "no_score_function": "without the score function",
     "no_model_cost": "without the model's cost",
     "no_entropy": "without the entropy",
@@ -19,6 +20,7 @@ _ABLATIONS = {
     "random_encoder": "encoder left random",
     "no_sample_bits": "bits do not follow the image",
     "no_normalization": "without normalization by quality",
+    "no_distillation": "without distillation",
 }
 _RIVALS = {"uniform": "uniform", "hawq": "HAWQ", "static": "static"}
 _FILES_AT = (40_000, 55_000)
@@ -174,6 +176,8 @@ def ablations(found):
     variants += [
         ("decisions shuffled", cell(), results.shuffled_accuracy),
         ("static", cell("static"), results.accuracy),
+        ("HAWQ", cell("hawq"), results.accuracy),
+        ("HAWQ with distillation", cell("hawq", ablation="distilled"), results.accuracy),
         ("DQMQ", cell(budget=8.0), results.accuracy),
         ("static", cell("static", 8.0), results.accuracy),
     ]
