@@ -70,9 +70,9 @@ def test_a_quantized_model_learns_from_it(digits):
     model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
     model.fit(data.repeat(), epochs=1, steps_per_epoch=60, verbose=0)
     qmodel = dqmq_tf.quantize_model(model, target="simulation")
-    qmodel.compile("adam", "categorical_crossentropy")
+    qmodel.compile(keras.optimizers.Adam(0.01), "categorical_crossentropy")
     dataset = dqmq_tf.distilled(data, model, share=1.0)
-    qmodel.fit(dataset, epochs=8, verbose=0)
+    qmodel.fit(dataset, epochs=20, verbose=0)
     # The float model's own labels: to agree with it is all there is to learn.
     x, labels = next(iter(dataset))
     agreed = np.argmax(qmodel(x), axis=-1) == np.argmax(labels, axis=-1)

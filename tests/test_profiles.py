@@ -93,6 +93,25 @@ def test_settled_and_frozen_bits_meet_a_mean_bit_width(value, count):
     assert 0.9 * value <= cost <= value + 1e-6
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_settled_bits_that_follow_a_moved_embedding_are_brought_back_to_the_budget(count):
+    policy, costs = network("mean_bit_width", decided=True)
+    policy.direction.assign(np.random.default_rng(3).normal(0, 0.5, policy.direction.shape))
+    budget = Budget(mean_bit_width=4.0)
+    profiles.settle(policy, costs, budget, count, embeddings())
+    before, moved = assigned(policy), embeddings() + 0.8
+
+    def cost():
+        found = policy(moved)
+        weights = found["weights"].numpy()[found["group"].numpy(), :, 0]
+        return costs.exact(weights, found["activations"].numpy()[..., 0])
+
+    assert abs(cost() - 4.0) > 0.1
+    profiles.shift_to_budget(policy, costs, budget, moved)
+    assert 3.9 < cost() <= 4.0
+    np.testing.assert_array_equal(assigned(policy), before)
+
+
 def test_more_bytes_do_not_give_fewer_bits():
     means = []
     for share in (0.1, 0.4, 0.8):
