@@ -9,19 +9,15 @@ from keras import ops
 
 from dqmq_tf import feeding, objective, search, targets
 from dqmq_tf import profiles as allot
-from dqmq_tf.biases import snap_biases
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.decisions import DecisionTable
 from dqmq_tf.graph import copy_model
 from dqmq_tf.layers.policy import FROZEN, SEARCH, SETTLED
 from dqmq_tf.precision import Precision
 from dqmq_tf.schedule import SearchSchedule
+from dqmq_tf.weighing import Scales
 
 _CALIBRATION_SAMPLES = 256
-# Files made, at most, when the bits settle.
-_WEIGHINGS = 2
-# Share of the budget from which a frozen model's file is weighed.
-_WEIGHED = 0.98
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -287,30 +283,8 @@ class DQMQModel(keras.Model):
 
     def settle(self):
         """Fixes weight bits to the budget and ends the search; `fit` goes on training at them."""
-        self.measure_cost()
-        seen = self._embeddings(None)
-        allot.settle(self.policy, self.costs, self.budget, self.config.profiles, seen)
-        # Weights of other bits compress otherwise beside the rest: weigh what they settle to, too.
-        for _ in range(_WEIGHINGS):
-            weighed = self._assigned(0)
-            if not self._learn_file():
-                break
-            allot.settle(self.policy, self.costs, self.budget, self.config.profiles, seen)
-            if np.array_equal(self._assigned(0), weighed):
-                break
+        self._scales(None).settle()
         self._rebuild_functions()
-
-    def _learn_file(self):
-        """Makes the file to learn what it takes beside its weights; returns whether that is known."""
-        if not self.costs.in_bytes:
-            return False
-        assigned = self._assigned(0)
-        found = self.parts.measure_file(self, Precision.of(self.parts, assigned))
-        if found is None:
-            return False
-        decided = self.policy.activation_count
-        self.costs.learn_file(found[self.costs.kind], assigned[decided:], assigned[:decided])
-        return True
 
     def keep_budget(self, share=1.0):
         """Brings settled bits back to the budget.
@@ -321,21 +295,8 @@ class DQMQModel(keras.Model):
         Args:
             share: Of a budget in bytes that they may take.
         """
-        if self.policy.phase != SETTLED:
-            return
-        if not self.costs.in_bytes:
-            allot.shift_to_budget(self.policy, self.costs, self.budget, self._embeddings(None))
-            return
-        self.measure_cost()
-        self._learn_file()
-        if self._largest_file() > share * self.budget.value:
-            self._lower(self._embeddings(None), share)
-
-    def _lower(self, seen, share):
-        """Settles anew, from the bits that are assigned, to a share of the budget."""
-        count = self.policy.profiles
-        assigned = ops.convert_to_numpy(self.policy.assigned)[:count]
-        allot.settle(self.policy, self.costs, self.budget, count, seen, assigned, share)
+        if self.policy.phase == SETTLED:
+            self._scales(None).keep(share)
 
     def freeze(self, profiles=None, data=None):
         """Fixes all bits to N precision profiles, clustered from the policy's decisions.
@@ -359,34 +320,9 @@ class DQMQModel(keras.Model):
             raise ValueError(f"profiles={count!r}: give 1, 2, 3 or 4 precision profiles.")
         if not self.is_calibrated:
             raise ValueError("The model has not seen data: call fit, or calibrate(images), first.")
-        self.measure_cost()
-        was, seen = self.policy.phase, self._embeddings(data)
-        allot.freeze(self.policy, self.costs, self.budget, count, seen)
-        if was == SEARCH and self._learn_file():
-            self.policy.phase = SEARCH
-            allot.freeze(self.policy, self.costs, self.budget, count, seen)
-        self._snap()
-        # Training and rounded biases changed how well the file compresses: near the budget, weigh it.
-        if self._largest_file() > _WEIGHED * self.budget.value and self._learn_file():
-            if self._largest_file() > self.budget.value:
-                self._lower(seen, 1.0)
-                allot.freeze(self.policy, self.costs, self.budget, count, seen)
-                self._snap()
+        self._scales(data).freeze(count)
         self._rebuild_functions()
         return self
-
-    def _snap(self):
-        # Profiles share the biases but not the weight steps, so only one can be on its grid.
-        if self.policy.profiles == 1:
-            snap_biases(self.parts.body, self.precision())
-
-    def _largest_file(self):
-        """Bytes of the largest profile's file by the cost model; 0 where bytes are not counted."""
-        if not self.costs.in_bytes:
-            return 0.0
-        decided = self.policy.activation_count
-        assigned = ops.convert_to_numpy(self.policy.assigned)[: self.policy.profiles]
-        return max(self.costs.of_file(row[decided:], row[:decided]) for row in assigned)
 
     def resume_search(self):
         """Lets the policy move again: the next `fit` searches and settles anew."""
@@ -394,12 +330,15 @@ class DQMQModel(keras.Model):
         self.policy.profiles = 1
         self._rebuild_functions()
 
-    def _embeddings(self, data):
-        """Quality embeddings `[N, d]` of data, or of what training saw last."""
+    def _scales(self, data):
+        """Returns the `Scales` for data, or for what training saw last."""
         if data is None:
             seen = self.policy.observed()
-            return seen if len(seen) else np.zeros((1, self.config.embedding_size), "float32")
-        return np.concatenate([ops.convert_to_numpy(self._embed(x)) for x in feeding.batches(data)])
+            seen = seen if len(seen) else np.zeros((1, self.config.embedding_size), "float32")
+        else:
+            each = [ops.convert_to_numpy(self._embed(x)) for x in feeding.batches(data)]
+            seen = np.concatenate(each)
+        return Scales(self, seen)
 
     def _rebuild_functions(self):
         # The phase is part of the traced graph.
@@ -448,10 +387,7 @@ class DQMQModel(keras.Model):
             raise ValueError("The model is not frozen: call freeze() first.")
         if not 0 <= profile < self.frozen:
             raise ValueError(f"profile={profile}: the model is frozen to {self.frozen} profiles.")
-        return Precision.of(self.parts, self._assigned(profile))
-
-    def _assigned(self, profile):
-        return ops.convert_to_numpy(self.policy.assigned)[profile]
+        return Precision.of(self.parts, ops.convert_to_numpy(self.policy.assigned)[profile])
 
     # Saving: the float architecture and how it was quantized, from which all is built again.
 

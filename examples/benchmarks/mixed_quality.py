@@ -1,9 +1,10 @@
 """DQMQ against fixed and mixed precision at equal cost, on images of mixed quality.
 
 CIFAR-10 under seven kinds of degradation at severities 1 to 5, with a fifth of the training images
-clean. Each network is first trained in float on the mixture; from there every method has the same
-images in the same order, the same steps and the same trials of the learning rate. Costs are mean bit
-operations per image, over every layer, with what decides the bits; or bytes of the `.tflite` file.
+clean. Each network was first trained in float on the mixture (`--starts`); from there every method
+has the same images in the same order, the same steps and the same trials of the learning rate. Costs
+are mean bit operations per image, over every layer, with what decides the bits; or bytes of the
+`.tflite` file.
 
     python examples/benchmarks/mixed_quality.py
 
@@ -28,7 +29,10 @@ _RESULTS = flags.DEFINE_string(
     "results", "examples/benchmarks/results/mixed_quality.jsonl", "JSON lines, one a run."
 )
 _CACHE = flags.DEFINE_string(
-    "cache", "build/mixed_quality", "Folder for degraded images and float networks."
+    "cache", "build/mixed_quality", "Folder for degraded images and sensitivities."
+)
+_STARTS = flags.DEFINE_string(
+    "starts", "examples/benchmarks/starts", "Folder of float networks; what it lacks is trained."
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "../shared/data/tfds", "Folder of prepared tensorflow-datasets."
@@ -55,7 +59,7 @@ _MARK = "record: "
 def bench():
     """Returns the `Bench` of the flags."""
     folder = _DATA_DIR.value if pathlib.Path(_DATA_DIR.value).exists() else None
-    return runs.Bench(folder, _RESNET.value, _CACHE.value)
+    return runs.Bench(folder, _CACHE.value, _RESNET.value, _STARTS.value)
 
 
 def records():
@@ -84,7 +88,7 @@ def planned(part, costs, found):
 
 def executed(run):
     """Runs in a process of its own, on one thread; returns the record."""
-    names = ("cache", "data_dir", "resnet")
+    names = ("cache", "data_dir", "resnet", "starts")
     passed = [f"--{name}={flags.FLAGS[name].value}" for name in names]
     command = [sys.executable, __file__, f"--one={run.key}", *passed]
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "OMP_NUM_THREADS": "1"}

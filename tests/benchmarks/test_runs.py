@@ -36,7 +36,8 @@ class Digits:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    made = runs.Bench(None, None, tmp_path_factory.mktemp("bench"))
+    folder = tmp_path_factory.mktemp("bench")
+    made = runs.Bench(None, folder, None, folder)
     made.mixtures = Digits()
     model = compiled(network())
     scaled = training_data(2).map(lambda x, y: (tf.round(x * 255.0), y))

@@ -85,16 +85,17 @@ class Bench:
     """What all runs share.
 
     Args:
-        data_dir, resnet, cache: See `mixtures.Mixtures` and `starts.float_start`.
+        data_dir, cache: See `mixtures.Mixtures`.
+        resnet, folder: See `starts.float_start`.
     """
 
-    def __init__(self, data_dir, resnet, cache):
+    def __init__(self, data_dir, cache, resnet, folder):
         self.mixtures = mixtures.Mixtures(data_dir, cache)
-        self.resnet, self.cache = resnet, pathlib.Path(cache)
+        self.cache, self.resnet, self.folder = pathlib.Path(cache), resnet, folder
 
     def start(self, network):
         """Returns the float network that all methods start from."""
-        return starts.float_start(network, self.mixtures, self.resnet, self.cache)
+        return starts.float_start(network, self.mixtures, self.resnet, self.folder)
 
     def sensitivities(self, network, model):
         """Returns `(weights, activations)` of `hawq.sensitivities` of a float start, made once."""

@@ -13,7 +13,7 @@ NETWORKS = tuple(_RECIPES)
 _SEED = 1_000
 
 
-def float_start(name, mixtures, resnet, cache):
+def float_start(name, mixtures, resnet, folder):
     """Returns a network that is trained in float on the mixture, made once and then kept.
 
     Args:
@@ -21,9 +21,9 @@ def float_start(name, mixtures, resnet, cache):
             trained from random weights.
         mixtures: `study.mixtures.Mixtures`.
         resnet: File of MLPerf Tiny's ResNet-8.
-        cache: Folder where trained networks are kept.
+        folder: Where trained networks are kept.
     """
-    path = pathlib.Path(cache) / f"{name}.keras"
+    path = pathlib.Path(folder) / f"{name}.keras"
     if not path.exists():
         keras.utils.set_random_seed(_SEED)
         steps, rate = _RECIPES[name]
@@ -33,7 +33,7 @@ def float_start(name, mixtures, resnet, cache):
             model = architectures.mobilenet_v2(keras)
         train(model, mixtures.stream(_SEED, steps), steps, rate)
         part = path.with_suffix(f".{os.getpid()}.keras")
-        model.save(part)
+        model.save(part, include_optimizer=False)
         part.rename(path)
     return keras.models.load_model(path, compile=False)
 

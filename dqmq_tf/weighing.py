@@ -1,0 +1,115 @@
+"""Bits are fixed to the budget, and files are made to see that they keep it.
+
+`dqmq_tf.profiles` chooses bits by a table of what each kernel costs. A file has more in it than its
+kernels, and weights compress otherwise beside others than alone: for budgets in bytes the model's
+file is made, and what it weighs corrects the table.
+"""
+
+import numpy as np
+from keras import ops
+
+from dqmq_tf import profiles
+from dqmq_tf.biases import snap_biases
+from dqmq_tf.layers.policy import SEARCH
+from dqmq_tf.precision import Precision
+
+# Files made, at most, when the bits settle.
+_WEIGHINGS = 2
+# Share of the budget from which a frozen model's file is weighed.
+_WEIGHED = 0.98
+
+
+class Scales:
+    """Fixes the bits of a `DQMQModel`.
+
+    Args:
+        model: The model.
+        seen: Quality embeddings `[N, d]` to keep the budget on.
+    """
+
+    def __init__(self, model, seen):
+        self._model, self._seen = model, seen
+        self._policy, self._costs, self._budget = model.policy, model.costs, model.budget
+
+    def settle(self):
+        """Fixes weight bits for the fine-tuning."""
+        self._model.measure_cost()
+        count = self._model.config.profiles
+        profiles.settle(self._policy, self._costs, self._budget, count, self._seen)
+        for _ in range(_WEIGHINGS):
+            weighed = self._assigned()[0]
+            if not self._learn_file():
+                break
+            profiles.settle(self._policy, self._costs, self._budget, count, self._seen)
+            if np.array_equal(self._assigned()[0], weighed):
+                break
+
+    def keep(self, share):
+        """Brings settled bits back to the budget.
+
+        Args:
+            share: Of a budget in bytes that they may take.
+        """
+        if not self._costs.in_bytes:
+            profiles.shift_to_budget(self._policy, self._costs, self._budget, self._seen)
+            return
+        self._model.measure_cost()
+        self._learn_file()
+        if self._largest_file() > share * self._budget.value:
+            self._lower(share)
+
+    def freeze(self, count):
+        """Fixes all bits to profiles, and the biases of one to the grid of a file.
+
+        Args:
+            count: Number of profiles.
+        """
+        self._model.measure_cost()
+        was = self._policy.phase
+        self._freeze(count)
+        if was == SEARCH and self._learn_file():
+            self._policy.phase = SEARCH
+            self._freeze(count)
+        self._snap()
+        # Training and rounded biases changed how well the file compresses: near the budget, weigh it.
+        if self._largest_file() > _WEIGHED * self._budget.value and self._learn_file():
+            if self._largest_file() > self._budget.value:
+                self._lower(1.0)
+                self._freeze(count)
+                self._snap()
+
+    def _freeze(self, count):
+        profiles.freeze(self._policy, self._costs, self._budget, count, self._seen)
+
+    def _lower(self, share):
+        """Settles anew, from the bits that are assigned, to a share of the budget."""
+        count, assigned = self._policy.profiles, self._assigned()
+        profiles.settle(self._policy, self._costs, self._budget, count, self._seen, assigned, share)
+
+    def _snap(self):
+        # Profiles share the biases but not the weight steps, so only one can be on its grid.
+        if self._policy.profiles == 1:
+            snap_biases(self._model.parts.body, self._model.precision())
+
+    def _learn_file(self):
+        """Makes the file to learn what it takes beside its weights; returns whether that is known."""
+        if not self._costs.in_bytes:
+            return False
+        parts, assigned = self._model.parts, self._assigned()[0]
+        found = parts.measure_file(self._model, Precision.of(parts, assigned))
+        if found is None:
+            return False
+        decided = self._policy.activation_count
+        self._costs.learn_file(found[self._costs.kind], assigned[decided:], assigned[:decided])
+        return True
+
+    def _largest_file(self):
+        """Bytes of the largest profile's file by the cost model; 0 where bytes are not counted."""
+        if not self._costs.in_bytes:
+            return 0.0
+        decided = self._policy.activation_count
+        return max(self._costs.of_file(row[decided:], row[:decided]) for row in self._assigned())
+
+    def _assigned(self):
+        """Bits `[profiles, P]`."""
+        return ops.convert_to_numpy(self._policy.assigned)[: self._policy.profiles]
