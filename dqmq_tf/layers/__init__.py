@@ -3,7 +3,8 @@
 from dqmq_tf.layers.activation import ActivationQuantizer
 from dqmq_tf.layers.encoder import QualityEncoder
 from dqmq_tf.layers.normalization import QualityAffine
-from dqmq_tf.layers.policy import BitWidthPolicy, Reorder
+from dqmq_tf.layers.policy import BitWidthPolicy
+from dqmq_tf.layers.reorder import Reorder
 from dqmq_tf.layers.wrapper import Constants, QuantizeWrapper
 
 __all__ = [

@@ -7,6 +7,9 @@ needs: the two candidates around the mean, the slope and the mean itself.
 
 from keras import ops
 
+from dqmq_tf import distributions
+from dqmq_tf.quantizers import trapezoid_slope
+
 EXECUTED, LOW, HIGH, SLOPE, MEAN = range(5)
 FIELDS = 5
 
@@ -32,3 +35,28 @@ def look_up(table, candidates, bit_widths):
         ops.expand_dims(bit_widths, -1), ops.convert_to_tensor(candidates, bit_widths.dtype)
     )
     return ops.matmul(ops.cast(hit, table.dtype), table)
+
+
+def drawn(means, sigma, grid, allowed, uniform):
+    """Draws bit-widths, with what the pathwise gradient needs to know of them.
+
+    Args:
+        means: `[B, P]`, of the discretised Gaussians.
+        sigma: `[P]`, their widths.
+        grid, allowed: Bit-widths `[K]`, and which of them each point may have, `[P, K]`.
+        uniform: Random numbers `[B, P]` in [0, 1).
+
+    Returns:
+        The fields before the mean, each `[B, P]` and without a gradient; the slope is 0 where the
+        draw is no neighbour of the mean.
+    """
+    log_p = distributions.log_probabilities(means, sigma, grid, allowed)
+    executed = ops.take(grid, distributions.draw(log_p, uniform))
+    low, high = distributions.neighbours(means, grid, allowed)
+    distance = (ops.square(means - high) - ops.square(means - low)) / (2 * ops.square(sigma))
+    probability = ops.sigmoid(ops.where(ops.equal(executed, low), distance, -distance))
+    is_neighbour = ops.equal(executed, low) | ops.equal(executed, high)
+    gap = high - low
+    slope = trapezoid_slope(probability, ops.maximum(gap, 1.0))
+    slope = ops.where(is_neighbour & (gap > 0), slope, 0.0)
+    return [ops.stop_gradient(x) for x in (executed, low, high, slope)]

@@ -7,8 +7,7 @@ from keras import ops
 from dqmq_tf import distributions
 from dqmq_tf.curvature import follow_curvature
 from dqmq_tf.layers.decider import BITS, rounded
-from dqmq_tf.layers.decision import FIELDS
-from dqmq_tf.quantizers import trapezoid_slope
+from dqmq_tf.layers.decision import FIELDS, SLOPE, drawn
 
 MAX_PROFILES = 4
 RESERVOIR = 1024
@@ -235,23 +234,13 @@ class BitWidthPolicy(keras.layers.Layer):
         means, allowed = means[:, which], self.allowed[which]
         if allowed.shape[0] == 0:
             return ops.zeros((ops.shape(means)[0], 0, FIELDS))
-        sigma = self.sigma()[which]
         fixed = ops.stop_gradient(means)
-        log_p = distributions.log_probabilities(fixed, sigma, self.grid, allowed)
         uniform = keras.random.uniform(ops.shape(means), seed=self.random)
-        executed = ops.take(self.grid, distributions.draw(log_p, uniform))
-        low, high = distributions.neighbours(fixed, self.grid, allowed)
-        distance = (ops.square(fixed - high) - ops.square(fixed - low)) / (2 * ops.square(sigma))
-        probability = ops.sigmoid(ops.where(ops.equal(executed, low), distance, -distance))
-        is_neighbour = ops.equal(executed, low) | ops.equal(executed, high)
-        gap = high - low
-        slope = trapezoid_slope(probability, ops.maximum(gap, 1.0))
-        slope = ops.where(is_neighbour & (gap > 0), slope, 0.0)
-        constants = [ops.stop_gradient(x) for x in (executed, low, high, slope)]
+        constants = drawn(fixed, self.sigma()[which], self.grid, allowed, uniform)
         carried = means if self.pathwise else fixed
         if self.curvature and self.quality_aware and z is not None:
             offset = (self.means(z) - self.mean)[:, which]
-            followed = follow_curvature(offset, ops.stop_gradient(slope), self.loss_scale.value)
+            followed = follow_curvature(offset, constants[SLOPE], self.loss_scale.value)
             carried = carried + followed - ops.stop_gradient(offset)
         return ops.stack([*constants, carried], axis=-1)
 
@@ -352,34 +341,6 @@ class BitWidthPolicy(keras.layers.Layer):
             "quality_aware": self.quality_aware,
             "seed": self.seed,
         }
-
-
-@keras.saving.register_keras_serializable(package="dqmq_tf")
-class Reorder(keras.layers.Layer):
-    """Puts a batch in the order of a permutation, or back; an empty permutation changes nothing.
-
-    Args:
-        inverse: Whether to put it back; `like` is then a tensor of as many samples as come out,
-            None where the permutation holds no sample twice.
-    """
-
-    def __init__(self, inverse=False, **kwargs):
-        super().__init__(**{**kwargs, "autocast": False})
-        self.inverse = inverse
-        self.supports_masking = True
-
-    def call(self, x, order, like=None):
-        if order.shape[0] == 0:
-            return x
-        if self.inverse:
-            order = ops.argsort(order if like is None else order[: ops.shape(like)[0]])
-        return ops.take(x, order, axis=0)
-
-    def compute_output_spec(self, x, order, like=None):
-        return keras.KerasTensor(x.shape, dtype=x.dtype)
-
-    def get_config(self):
-        return {**super().get_config(), "inverse": self.inverse}
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")

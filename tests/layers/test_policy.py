@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from dqmq_tf.layers import BitWidthPolicy, Reorder
+from dqmq_tf.layers import BitWidthPolicy
 from dqmq_tf.layers.decision import EXECUTED, FIELDS, HIGH, LOW, MEAN, SLOPE
 from dqmq_tf.layers.policy import FROZEN, RESERVOIR, SETTLED
 
@@ -392,14 +392,3 @@ def test_config_and_weights_go_around(tmp_path):
     copy = BitWidthPolicy.from_config(policy.get_config())
     assert (copy.activations, copy.weights_, copy.groups) == (ACTIVATIONS, WEIGHTS, 2)
     assert (copy.initial_sigma, copy.seed) == (0.5, 3)
-
-
-def test_reorder_and_its_inverse():
-    x = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
-    order = tf.constant([3, 0, 5, 1, 4, 2])
-    moved = Reorder()(x, order)
-    np.testing.assert_array_equal(moved, x[order.numpy()])
-    np.testing.assert_array_equal(Reorder(inverse=True)(moved, order), x)
-    none = tf.zeros((0,), tf.int32)
-    np.testing.assert_array_equal(Reorder()(x, none), x)
-    assert Reorder.from_config(Reorder(inverse=True).get_config()).inverse
