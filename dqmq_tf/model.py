@@ -18,6 +18,9 @@ from dqmq_tf.schedule import SearchSchedule
 from dqmq_tf.weighing import Scales
 
 _CALIBRATION_SAMPLES = 256
+# Bits by which a mean can move in a search in which all gradients agree. What does not agree moves it
+# too, at random: it starts near where it belongs for operations, but not for bytes.
+_REACH_OPERATIONS, _REACH_BYTES = 1.5, 6.0
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -266,7 +269,8 @@ class DQMQModel(keras.Model):
         self.policy.search_total.assign(float(total_steps))
         if self.config.policy_learning_rate is None:
             searched = total_steps * (self.config.settle - self.config.warmup)
-            self.policy_optimizer.learning_rate = float(np.clip(6.0 / searched, 0.002, 0.05))
+            reach = _REACH_BYTES if self.costs.in_bytes else _REACH_OPERATIONS
+            self.policy_optimizer.learning_rate = float(np.clip(reach / searched, 0.002, 0.05))
 
     def progress(self):
         """Returns the share of the training that is done, 0.5 where its length is unknown."""

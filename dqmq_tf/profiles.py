@@ -12,6 +12,8 @@ _BYTES_MARGIN = 0.99
 _MEAN_MARGIN = 0.998
 # Share of a network's weights that may differ between profiles, which one file holds together.
 _DISTINCT_WEIGHTS = 0.5
+# Bits that an activation starts with above the weights that it meets, at the same price.
+_ACTIVATIONS_AHEAD = 0.7
 
 
 def settle(policy, costs, budget, count, embeddings, assigned=None, share=_BYTES_MARGIN):
@@ -89,14 +91,18 @@ def starting_means(policy, costs, budget):
     The error of rounding falls to a quarter with each bit. As long as nothing else is known, all
     tensors matter alike, and then a bit-width is worth its cost where every point has half a bit
     more for each halving of the price of its bits (reverse water-filling; Cover and Thomas 2006,
-    "Elements of Information Theory", 10.3.3): a cheap layer has its bits nearly for nothing. Bytes
-    start from one bit-width: layers differ in size by more than a short search makes good.
+    "Elements of Information Theory", 10.3.3): a cheap layer has its bits nearly for nothing. Where
+    activations are decided too they start with more: training makes up for how a weight is rounded,
+    which is the same for every input, and cannot for an activation. (LSQ at 2-bit weights and 3-bit
+    activations is ahead of 3 and 2 by 0.9 points on ResNet-8, at the same operations.) Bytes start
+    from one bit-width: layers differ in size by more than a short search makes good.
     """
     candidates = policy.activations + policy.weights_
     low, high = ([end(c) for c in candidates] for end in (min, max))
     decided = policy.activation_count
     prices = np.ones(policy.point_count) if costs.in_bytes else costs.prices()
     ahead = -0.5 * np.log2(np.maximum(prices / prices.max(), 1e-4))
+    ahead[:decided] += _ACTIVATIONS_AHEAD
 
     def means(level):
         return np.clip(level + ahead, low, high)

@@ -140,9 +140,13 @@ def test_starting_means_cost_the_budget(kind, decided, share):
 def test_starting_means_give_half_a_bit_more_for_half_the_price():
     policy, costs = network("mean_bit_width", decided=True)
     start = profiles.starting_means(policy, costs, Budget(mean_bit_width=4.0))
-    prices = costs.prices()
-    np.testing.assert_allclose(start + 0.5 * np.log2(prices), (start + 0.5 * np.log2(prices))[0])
+    level = start + 0.5 * np.log2(costs.prices())
+    activations, weights = np.split(level, [policy.activation_count])
+    np.testing.assert_allclose(activations, activations[0])
+    np.testing.assert_allclose(weights, weights[0])
     assert start.std() > 0.1
+    # At the same price an activation, whose rounding no training makes up for, gets more.
+    assert 0.3 < activations[0] - weights[0] < 1.0
 
 
 def test_the_smallest_cost_is_that_of_the_fewest_bits():

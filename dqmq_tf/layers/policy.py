@@ -140,7 +140,8 @@ class BitWidthPolicy(keras.layers.Layer):
         self.reservoir_fill = state("reservoir_fill", (), aggregation="only_first_replica")
 
     def call(self, z, training=False):
-        if training and self.phase != FROZEN:
+        # Settled bits hang on what is seen only where they follow each sample.
+        if training and (self.phase == SEARCH or self.per == "sample"):
             self._remember(z)
         if self.phase != SEARCH:
             return self._assigned_decision(z)
