@@ -55,7 +55,7 @@ class Scales:
             return
         self._model.measure_cost()
         self._learn_file()
-        if self._largest_file() > share * self._budget.value:
+        if self.largest_file() > share * self._budget.value:
             self._lower(share)
 
     def freeze(self, count):
@@ -72,8 +72,8 @@ class Scales:
             self._freeze(count)
         self._snap()
         # Training and rounded biases changed how well the file compresses: near the budget, weigh it.
-        if self._largest_file() > _WEIGHED * self._budget.value and self._learn_file():
-            if self._largest_file() > self._budget.value:
+        if self.largest_file() > _WEIGHED * self._budget.value and self._learn_file():
+            if self.largest_file() > self._budget.value:
                 self._lower(1.0)
                 self._freeze(count)
                 self._snap()
@@ -103,7 +103,7 @@ class Scales:
         self._costs.learn_file(found[self._costs.kind], assigned[decided:], assigned[:decided])
         return True
 
-    def _largest_file(self):
+    def largest_file(self):
         """Bytes of the largest profile's file by the cost model; 0 where bytes are not counted."""
         if not self._costs.in_bytes:
             return 0.0

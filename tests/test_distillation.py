@@ -69,7 +69,9 @@ def test_a_quantized_model_learns_from_it(digits):
     model = classifier()
     model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
     model.fit(data.repeat(), epochs=1, steps_per_epoch=60, verbose=0)
-    qmodel = dqmq_tf.quantize_model(model, target="simulation")
+    # With bits enough: four filters of 2 bits, which this budget excludes, learn too little.
+    budget = dqmq_tf.Budget(mean_bit_width=6.5)
+    qmodel = dqmq_tf.quantize_model(model, target="simulation", budget=budget)
     qmodel.compile(keras.optimizers.Adam(0.01), "categorical_crossentropy")
     dataset = dqmq_tf.distilled(data, model, share=1.0)
     qmodel.fit(dataset, epochs=20, verbose=0)

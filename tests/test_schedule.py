@@ -25,7 +25,7 @@ class Drift(keras.callbacks.Callback):
         if not self.bytes:
             policy.assigned.assign(np.minimum(policy.assigned.numpy() + 1, 8))
         self.model.measure_cost()
-        self.bytes.append(self.model._largest_file())
+        self.bytes.append(self.model._scales(None).largest_file())
         self.bits.append(policy.assigned.numpy()[0])
 
 
