@@ -1,7 +1,5 @@
 """`DQMQModel`: a Keras model that learns its bit-widths while it learns its task."""
 
-import dataclasses
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -18,39 +16,6 @@ from dqmq_tf.schedule import SearchSchedule
 from dqmq_tf.weighing import Scales
 
 _CALIBRATION_SAMPLES = 256
-# Bits by which a mean can move in a search in which all gradients agree. What does not agree moves it
-# too, at random: it starts near where it belongs for operations, but not for bytes.
-_REACH_OPERATIONS, _REACH_BYTES = 1.5, 6.0
-
-
-@dataclasses.dataclass(kw_only=True)
-class Parts:
-    """What a `DQMQModel` is made of, beside its graph; views on its layers, not tracked by Keras.
-
-    Attributes:
-        body: The float model whose variables the quantized graph uses.
-        instrumented: The same graph with the decision among its outputs.
-        encoder, policy: The layers that decide.
-        quantizers: The `ActivationQuantizer` of each activation point.
-        wrappers: `{site: QuantizeWrapper}`.
-        costs, target, budget, config: See `quantize_model`.
-        bit_ops: By which encoder and normalization were measured out.
-        measure_file: `measure_file(model, precision)` gives the bytes of the file by kind of budget,
-            or None (see `dqmq_tf.export.convert.measure`).
-    """
-
-    body: keras.Model
-    instrumented: keras.Model
-    encoder: keras.layers.Layer
-    policy: keras.layers.Layer
-    quantizers: list
-    wrappers: dict
-    costs: object
-    target: object
-    budget: Budget
-    config: DQMQConfig
-    bit_ops: float
-    measure_file: object
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -268,9 +233,7 @@ class DQMQModel(keras.Model):
         self.policy.search_step.assign(0.0)
         self.policy.search_total.assign(float(total_steps))
         if self.config.policy_learning_rate is None:
-            searched = total_steps * (self.config.settle - self.config.warmup)
-            reach = _REACH_BYTES if self.costs.in_bytes else _REACH_OPERATIONS
-            self.policy_optimizer.learning_rate = float(np.clip(reach / searched, 0.002, 0.05))
+            self.policy_optimizer.learning_rate = self._search.rate(total_steps)
 
     def progress(self):
         """Returns the share of the training that is done, 0.5 where its length is unknown."""

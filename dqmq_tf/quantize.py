@@ -16,7 +16,8 @@ from dqmq_tf.layers import (
     QuantizeWrapper,
     Reorder,
 )
-from dqmq_tf.model import DQMQModel, Parts
+from dqmq_tf.model import DQMQModel
+from dqmq_tf.parts import Parts
 from dqmq_tf.rebuild import new_inputs, single, structured
 
 _DEFAULT_MEAN_BITS = 4.0

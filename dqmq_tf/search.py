@@ -1,9 +1,14 @@
 """One step of the policy's search: the terms beside the task loss, and what moves with them."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from dqmq_tf import distributions, objective
+
+# Bits by which a mean can move in a search in which all gradients agree. What does not agree moves it
+# too, at random: it starts near where it belongs for operations, but not for bytes.
+_REACH_OPERATIONS, _REACH_BYTES = 1.5, 6.0
 
 
 class PolicySearch:
@@ -23,6 +28,12 @@ class PolicySearch:
         """Returns the share of the training that is done; 0.5 where its length is unknown."""
         step, total = self.policy.search_step, self.policy.search_total
         return ops.where(total > 0, step / ops.maximum(total, 1.0), 0.5)
+
+    def rate(self, total_steps):
+        """Returns the learning rate that suits the policy to a training of so many steps."""
+        searched = total_steps * (self.config.settle - self.config.warmup)
+        reach = _REACH_BYTES if self.costs.in_bytes else _REACH_OPERATIONS
+        return float(np.clip(reach / searched, 0.002, 0.05))
 
     def terms(self, result, losses):
         """Returns `{name: scalar}` of the terms that are on, in the order of `objective`.

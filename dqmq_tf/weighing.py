@@ -24,7 +24,7 @@ class Scales:
 
     Args:
         model: The model.
-        seen: Quality embeddings `[N, d]` to keep the budget on.
+        seen: Quality embeddings `[N, d]` to keep the budget on; not used to weigh.
     """
 
     def __init__(self, model, seen):
@@ -104,7 +104,7 @@ class Scales:
         return True
 
     def largest_file(self):
-        """Bytes of the largest profile's file by the cost model; 0 where bytes are not counted."""
+        """Returns the bytes of the largest profile's file by the cost model; 0 where bytes are not counted."""
         if not self._costs.in_bytes:
             return 0.0
         decided = self._policy.activation_count

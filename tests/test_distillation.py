@@ -69,7 +69,7 @@ def test_a_quantized_model_learns_from_it(digits):
     model = classifier()
     model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
     model.fit(data.repeat(), epochs=1, steps_per_epoch=60, verbose=0)
-    # With bits enough: four filters of 2 bits, which this budget excludes, learn too little.
+    # With bits enough: four filters learn too little at 2 bits.
     budget = dqmq_tf.Budget(mean_bit_width=6.5)
     qmodel = dqmq_tf.quantize_model(model, target="simulation", budget=budget)
     qmodel.compile(keras.optimizers.Adam(0.01), "categorical_crossentropy")

@@ -312,16 +312,17 @@ class TestWaysToTrain:
 
     def test_arrays_sample_weights_and_jit(self):
         # XLA compiles the whole step twice: a layer of each kind will do.
-        x = inputs = keras.Input((16, 16, 3))
-        for layer in (
-            keras.layers.Conv2D(4, 3, strides=2),
-            keras.layers.BatchNormalization(),
-            keras.layers.ReLU(),
-            keras.layers.GlobalAveragePooling2D(),
-            keras.layers.Dense(10, activation="softmax"),
-        ):
-            x = layer(x)
-        qmodel = dqmq_tf.quantize_model(keras.Model(inputs, x), target="simulation")
+        small = keras.Sequential(
+            [
+                keras.Input((16, 16, 3)),
+                keras.layers.Conv2D(4, 3, strides=2),
+                keras.layers.BatchNormalization(),
+                keras.layers.ReLU(),
+                keras.layers.GlobalAveragePooling2D(),
+                keras.layers.Dense(10, activation="softmax"),
+            ]
+        )
+        qmodel = dqmq_tf.quantize_model(small, target="simulation")
         qmodel.compile("adam", "sparse_categorical_crossentropy", jit_compile=True)
         weights = np.linspace(0, 1, 33)
         history = qmodel.fit(

@@ -5,6 +5,7 @@ import numpy as np
 from small_networks import compiled, network
 
 import dqmq_tf
+from dqmq_tf.weighing import Scales
 
 _BUDGET = 6_500
 _IMAGES = np.random.default_rng(0).random((64, 16, 16, 3)).astype("float32")
@@ -25,7 +26,7 @@ class Drift(keras.callbacks.Callback):
         if not self.bytes:
             policy.assigned.assign(np.minimum(policy.assigned.numpy() + 1, 8))
         self.model.measure_cost()
-        self.bytes.append(self.model._scales(None).largest_file())
+        self.bytes.append(Scales(self.model, None).largest_file())
         self.bits.append(policy.assigned.numpy()[0])
 
 
