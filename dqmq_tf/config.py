@@ -114,10 +114,9 @@ class DQMQConfig:
         quality_normalization: Whether the scale and shift of batch normalizations depend on the
             quality as well; where there are files, which hold one normalization, they do not.
         embedding_size: Length of the quality embedding.
-        weight_groups: Groups of samples of like quality, 1 to 4, that draw weight bits of their
-            own while the policy is searching.
-        profiles: Precision profiles, 1 to 4, that the weights settle to before the last
-            fine-tuning; `DQMQModel.freeze` takes as many by default.
+        profiles: Precision profiles, 1 to 4: weights have bits of their own in each. Groups of
+            samples of like quality draw them in the search, and the last fine-tuning is at them;
+            `DQMQModel.freeze` takes as many by default.
         warmup, settle: Shares of the training at which the policy begins to move, and at which the
             bits are fixed for the last fine-tuning.
         initial_sigma, final_sigma: Width of the bit-width distributions, in bits, at the start
@@ -135,7 +134,6 @@ class DQMQConfig:
     quality_aware: bool = True
     quality_normalization: bool = True
     embedding_size: int = 8
-    weight_groups: int = 2
     profiles: int = 1
     warmup: float = 0.1
     settle: float = 0.6
@@ -150,9 +148,7 @@ class DQMQConfig:
         object.__setattr__(self, "rules", tuple(self.rules))
         for rule in self.rules:
             _check(isinstance(rule, LayerRule), "rules", rule, "give dqmq_tf.LayerRule objects")
-        for name in ("weight_groups", "profiles"):
-            value = getattr(self, name)
-            _check(value in (1, 2, 3, 4), name, value, "give 1, 2, 3 or 4")
+        _check(self.profiles in (1, 2, 3, 4), "profiles", self.profiles, "give 1, 2, 3 or 4")
         aware = self.quality_aware or self.profiles == 1
         _check(aware, "profiles", self.profiles, "bits that ignore quality have one profile")
         _check(self.embedding_size >= 1, "embedding_size", self.embedding_size, "give at least 1")

@@ -127,7 +127,7 @@ class _Assembly:
         self.policy = BitWidthPolicy(
             activations=[costs.activations[i].bit_widths for i in costs.decided],
             weights=[point.bit_widths for point in costs.weights],
-            groups=1 if masks or not config.quality_aware else config.weight_groups,
+            groups=1 if masks else config.profiles,
             initial_sigma=config.initial_sigma,
             quality_aware=config.quality_aware,
             seed=config.seed,

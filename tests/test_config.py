@@ -75,9 +75,8 @@ def test_a_layer_without_a_rule_may_have_a_name_that_is_no_regular_expression():
 @pytest.mark.parametrize(
     "argument,value",
     [
-        ("weight_groups", 0),
-        ("weight_groups", 5),
         ("profiles", 0),
+        ("profiles", 5),
         ("embedding_size", 0),
         ("warmup", -0.1),
         ("warmup", 0.7),
@@ -96,7 +95,7 @@ def test_config_goes_through_json():
     config = DQMQConfig(
         rules=[LayerRule(pattern="a", weight_bits=(2, 8)), LayerRule(pattern="b", quantize=False)],
         terms=Terms(pathwise=False),
-        weight_groups=3,
+        profiles=3,
         policy_learning_rate=0.01,
         seed=4,
     )

@@ -81,7 +81,7 @@ def fixed(model, bits, target, seed):
         seed: Of the configuration.
     """
     config = dqmq_tf.DQMQConfig(
-        rules=rules(bits), quality_aware=False, weight_groups=1, warmup=0.0, settle=0.01, seed=seed
+        rules=rules(bits), quality_aware=False, warmup=0.0, settle=0.01, seed=seed
     )
     # Any budget that the bits keep: there is but one way.
     budget = dqmq_tf.Budget(bit_ops=1e18)

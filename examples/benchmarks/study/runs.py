@@ -171,7 +171,6 @@ def _network(bench, run, model, data):
     if run.method in ("static", "dqmq"):
         config = dqmq_tf.DQMQConfig(
             quality_aware=run.method == "dqmq",
-            weight_groups=1,
             quality_normalization=run.ablation != "no_normalization",
             terms=_terms(run.ablation),
             seed=run.seed,
