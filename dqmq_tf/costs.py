@@ -127,11 +127,11 @@ class CostModel:
         return float(self.finish(self.bit_ops(weight_bits, activation_bits)))
 
     def prices(self):
-        """Returns by what a bit more raises the bit operations, up to a factor: `[P]`.
-
-        Activations come first.
-        """
+        """Returns by what a bit more raises the cost, up to a factor: `[P]`, activations first."""
         decided = len(self.decided)
+        if self.in_bytes:
+            sizes = [np.prod(point.shape) for point in self.weights]
+            return np.concatenate([np.zeros(decided), np.array(sizes, "float64")])
         read = [self.macs[self.input_column == column].sum() for column in range(decided)]
         return np.concatenate([read, self.macs])
 

@@ -86,13 +86,14 @@ class DQMQModel(keras.Model):
     # Training.
 
     def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, *args, **kwargs):
-        """Compiles like any Keras model; the policy gets an Adam of its own beside `optimizer`."""
+        """Compiles like any Keras model; what sees the quality gets optimizers of its own."""
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
         self._loss_weights = loss_weights
-        self.policy_optimizer = search.policy_optimizer(self.config.policy_learning_rate or 0.01)
-        self.policy_optimizer.build(self.policy.trainable_variables)
-        if self.optimizer is not None:
-            self.optimizer.build(self._network_variables())
+        self.policy_optimizer, self.encoder_optimizer = search.optimizer(), search.optimizer()
+        search.set_rate(self, self.config.policy_learning_rate or 0.01)
+        for optimizer, variables in self._shares():
+            if optimizer is not None:
+                optimizer.build(variables)
 
     def get_compile_config(self):
         # Keras records the arguments of `compile` itself; our override only adds to it.
@@ -156,7 +157,8 @@ class DQMQModel(keras.Model):
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         searching = self.policy.phase == SEARCH
-        network, deciders = self._network_variables(), self.policy.trainable_variables
+        shares = self._shares()
+        trained = [v for _, variables in shares for v in variables]
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         terms, expected = {}, None
         scale = self.optimizer.scale_loss(ops.ones(()))
@@ -180,17 +182,18 @@ class DQMQModel(keras.Model):
                 total = total + sum(terms.values()) / replicas
             total = total * scale
         decided = [result["activations"], result["weights"]]
-        gradients = tape.gradient(total, network + deciders + decided)
-        to_network, to_policy = gradients[: len(network)], gradients[len(network) : -2]
-        if not self.config.terms.supervised:
-            to_network = [None if g is None else ops.zeros_like(g) for g in to_network]
-        # Once the bits are settled the encoder has no gradient: Keras would warn at each trace.
-        pairs = [(g, v) for g, v in zip(to_network, network) if g is not None]
-        self.optimizer.apply_gradients(pairs)
+        gradients = tape.gradient(total, trained + decided)
+        found = self._search.gated(zip(gradients, trained))
+        for optimizer, variables in shares:
+            # With terms switched off, or settled bits, some variables, or all, have no gradient.
+            pairs = [(found[id(v)], v) for v in variables if id(v) in found]
+            if optimizer is not self.optimizer:
+                pairs = [(g / scale, v) for g, v in pairs]
+            if pairs:
+                optimizer.apply_gradients(pairs)
         logs = self._logs(x, y, result["outputs"], sample_weight, loss * replicas)
         if searching:
-            to_policy = [None if g is None else g / scale for g in to_policy]
-            self._search.update(self.policy_optimizer, to_policy, deciders, x)
+            self._search.advance()
             self.encoder.adapt(keras.tree.flatten(x)[0])
             pulls = [ops.sum(ops.abs(g[..., -1])) for g in gradients[-2:] if g is not None]
             logs |= {**terms, "pathwise": sum(pulls, ops.zeros(())) / scale, "cost": expected}
@@ -217,10 +220,21 @@ class DQMQModel(keras.Model):
                 metric.update_state(loss, sample_weight=batch)
         return dict(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
 
-    def _network_variables(self):
-        """What the user's optimizer moves: all but the policy."""
-        deciders = {id(variable) for variable in self.policy.trainable_variables}
-        return [v for v in self.trainable_variables if id(v) not in deciders]
+    def _shares(self):
+        """`(optimizer, variables)` of all that is trained.
+
+        The rate that suits what sees the quality does not hang on what suits the network.
+        """
+        readers = [self.policy, *self.parts.affines]
+        readers = [v for layer in readers for v in layer.trainable_variables]
+        encoder = self.encoder.trainable_variables
+        apart = {id(variable) for variable in readers + encoder}
+        network = [v for v in self.trainable_variables if id(v) not in apart]
+        return [
+            (self.optimizer, network),
+            (self.policy_optimizer, readers),
+            (self.encoder_optimizer, encoder),
+        ]
 
     # Phases.
 
@@ -232,8 +246,17 @@ class DQMQModel(keras.Model):
         """Starts the clock of the search: how many training steps `fit` will take in all."""
         self.policy.search_step.assign(0.0)
         self.policy.search_total.assign(float(total_steps))
-        if self.config.policy_learning_rate is None:
-            self.policy_optimizer.learning_rate = self._search.rate(total_steps)
+        self.set_policy_rate(total_steps)
+
+    def set_policy_rate(self, total_steps, faded=0.0):
+        """Sets the rates of what sees the quality.
+
+        Args:
+            total_steps: Steps of this `fit`.
+            faded: Share by which it has fallen in the fine-tuning at settled bits.
+        """
+        rate = self.config.policy_learning_rate or self._search.rate(total_steps)
+        search.set_rate(self, rate * (1.0 - faded))
 
     def progress(self):
         """Returns the share of the training that is done, 0.5 where its length is unknown."""

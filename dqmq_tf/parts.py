@@ -15,6 +15,7 @@ class Parts:
         body: The float model whose variables the quantized graph uses.
         instrumented: The same graph with the decision among its outputs.
         encoder, policy: The layers that decide.
+        affines: The `QualityAffine`s.
         quantizers: The `ActivationQuantizer` of each activation point.
         wrappers: `{site: QuantizeWrapper}`.
         costs, target, budget, config: See `quantize_model`.
@@ -27,6 +28,7 @@ class Parts:
     instrumented: keras.Model
     encoder: keras.layers.Layer
     policy: keras.layers.Layer
+    affines: list
     quantizers: list
     wrappers: dict
     costs: object

@@ -94,13 +94,12 @@ def starting_means(policy, costs, budget):
     "Elements of Information Theory", 10.3.3): a cheap layer has its bits nearly for nothing. Where
     activations are decided too they start with more: training makes up for how a weight is rounded,
     which is the same for every input, and cannot for an activation. (LSQ at 2-bit weights and 3-bit
-    activations is ahead of 3 and 2 by 0.9 points on ResNet-8, at the same operations.) For bytes all
-    weights start from one bit-width: layers differ in size by more than a short search makes good.
+    activations is ahead of 3 and 2 by 0.9 points on ResNet-8, at the same operations.)
     """
     candidates = policy.activations + policy.weights_
     low, high = ([end(c) for c in candidates] for end in (min, max))
     decided = policy.activation_count
-    prices = np.ones(policy.point_count) if costs.in_bytes else costs.prices()
+    prices = costs.prices()
     ahead = -0.5 * np.log2(np.maximum(prices / prices.max(), 1e-4))
     ahead[:decided] += _ACTIVATIONS_AHEAD
 

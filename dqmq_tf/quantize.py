@@ -97,6 +97,7 @@ def build(model, target, budget, config, bit_ops=None):
         instrumented=keras.Model(inputs, result),
         encoder=assembly.encoder,
         policy=assembly.policy,
+        affines=assembly.affines,
         quantizers=assembly.quantizers,
         wrappers=assembly.wrappers,
         costs=costs,
@@ -167,10 +168,15 @@ class _Assembly:
                 }
             )
 
+    @property
+    def affines(self):
+        """The `QualityAffine`s that were made."""
+        return [layer for layer in self._affines.values() if layer]
+
     def bit_operations(self, input_shape):
         """Returns the bit operations per input of encoder, policy and normalization."""
         policy = self.policy.bit_operations(self.encoder.size, self._profiles)
-        shapes = [layer.scale_direction.shape for layer in self._affines.values() if layer]
+        shapes = [layer.scale_direction.shape for layer in self.affines]
         normalization = sum(QualityAffine.bit_operations(*shape) for shape in shapes)
         return self.encoder.bit_operations(input_shape) + policy + normalization
 

@@ -25,15 +25,17 @@ class SearchSchedule(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         total = (self.steps or 0) * (self.params["epochs"] or 1)
         searching = self.model.policy.phase == SEARCH
-        if searching and self.steps:
+        if self.steps and searching:
             self.model.begin_search(total)
+        elif self.steps:
+            self.model.set_policy_rate(total)
         # Half-way through the fine-tuning, so that what has to lose a bit is still trained at it;
         # operations as soon as all that is remembered was seen by the encoder as it stays.
-        settled_at = self.settle * total if searching else 0.0
-        later = (total - settled_at) / 2
+        self.total, self.settled_at = total, self.settle * total if searching else 0.0
+        later = (total - self.settled_at) / 2
         if not self.model.costs.in_bytes:
             later = min(later, RESERVOIR // REMEMBERED)
-        self.weigh_at = settled_at + later if self.steps else None
+        self.weigh_at = self.settled_at + later if self.steps else None
 
     def on_epoch_begin(self, epoch, logs=None):
         self.begun = epoch * (self.steps or 0)
@@ -44,10 +46,15 @@ class SearchSchedule(keras.callbacks.Callback):
             self.model.settle()
 
     def on_train_batch_begin(self, batch, logs=None):
-        if self.steps and self.model.policy.phase == SEARCH:
+        if not self.steps:
+            return
+        if self.model.policy.phase == SEARCH:
             if self.model.progress() >= self.settle:
                 self.model.settle()
-        elif self.weigh_at is not None and self.begun + batch >= self.weigh_at:
+            return
+        faded = (self.begun + batch - self.settled_at) / (self.total - self.settled_at)
+        self.model.set_policy_rate(self.total, min(max(faded, 0.0), 1.0))
+        if self.weigh_at is not None and self.begun + batch >= self.weigh_at:
             self.model.keep_budget(_DRIFT)
             self.weigh_at = None
 

@@ -7,8 +7,9 @@ from keras import ops
 from dqmq_tf import distributions, objective
 
 # Bits by which a mean can move in a search in which all gradients agree. What does not agree moves it
-# too, at random: it starts near where it belongs for operations, but not for bytes.
-_REACH_OPERATIONS, _REACH_BYTES = 1.5, 6.0
+# too, at random, and it starts near where it belongs.
+_REACH = 1.5
+_ENCODER_PACE = 0.2
 
 
 class PolicySearch:
@@ -32,8 +33,7 @@ class PolicySearch:
     def rate(self, total_steps):
         """Returns the learning rate that suits the policy to a training of so many steps."""
         searched = total_steps * (self.config.settle - self.config.warmup)
-        reach = _REACH_BYTES if self.costs.in_bytes else _REACH_OPERATIONS
-        return float(np.clip(reach / searched, 0.002, 0.05))
+        return float(np.clip(_REACH / searched, 0.002, 0.05))
 
     def terms(self, result, losses):
         """Returns `{name: scalar}` of the terms that are on, in the order of `objective`.
@@ -90,8 +90,23 @@ class PolicySearch:
             self.policy.byte_table.value,
         )
 
-    def update(self, optimizer, gradients, variables, x):
-        """Moves the policy, once the warm-up is over, and the schedule by one step."""
+    def gated(self, pairs):
+        """Returns `{id of variable: gradient}` of the pairs that have one.
+
+        The policy waits for the end of the warm-up, and all else for the supervised term.
+        """
+        started = ops.cast(self.progress() >= self.config.warmup, "float32")
+        policy = {id(variable) for variable in self.policy.trainable_variables}
+        found = {id(variable): g for g, variable in pairs if g is not None}
+        for key, gradient in found.items():
+            if key in policy:
+                found[key] = gradient * started
+            elif not self.config.terms.supervised:
+                found[key] = ops.zeros_like(gradient)
+        return found
+
+    def advance(self):
+        """Moves the schedule of the search by one step."""
         policy, config = self.policy, self.config
         policy.search_step.assign(policy.search_step + 1.0)
         progress = self.progress()
@@ -100,11 +115,6 @@ class PolicySearch:
             1.0 - config.final_sigma / config.initial_sigma
         )
         policy.temperature.assign(narrowed)
-        active = ops.cast(progress >= config.warmup, "float32")
-        # With terms switched off some variables, or all, have no gradient.
-        pairs = [(g * active, v) for g, v in zip(gradients, variables) if g is not None]
-        if pairs:
-            optimizer.apply_gradients(pairs)
 
 
 def mean_bits(result, costs):
@@ -128,6 +138,15 @@ def _log_p_of(log_p, decision, grid):
     return ops.sum(ops.where(hit > 0, log_p, 0.0), axis=(1, 2))
 
 
-def policy_optimizer(rate):
-    """Returns the policy's own optimizer: bits need other steps than weights do."""
-    return keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.99)
+def optimizer():
+    """Returns an optimizer for what sees the quality."""
+    return keras.optimizers.Adam(beta_1=0.9, beta_2=0.99)
+
+
+def set_rate(model, rate):
+    """Sets the learning rate of policy and normalization, and by it the encoder's.
+
+    Both read what the encoder makes, and follow it: it moves slowly.
+    """
+    model.policy_optimizer.learning_rate = rate
+    model.encoder_optimizer.learning_rate = _ENCODER_PACE * rate

@@ -149,6 +149,17 @@ def test_starting_means_give_half_a_bit_more_for_half_the_price():
     assert 0.3 < activations[0] - weights[0] < 1.0
 
 
+def test_starting_means_of_a_file_give_large_layers_fewer_bits():
+    policy, costs = network("download_bytes", decided=False)
+    lowest, highest = (costs.exact([b] * 3, []) for b in (2, 8))
+    start = profiles.starting_means(policy, costs, Budget(download_bytes=(lowest + highest) / 2))
+    sizes = [np.prod(point.shape) for point in costs.weights]
+    inside = (2.01 < start) & (start < 7.99)
+    level = (start + 0.5 * np.log2(sizes))[inside]
+    np.testing.assert_allclose(level, level[0])
+    assert (np.argsort(start) == np.argsort(sizes)[::-1]).all() and inside.sum() >= 2
+
+
 def test_the_smallest_cost_is_that_of_the_fewest_bits():
     policy, costs = network("mean_bit_width", decided=True)
     assert profiles.smallest_cost(policy, costs) == pytest.approx(2.0)

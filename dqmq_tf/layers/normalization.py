@@ -5,9 +5,6 @@ from keras import ops
 
 from dqmq_tf.layers.decider import BITS, rounded
 
-# Adam moves a weight by its rate a step, and so the scale by this many times as much: within a
-# short fine-tuning the normalization has to follow qualities that are far apart.
-_PACE = 5.0
 _LARGEST = 1.5
 
 
@@ -47,7 +44,7 @@ class QualityAffine(keras.layers.Layer):
         shape = [1] * len(x.shape)
         shape[0], shape[self.axis] = -1, x.shape[self.axis]
         scale, shift = (
-            ops.matmul(z, _PACE * rounded(u)) for u in (self.scale_direction, self.shift_direction)
+            ops.matmul(z, rounded(u)) for u in (self.scale_direction, self.shift_direction)
         )
         scale = ops.exp(ops.clip(scale, -_LARGEST, _LARGEST))
         scale, shift = (ops.cast(ops.reshape(v, shape), x.dtype) for v in (scale, shift))

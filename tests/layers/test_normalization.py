@@ -31,7 +31,7 @@ def test_it_starts_as_the_identity():
 
 
 def test_each_sample_and_channel_gets_its_own_scale_and_shift():
-    layer = made(0.1)
+    layer = made(0.5)
     x, z = tensors()
     y = ops.convert_to_numpy(layer(x, z))
     zeros = ops.convert_to_numpy(layer(np.zeros_like(x), z))
@@ -42,20 +42,20 @@ def test_each_sample_and_channel_gets_its_own_scale_and_shift():
 
 
 def test_a_sample_does_not_depend_on_the_others():
-    layer = made(0.1)
+    layer = made(0.5)
     x, z = tensors()
     np.testing.assert_allclose(layer(x, z)[2:3], layer(x[2:3], z[2:3]), atol=1e-6)
 
 
 def test_scales_stay_within_bounds_whatever_the_directions():
-    layer = made(50.0)
+    layer = made(250.0)
     x, z = tensors()
     scale = ops.convert_to_numpy(layer(x, z) - layer(np.zeros_like(x), z)) / x
     assert np.abs(np.log(scale)).max() < 1.51
 
 
 def test_directions_are_of_eight_bits():
-    layer = made(0.1)
+    layer = made(0.5)
     x, z = tensors()
     before = ops.convert_to_numpy(layer(x, z))
     for u in (layer.scale_direction, layer.shift_direction):
@@ -75,7 +75,7 @@ def test_channels_may_be_on_any_axis(axis):
 def test_gradients_reach_directions_and_embedding():
     import tensorflow as tf
 
-    layer = made(0.1)
+    layer = made(0.5)
     x, z = map(tf.constant, tensors())
     with tf.GradientTape() as tape:
         tape.watch(z)
@@ -87,7 +87,7 @@ def test_gradients_reach_directions_and_embedding():
 def test_config_goes_around(tmp_path):
     x, z = tensors()
     inputs = [keras.Input(x.shape[1:]), keras.Input(z.shape[1:])]
-    model = keras.Model(inputs, made(0.1)(*inputs))
+    model = keras.Model(inputs, made(0.5)(*inputs))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(model([x, z]), loaded([x, z]))
