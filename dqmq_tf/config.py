@@ -121,7 +121,8 @@ class DQMQConfig:
             bits are fixed for the last fine-tuning.
         initial_sigma, final_sigma: Width of the bit-width distributions, in bits, at the start
             and at the end of the search.
-        policy_learning_rate: Of the policy's own Adam; None suits it to the length of training.
+        policy_learning_rate: Of the Adam that moves policy and quality normalization, and five
+            times the encoder's; None suits it to the length of training.
         score_coefficient, entropy_coefficient: Weights of these terms.
         seed: Of the draws and of the encoder's and the policy's first weights.
 

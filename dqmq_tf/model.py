@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from dqmq_tf import feeding, objective, search, targets
+from dqmq_tf import feeding, objective, optimizers, search, targets
 from dqmq_tf import profiles as allot
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.decisions import DecisionTable
@@ -89,11 +89,7 @@ class DQMQModel(keras.Model):
         """Compiles like any Keras model; what sees the quality gets optimizers of its own."""
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
         self._loss_weights = loss_weights
-        self.policy_optimizer, self.encoder_optimizer = search.optimizer(), search.optimizer()
-        search.set_rate(self, self.config.policy_learning_rate or 0.01)
-        for optimizer, variables in self._shares():
-            if optimizer is not None:
-                optimizer.build(variables)
+        optimizers.compile_own(self)
 
     def get_compile_config(self):
         # Keras records the arguments of `compile` itself; our override only adds to it.
@@ -157,8 +153,7 @@ class DQMQModel(keras.Model):
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         searching = self.policy.phase == SEARCH
-        shares = self._shares()
-        trained = [v for _, variables in shares for v in variables]
+        trained = self.trainable_variables
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         terms, expected = {}, None
         scale = self.optimizer.scale_loss(ops.ones(()))
@@ -183,14 +178,7 @@ class DQMQModel(keras.Model):
             total = total * scale
         decided = [result["activations"], result["weights"]]
         gradients = tape.gradient(total, trained + decided)
-        found = self._search.gated(zip(gradients, trained))
-        for optimizer, variables in shares:
-            # With terms switched off, or settled bits, some variables, or all, have no gradient.
-            pairs = [(found[id(v)], v) for v in variables if id(v) in found]
-            if optimizer is not self.optimizer:
-                pairs = [(g / scale, v) for g, v in pairs]
-            if pairs:
-                optimizer.apply_gradients(pairs)
+        optimizers.apply(self, self._search.gated(zip(gradients, trained)), scale)
         logs = self._logs(x, y, result["outputs"], sample_weight, loss * replicas)
         if searching:
             self._search.advance()
@@ -220,22 +208,6 @@ class DQMQModel(keras.Model):
                 metric.update_state(loss, sample_weight=batch)
         return dict(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
 
-    def _shares(self):
-        """`(optimizer, variables)` of all that is trained.
-
-        The rate that suits what sees the quality does not hang on what suits the network.
-        """
-        readers = [self.policy, *self.parts.affines]
-        readers = [v for layer in readers for v in layer.trainable_variables]
-        encoder = self.encoder.trainable_variables
-        apart = {id(variable) for variable in readers + encoder}
-        network = [v for v in self.trainable_variables if id(v) not in apart]
-        return [
-            (self.optimizer, network),
-            (self.policy_optimizer, readers),
-            (self.encoder_optimizer, encoder),
-        ]
-
     # Phases.
 
     def start_at_budget(self):
@@ -256,7 +228,7 @@ class DQMQModel(keras.Model):
             faded: Share by which it has fallen in the fine-tuning at settled bits.
         """
         rate = self.config.policy_learning_rate or self._search.rate(total_steps)
-        search.set_rate(self, rate * (1.0 - faded))
+        optimizers.set_rate(self, rate * (1.0 - faded))
 
     def progress(self):
         """Returns the share of the training that is done, 0.5 where its length is unknown."""

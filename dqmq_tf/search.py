@@ -1,6 +1,5 @@
 """One step of the policy's search: the terms beside the task loss, and what moves with them."""
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -9,7 +8,6 @@ from dqmq_tf import distributions, objective
 # Bits by which a mean can move in a search in which all gradients agree. What does not agree moves it
 # too, at random, and it starts near where it belongs.
 _REACH = 1.5
-_ENCODER_PACE = 0.2
 
 
 class PolicySearch:
@@ -136,17 +134,3 @@ def _log_p_of(log_p, decision, grid):
     executed = ops.expand_dims(ops.stop_gradient(decision[:, :, 0]), -1)
     hit = ops.cast(ops.equal(executed, grid), "float32")
     return ops.sum(ops.where(hit > 0, log_p, 0.0), axis=(1, 2))
-
-
-def optimizer():
-    """Returns an optimizer for what sees the quality."""
-    return keras.optimizers.Adam(beta_1=0.9, beta_2=0.99)
-
-
-def set_rate(model, rate):
-    """Sets the learning rate of policy and normalization, and by it the encoder's.
-
-    Both read what the encoder makes, and follow it: it moves slowly.
-    """
-    model.policy_optimizer.learning_rate = rate
-    model.encoder_optimizer.learning_rate = _ENCODER_PACE * rate
