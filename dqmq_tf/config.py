@@ -13,6 +13,10 @@ def _check(condition, argument, value, hint):
         raise ValueError(f"{argument}={value!r}: {hint}.")
 
 
+# Of `DQMQConfig.settle` and `DQMQConfig.initial_sigma`.
+_IN_OPERATIONS, _IN_BYTES = 0.6, 0.3
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
     """The cost that the user allows; give exactly one.
@@ -121,6 +125,8 @@ class DQMQConfig:
             bits are fixed for the last fine-tuning.
         initial_sigma, final_sigma: Width of the bit-width distributions, in bits, at the start
             and at the end of the search.
+        settle, initial_sigma: None for 0.6 both, or 0.3 both where the budget is in bytes: there
+            weights alone are decided, which take a long fine-tuning and no wide search.
         policy_learning_rate: Of the Adam that moves policy and quality normalization, and five
             times the encoder's; None suits it to the length of training.
         score_coefficient, entropy_coefficient: Weights of these terms.
@@ -137,8 +143,8 @@ class DQMQConfig:
     embedding_size: int = 8
     profiles: int = 1
     warmup: float = 0.1
-    settle: float = 0.6
-    initial_sigma: float = 0.6
+    settle: float | None = None
+    initial_sigma: float | None = None
     final_sigma: float = 0.3
     policy_learning_rate: float | None = None
     score_coefficient: float = 0.1
@@ -153,10 +159,18 @@ class DQMQConfig:
         aware = self.quality_aware or self.profiles == 1
         _check(aware, "profiles", self.profiles, "bits that ignore quality have one profile")
         _check(self.embedding_size >= 1, "embedding_size", self.embedding_size, "give at least 1")
-        order = 0 <= self.warmup < self.settle <= 1
+        order = 0 <= self.warmup < (_IN_OPERATIONS if self.settle is None else self.settle) <= 1
         _check(order, "warmup, settle", (self.warmup, self.settle), "0 <= warmup < settle <= 1")
-        sigmas = (self.initial_sigma, self.final_sigma)
+        sigmas = [sigma for sigma in (self.initial_sigma, self.final_sigma) if sigma is not None]
         _check(min(sigmas) > 0, "initial_sigma, final_sigma", sigmas, "give positive widths")
+
+    def completed(self, in_bytes):
+        """Returns the configuration with what hangs on the kind of the budget."""
+        known = {
+            name: (_IN_BYTES if in_bytes else _IN_OPERATIONS) if value is None else value
+            for name, value in (("settle", self.settle), ("initial_sigma", self.initial_sigma))
+        }
+        return dataclasses.replace(self, **known)
 
     def rule_for(self, site):
         """Returns the first `LayerRule` that matches a layer's path, or one that allows all."""

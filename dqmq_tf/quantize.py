@@ -87,6 +87,7 @@ def build(model, target, budget, config, bit_ops=None):
     activations, weights = points.find_points(graph, target, config)
     kept = points.float_weight_count(graph, weights)
     costs = CostModel(_budget_kind(budget, target), target, activations, weights, kept)
+    config = config.completed(costs.in_bytes)
     bit_ops = _bit_ops(budget, costs) if bit_ops is None else bit_ops
     assembly = _Assembly(costs, config, nested, bit_ops)
     inputs, outputs, result = assembly.connect(nested)
