@@ -32,7 +32,10 @@ class Drift(keras.callbacks.Callback):
 
 def test_bits_over_the_budget_are_lowered_while_they_can_still_be_trained():
     budget = dqmq_tf.Budget(download_bytes=_BUDGET)
-    qmodel = compiled(dqmq_tf.quantize_model(network(), target="android", budget=budget))
+    config = dqmq_tf.DQMQConfig(settle=0.6)
+    qmodel = compiled(
+        dqmq_tf.quantize_model(network(), target="android", budget=budget, config=config)
+    )
     drift = Drift()
     qmodel.fit(_IMAGES, _LABELS, batch_size=16, epochs=10, callbacks=[drift], verbose=0)
     steps = len(drift.bytes)
