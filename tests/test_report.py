@@ -127,7 +127,7 @@ class TestLayers:
 
     def test_several_profiles_count_by_the_largest(self, arrays):
         keras.utils.set_random_seed(0)
-        budget = dqmq_tf.Budget(download_bytes=1_900)
+        budget = dqmq_tf.Budget(download_bytes=1_790)
         qmodel = dqmq_tf.quantize_model(small_network(), target="android", budget=budget)
         qmodel.calibrate(arrays[0])
         directions = np.random.default_rng(0).normal(0, 3.0, qmodel.policy.direction.shape)
