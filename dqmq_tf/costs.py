@@ -32,6 +32,7 @@ class CostModel:
         float_weights: Number of kernel weights that stay in floating point.
 
     Attributes:
+        macs, sizes: Multiply-accumulates per input and number of weights of each weight point.
         decided: Indices of the activation points that are decided, in the order of the columns.
         overhead: Bit operations per input of what decides, where bits follow the input.
         file_constant: Bytes of the file beside its weights, None until `learn_file`.
@@ -43,6 +44,7 @@ class CostModel:
         self.decided = [i for i, point in enumerate(activations) if point.decided]
         column = {point: i for i, point in enumerate(self.decided)}
         self.macs = np.array([point.macs for point in weights], "float64")
+        self.sizes = np.array([np.prod(point.shape) for point in weights], "float64")
         # Which column gives the bits of a layer's input; -1 where they are fixed.
         self.input_column = np.array([column.get(point.input, -1) for point in weights])
         self.input_bits = np.array(
@@ -130,8 +132,7 @@ class CostModel:
         """Returns by what a bit more raises the cost, up to a factor: `[P]`, activations first."""
         decided = len(self.decided)
         if self.in_bytes:
-            sizes = [np.prod(point.shape) for point in self.weights]
-            return np.concatenate([np.zeros(decided), np.array(sizes, "float64")])
+            return np.concatenate([np.zeros(decided), self.sizes])
         read = [self.macs[self.input_column == column].sum() for column in range(decided)]
         return np.concatenate([read, self.macs])
 

@@ -162,7 +162,7 @@ def _shared(costs, means, decided):
 
     The weights that the profiles want most differently go apart first, up to a share of all.
     """
-    sizes = np.array([np.prod(point.shape) for point in costs.weights], "float64")
+    sizes = costs.sizes
     room, shared = _DISTINCT_WEIGHTS * sizes.sum(), np.zeros(means.shape[1], bool)
     for weight in np.argsort(-np.ptp(means[:, decided:], axis=0), kind="stable"):
         if sizes[weight] <= room:

@@ -117,16 +117,9 @@ class PolicySearch:
 
 def mean_bits(result, costs):
     """Returns the executed bits of a decision, averaged over weights by their count."""
-    sizes = ops.convert_to_tensor([float(_size(point)) for point in costs.weights])
+    sizes = ops.convert_to_tensor(costs.sizes, "float32")
     bits = ops.mean(result["weights"][:, :, 0], axis=0)
     return ops.sum(bits * sizes) / ops.sum(sizes)
-
-
-def _size(point):
-    size = 1
-    for n in point.shape:
-        size *= n
-    return size
 
 
 def _log_p_of(log_p, decision, grid):
