@@ -1,6 +1,51 @@
-"""Makes the parts of the benchmarks importable: `from study import hawq`."""
+"""Makes the parts of the benchmarks importable, `from study import hawq`; a bench of digits."""
 
 import pathlib
 import sys
 
+import numpy as np
+import pytest
+import tensorflow as tf
+
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples" / "benchmarks"))
+
+from small_networks import KINDS, compiled, network, training_data
+from study import mixtures, runs
+
+from dqmq_tf import quality
+
+
+def digits(split, count, clean):
+    data = quality.digits(split, size=16).repeat(2).batch(64)
+    mixed = quality.mixed_quality(data, kinds=KINDS, clean=clean, seed=2, with_quality=True)
+    parts = [(x, y, q["kind"], q["severity"]) for x, y, q in mixed.as_numpy_iterator()]
+    x, y, kind, severity = (np.concatenate(part)[:count] for part in zip(*parts))
+    return mixtures.Images(x=x, y=y, kind=kind, severity=severity)
+
+
+class Digits:
+    """In the place of `mixtures.Mixtures`."""
+
+    def training(self, seed, steps):
+        return digits("train", steps * mixtures.BATCH, 0.2)
+
+    def test(self, name):
+        return digits("test", 500, {"c": 1.0, "d": 0.5}.get(name, 0.0))
+
+    def validation(self):
+        return self.test("a")
+
+    def held_out(self):
+        return digits("test", 400, 0.2)
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    made = runs.Bench(None, folder, None, folder)
+    made.mixtures = Digits()
+    model = compiled(network())
+    scaled = training_data(2).map(lambda x, y: (tf.round(x * 255.0), y))
+    model.fit(scaled, verbose=0)
+    made.start = lambda name: model
+    return made

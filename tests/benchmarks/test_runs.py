@@ -4,46 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from small_networks import KINDS, compiled, network, training_data
+from small_networks import KINDS
 from study import mixtures, results, runs, scoring
 
-from dqmq_tf import quality
-
 STEPS = 6
-
-
-def digits(split, count, clean):
-    data = quality.digits(split, size=16).repeat(2).batch(64)
-    mixed = quality.mixed_quality(data, kinds=KINDS, clean=clean, seed=2, with_quality=True)
-    parts = [(x, y, q["kind"], q["severity"]) for x, y, q in mixed.as_numpy_iterator()]
-    x, y, kind, severity = (np.concatenate(part)[:count] for part in zip(*parts))
-    return mixtures.Images(x=x, y=y, kind=kind, severity=severity)
-
-
-class Digits:
-    """In the place of `mixtures.Mixtures`."""
-
-    def training(self, seed, steps):
-        return digits("train", steps * mixtures.BATCH, 0.2)
-
-    def test(self, name):
-        return digits("test", 500, {"c": 1.0, "d": 0.5}.get(name, 0.0))
-
-    def validation(self):
-        return self.test("a")
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bench")
-    made = runs.Bench(None, folder, None, folder)
-    made.mixtures = Digits()
-    model = compiled(network())
-    scaled = training_data(2).map(lambda x, y: (tf.round(x * 255.0), y))
-    model.fit(scaled, verbose=0)
-    made.start = lambda name: model
-    return made
 
 
 def executed(bench, method, **fields):

@@ -130,8 +130,17 @@ class Bench:
         }  # fmt: skip
 
 
-def _trained(bench, run, model):
-    """Any method that is trained with Keras 3."""
+def train(bench, run, model):
+    """Quantizes and trains by any method of Keras 3.
+
+    Args:
+        bench: `Bench`.
+        run: `Run`.
+        model: Its float start.
+
+    Returns:
+        `(network, Images of the training, what is known of the network)`.
+    """
     data = bench.mixtures.training(run.seed, run.steps)
     network, found = _network(bench, run, model, data)
     if run.ablation == "random_encoder":
@@ -146,6 +155,12 @@ def _trained(bench, run, model):
         batches = dqmq_tf.distilled(batches, bench.start(run.network))
     starts.train(network, batches, run.steps, run.learning_rate)
     found["train_seconds"] = round(time.perf_counter() - started, 1)
+    return network, data, found
+
+
+def _trained(bench, run, model):
+    """Trains and scores by any method of Keras 3."""
+    network, data, found = train(bench, run, model)
     images = bench.images(run)
     cost_of = None
     if run.method in ("static", "dqmq"):
