@@ -327,6 +327,15 @@ def is_relu(layer):
     return type(layer).__name__ in _RELUS
 
 
+def ceiling(layer):
+    """Returns the largest value that a relu or relu6 lets pass: infinity or 6."""
+    if isinstance(layer, keras.layers.ReLU):
+        return float("inf") if layer.max_value is None else 6.0
+    activation = getattr(layer, "activation", None)
+    is_six = activation is keras.activations.relu6 or type(layer).__name__ == "Relu6"
+    return 6.0 if is_six else float("inf")
+
+
 def is_global_average(graph, node):
     """Whether a node averages over the whole image: a mean, which has a scale of its own.
 

@@ -1,5 +1,7 @@
 """The front door: from a float Keras model to a `DQMQModel`."""
 
+import collections
+
 import keras
 
 from dqmq_tf import graph as graphs
@@ -11,10 +13,13 @@ from dqmq_tf.layers import (
     ActivationQuantizer,
     BitWidthPolicy,
     Constants,
+    FusedBatchNormalization,
     QualityAffine,
     QualityEncoder,
     QuantizeWrapper,
+    RectifiedQuantizer,
     Reorder,
+    is_fusible,
 )
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.parts import Parts
@@ -138,12 +143,13 @@ class _Assembly:
         self.policy.pathwise = config.terms.pathwise
         self.policy.curvature = config.terms.curvature
         self._profiles = config.profiles
-        self.quantizers, self.wrappers, self._nested = [], {}, {}
+        self.quantizers, self.wrappers, self._nested, self._fused = [], {}, {}, {}
         # Files hold one normalization: what follows each input exists in simulation only.
         follows = config.quality_aware and config.quality_normalization
         self._conditions = follows and not costs.target.deployable
         self._affines, self._spare = {}, _NORMALIZATION_SHARE * bit_ops
         self._quantizer_of = {}
+        self._called = collections.Counter(node.site for node in graphs.inline(graph).nodes)
         columns = {point: column for column, point in enumerate(costs.decided)}
         for i, point in enumerate(costs.activations):
             is_input = all(call == points.INPUT_CALL for _, call, _ in point.slots)
@@ -197,6 +203,8 @@ class _Assembly:
         return structured(graph, inputs), outputs, {"outputs": outputs, **decision}
 
     def _call(self, decision, node, args, kwargs):
+        if self._is_rectifier(node, args, kwargs):
+            return self._rectified(decision, node, *args)
         if node.subgraph is not None:
             outputs = self._call_nested(decision, node, args, kwargs)
         elif node.site in self._points_of:
@@ -211,7 +219,7 @@ class _Assembly:
                 **tensors,
             )
         else:
-            outputs = node.layer(*args, **kwargs)
+            outputs = self._plain(node, args)(*args, **kwargs)
         if self._conditions and isinstance(node.layer, keras.layers.BatchNormalization):
             affine = self._affine(node, outputs)
             outputs = affine(outputs, decision["embedding"]) if affine else outputs
@@ -219,6 +227,27 @@ class _Assembly:
         slots = [(node.site, node.call, i) for i in range(len(flat))]
         flat = [self._quantized(slot, y, decision) for slot, y in zip(slots, flat)]
         return keras.tree.pack_sequence_as(outputs, flat)
+
+    def _plain(self, node, args):
+        """What runs a layer without kernels."""
+        x = args[0] if args else None
+        if not keras.backend.is_keras_tensor(x) or not is_fusible(node.layer, x.shape, x.dtype):
+            return node.layer
+        return self._fused.setdefault(node.site, FusedBatchNormalization(node.layer))
+
+    def _is_rectifier(self, node, args, kwargs):
+        """Whether a node is a relu, and no more, whose output has a quantizer of its own."""
+        if not points.is_relu(node.layer) or len(args) != 1 or kwargs:
+            return False
+        plain = getattr(node.layer, "activity_regularizer", None) is None
+        same = getattr(node.layer, "compute_dtype", args[0].dtype) == args[0].dtype
+        known = self._quantizer_of.get((node.site, node.call, 0)) is not None
+        return known and plain and same and self._called[node.site] == 1
+
+    def _rectified(self, decision, node, x):
+        quantizer = self._quantizer_of[node.site, node.call, 0]
+        layer = RectifiedQuantizer(quantizer, points.ceiling(node.layer), name=node.layer.name)
+        return self._quantize(layer, quantizer, x, decision)
 
     def _call_nested(self, decision, node, args, kwargs):
         """A nested model stays a model; the decision enters it as more inputs."""
@@ -255,11 +284,14 @@ class _Assembly:
 
     def _quantized(self, slot, x, decision):
         quantizer = self._quantizer_of.get(slot)
-        if quantizer is None:
-            return x
+        return x if quantizer is None else self._quantize(quantizer, quantizer, x, decision)
+
+    @staticmethod
+    def _quantize(layer, quantizer, x, decision):
+        """Calls a layer that runs a quantizer with what the quantizer needs to know."""
         if quantizer.column is None:
-            return quantizer(x)
-        return quantizer(x, decision=decision["activations"])
+            return layer(x)
+        return layer(x, decision=decision["activations"])
 
 
 def _parted(kwargs):

@@ -1,4 +1,4 @@
-"""Graph functions that stay whole, a node forwards and two backwards, whatever they hold.
+"""Graph functions that stay whole, a node forwards and one or two backwards, whatever they hold.
 
 A network quantizes hundreds of tensors. Traced in place, a tensor took up to 250 nodes: the step of
 DenseNet121 had 104,000, and took 70 s from its trace to its first result.
@@ -10,9 +10,9 @@ import tensorflow as tf
 def one_node(function, signature, compiled=False):
     """Returns a function that is traced once and kept whole in the graphs that call it.
 
-    Its gradient keeps nothing of the forward pass but the arguments and runs the function anew: once
-    for the first argument and once for the others. XLA on a CPU takes twice as long for an
-    element-wise result and a sum of it together as for the two apart.
+    Its gradient keeps nothing of the forward pass but the arguments and runs the function anew.
+    Compiled, it does so once for the first argument and once for the others: XLA on a CPU takes twice
+    as long for an element-wise result and a sum of it together as for the two apart.
 
     Args:
         function: Takes tensors and returns one of the shape and type of the first.
@@ -23,21 +23,22 @@ def one_node(function, signature, compiled=False):
     """
 
     def gradient_to(part):
-        def backwards(upstream, *args):
+        def gradient(upstream, *args):
             with tf.GradientTape() as tape:
                 tape.watch(args[part])
                 result = function(*args)
             return tape.gradient(result, args[part], upstream)
 
-        return _graph_function(backwards, [signature[0], *signature], compiled)
+        return graph_function(gradient, [signature[0], *signature], compiled)
 
-    forward = _graph_function(function, signature, compiled)
-    to_first, to_others = gradient_to(slice(1)), gradient_to(slice(1, None))
+    forward = graph_function(function, signature, compiled)
+    parts = (slice(1), slice(1, None)) if compiled else (slice(None),)
+    backwards = [gradient_to(part) for part in parts]
 
     @tf.custom_gradient
     def apply(*args):
         def gradient(upstream):
-            found = [*to_first(upstream, *args), *to_others(upstream, *args)]
+            found = [gradient for part in backwards for gradient in part(upstream, *args)]
             return [_shaped(y, like) for y, like in zip(found, args)]
 
         return _shaped(forward(*args), args[0]), gradient
@@ -45,7 +46,8 @@ def one_node(function, signature, compiled=False):
     return apply
 
 
-def _graph_function(function, signature, compiled):
+def graph_function(function, signature, compiled):
+    """Returns a function that graphs call as a node; arguments are those of `one_node`."""
     return tf.function(
         function,
         input_signature=signature,

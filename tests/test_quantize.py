@@ -11,7 +11,7 @@ from small_networks import compiled, network
 
 import dqmq_tf
 from dqmq_tf.export import ConversionError
-from dqmq_tf.layers import QuantizeWrapper
+from dqmq_tf.layers import FusedBatchNormalization, QuantizeWrapper
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 IMAGES = np.random.default_rng(0).random((8, 16, 16, 3)).astype("float32")
@@ -90,6 +90,32 @@ class TestModel:
         loaded = keras.models.load_model(tmp_path / "m.keras")
         for key, value in qmodel.predict(x, verbose=0).items():
             np.testing.assert_array_equal(loaded.predict(x, verbose=0)[key], value)
+
+    def test_layers_that_are_fused_keep_their_names(self):
+        inputs = keras.Input((16, 16, 3))
+        x = keras.layers.Conv2D(8, 3, use_bias=False, name="conv")(inputs)
+        x = keras.layers.BatchNormalization(name="norm")(x)
+        x = keras.layers.ReLU(max_value=6.0, name="first")(x)
+        shared = keras.layers.ReLU(name="shared")
+        x = shared(keras.layers.Conv2D(8, 3, name="conv_1")(x))
+        x = shared(keras.layers.Conv2D(8, 3, name="conv_2")(x))
+        x = keras.layers.Conv2D(8, 3, name="conv_3")(x)
+        x = keras.layers.Activation("relu", activity_regularizer="l2", name="priced")(x)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        model = keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
+        qmodel = dqmq_tf.quantize_model(model)
+        for name in [layer.name for layer in model.layers]:
+            assert qmodel.get_layer(name) is not None
+        assert qmodel.get_layer("first").ceiling == 6
+        assert type(qmodel.get_layer("norm")) is FusedBatchNormalization
+        # Of two calls each has a quantizer of its own; and a loss must see what it prices.
+        assert type(qmodel.get_layer("shared")) is keras.layers.ReLU
+        assert type(qmodel.get_layer("priced")) is keras.layers.Activation
+        qmodel.calibrate(IMAGES)
+        before = qmodel.float_model().get_layer("norm").moving_mean.numpy()
+        qmodel(IMAGES, training=True)
+        assert (qmodel.float_model().get_layer("norm").moving_mean.numpy() != before).any()
+        assert len(qmodel.losses) == 1
 
     def test_attention_with_causal_mask(self):
         inputs = keras.Input((6, 8))

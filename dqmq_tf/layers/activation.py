@@ -14,7 +14,7 @@ from dqmq_tf.tracing import one_node
 
 _SAMPLES_PER_CALL = 65_536
 # Values per sample from which XLA saves more time than it takes to compile, half a second a shape.
-_WORTH_COMPILING = 4096
+WORTH_COMPILING = 4096
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -31,7 +31,8 @@ class ActivationQuantizer(keras.layers.Layer):
         range: `"affine"`: calibrated and learned. `"unit"` and `"tanh"`: fixed by the int8 kernels
             of softmax, sigmoid and tanh, step 2**-b from 0 and 2**(1-b) around 0.
 
-    Input shape: any float tensor `[batch, ...]`. Output shape: the same.
+    Input shape: any float tensor `[batch, ...]`. Output shape: the same. With a `ceiling`
+    the tensor passes a relu, or relu6, first (see `RectifiedQuantizer`).
     """
 
     def __init__(self, bit_widths, column=None, range="affine", **kwargs):
@@ -57,8 +58,9 @@ class ActivationQuantizer(keras.layers.Layer):
     def build(self, input_shape=None):
         """Nothing depends on the input's shape."""
 
-    def call(self, x, decision=None):
+    def call(self, x, decision=None, ceiling=None):
         if self._observed is not None:
+            x = _rectified(x, ceiling)
             self._observe(x)
             return x
         if self.column is not None:
@@ -67,18 +69,18 @@ class ActivationQuantizer(keras.layers.Layer):
             # For each sample: XLA is twice as slow at a sum over all samples as at one of each.
             row = tf.fill([tf.shape(x)[0], 1], float(self.bit_widths[-1]))
         values = math.prod(n or 1 for n in x.shape[1:])
-        compiled = values >= _WORTH_COMPILING
+        compiled = values >= WORTH_COMPILING
         # XLA's loops over blocks of 32 x 32 are up to twice as fast as those over other shapes.
         in_blocks = compiled and None not in x.shape[1:] and values % 1024 == 0
         shaped = tf.reshape(x, (-1, values // 1024, 32, 32)) if in_blocks else x
         quantizer = _tensor_quantizer(
-            x.dtype, len(shaped.shape), self.bit_widths, row.shape[-1], compiled
+            x.dtype, len(shaped.shape), self.bit_widths, row.shape[-1], compiled, ceiling
         )
         table = ops.stack([self.log_step.value, self.zero_point.value], axis=-1)
         quantized = quantizer(shaped, table, self.calibrated.value, row)
         return tf.reshape(quantized, (-1, *x.shape[1:])) if in_blocks else quantized
 
-    def compute_output_spec(self, x, decision=None):
+    def compute_output_spec(self, x, decision=None, ceiling=None):
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
     def values(self, bit_width):
@@ -136,7 +138,7 @@ class ActivationQuantizer(keras.layers.Layer):
 
 
 @functools.cache
-def _tensor_quantizer(dtype, rank, candidates, fields, compiled):
+def _tensor_quantizer(dtype, rank, candidates, fields, compiled, ceiling):
     """A function of a tensor, its steps and zero points `[K, 2]`, and decision rows.
 
     Args:
@@ -145,6 +147,7 @@ def _tensor_quantizer(dtype, rank, candidates, fields, compiled):
         fields: Of the decision rows `[batch, fields]`.
         compiled: Whether XLA makes one loop of it each way: ten element-wise operations on an
             activation take longer than the convolutions between.
+        ceiling: Of a relu before; None for none.
     """
 
     def columns(values):
@@ -158,6 +161,7 @@ def _tensor_quantizer(dtype, rank, candidates, fields, compiled):
         step = tf.exp(log_step) * calibrated
         q_max = tf.pow(2.0, bits) - 1.0 - zero_point
         parameters = list(zip(columns(step), columns(-zero_point), columns(q_max)))
+        x = _rectified(x, ceiling)
         if fields == 1:
             return quantizers.quantize(x, *parameters[0])
         slope, mean = columns(row[:, decisions.SLOPE :])
@@ -170,3 +174,10 @@ def _tensor_quantizer(dtype, rank, candidates, fields, compiled):
         tf.TensorSpec([None, fields]),
     ]
     return one_node(quantize, signature, compiled)
+
+
+def _rectified(x, ceiling):
+    """The tensor behind a relu, or relu6, with a ceiling of infinity or 6; as it is with None."""
+    if ceiling is None:
+        return x
+    return tf.nn.relu(x) if ceiling == np.inf else ops.relu6(x)

@@ -126,12 +126,12 @@ class QualityEncoder(keras.layers.Layer):
             x = ops.reshape(x, (-1, *[n if n else -1 for n in as_image_shape(x.shape)[1:]]))
         kernel = ops.concatenate([self.kernel, pixel_taps(x.shape[-1])], axis=-1)
         response = ops.conv(x, kernel, strides=self.stride, padding="same")
-        means = ops.mean(ops.abs(response[..., : self.filters]), axis=(1, 2))
-        squares = ops.mean(ops.square(response), axis=(1, 2))
-        magnitude = means + EPSILON
-        root = ops.sqrt(squares[:, : self.filters] + EPSILON**2)
-        mean = ops.mean(response[..., self.filters :], axis=(1, 2, 3))
-        variance = ops.mean(squares[:, self.filters :], axis=1) - ops.square(mean)
+        # Split once: the gradient of a slice pads, for each slice anew.
+        edges, pixels = ops.split(response, [self.filters], axis=-1)
+        magnitude = ops.mean(ops.abs(edges), axis=(1, 2)) + EPSILON
+        root = ops.sqrt(ops.mean(ops.square(edges), axis=(1, 2)) + EPSILON**2)
+        mean = ops.mean(pixels, axis=(1, 2, 3))
+        variance = ops.mean(ops.square(pixels), axis=(1, 2, 3)) - ops.square(mean)
         spread = ops.sqrt(ops.maximum(variance, 0.0) + EPSILON**2)
         return ops.concatenate(
             [

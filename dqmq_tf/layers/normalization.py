@@ -1,9 +1,15 @@
 """Batch normalization whose scale and shift follow the quality of the input."""
 
+import functools
+import math
+
 import keras
+import tensorflow as tf
 from keras import ops
 
+from dqmq_tf.layers.activation import WORTH_COMPILING
 from dqmq_tf.layers.decider import BITS, rounded
+from dqmq_tf.tracing import graph_function
 
 _LARGEST = 1.5
 
@@ -48,7 +54,11 @@ class QualityAffine(keras.layers.Layer):
         )
         scale = ops.exp(ops.clip(scale, -_LARGEST, _LARGEST))
         scale, shift = (ops.cast(ops.reshape(v, shape), x.dtype) for v in (scale, shift))
-        return x * scale + shift
+        axes = tuple(i for i in range(1, len(shape)) if shape[i] == 1)
+        compiled = math.prod(n or 1 for n in x.shape[1:]) >= WORTH_COMPILING
+        y = _affine(x.dtype, len(shape), axes, compiled)(x, scale, shift)
+        y.set_shape(x.shape)
+        return y
 
     def compute_output_spec(self, x, z):
         return keras.KerasTensor(x.shape, dtype=x.dtype)
@@ -60,3 +70,33 @@ class QualityAffine(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}
+
+
+@functools.cache
+def _affine(dtype, rank, axes, compiled):
+    """A function of a tensor, and its scale and shift, which are 1 long on some axes.
+
+    XLA makes one loop of it forwards, and one of the product backwards. Sums over positions are the
+    one thing that it does more slowly than TensorFlow, so that they are taken apart.
+
+    Args:
+        dtype, rank: Of the tensor.
+        axes: Along which scale and shift are the same, the batch not being one.
+        compiled: Whether XLA is used.
+    """
+    tensor, each = tf.TensorSpec([None] * rank, dtype), [None] * rank
+    for axis in axes:
+        each[axis] = 1
+    each = tf.TensorSpec(each, dtype)
+    forward = graph_function(lambda x, u, v: x * u + v, [tensor, each, each], compiled)
+    product = graph_function(lambda x, u: x * u, [tensor, each], compiled)
+
+    @tf.custom_gradient
+    def apply(x, scale, shift):
+        def gradient(upstream):
+            sums = (tf.reduce_sum(y, axes, keepdims=True) for y in (upstream * x, upstream))
+            return product(upstream, scale), *sums
+
+        return forward(x, scale, shift), gradient
+
+    return apply

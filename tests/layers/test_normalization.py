@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
 from dqmq_tf.layers import QualityAffine
@@ -91,3 +92,32 @@ def test_config_goes_around(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(model([x, z]), loaded([x, z]))
+
+
+@pytest.mark.parametrize("size", [5, 40], ids=["plain", "compiled"])
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_gradients_are_those_of_the_formula(size, axis):
+    random = np.random.default_rng(3)
+    shape = (4, size, size, CHANNELS) if axis == -1 else (4, CHANNELS, size, size)
+    x, upstream = (tf.constant(random.normal(size=shape), tf.float32) for _ in range(2))
+    z = tf.constant(random.uniform(-1, 1, (4, SIZE)), tf.float32)
+    layer = QualityAffine(axis=axis)
+    layer(x, z)
+    variables = [u.value for u in (layer.scale_direction, layer.shift_direction)]
+    for u in variables:
+        u.assign(random.normal(0, 0.2, u.shape))
+
+    def formula(x, z):
+        each = (4, 1, 1, CHANNELS) if axis == -1 else (4, CHANNELS, 1, 1)
+        scale, shift = (tf.reshape(tf.matmul(z, rounded(u)), each) for u in variables)
+        return x * tf.exp(scale) + shift
+
+    found = []
+    for function in (layer, formula):
+        with tf.GradientTape() as tape:
+            tape.watch([x, z])
+            y = function(x, z)
+        found.append([y, *tape.gradient(y, [x, z, *variables], upstream)])
+    for value, reference in zip(*found, strict=True):
+        scale = np.abs(reference).max()
+        np.testing.assert_allclose(value / scale, reference / scale, atol=1e-5)

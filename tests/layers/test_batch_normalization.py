@@ -1,0 +1,96 @@
+"""The fused batch normalization against Keras's own."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dqmq_tf.layers import FusedBatchNormalization, is_fusible
+
+SHAPE = (6, 5, 4, 3)
+
+
+def batch(seed):
+    random = np.random.default_rng(seed)
+    return (random.normal(size=SHAPE) * [0.5, 2.0, 30.0] + [0.0, 9.0, -40.0]).astype("float32")
+
+
+def made(**kwargs):
+    """A built layer with weights that are not their first ones."""
+    layer = keras.layers.BatchNormalization(name="norm", **kwargs)
+    layer.build((None, *SHAPE[1:]))
+    random = np.random.default_rng(7)
+    layer.set_weights([random.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
+    return layer
+
+
+def trained(run, layer, seed):
+    """The output, the gradients, and what one training call leaves."""
+    x, upstream = tf.constant(batch(seed)), tf.constant(batch(seed + 100))
+    variables = [weight.value for weight in layer.trainable_weights]
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = run(x, training=True)
+    return [y, *tape.gradient(y, [x, *variables], upstream)]
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"scale": False}, {"center": False}, {"momentum": 0.5, "epsilon": 0.1, "axis": 3}],
+    ids=str,
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_training_is_that_of_keras(kwargs, compiled):
+    plain, layer = made(**kwargs), made(**kwargs)
+    fused = FusedBatchNormalization(layer)
+    run = tf.function(fused, jit_compile=True) if compiled else fused
+    for seed in range(2):
+        expected, found = trained(plain, plain, seed), trained(run, layer, seed)
+        for value, reference in zip(found, expected, strict=True):
+            scale = np.abs(reference).max()
+            np.testing.assert_allclose(value / scale, reference / scale, atol=2e-4)
+    for value, reference in zip(layer.get_weights(), plain.get_weights()):
+        np.testing.assert_allclose(value, reference, rtol=1e-4)
+    assert not np.allclose(layer.moving_variance, made(**kwargs).moving_variance)
+
+
+def test_inference_and_a_frozen_layer_take_the_moving_statistics():
+    layer = made()
+    fused, before = FusedBatchNormalization(layer), layer.get_weights()
+    np.testing.assert_array_equal(fused(batch(0)), layer(batch(0)))
+    layer.trainable = False
+    np.testing.assert_array_equal(fused(batch(0), training=True), layer(batch(0)))
+    for value, reference in zip(layer.get_weights(), before):
+        np.testing.assert_array_equal(value, reference)
+
+
+def test_what_is_not_seen_through_a_mask_does_not_count():
+    layer, plain = made(), made()
+    mask = np.ones(SHAPE[:3], bool)
+    mask[:, 2:] = False
+    found = FusedBatchNormalization(layer)(batch(0), training=True, mask=mask)
+    np.testing.assert_array_equal(found, plain(batch(0), training=True, mask=mask))
+
+
+def test_it_bears_the_name_and_is_saved():
+    fused = FusedBatchNormalization(made(epsilon=0.1))
+    config = keras.saving.serialize_keras_object(fused)
+    again = keras.saving.deserialize_keras_object(config)
+    assert again.name == fused.name == "norm" and again.layer.epsilon == 0.1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "shape", "dtype"),
+    [
+        ({"axis": 1}, SHAPE, "float32"),
+        ({}, (6, 3), "float32"),
+        ({"synchronized": True}, SHAPE, "float32"),
+        ({"dtype": "mixed_float16"}, SHAPE, "float16"),
+        ({}, (*SHAPE[:3], None), "float32"),
+    ],
+    ids=str,
+)
+def test_what_the_operation_does_not_know_stays_with_keras(kwargs, shape, dtype):
+    assert not is_fusible(keras.layers.BatchNormalization(**kwargs), shape, dtype)
+    assert is_fusible(keras.layers.BatchNormalization(), SHAPE, "float32")
+    assert not is_fusible(keras.layers.LayerNormalization(), SHAPE, "float32")
