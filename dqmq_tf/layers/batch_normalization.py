@@ -45,7 +45,7 @@ class FusedBatchNormalization(keras.layers.Layer):
         )
         count = tf.cast(tf.size(x) // channels, "float32")
         # The operation divides by one less than the count, Keras by the count.
-        variance = found.batch_variance 
+        variance = found.batch_variance * (count - 1.0) / count
         for moving, value in (
             (layer.moving_mean, found.batch_mean),
             (layer.moving_variance, variance),
