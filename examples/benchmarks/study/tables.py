@@ -99,14 +99,18 @@ def accuracies(found, network):
         )
         for cell in cells
     ]
+    hgq2 = (
+        " HGQ2 gives each weight and each channel of activations its own; signs count, as of all."
+        if any(cell.method == "hgq2" for cell in cells)
+        else ""
+    )
     return Table(
         f"{results.NETWORKS[network]}: accuracy in %, mean bit-width",
         ("budget", "method", "seeds", *results.TESTS, "bits on a", "bits on d"),
         tuple(rows), 2,
         ("The bits of float and TFMOT are so by definition, those of the others are counted: the "
          "root of bit operations per MAC, with what decides. HAWQ gives the weights and the input of "
-         "a layer the same bits; free, each its own. HGQ2 gives each weight and each channel of "
-         "activations its own; signs are counted, as of all.",),
+         "a layer the same bits; free, each its own." + hgq2,),
     )  # fmt: skip
 
 
