@@ -8,6 +8,9 @@ are mean bit operations per image, over every layer, with what decides the bits;
 
     python examples/benchmarks/mixed_quality.py
 
+HGQ2 has an environment of its own (`pip install "HGQ2[tensorflow]" absl-py`), whose Python
+`DQMQ_HGQ2_PYTHON` names; without it the others are run.
+
 Runs are appended to `--results`, one JSON line each, and what stands there is not run again: stop
 and start it as you like. `examples/benchmarks/plot.py` draws and prints what has been found.
 """
@@ -23,7 +26,7 @@ import time
 import keras
 import rich.progress
 from absl import app, flags
-from study import architectures, assignments, plan, results, runs, starts
+from study import architectures, assignments, elsewhere, plan, results, runs, starts
 
 _RESULTS = flags.DEFINE_string(
     "results", "examples/benchmarks/results/mixed_quality.jsonl", "JSON lines, one a run."
@@ -83,7 +86,14 @@ def planned(part, costs, found):
         if run.network in _NETWORKS.value
         and run.method in _METHODS.value
         and str(run.seed) in _SEEDS.value
+        and not elsewhere.missing(run.method)
     ]
+
+
+def left_out():
+    """Returns a line about each method of the flags that cannot be run here."""
+    reasons = {method: elsewhere.missing(method) for method in _METHODS.value}
+    return [f"{results.METHODS[m]} is left out: {why}." for m, why in reasons.items() if why]
 
 
 def executed(run):
@@ -168,6 +178,8 @@ def main(argv):
         name: assignments.cost_model(getattr(architectures, name)(keras))
         for name in starts.NETWORKS
     }
+    for line in left_out():
+        print(line)
     for part in _PARTS.value:
         found = records()
         if not work_off(planned(part, costs, found), found, deadline):

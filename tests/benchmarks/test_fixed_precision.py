@@ -1,8 +1,6 @@
-"""The baselines at fixed bits: their quantizers, their training, and TFMOT's as a process."""
+"""The baselines at fixed bits: their quantizers, and their training."""
 
 import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -11,7 +9,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_networks import compiled, training_data
-from study import architectures, assignments, fixed_precision
+from study import assignments, fixed_precision
 
 from dqmq_tf import quality
 
@@ -180,31 +178,3 @@ def test_resnet8_at_8_bits_says_what_it_says_in_float(method):
     baseline = fixed_precision.quantized(model, costs, bits, method, images[:100])
     answers = [m.predict(images[100:], verbose=0).argmax(-1) for m in (model, baseline)]
     assert np.mean(answers[0] == answers[1]) >= 0.97
-
-
-def test_tfmot_runs_in_a_process_of_its_own(tmp_path):
-    pytest.importorskip("tensorflow_model_optimization")
-    model = architectures.resnet8(keras)
-    images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), "uint8")
-    labels = np.arange(16) % 10
-    np.savez(tmp_path / "weights.npz", *model.get_weights())
-    np.savez(tmp_path / "data.npz", x=images, y=labels)
-    np.savez(tmp_path / "tests.npz", a_x=images[:4], a_y=labels[:4], b_x=images, b_y=labels)
-    result = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "examples" / "benchmarks" / "study" / "tfmot_int8.py"),
-            "--network=resnet8",
-            "--steps=2",
-            "--batch=8",
-            *(f"--{name}={tmp_path / name}.npz" for name in ("weights", "data", "tests", "output")),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    with np.load(tmp_path / "output.npz") as output:
-        assert {k: output[k].shape for k in ("a", "b")} == {"a": (4, 10), "b": (16, 10)}
-        np.testing.assert_allclose(output["b"].sum(-1), 1.0, rtol=1e-4)
-        assert output["seconds"] > 0

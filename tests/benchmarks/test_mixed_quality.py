@@ -6,7 +6,8 @@ import mixed_quality
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from study import runs
+from small_networks import network
+from study import assignments, elsewhere, plan, runs, starts
 
 
 @pytest.fixture
@@ -50,3 +51,15 @@ def test_nothing_begins_after_the_deadline(driver):
 def test_the_same_run_is_executed_once(driver):
     mixed_quality.work_off([wanted()[0]] * 3, [], float("inf"))
     assert len(driver) == 1
+
+
+def test_hgq2_is_planned_where_a_python_for_it_is_named(driver, monkeypatch):
+    costs = {name: assignments.cost_model(network()) for name in starts.NETWORKS}
+    monkeypatch.setattr(plan, "MEAN_BITS", (5.5,))
+    for python, methods in (("", {"dqmq"}), ("other/python", {"dqmq", "hgq2"})):
+        monkeypatch.setenv(elsewhere.PYTHON_VARIABLE, python)
+        with flagsaver.flagsaver(methods=["dqmq", "hgq2"]):
+            found, lines = mixed_quality.planned("table", costs, []), mixed_quality.left_out()
+        assert {run.method for run in found} == methods
+        assert len(lines) == ("hgq2" not in methods)
+        assert all(line.startswith("HGQ2 is left out: set DQMQ_HGQ2_PYTHON") for line in lines)

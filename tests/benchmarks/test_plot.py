@@ -56,6 +56,7 @@ def test_accuracies_of_all_methods():
             ),
             record("resnet8", "dqmq", (0.75, 0.7, 0.8, 0.78), cost=2.5),
             record("resnet8", "float", 0.8),
+            record("resnet8", "hgq2", 0.72, cost=2.45),
         ],
         600,
     )
@@ -70,7 +71,9 @@ def test_accuracies_of_all_methods():
     # The pair of bits is known from LSQ; at other budgets there is none.
     assert set(shown["2.5", "PACT w2a3"].values()) == {"-"}
     assert set(shown["3", "PACT"].values()) == {"-"}
-    assert len(shown) == 2 + 3 * 7
+    # HGQ2 is shown where it was run.
+    assert shown["2.5", "HGQ2"]["bits on a"] == "2.45 (1 seed)"
+    assert len(shown) == 2 + 3 * 7 + 1
 
 
 def test_missing_runs_are_dashes_everywhere(nothing):

@@ -12,6 +12,7 @@ _STYLES = {
     "static": {"color": "#CC79A7", "marker": "s"},
     "hawq": {"color": "#0072B2", "marker": "D"},
     "hawq_free": {"color": "#0072B2", "marker": "D", "linestyle": "--", "markerfacecolor": "white"},
+    "hgq2": {"color": "#7F7F00", "marker": "X"},
     "lsq": {"color": "#E69F00", "marker": "^"},
     "pact": {"color": "#56B4E9", "marker": "v"},
     "dorefa": {"color": "#009E73", "marker": "P"},

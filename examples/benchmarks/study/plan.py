@@ -11,6 +11,7 @@ SEEDS = (0, 1, 2)
 LEARNING_RATES = (0.001, 0.002, 0.004)
 _TUNED_AT, _TUNING_STEPS = 3.0, 400
 _ABLATED_AT = 2.5
+_HGQ2_ON = starts.NETWORKS[0]
 
 
 def uniform_bits(costs, budget):
@@ -63,6 +64,8 @@ def table(bench_costs, steps, rates):
                 uniform_bits(bench_costs[network], budget), results.UNIFORM
             ):
                 yield run(method, bits=pair, **at)
+            if network == _HGQ2_ON:
+                yield run("hgq2", **at)
         yield run("float")
         yield run("tfmot")
 
@@ -100,7 +103,8 @@ def trials(bench_costs):
     """Yields the runs that choose a learning rate for each method and network."""
     for network, rate in itertools.product(starts.NETWORKS, LEARNING_RATES):
         pair = uniform_bits(bench_costs[network], _TUNED_AT)[-1]
-        for method in (*results.UNIFORM, *results.HAWQ, "static", "dqmq"):
+        hgq2 = ("hgq2",) if network == _HGQ2_ON else ()
+        for method in (*results.UNIFORM, *results.HAWQ, "static", "dqmq", *hgq2):
             yield runs.Run(
                 network=network,
                 method=method,

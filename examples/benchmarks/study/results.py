@@ -11,7 +11,7 @@ import numpy as np
 NETWORKS = {"resnet8": "ResNet-8", "mobilenet_v2": "MobileNetV2"}
 METHODS = {
     "float": "float", "tfmot": "TFMOT int8", "lsq": "LSQ", "pact": "PACT", "dorefa": "DoReFa",
-    "hawq": "HAWQ", "hawq_free": "HAWQ, free", "static": "static", "dqmq": "DQMQ",
+    "hawq": "HAWQ", "hawq_free": "HAWQ, free", "hgq2": "HGQ2", "static": "static", "dqmq": "DQMQ",
 }  # fmt: skip
 UNIFORM = ("lsq", "pact", "dorefa")
 # A layer's weights and input have the same bits, or each its own.
@@ -145,12 +145,14 @@ class Results:
     def rows(self, network, budget):
         """Returns the cells of all methods at a budget of mean bits, whether they have runs or not.
 
-        The pairs of bits of uniform methods are those that any of them has runs with.
+        The pairs of bits of uniform methods are those that any of them has runs with. HGQ2, which
+        needs an environment of its own, is there only where it has runs.
         """
         at = {"network": network, "kind": "mean_bit_width", "budget": budget}
         pairs = {c.bits for c in self.cells(**at, ablation=None) if c.method in UNIFORM}
         uniform = [Cell(method=m, bits=p, **at) for m in UNIFORM for p in sorted(pairs) or [None]]
-        return [*uniform, *(Cell(method=method, **at) for method in (*HAWQ, "static", "dqmq"))]
+        others = [Cell(method=method, **at) for method in (*HAWQ, "hgq2", "static", "dqmq")]
+        return uniform + [c for c in others if c.method != "hgq2" or c in self._cells]
 
     def best(self, network, budget, methods):
         """Returns the cell of some methods with the best mean accuracy on test (a), or None."""

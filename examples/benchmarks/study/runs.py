@@ -5,8 +5,6 @@ import json
 import pathlib
 import pickle
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 
@@ -17,6 +15,7 @@ import dqmq_tf
 from dqmq_tf import quality
 from study import (
     assignments,
+    elsewhere,
     fixed_precision,
     hawq,
     integer_program,
@@ -120,10 +119,13 @@ class Bench:
             the method tells.
         """
         keras.utils.set_random_seed(run.seed)
-        execute = _tfmot if run.method == "tfmot" else _trained
         model = self.start(run.network)
         macs = float(assignments.cost_model(model).macs.sum())
-        found = execute(self, run, model)
+        if run.method in elsewhere.METHODS:
+            data = self.mixtures.training(run.seed, run.steps)
+            found = elsewhere.trained(run, model, data, self.images(run))
+        else:
+            found = _trained(self, run, model)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return {
             "run": dataclasses.asdict(run), "macs": macs, "peak_mb": round(peak), **found
@@ -131,7 +133,7 @@ class Bench:
 
 
 def train(bench, run, model):
-    """Quantizes and trains by any method of Keras 3.
+    """Quantizes and trains by any method that is trained in this process.
 
     Args:
         bench: `Bench`.
@@ -159,7 +161,7 @@ def train(bench, run, model):
 
 
 def _trained(bench, run, model):
-    """Trains and scores by any method of Keras 3."""
+    """Any method that is trained in this process."""
     network, data, found = train(bench, run, model)
     images = bench.images(run)
     cost_of = None
@@ -288,29 +290,3 @@ def _bits_by_kind(network, images):
             mean = bits[part.kind == kind].mean(axis=0).round(3).tolist()
             found[label] = dict(zip(network.decision_points, mean))
     return found
-
-
-def _tfmot(bench, run, model):
-    """TFMOT needs Keras 2, and so a process of its own."""
-    data, images = bench.mixtures.training(run.seed, run.steps), bench.images(run)
-    script = pathlib.Path(__file__).with_name("tfmot_int8.py")
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        np.savez(folder / "weights.npz", *model.get_weights())
-        np.savez(folder / "data.npz", x=data.x, y=data.y)
-        arrays = {f"{k}_{field}": getattr(v, field) for k, v in images.items() for field in "xy"}
-        np.savez(folder / "tests.npz", **arrays)
-        command = [
-            sys.executable, script, f"--network={run.network}", f"--steps={run.steps}",
-            f"--learning_rate={run.learning_rate}", f"--seed={run.seed}",
-            *(f"--{key}={folder / key}.npz" for key in ("weights", "data", "tests", "output")),
-        ]  # fmt: skip
-        subprocess.run(command, check=True)
-        with np.load(folder / "output.npz") as output:
-            predictions = {key: output[key] for key in images}
-            seconds = float(output["seconds"])
-    scores = {
-        key: dataclasses.asdict(scoring.score(lambda x, p=p: p, images[key]))
-        for key, p in predictions.items()
-    }
-    return {"scores": scores, "train_seconds": round(seconds, 1)}

@@ -99,13 +99,18 @@ def accuracies(found, network):
         )
         for cell in cells
     ]
+    hgq2 = (
+        " HGQ2 gives each weight and each channel of activations its own; signs count, as of all."
+        if any(cell.method == "hgq2" for cell in cells)
+        else ""
+    )
     return Table(
         f"{results.NETWORKS[network]}: accuracy in %, mean bit-width",
         ("budget", "method", "seeds", *results.TESTS, "bits on a", "bits on d"),
         tuple(rows), 2,
         ("The bits of float and TFMOT are so by definition, those of the others are counted: the "
          "root of bit operations per MAC, with what decides. HAWQ gives the weights and the input of "
-         "a layer the same bits; free, each its own.",),
+         "a layer the same bits; free, each its own." + hgq2,),
     )  # fmt: skip
 
 
@@ -273,6 +278,8 @@ def training(found):
         for method in results.METHODS:
             cells = found.cells(network=network, method=method, ablation=None)
             cells = [cell for cell in cells if cell.budget is None or cell.kind == "mean_bit_width"]
+            if method == "hgq2" and not cells:
+                continue
             seconds = _seed_means([found.values(cell, _seconds) for cell in cells])
             ratios = {s: seconds[s] / base[s] for s in seconds if s in base}
             peaks = _seed_means([found.values(cell, _peak) for cell in cells])
@@ -284,8 +291,8 @@ def training(found):
         ("network", "method", "seeds", "time / float's", "peak memory, MB"),
         tuple(rows), 2,
         ("Within a seed, means over bits and budgets. Times are of the training steps alone: "
-         "HAWQ's Hessian and program come before. TFMOT trains in a process of its own, whose "
-         "memory is not measured.",),
+         "HAWQ's Hessian and program come before. TFMOT and HGQ2 train in processes of their own, "
+         "whose memory is not measured.",),
     )  # fmt: skip
 
 
@@ -323,7 +330,7 @@ def _seconds(record):
 
 
 def _peak(record):
-    return None if record["run"]["method"] == "tfmot" else record["peak_mb"]
+    return None if record["run"]["method"] in ("tfmot", "hgq2") else record["peak_mb"]
 
 
 def _seed_means(several):

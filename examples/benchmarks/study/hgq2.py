@@ -1,0 +1,248 @@
+"""HGQ2, which learns bits by gradients along with the weights, in a process of its own.
+
+Sun et al., "Gradient-based Automatic Mixed Precision Quantization for Neural Networks On-Chip",
+arXiv 2405.00645. The loss has a penalty: beta times EBOPs, the sum of weight bits times activation
+bits over all multiplications. HGQ2 needs an environment of its own; a float network comes in as its
+weights, softmax outputs for test sets go out.
+
+    python examples/benchmarks/study/hgq2.py --network=resnet8 --weights=weights.npz \\
+        --data=train.npz --steps=600 --mean_bits=3 --tests=tests.npz --output=outputs.npz
+
+Every weight has its own bits and range, as is HGQ2's default: its point floats at no cost, where
+the integer kernels of other methods have one range per channel. So has every channel of activations,
+the same wherever a kernel slides. Weights saturate symmetrically, activations saturate.
+Convolutions, additions and the dense layer are HGQ2's; batch norms and biases stay float. A
+quantizer is a dozen small operations on a large tensor: XLA makes one of them.
+
+EBOPs are not quite what a budget counts: HGQ2 leaves out a weight's sign and products with padding,
+and adds additions. So they are the penalty, as HGQ2 has it, but `bit_operations` keep the budget.
+"""
+
+import math
+import time
+
+import exchange
+import hgq.layers
+import hgq.utils
+import hgq.utils.sugar
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+from hgq.config import QuantizerConfig
+
+_MEAN_BITS = flags.DEFINE_float(
+    "mean_bits", None, "Budget: the root of bit operations per MAC.", lower_bound=1.0
+)
+
+# A short training: bits begin this far above the budget's mean, and have a learning rate of their
+# own, which can take them 0.01 a step or 6 in 600 steps.
+_BITS_ABOVE = 1
+_BIT_LEARNING_RATE = 0.02
+# The cost is to fall evenly, as a logarithm, until this share of the steps, to this share of the
+# budget; then it is to stay.
+_FALLING = 0.5
+_ROOM = 0.985
+# Beta at first, as a penalty in the loss, and the proportional and integral gains on its logarithm.
+_FIRST_PENALTY = 0.3
+_PROPORTIONAL, _INTEGRAL = 2.0, 0.1
+# What is smaller than this is as good as 0 and has no range.
+_SMALLEST = 2.0**-12
+
+
+def quantized(model):
+    """Returns a float network in HGQ2's layers, with its weights; `set_bits` comes next."""
+
+    def converted(layer):
+        dense = isinstance(layer, keras.layers.Dense)
+        axes = (0,) if dense else (0, 1, 2)
+        inputs = QuantizerConfig("kif", "datalane", overflow_mode="SAT", homogeneous_axis=axes)
+        if isinstance(layer, keras.layers.Add):
+            return hgq.layers.QAdd(iq_confs=inputs, name=layer.name)
+        options = {
+            "kq_conf": QuantizerConfig("kbi", "weight", overflow_mode="SAT_SYM"),
+            "bq_conf": QuantizerConfig("dummy", "bias"),
+            "iq_conf": inputs,
+            "name": layer.name,
+        }
+        if dense:
+            return hgq.layers.QDense(layer.units, activation=layer.activation, **options)
+        if isinstance(layer, keras.layers.Conv2D):
+            return hgq.layers.QConv2D(
+                layer.filters,
+                layer.kernel_size,
+                strides=layer.strides,
+                padding=layer.padding,
+                kernel_regularizer=layer.kernel_regularizer,
+                **options,
+            )
+        if hasattr(layer, "kernel"):
+            raise TypeError(f"{layer.name}: HGQ2 has no {type(layer).__name__}.")
+        return type(layer).from_config(layer.get_config())
+
+    network = keras.models.clone_model(model, clone_function=converted)
+    for layer in model.layers:
+        own = {variable.name: variable for variable in network.get_layer(layer.name).weights}
+        for variable in layer.weights:
+            own[variable.name].assign(variable)
+    return network
+
+
+def kernel_layers(network):
+    """Returns the layers that multiply by weights."""
+    return [layer for layer in network.layers if hasattr(layer, "kq")]
+
+
+def input_quantizers(network):
+    """Returns `[(quantizer, name of its layer, index of the layer's input)]`."""
+    found = []
+    for layer in network.layers:
+        if isinstance(layer, hgq.layers.QAdd):
+            found += [(quantizer, layer.name, i) for i, quantizer in enumerate(layer.iq)]
+        elif hasattr(layer, "iq"):
+            found.append((layer.iq, layer.name, 0))
+    return found
+
+
+def set_bits(network, model, images, bits):
+    """Gives all quantizers the same bits, and ranges that hold what the float network has.
+
+    Args:
+        network: What `quantized` made of the float network.
+        model: The float network.
+        images: float32 `[n, 32, 32, 3]`.
+        bits: Bits with sign.
+    """
+    quantizers = input_quantizers(network)
+    read = [keras.tree.flatten(model.get_layer(name).input)[i] for _, name, i in quantizers]
+    values = keras.Model(model.input, read).predict(images, verbose=0)
+    for (quantizer, *_), value in zip(quantizers, values):
+        axes = tuple(range(value.ndim - 1))
+        signed = float(value.min() < 0)
+        integer_bits = _integer_bits(np.abs(value).max(axis=axes, keepdims=True))
+        _assign(quantizer, k=signed, i=integer_bits, f=bits - signed - integer_bits)
+    for layer in kernel_layers(network):
+        kernel = np.abs(keras.ops.convert_to_numpy(layer.kernel))
+        _assign(layer.kq, k=1.0, i=_integer_bits(kernel), b=bits - 1.0)
+
+
+def _integer_bits(magnitude):
+    """Bits before the point, without sign, that hold a magnitude; less than 0 for a small one."""
+    return np.ceil(np.log2(np.maximum(magnitude, _SMALLEST)))
+
+
+def _assign(quantizer, **values):
+    for variable in quantizer.quantizer.variables:
+        if variable.name in values:
+            variable.assign(np.broadcast_to(values[variable.name], variable.shape))
+
+
+def bit_operations(network):
+    """Returns weight bits with sign times activation bits, summed over the MACs of an image."""
+    total = 0.0
+    for layer in kernel_layers(network):
+        # Without sign under symmetric saturation; a weight of 0 bits is 0 and needs none.
+        weights = keras.ops.convert_to_numpy(layer.kq.bits_(layer.kernel.shape))
+        weights = weights + (weights > 0)
+        inputs = keras.ops.convert_to_numpy(layer.iq.bits).ravel()
+        total += _places(layer) * float((weights.sum(axis=-1) * inputs).sum())
+    return total
+
+
+def macs(network):
+    """Returns the multiply-accumulates of an image, those with padding among them."""
+    return sum(_places(layer) * math.prod(layer.kernel.shape) for layer in kernel_layers(network))
+
+
+def _places(layer):
+    """How often a layer applies its kernel to an image."""
+    return math.prod(layer.output.shape[1:-1])
+
+
+class Beta:
+    """Steers the weight of the penalty such that bit operations reach the budget.
+
+    Args:
+        network: What `set_bits` has prepared.
+        budget: Bit operations.
+        steps: Training steps.
+    """
+
+    def __init__(self, network, budget, steps):
+        self.network, self.steps = network, steps
+        self.first = bit_operations(network)
+        self.fall = math.log(_ROOM * budget / self.first)
+        self.integral = math.log(_FIRST_PENALTY / self.first)
+        self.value = None
+        self.scheduler = hgq.utils.sugar.BetaScheduler(lambda step: self.value)
+        self.scheduler.set_model(network)
+
+    def update(self, step):
+        """Sets what a step is to take."""
+        aim = math.log(self.first) + self.fall * min(1.0, step / (_FALLING * self.steps))
+        # A network without bits has no logarithm.
+        excess = math.log(max(bit_operations(self.network), 1.0)) - aim
+        self.integral += _INTEGRAL * excess
+        self.value = math.exp(self.integral + _PROPORTIONAL * excess)
+        self.scheduler.on_epoch_begin(step)
+
+
+def train(network, batches, beta):
+    """Trains weights and bits in place; returns the seconds that it took."""
+    quantizers = [quantizer for quantizer, *_ in input_quantizers(network)]
+    quantizers += [layer.kq for layer in kernel_layers(network)]
+    bits = [variable for q in quantizers for variable in q.trainable_variables]
+    paths = {variable.path for variable in bits}
+    weights = [variable for variable in network.trainable_variables if variable.path not in paths]
+    trained = []
+    for variables, rate in ((weights, exchange.LEARNING_RATE.value), (bits, _BIT_LEARNING_RATE)):
+        schedule = keras.optimizers.schedules.CosineDecay(rate, exchange.STEPS.value)
+        optimizer = keras.optimizers.Adam(schedule)
+        optimizer.build(variables)
+        trained.append((optimizer, variables))
+
+    @tf.function(jit_compile=True)
+    def step(images, labels):
+        with tf.GradientTape() as tape:
+            outputs = network(images, training=True)
+            losses = keras.losses.sparse_categorical_crossentropy(labels, outputs)
+            loss = tf.reduce_mean(losses) + tf.add_n(network.losses)
+        gradients = tape.gradient(loss, [variables for _, variables in trained])
+        for (optimizer, variables), found in zip(trained, gradients):
+            optimizer.apply(found, variables)
+
+    started = time.perf_counter()
+    for number, (images, labels) in enumerate(batches):
+        beta.update(number)
+        step(images, labels)
+    return time.perf_counter() - started
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
+    keras.utils.set_random_seed(exchange.SEED.value)
+    model, batches = exchange.float_network(keras), exchange.training_batches()
+    images = next(iter(batches))[0].numpy()
+    network = quantized(model)
+    budget = _MEAN_BITS.value**2 * macs(network)
+    set_bits(network, model, images, math.ceil(_MEAN_BITS.value) + _BITS_ABOVE)
+    seconds = train(network, batches, Beta(network, budget, exchange.STEPS.value))
+    network.compile(jit_compile=True)
+    found = {
+        "seconds": seconds,
+        "bit_ops": bit_operations(network),
+        # Nothing is trained or widened: no range wraps.
+        "ebops": hgq.utils.trace_minmax(network, images, reset=False),
+        **exchange.predictions(network),
+    }
+    np.savez(exchange.OUTPUT.value, **found)
+    if found["bit_ops"] > budget:
+        raise RuntimeError(
+            f"{found['bit_ops']:.4g} bit operations exceed a budget of {budget:.4g}."
+        )
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required([*exchange.REQUIRED, "mean_bits"])
+    app.run(main)
