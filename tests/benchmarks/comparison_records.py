@@ -50,8 +50,6 @@ def record(network, method, accuracies, *, bits=None, cost=None, seed=0, **field
             }
             for (test, names), accuracy in zip(_CELLS.items(), accuracies)
         },
-        "train_seconds": 100.0,
-        "peak_mb": 1_000,
         **({"bit_ops": bit_ops} if each is None and bit_ops is not None else {}),
         **fields,
     }

@@ -29,7 +29,11 @@ def test_every_method_has_every_budget_and_seed(costs, monkeypatch):
     monkeypatch.setattr(plan, "MEAN_BITS", (5.5, 6.5))
     found = list(plan.table(costs, 8, {}))
     for method in set(runs.METHODS) - {"float", "tfmot"}:
-        here = {(r.network, r.budget, r.seed) for r in found if r.method == method}
+        here = {
+            (r.network, r.budget, r.seed)
+            for r in found
+            if r.method == method and r.budget != results.CHECKED_AT
+        }
         networks = 1 if method == "hgq2" else len(starts.NETWORKS)
         assert len(here) == networks * 2 * len(plan.SEEDS)
     assert len({run.key for run in found}) == len(found)

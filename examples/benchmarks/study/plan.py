@@ -68,6 +68,8 @@ def table(bench_costs, steps, rates):
                 yield run("hgq2", **at)
         yield run("float")
         yield run("tfmot")
+        checked = {"kind": "mean_bit_width", "budget": results.CHECKED_AT}
+        yield run("lsq", bits=results.CHECKED_BITS, **checked)
 
 
 def ablations(steps, rates):

@@ -18,6 +18,8 @@ UNIFORM = ("lsq", "pact", "dorefa")
 HAWQ = ("hawq", "hawq_free")
 TESTS = ("a", "b", "c", "d")
 MEAN_BITS = (2.5, 3.0, 4.0)
+# A baseline is worth its name that comes close to float with 4 bits between the ends.
+CHECKED_BITS, CHECKED_AT = (4, 4), 4.25
 SEEDS = 3
 # Kinds of degradation, those of a family beside each other.
 KINDS = (

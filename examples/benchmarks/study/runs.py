@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pathlib
 import pickle
-import resource
 import tempfile
 import time
 
@@ -126,10 +125,7 @@ class Bench:
             found = elsewhere.trained(run, model, data, self.images(run))
         else:
             found = _trained(self, run, model)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return {
-            "run": dataclasses.asdict(run), "macs": macs, "peak_mb": round(peak), **found
-        }  # fmt: skip
+        return {"run": dataclasses.asdict(run), "macs": macs, **found}
 
 
 def train(bench, run, model):

@@ -72,7 +72,6 @@ def tables(found):
     for network in results.NETWORKS:
         yield corruption_errors(found, network)
         yield kinds(found, network)
-    yield training(found)
 
 
 def figure(estimate, digits=2, signed=False):
@@ -87,9 +86,7 @@ def figure(estimate, digits=2, signed=False):
 
 def accuracies(found, network):
     """Returns the table of all methods at all budgets of a network."""
-    cells = [results.Cell(network, "float"), results.Cell(network, "tfmot")]
-    for budget in results.MEAN_BITS:
-        cells += found.rows(network, budget)
+    cells = _cells(found, network)
     rows = [
         (
             MISSING if cell.budget is None else f"{cell.budget:g}",
@@ -211,10 +208,7 @@ def ablations(found):
 
 def corruption_errors(found, network):
     """Returns the table of mean corruption errors of a network."""
-    cells = [results.Cell(network, "float"), results.Cell(network, "tfmot")]
-    for budget in results.MEAN_BITS:
-        cells += found.rows(network, budget)
-    rows = []
+    rows, cells = [], _cells(found, network)
     for cell in cells:
         errors = [
             found.estimate(cell, results.corruption_error, test, found.reference(network, test))
@@ -270,30 +264,15 @@ def kinds(found, network):
     )  # fmt: skip
 
 
-def training(found):
-    """Returns the table of what training takes."""
-    rows = []
-    for network, name in results.NETWORKS.items():
-        base = found.values(results.Cell(network, "float"), _seconds)
-        for method in results.METHODS:
-            cells = found.cells(network=network, method=method, ablation=None)
-            cells = [cell for cell in cells if cell.budget is None or cell.kind == "mean_bit_width"]
-            if method == "hgq2" and not cells:
-                continue
-            seconds = _seed_means([found.values(cell, _seconds) for cell in cells])
-            ratios = {s: seconds[s] / base[s] for s in seconds if s in base}
-            peaks = _seed_means([found.values(cell, _peak) for cell in cells])
-            ratio, peak = (results.Estimate.of(v.values()) for v in (ratios, peaks))
-            count = str(len(seconds)) if seconds else MISSING
-            rows.append((name, results.METHODS[method], count, figure(ratio), figure(peak, 0)))
-    return Table(
-        "Training",
-        ("network", "method", "seeds", "time / float's", "peak memory, MB"),
-        tuple(rows), 2,
-        ("Within a seed, means over bits and budgets. Times are of the training steps alone: "
-         "HAWQ's Hessian and program come before. TFMOT and HGQ2 train in processes of their own, "
-         "whose memory is not measured.",),
-    )  # fmt: skip
+def _cells(found, network):
+    """What has no budget, or one that is not compared at, and all methods at all budgets."""
+    checked = results.Cell(
+        network, "lsq", "mean_bit_width", results.CHECKED_AT, results.CHECKED_BITS
+    )
+    cells = [results.Cell(network, "float"), results.Cell(network, "tfmot"), checked]
+    for budget in results.MEAN_BITS:
+        cells += found.rows(network, budget)
+    return cells
 
 
 def _accuracy_figures(found, cell):
@@ -323,18 +302,3 @@ def _lead_figure(estimate):
 
 def _error(record, test):
     return 100 - results.accuracy(record, test)
-
-
-def _seconds(record):
-    return record["train_seconds"]
-
-
-def _peak(record):
-    return None if record["run"]["method"] in ("tfmot", "hgq2") else record["peak_mb"]
-
-
-def _seed_means(several):
-    """`{seed: mean}` over dictionaries `{seed: value}`."""
-    seeds = sorted({seed for values in several for seed in values})
-    known = {seed: [values[seed] for values in several if seed in values] for seed in seeds}
-    return {seed: sum(values) / len(values) for seed, values in known.items()}
