@@ -121,12 +121,13 @@ class DQMQConfig:
         profiles: Precision profiles, 1 to 4: weights have bits of their own in each. Groups of
             samples of like quality draw them in the search, and the last fine-tuning is at them;
             `DQMQModel.freeze` takes as many by default.
-        warmup, settle: Shares of the training at which the policy begins to move, and at which the
-            bits are fixed for the last fine-tuning.
-        initial_sigma, final_sigma: Width of the bit-width distributions, in bits, at the start
-            and at the end of the search.
-        settle, initial_sigma: None for 0.6 both, or 0.3 both where the budget is in bytes: there
-            weights alone are decided, which take a long fine-tuning and no wide search.
+        warmup: Share of the training at which the policy begins to move.
+        settle: Share at which the bits are fixed for the last fine-tuning. None for 0.6, or for 0.3
+            where the budget is in bytes: there weights alone are decided, which take a long
+            fine-tuning and no wide search.
+        initial_sigma: Width of the bit-width distributions at the start of the search, in bits;
+            None for the same 0.6 or 0.3.
+        final_sigma: Their width at its end.
         policy_learning_rate: Of the Adam that moves policy and quality normalization, and five
             times the encoder's; None suits it to the length of training.
         score_coefficient, entropy_coefficient: Weights of these terms.

@@ -6,6 +6,7 @@ import pathlib
 import pickle
 import tempfile
 import time
+import zlib
 
 import keras
 import numpy as np
@@ -97,7 +98,9 @@ class Bench:
 
     def sensitivities(self, network, model):
         """Returns `(weights, activations)` of `hawq.sensitivities` of a float start, made once."""
-        path = self.cache / f"{network}_hessian.pickle"
+        # They are those of these very weights.
+        weights = b"".join(value.tobytes() for value in model.get_weights())
+        path = self.cache / f"{network}_{zlib.crc32(weights):08x}_hessian.pickle"
         if not path.exists():
             images, labels = self.mixtures.training(0, _HESSIAN_STEPS).first(None)
             found = hawq.Network(model, assignments.cost_model(model))
