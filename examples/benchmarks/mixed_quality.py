@@ -46,7 +46,7 @@ _RESNET = flags.DEFINE_string(
     "MLPerf Tiny's trained ResNet-8 (.h5).",
 )
 _PARTS = flags.DEFINE_list(
-    "parts", ["trials", "table", "files", "ablations"], "What to run, in this order."
+    "parts", ["trials", "table", "files", "ablations", "oracle"], "What to run, in this order."
 )
 _NETWORKS = flags.DEFINE_list("networks", list(starts.NETWORKS), "Networks to run.")
 _METHODS = flags.DEFINE_list("methods", list(runs.METHODS), "Methods to run.")
@@ -79,6 +79,7 @@ def planned(part, costs, found):
         "table": lambda: plan.table(costs, _STEPS.value, rates),
         "files": lambda: plan.files(_STEPS.value, rates),
         "ablations": lambda: plan.ablations(_STEPS.value, rates),
+        "oracle": lambda: plan.oracle(_STEPS.value, rates),
     }[part]()
     return [
         run

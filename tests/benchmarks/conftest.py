@@ -35,9 +35,6 @@ class Digits:
     def validation(self):
         return self.test("a")
 
-    def held_out(self):
-        return digits("test", 400, 0.2)
-
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory):

@@ -152,12 +152,27 @@ def test_corruption_errors_and_bits_by_kind():
     assert shown["fog", "b"]["error at 4"] == "-"
 
 
+def test_headroom_is_over_static_bits_of_the_same_seed():
+    pairs = (("static", None, (0.7, 0.8)), ("dqmq", None, (0.71, 0.83)))
+    found = results.Results(
+        [
+            *(record("resnet8", m, a, seed=s) for m, _, each in pairs for s, a in enumerate(each)),
+            record("resnet8", "dqmq", 0.85, seed=1, ablation="told_quality"),
+        ],
+        600,
+    )
+    shown = rows(tables.headroom(found))
+    assert shown["ResNet-8", "2.5"]["DQMQ, a"] == "+2.00 ± 1.00"
+    assert shown["ResNet-8", "2.5"]["oracle, d"] == "+5.00 (1 seed)"
+    assert shown["ResNet-8", "2.5"]["seeds of oracle"] == "1"
+
+
 @pytest.mark.parametrize("which", ["found", "nothing"])
 def test_markdown_is_well_formed(which, request):
     text = document.markdown(request.getfixturevalue(which), {"A picture": "a.png"})
     assert text.startswith("# ") and "![A picture](a.png)" in text
     blocks = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
-    assert len(blocks) == len(re.findall(r"^## ", text, re.MULTILINE)) == 9
+    assert len(blocks) == len(re.findall(r"^## ", text, re.MULTILINE)) == 10
     for block in blocks:
         head, rule, *body = block.splitlines()
         assert re.fullmatch(r"\|( (:--|--:) \|)+", rule) and body

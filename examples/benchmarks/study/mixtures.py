@@ -83,16 +83,6 @@ class Mixtures:
 
         return self._kept("validation", made)
 
-    def held_out(self):
-        """Returns the `Images` of validation degraded anew, a fifth of them clean as in training."""
-
-        def made():
-            return _collected(
-                _mixed(self._raw("train[90%:]").batch(200), SEEN, (1, 5), CLEAN_SHARE, 106)
-            )
-
-        return self._kept("held_out", made)
-
     def training(self, seed, steps):
         """Returns the `Images` of so many steps of `BATCH`, in order, flipped at random.
 

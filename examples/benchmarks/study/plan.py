@@ -91,6 +91,21 @@ def ablations(steps, rates):
             yield runs.Run(method=method, budget=8.0, learning_rate=rate, **at)
 
 
+def oracle(steps, rates):
+    """Yields the runs of DQMQ with an encoder that is told the quality."""
+    for seed, network, budget in itertools.product(SEEDS, starts.NETWORKS, MEAN_BITS):
+        yield runs.Run(
+            network=network,
+            method="dqmq",
+            kind="mean_bit_width",
+            budget=budget,
+            ablation=runs.TOLD,
+            learning_rate=rates.get((network, "dqmq"), LEARNING_RATES[0]),
+            steps=steps,
+            seed=seed,
+        )
+
+
 def files(steps, rates):
     """Yields the runs that end in a file, on ResNet-8."""
     network = starts.NETWORKS[0]

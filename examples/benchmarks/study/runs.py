@@ -23,6 +23,7 @@ from study import (
     results,
     scoring,
     starts,
+    told,
 )
 
 METHODS = tuple(results.METHODS)
@@ -31,6 +32,8 @@ ABLATIONS = (
     "no_pathwise", "no_curvature", "no_score_function", "no_model_cost", "no_entropy",
     "no_supervised", "random_encoder", "no_sample_bits", "no_normalization", "no_distillation",
 )  # fmt: skip
+# An oracle in the place of the encoder, see `study.told`.
+TOLD = "told_quality"
 _TARGETS = {"mean_bit_width": "simulation", "download_bytes": "android"}
 _HESSIAN_STEPS = 4
 _CALIBRATION_IMAGES = 256
@@ -50,7 +53,7 @@ class Run:
         kind, budget: Kind and value of a `dqmq_tf.Budget`; None for `"float"` and `"tfmot"`, which
             have no choice.
         bits: Weight and activation bits of a uniform method, else None.
-        ablation: One of `ABLATIONS`, or None; `"distilled"` gives another method DQMQ's labels.
+        ablation: One of `ABLATIONS`, `TOLD` or None; `"distilled"` gives another method DQMQ's labels.
         learning_rate: Of Adam at the start.
         steps: Steps of `mixtures.BATCH` images.
         seed: Of the data's order and degradations and of all draws.
@@ -131,21 +134,14 @@ class Bench:
         return {"run": dataclasses.asdict(run), "macs": macs, **found}
 
 
-def train(bench, run, model):
-    """Quantizes and trains by any method that is trained in this process.
-
-    Args:
-        bench: `Bench`.
-        run: `Run`.
-        model: Its float start.
-
-    Returns:
-        `(network, Images of the training, what is known of the network)`.
-    """
+def _trained(bench, run, model):
+    """Any method that is trained in this process."""
     data = bench.mixtures.training(run.seed, run.steps)
     network, found = _network(bench, run, model, data)
     if run.ablation == "random_encoder":
         network.encoder.trainable = False
+    if run.ablation == TOLD:
+        told.tell(network, data, bench.images(run).values())
     if run.ablation == "no_sample_bits":
         network.policy.direction.assign(0.0 * network.policy.direction)
         network.policy.direction.trainable = False
@@ -156,12 +152,6 @@ def train(bench, run, model):
         batches = dqmq_tf.distilled(batches, bench.start(run.network))
     starts.train(network, batches, run.steps, run.learning_rate)
     found["train_seconds"] = round(time.perf_counter() - started, 1)
-    return network, data, found
-
-
-def _trained(bench, run, model):
-    """Any method that is trained in this process."""
-    network, data, found = train(bench, run, model)
     images = bench.images(run)
     cost_of = None
     if run.method in ("static", "dqmq"):

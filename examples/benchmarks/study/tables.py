@@ -1,6 +1,7 @@
 """Tables of the comparison, for the terminal and as Markdown."""
 
 import dataclasses
+import itertools
 
 import rich.table
 import rich.text
@@ -69,6 +70,7 @@ def tables(found):
     yield lead_table(found)
     yield files(found)
     yield ablations(found)
+    yield headroom(found)
     for network in results.NETWORKS:
         yield corruption_errors(found, network)
         yield kinds(found, network)
@@ -203,6 +205,33 @@ def ablations(found):
         tuple(rows), 2,
         ("Changes are from DQMQ at the same budget, paired by seed. Shuffled: the trained DQMQ "
          "with the bits of each image decided by another image of its batch.",),
+    )  # fmt: skip
+
+
+def headroom(found):
+    """Returns the table of what knowing the quality is worth, and how much of it DQMQ has."""
+    rows = []
+    for network, budget in itertools.product(results.NETWORKS, results.MEAN_BITS):
+        at = {"network": network, "kind": "mean_bit_width", "budget": budget}
+        static = results.Cell(method="static", **at)
+        ways = [results.Cell(method="dqmq", ablation=a, **at) for a in (None, "told_quality")]
+        gains = [
+            results.difference(
+                found.values(cell, results.accuracy, test),
+                found.values(static, results.accuracy, test),
+            )
+            for cell, test in itertools.product(ways, ("a", "c", "d"))
+        ]
+        name = results.NETWORKS[network]
+        counts = [_count(found.estimate(cell, results.accuracy, "a")) for cell in ways]
+        rows.append((name, f"{budget:g}", *counts, *(figure(g, signed=True) for g in gains)))
+    return Table(
+        "What knowing the quality is worth: percentage points over learned static bits",
+        ("network", "budget", "seeds of DQMQ", "seeds of oracle",
+         *(f"{who}, {test}" for who in ("DQMQ", "oracle") for test in ("a", "c", "d"))),
+        tuple(rows), 2,
+        ("Paired by seed. The oracle is DQMQ, trained alike, whose encoder is told the kind of each "
+         "image's degradation and whether its severity is 3 or more.",),
     )  # fmt: skip
 
 
