@@ -137,8 +137,9 @@ def lead_table(found):
         ("network", "budget", "against", "target", "verdict", "seeds", *results.TESTS),
         tuple(rows), 5,
         ("Differences are paired by seed. †: more than two standard errors above nought.",
-         'Verdicts compare the mean with the target; "open" with fewer than '
-         f"{results.SEEDS} seeds. The best method of several is that with the best mean on test (a).",
+         'Reached: the mean is the target or more, and, where that is above 0, more than two standard '
+         f'errors above nought; "open" with fewer than {results.SEEDS} seeds. '
+         "The best method of several is that with the best mean on test (a).",
         ),
     )  # fmt: skip
 
