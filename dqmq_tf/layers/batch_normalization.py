@@ -4,6 +4,9 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+# That of the operation on a GPU.
+_SMALLEST_EPSILON = 1.001e-5
+
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class FusedBatchNormalization(keras.layers.Layer):
@@ -81,6 +84,8 @@ def is_fusible(layer, shape, dtype):
         and layer.axis in (3, -1)
         and shape[-1] is not None
         and dtype == layer.compute_dtype == layer.variable_dtype == "float32"
+        and layer.epsilon >= _SMALLEST_EPSILON
+        and layer.activity_regularizer is None
         and not layer.synchronized
         and not getattr(layer, "renorm", False)
     )

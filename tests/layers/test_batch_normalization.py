@@ -87,6 +87,8 @@ def test_it_bears_the_name_and_is_saved():
         ({"synchronized": True}, SHAPE, "float32"),
         ({"dtype": "mixed_float16"}, SHAPE, "float16"),
         ({}, (*SHAPE[:3], None), "float32"),
+        ({"epsilon": 1e-6}, SHAPE, "float32"),
+        ({"activity_regularizer": "l2"}, SHAPE, "float32"),
     ],
     ids=str,
 )
