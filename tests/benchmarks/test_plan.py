@@ -1,3 +1,4 @@
+import collections
 import json
 
 import pytest
@@ -39,29 +40,48 @@ def test_every_method_has_every_budget_and_seed(costs, monkeypatch):
     assert len({run.key for run in found}) == len(found)
 
 
-def test_runs_take_the_rate_that_validation_chose(costs, monkeypatch):
-    monkeypatch.setattr(plan, "MEAN_BITS", (5.5,))
-    monkeypatch.setattr(plan, "_TUNED_AT", 5.5)
-    records = [
+def found_in_trials(costs, accuracy):
+    return [
         {
             "run": json.loads(run.key),
-            "scores": {"validation": {"accuracy": 0.5 + 10 * run.learning_rate}},
+            "scores": {"validation": {"accuracy": accuracy(run)}},
         }
         for run in plan.trials(costs)
     ]
-    rates = results.chosen_rates(records)
-    assert rates["resnet8", "dqmq"] == max(plan.LEARNING_RATES)
-    chosen = {r.learning_rate for r in plan.table(costs, 8, rates) if r.method == "dqmq"}
-    assert chosen == {max(plan.LEARNING_RATES)}
+
+
+def test_runs_take_the_rate_that_validation_chose(costs, monkeypatch):
+    monkeypatch.setattr(plan, "MEAN_BITS", (5.5,))
+    monkeypatch.setattr(plan, "_TUNED_AT", 5.5)
+    # Larger rates are better, but for files.
+    rates = results.chosen_rates(
+        found_in_trials(
+            costs,
+            lambda r: 0.5 + (-10 if r.kind == "download_bytes" else 10) * r.learning_rate,
+        )
+    )
+    tried = plan.LEARNING_RATES["resnet8"]
+    assert rates["resnet8", "dqmq", "mean_bit_width"] == max(tried)
+    for name, each in plan.LEARNING_RATES.items():
+        chosen = {
+            r.learning_rate
+            for r in (*plan.table(costs, 8, rates), *plan.oracle(8, rates))
+            if r.method == "dqmq" and r.network == name
+        }
+        assert chosen == {max(each)}
+    assert {r.learning_rate for r in plan.files(8, rates)} == {min(tried)}
 
 
 def test_each_method_has_the_same_trials(costs, monkeypatch):
     monkeypatch.setattr(plan, "_TUNED_AT", 5.5)
     trials = list(plan.trials(costs))
-    counts = {m: sum(r.method == m for r in trials) for m in {r.method for r in trials}}
-    # HGQ2 is on one network alone.
-    counts["hgq2"] *= len(starts.NETWORKS)
-    assert set(counts.values()) == {len(plan.LEARNING_RATES) * len(starts.NETWORKS)}
+    for name, rates in plan.LEARNING_RATES.items():
+        here = [run for run in trials if run.network == name]
+        counts = collections.Counter((run.method, run.kind) for run in here)
+        assert set(counts.values()) == {len(rates)}
+    # HGQ2, and files, are on one network alone.
+    assert {run.network for run in trials if run.method == "hgq2"} == {"resnet8"}
+    assert {run.network for run in trials if run.kind == "download_bytes"} == {"resnet8"}
     assert all(run.tuning for run in trials)
 
 

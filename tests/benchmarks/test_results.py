@@ -115,6 +115,11 @@ def test_of_two_learning_rates_the_chosen_one_counts():
     assert found.values(DQMQ, results.accuracy, "a") == {0: 10.0}
     with pytest.raises(ValueError, match="seed 0: several records"):
         gathered(*two)
+    # Files have trials of their own.
+    for trial in trials:
+        trial["run"]["kind"] = "download_bytes"
+    with pytest.raises(ValueError, match="seed 0: several records"):
+        gathered(*two, *trials)
 
 
 def test_mean_bits_are_the_root_of_bit_operations_per_mac():

@@ -7,11 +7,12 @@ from study import assignments, results, runs, starts
 MEAN_BITS = (2.5, 3.0, 4.0)
 DOWNLOAD_BYTES = (40_000, 55_000)
 SEEDS = (0, 1, 2)
-# Trials for each method: one at each learning rate.
-LEARNING_RATES = (0.001, 0.002, 0.004)
-_TUNED_AT, _TUNING_STEPS = 3.0, 400
+# Trials for each method: one at each learning rate. The smaller network takes larger ones.
+LEARNING_RATES = {"resnet8": (0.001, 0.002), "mobilenet_v2": (0.002, 0.004)}
+_TUNED_AT, _TUNED_FILE, _TUNING_STEPS = 3.0, DOWNLOAD_BYTES[0], 400
 _ABLATED_AT = 2.5
 _HGQ2_ON = starts.NETWORKS[0]
+_IN_FILES = ("dqmq", "static", "hawq", "lsq")
 
 
 def uniform_bits(costs, budget):
@@ -46,14 +47,18 @@ def table(bench_costs, steps, rates):
     Args:
         bench_costs: `{network: CostModel}`, in mean bits.
         steps: Training steps of each run.
-        rates: `{(network, method): learning rate}`, from `results.chosen_rates`; 0.001 where there is none.
+        rates: From `results.chosen_rates`; the smallest that is tried, where it has none.
     """
     for seed, network in itertools.product(SEEDS, starts.NETWORKS):
 
         def run(method, network=network, seed=seed, **fields):
-            rate = rates.get((network, method), LEARNING_RATES[0])
             return runs.Run(
-                network=network, method=method, seed=seed, steps=steps, learning_rate=rate, **fields
+                network=network,
+                method=method,
+                seed=seed,
+                steps=steps,
+                learning_rate=_rate(rates, network, method),
+                **fields,
             )
 
         for budget in MEAN_BITS:
@@ -77,13 +82,13 @@ def ablations(steps, rates):
     network = starts.NETWORKS[0]
     for seed in SEEDS:
         at = {"kind": "mean_bit_width", "steps": steps, "seed": seed, "network": network}
-        rate = rates.get((network, "dqmq"), LEARNING_RATES[0])
+        rate = _rate(rates, network, "dqmq")
         for name in runs.ABLATIONS:
             yield runs.Run(
                 method="dqmq", budget=_ABLATED_AT, ablation=name, learning_rate=rate, **at
             )
         # How much of a lead another method would have as well.
-        rival = rates.get((network, "hawq"), LEARNING_RATES[0])
+        rival = _rate(rates, network, "hawq")
         yield runs.Run(
             method="hawq", budget=_ABLATED_AT, ablation="distilled", learning_rate=rival, **at
         )
@@ -100,7 +105,7 @@ def oracle(steps, rates):
             kind="mean_bit_width",
             budget=budget,
             ablation=runs.TOLD,
-            learning_rate=rates.get((network, "dqmq"), LEARNING_RATES[0]),
+            learning_rate=_rate(rates, network, "dqmq"),
             steps=steps,
             seed=seed,
         )
@@ -111,24 +116,34 @@ def files(steps, rates):
     network = starts.NETWORKS[0]
     for seed, budget in itertools.product(SEEDS, DOWNLOAD_BYTES):
         at = {"kind": "download_bytes", "budget": budget, "seed": seed, "steps": steps}
-        for method in ("dqmq", "static", "hawq", "lsq"):
-            rate = rates.get((network, method), LEARNING_RATES[0])
+        for method in _IN_FILES:
+            rate = _rate(rates, network, method, "download_bytes")
             yield runs.Run(network=network, method=method, learning_rate=rate, **at)
 
 
 def trials(bench_costs):
-    """Yields the runs that choose a learning rate for each method and network."""
-    for network, rate in itertools.product(starts.NETWORKS, LEARNING_RATES):
+    """Yields the runs that choose a learning rate for each method, network and kind of budget."""
+    for network in starts.NETWORKS:
         pair = uniform_bits(bench_costs[network], _TUNED_AT)[-1]
         hgq2 = ("hgq2",) if network == _HGQ2_ON else ()
-        for method in (*results.UNIFORM, *results.HAWQ, "static", "dqmq", *hgq2):
+        tried = [
+            (method, "mean_bit_width", _TUNED_AT, pair if method in results.UNIFORM else None)
+            for method in (*results.UNIFORM, *results.HAWQ, "static", "dqmq", *hgq2)
+        ]
+        if network == starts.NETWORKS[0]:
+            tried += [(method, "download_bytes", _TUNED_FILE, None) for method in _IN_FILES]
+        for rate, (method, kind, budget, bits) in itertools.product(LEARNING_RATES[network], tried):
             yield runs.Run(
                 network=network,
                 method=method,
-                kind="mean_bit_width",
-                budget=_TUNED_AT,
-                bits=pair if method in results.UNIFORM else None,
+                kind=kind,
+                budget=budget,
+                bits=bits,
                 learning_rate=rate,
                 steps=_TUNING_STEPS,
                 tuning=True,
             )
+
+
+def _rate(rates, network, method, kind="mean_bit_width"):
+    return rates.get((network, method, kind), LEARNING_RATES[network][0])

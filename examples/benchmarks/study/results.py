@@ -111,7 +111,7 @@ class Results:
             found.setdefault((Cell.of(record), record["run"]["seed"]), []).append(record)
         self._cells = {}
         for (cell, seed), several in found.items():
-            rate = rates.get((cell.network, cell.method))
+            rate = rates.get((cell.network, cell.method, cell.kind))
             if len(several) > 1:
                 several = [r for r in several if r["run"]["learning_rate"] == rate]
             if len(several) != 1:
@@ -251,12 +251,12 @@ def _by_kind(record, test):
 
 
 def chosen_rates(records):
-    """Returns `{(network, method): learning rate}` with the best validation accuracy."""
+    """Returns `{(network, method, kind of budget): learning rate}` with the best validation accuracy."""
     best = {}
     for record in records:
         run = record["run"]
         if run["tuning"]:
             entry = record["scores"]["validation"]["accuracy"], run["learning_rate"]
-            key = run["network"], run["method"]
+            key = run["network"], run["method"], run["kind"]
             best[key] = max(best.get(key, entry), entry)
     return {key: rate for key, (_, rate) in best.items()}
