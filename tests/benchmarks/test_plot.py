@@ -209,6 +209,14 @@ def test_picture_shows_every_method_at_its_cost(found, tmp_path):
     assert any("below this frame" in text and "DoReFa w2a2" in text for text in said)
 
 
+def test_legend_names_what_has_runs(tmp_path):
+    found = results.Results(
+        [record("resnet8", "lsq", 0.7, bits=(2, 3)), record("resnet8", "float", 0.8)], 600
+    )
+    (legend,) = pictures.accuracy(found, tmp_path / "a.png").legends
+    assert [text.get_text() for text in legend.texts] == ["LSQ", "float, not quantized"]
+
+
 def test_program(records, tmp_path):
     path = tmp_path / "found.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in records if r["run"]["seed"] == 0))

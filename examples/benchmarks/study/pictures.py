@@ -45,12 +45,7 @@ def accuracy(found, path):
     for row, test in zip(panels, _PANELS):
         for axes, network in zip(row, results.NETWORKS):
             _draw_accuracy(axes, found, network, test)
-    names = results.METHODS
-    entries = [Line2D([], [], **style, label=names[m]) for m, style in _STYLES.items()]
-    for method, (colour, line) in _LEVELS.items():
-        label = "float, not quantized" if method == "float" else f"{names[method]}, 8 bits"
-        entries.append(Line2D([], [], color=colour, linestyle=line, label=label))
-    figure.legend(handles=entries, loc="outside right center", frameon=False)
+    figure.legend(handles=_entries(found), loc="outside right center", frameon=False)
     figure.suptitle(
         "Accuracy against cost\nmeans over seeds ± a standard error; lines join the best of each budget",
         fontsize=12,
@@ -86,6 +81,17 @@ def bits(found, path):
             place.suptitle(f"{results.NETWORKS[network]}: not run", fontsize=12)
     figure.savefig(path, dpi=150)
     return figure
+
+
+def _entries(found):
+    """Of the legend: the methods that have runs."""
+    names, run = results.METHODS, {c.method for c in found.cells(ablation=None)}
+    entries = [Line2D([], [], **style, label=names[m]) for m, style in _STYLES.items() if m in run]
+    for method, (colour, line) in _LEVELS.items():
+        if method in run:
+            label = "float, not quantized" if method == "float" else f"{names[method]}, 8 bits"
+            entries.append(Line2D([], [], color=colour, linestyle=line, label=label))
+    return entries
 
 
 def _draw_accuracy(axes, found, network, test):
