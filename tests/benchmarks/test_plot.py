@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib import image
-from study import document, pictures, results, runs, tables
+from study import corruptions, document, pictures, results, runs, table, tables
 
 from benchmarks.comparison_records import SEEN, record, study
 
@@ -40,11 +40,11 @@ def rows(table):
 
 
 def test_figures_as_text():
-    assert tables.figure(None) == "-"
-    assert tables.figure(results.Estimate(71.234, None, 1)) == "71.23 (1 seed)"
-    assert tables.figure(results.Estimate(71.234, 0.056, 3)) == "71.23 ± 0.06"
-    assert tables.figure(results.Estimate(0.5, 0.25, 3), 1, signed=True) == "+0.5 ± 0.2"
-    assert tables.figure(results.Estimate(39_000, 12, 3), 0) == "39,000 ± 12"
+    assert table.figure(None) == "-"
+    assert table.figure(results.Estimate(71.234, None, 1)) == "71.23 (1 seed)"
+    assert table.figure(results.Estimate(71.234, 0.056, 3)) == "71.23 ± 0.06"
+    assert table.figure(results.Estimate(0.5, 0.25, 3), 1, signed=True) == "+0.5 ± 0.2"
+    assert table.figure(results.Estimate(39_000, 12, 3), 0) == "39,000 ± 12"
 
 
 def test_accuracies_of_all_methods():
@@ -78,9 +78,9 @@ def test_accuracies_of_all_methods():
 
 
 def test_missing_runs_are_dashes_everywhere(nothing):
-    for table in tables.tables(nothing):
-        for row in table.rows:
-            assert set(row[table.words :]) == {"-"}, table.title
+    for each in tables.tables(nothing):
+        for row in each.rows:
+            assert set(row[each.words :]) == {"-"}, each.title
 
 
 def test_leads_are_told_with_their_targets():
@@ -114,9 +114,9 @@ def test_files_have_bytes_and_their_share_of_the_budget(found):
 
 
 def test_ablations_are_compared_with_dqmq_at_their_budget(found):
-    table = tables.ablations(found)
-    assert len(table.rows) == 1 + len(runs.ABLATIONS) + 6
-    shown = {row[:2]: row for row in table.rows}
+    ablations = tables.ablations(found).rows
+    assert len(ablations) == 1 + len(runs.ABLATIONS) + 6
+    shown = {row[:2]: row for row in ablations}
     shuffled = shown["2.5", "decisions shuffled"]
     assert shuffled[4] == shuffled[6] == "-1.00 ± 0.00"
     full, other = (
@@ -141,15 +141,22 @@ def test_ablations_are_compared_with_dqmq_at_their_budget(found):
 def test_corruption_errors_and_bits_by_kind():
     ours = record("resnet8", "dqmq", 0.7, cost=2.5)
     found = results.Results([ours, record("resnet8", "float", 0.8)], 600)
-    shown = rows(tables.corruption_errors(found, "resnet8"))
+    shown = rows(corruptions.mean_errors(found, "resnet8"))
     assert shown["2.5", "DQMQ"]["mCE on b, other kinds"] == "150.00 (1 seed)"
-    shown = rows(tables.kinds(found, "resnet8"))
+    shown = rows(corruptions.kinds(found, "resnet8"))
     assert {kind for kind, test in shown if test == "a"} == {k.replace("_", " ") for k in SEEN}
     assert shown["fog", "b"]["float error"] == "20.00 (1 seed)"
     assert shown["fog", "b"]["error at 2.5"] == "30.00 (1 seed)"
     assert shown["fog", "b"]["bits at 2.5"] == "2.50 (1 seed)"
     assert shown["clean", "c"]["bits at 2.5"] == "2.50 (1 seed)"
     assert shown["fog", "b"]["error at 4"] == "-"
+    # A kind that is worse the severer it is, seen at one severity.
+    ours["scores"]["a"]["cells"]["jpeg:4"] = [400, 200, 9.0 * ours["macs"]]
+    shown = {row[:3]: row[3:] for row in corruptions.severities(found, "resnet8").rows}
+    assert len(shown) == 5 * len(results.KINDS) + 1
+    assert shown["jpeg", "4", "a"][:5] == ("20.0", "50.0", "250", "3.00", "-")
+    assert shown["jpeg", "5", "a"][:4] == ("20.0", "30.0", "150", "2.50")
+    assert shown["clean", "0", "c"][:4] == ("20.0", "30.0", "150", "2.50")
 
 
 def test_headroom_is_over_static_bits_of_the_same_seed():
@@ -172,7 +179,7 @@ def test_markdown_is_well_formed(which, request):
     text = document.markdown(request.getfixturevalue(which), {"A picture": "a.png"})
     assert text.startswith("# ") and "![A picture](a.png)" in text
     blocks = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
-    assert len(blocks) == len(re.findall(r"^## ", text, re.MULTILINE)) == 10
+    assert len(blocks) == len(re.findall(r"^## ", text, re.MULTILINE)) == 12
     for block in blocks:
         head, rule, *body = block.splitlines()
         assert re.fullmatch(r"\|( (:--|--:) \|)+", rule) and body

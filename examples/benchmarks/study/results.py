@@ -28,6 +28,7 @@ KINDS = (
     "low_resolution", "pixelate", "jpeg",
     "low_light", "brightness", "contrast", "fog",
 )  # fmt: skip
+SEVERITIES = (1, 2, 3, 4, 5)
 # What has no budget has its bits by definition.
 _DEFINED_BITS = {"float": 32.0, "tfmot": 8.0}
 
@@ -156,6 +157,12 @@ class Results:
         others = [Cell(method=method, **at) for method in (*HAWQ, "hgq2", "static", "dqmq")]
         return uniform + [c for c in others if c.method != "hgq2" or c in self._cells]
 
+    def compared(self, network):
+        """Returns what has no budget, the check of the baselines, and `rows` at all budgets."""
+        checked = Cell(network, "lsq", "mean_bit_width", CHECKED_AT, CHECKED_BITS)
+        cells = [Cell(network, "float"), Cell(network, "tfmot"), checked]
+        return cells + [cell for budget in MEAN_BITS for cell in self.rows(network, budget)]
+
     def best(self, network, budget, methods):
         """Returns the cell of some methods with the best mean accuracy on test (a), or None."""
         rows = [cell for cell in self.rows(network, budget) if cell.method in methods]
@@ -227,6 +234,18 @@ def kind_bits(record, test):
     return {k: math.sqrt(c[:, 2].mean() / record["macs"]) for k, c in cells.items()}
 
 
+def severity_errors(record, test):
+    """Returns `{(kind, severity): error in %}` of a test's degraded images."""
+    return _by_severity(record, test, lambda c: 100 * (1 - c[:, 1] / c[:, 0]))
+
+
+def severity_bits(record, test):
+    """Returns `{(kind, severity): mean bit-width}`, `{}` where all images cost the same."""
+    if record["scores"][test]["cost"] is None:
+        return {}
+    return _by_severity(record, test, lambda c: np.sqrt(c[:, 2] / record["macs"]))
+
+
 def corruption_error(record, test, reference):
     """Returns the mean corruption error in %, or None without a reference.
 
@@ -242,12 +261,18 @@ def corruption_error(record, test, reference):
 
 def _by_kind(record, test):
     """`{kind: [severities, (images, right, mean cost)]}`, in the order of `KINDS`."""
-    found = {}
-    for name, cell in record["scores"][test]["cells"].items():
-        kind, _, severity = name.partition(":")
-        if severity:
-            found.setdefault(kind, []).append(cell)
-    return {kind: np.array(found[kind], "float64") for kind in KINDS if kind in found}
+    cells = record["scores"][test]["cells"]
+    found = {k: [cells[f"{k}:{s}"] for s in SEVERITIES if f"{k}:{s}" in cells] for k in KINDS}
+    return {kind: np.array(rows, "float64") for kind, rows in found.items() if rows}
+
+
+def _by_severity(record, test, value):
+    """`{(kind, severity): value}` of tests that have every severity."""
+    return {
+        (kind, severity): float(each)
+        for kind, cells in _by_kind(record, test).items()
+        for severity, each in zip(SEVERITIES, value(cells), strict=True)
+    }
 
 
 def chosen_rates(records):

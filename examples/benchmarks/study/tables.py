@@ -1,14 +1,10 @@
-"""Tables of the comparison, for the terminal and as Markdown."""
+"""The tables of the comparison."""
 
-import dataclasses
 import itertools
 
-import rich.table
-import rich.text
+from study import corruptions, leads, results
+from study.table import MISSING, Table, figure, seeds
 
-from study import leads, results
-
-MISSING = "-"
 _ABLATED_NETWORK = "resnet8"
 _ABLATED_AT = 2.5
 _ABLATIONS = {
@@ -28,41 +24,6 @@ _FILES_AT = (40_000, 55_000)
 _FILE_METHODS = ("lsq", "hawq", "static", "dqmq")
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Text in rows and columns.
-
-    Attributes:
-        title: What stands above.
-        columns: Names of the columns.
-        rows: One tuple of cells a row.
-        words: Number of columns, from the left, that hold words; the others hold figures.
-        notes: Sentences that stand below.
-    """
-
-    title: str
-    columns: tuple
-    rows: tuple
-    words: int
-    notes: tuple = ()
-
-    def rich(self):
-        """Returns a `rich.table.Table`."""
-        table = rich.table.Table(title=self.title, title_justify="left", title_style="bold")
-        for number, name in enumerate(self.columns):
-            table.add_column(name, justify="left" if number < self.words else "right", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*map(rich.text.Text, row))
-        return table
-
-    def markdown(self):
-        """Returns a section of Markdown."""
-        rules = [":--" if n < self.words else "--:" for n in range(len(self.columns))]
-        lines = ["| " + " | ".join(row) + " |" for row in (self.columns, rules, *self.rows)]
-        notes = [line for note in self.notes for line in ("", note)]
-        return "\n".join([f"## {self.title}", "", *lines, *notes, ""])
-
-
 def tables(found):
     """Yields all tables of `Results`."""
     for network in results.NETWORKS:
@@ -72,23 +33,14 @@ def tables(found):
     yield ablations(found)
     yield headroom(found)
     for network in results.NETWORKS:
-        yield corruption_errors(found, network)
-        yield kinds(found, network)
-
-
-def figure(estimate, digits=2, signed=False):
-    """Returns a mean with its standard error as text."""
-    if estimate is None:
-        return MISSING
-    mean = f"{estimate.mean:{'+' if signed else ''},.{digits}f}"
-    if estimate.error is None:
-        return f"{mean} (1 seed)"
-    return f"{mean} ± {estimate.error:,.{digits}f}"
+        yield corruptions.mean_errors(found, network)
+        yield corruptions.kinds(found, network)
+        yield corruptions.severities(found, network)
 
 
 def accuracies(found, network):
     """Returns the table of all methods at all budgets of a network."""
-    cells = _cells(found, network)
+    cells = found.compared(network)
     rows = [
         (
             MISSING if cell.budget is None else f"{cell.budget:g}",
@@ -128,7 +80,7 @@ def lead_table(found):
                 against,
                 _by_test(lead.targets, "{:+g}".format),
                 _by_test(lead.verdicts, str),
-                _count(lead.points["a"]),
+                seeds(lead.points["a"]),
                 *(_lead_figure(lead.points[test]) for test in results.TESTS),
             )
         )
@@ -197,7 +149,7 @@ def ablations(found):
             figures += [
                 figure(results.Estimate.of(values.values())), figure(change, signed=True)
             ]  # fmt: skip
-        count = _count(found.estimate(variant, metric, "a"))
+        count = seeds(found.estimate(variant, metric, "a"))
         bits = figure(found.estimate(variant, results.mean_bits, "a"))
         rows.append((f"{variant.budget:g}", label, count, *figures, bits))
     return Table(
@@ -224,7 +176,7 @@ def headroom(found):
             for cell, test in itertools.product(ways, ("a", "c", "d"))
         ]
         name = results.NETWORKS[network]
-        counts = [_count(found.estimate(cell, results.accuracy, "a")) for cell in ways]
+        counts = [seeds(found.estimate(cell, results.accuracy, "a")) for cell in ways]
         rows.append((name, f"{budget:g}", *counts, *(figure(g, signed=True) for g in gains)))
     return Table(
         "What knowing the quality is worth: percentage points over learned static bits",
@@ -236,89 +188,16 @@ def headroom(found):
     )  # fmt: skip
 
 
-def corruption_errors(found, network):
-    """Returns the table of mean corruption errors of a network."""
-    rows, cells = [], _cells(found, network)
-    for cell in cells:
-        errors = [
-            found.estimate(cell, results.corruption_error, test, found.reference(network, test))
-            for test in ("a", "b")
-        ]
-        budget = MISSING if cell.budget is None else f"{cell.budget:g}"
-        rows.append((budget, cell.label, _count(errors[0]), *map(figure, errors)))
-    return Table(
-        f"{results.NETWORKS[network]}: mean corruption error (mCE) in %",
-        ("budget", "method", "seeds", "mCE on a, kinds of training", "mCE on b, other kinds"),
-        tuple(rows), 2,
-        ("Errors averaged over severities, divided by the float network's (its mean over seeds), "
-         "averaged over kinds, as Hendrycks and Dietterich (2019) have it for CIFAR-10-C.",),
-    )  # fmt: skip
-
-
-def kinds(found, network):
-    """Returns the table of DQMQ's error and bits for each kind of degradation."""
-    columns = ["kind", "test", "float error"]
-    cells = []
-    for budget in results.MEAN_BITS:
-        cells.append(results.Cell(network, "dqmq", "mean_bit_width", budget))
-        columns += [f"error at {budget:g}", f"bits at {budget:g}"]
-    reference = results.Cell(network, "float")
-    rows = []
-
-    def of_kind(metric, kind):
-        return lambda record, test: metric(record, test).get(kind)
-
-    for test in ("a", "b"):
-        known = {
-            kind
-            for cell in (reference, *cells)
-            for errors in found.values(cell, results.kind_errors, test).values()
-            for kind in errors
-        }
-        for kind in [kind for kind in results.KINDS if kind in known]:
-            figures = [figure(found.estimate(reference, of_kind(results.kind_errors, kind), test))]
-            for cell, metric in [
-                (c, m) for c in cells for m in (results.kind_errors, results.kind_bits)
-            ]:
-                figures.append(figure(found.estimate(cell, of_kind(metric, kind), test)))
-            rows.append((kind.replace("_", " "), test, *figures))
-    clean = [figure(found.estimate(reference, _error, "c"))]
-    for cell in cells:
-        clean.append(figure(found.estimate(cell, _error, "c")))
-        clean.append(figure(found.estimate(cell, results.mean_bits, "c")))
-    rows.append(("clean", "c", *clean))
-    return Table(
-        f"{results.NETWORKS[network]}: error in % and mean bit-width of DQMQ by kind",
-        tuple(columns), tuple(rows), 2,
-        ("Averaged over severities.",),
-    )  # fmt: skip
-
-
-def _cells(found, network):
-    """What has no budget, or one that is not compared at, and all methods at all budgets."""
-    checked = results.Cell(
-        network, "lsq", "mean_bit_width", results.CHECKED_AT, results.CHECKED_BITS
-    )
-    cells = [results.Cell(network, "float"), results.Cell(network, "tfmot"), checked]
-    for budget in results.MEAN_BITS:
-        cells += found.rows(network, budget)
-    return cells
-
-
 def _accuracy_figures(found, cell):
     """The number of seeds and the accuracy on each test."""
     estimates = [found.estimate(cell, results.accuracy, test) for test in results.TESTS]
-    return _count(estimates[0]), *map(figure, estimates)
+    return seeds(estimates[0]), *map(figure, estimates)
 
 
 def _bit_figure(found, cell, test):
     """Bits that are so by definition have no error."""
     estimate = found.estimate(cell, results.mean_bits, test)
     return f"{estimate.mean:g}" if estimate and cell.budget is None else figure(estimate)
-
-
-def _count(estimate):
-    return MISSING if estimate is None else str(estimate.count)
 
 
 def _by_test(values, shown):
@@ -328,7 +207,3 @@ def _by_test(values, shown):
 def _lead_figure(estimate):
     text = figure(estimate, signed=True)
     return f"{text} †" if estimate is not None and estimate.clear else text
-
-
-def _error(record, test):
-    return 100 - results.accuracy(record, test)
