@@ -115,10 +115,11 @@ def test_files_have_bytes_and_their_share_of_the_budget(found):
 
 def test_ablations_are_compared_with_dqmq_at_their_budget(found):
     ablations = tables.ablations(found).rows
-    assert len(ablations) == 1 + len(runs.ABLATIONS) + 6
+    assert len(ablations) == 1 + len(runs.ABLATIONS) + 7
     shown = {row[:2]: row for row in ablations}
-    shuffled = shown["2.5", "decisions shuffled"]
+    shuffled = shown["2.5", "bits and normalization shuffled"]
     assert shuffled[4] == shuffled[6] == "-1.00 ± 0.00"
+    assert shown["2.5", "bits shuffled"][4] == "-0.50 ± 0.00"
     full, other = (
         found.values(
             results.Cell("resnet8", "dqmq", "mean_bit_width", 2.5, None, name),

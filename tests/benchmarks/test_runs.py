@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small_networks import KINDS
+from small_networks import KINDS, network
 from study import mixtures, results, runs, scoring
+
+import dqmq_tf
 
 STEPS = 6
 
@@ -38,7 +40,8 @@ def test_integer_program_keeps_the_budget(bench, method):
 def test_dqmq_tells_bits_by_kind_and_what_shuffling_does(bench):
     record = executed(bench, "dqmq", budget=3.0)
     assert set(record["bits_by_kind"]) == {"clean", *KINDS}
-    assert set(record["shuffled"]) == set(mixtures.TESTS)
+    for name in ("shuffled", "shuffled_bits"):
+        assert set(record[name]) == set(mixtures.TESTS)
     scores = record["scores"]
     assert scores["a"]["cost"] / record["macs"] == pytest.approx(9.0, rel=0.05)
 
@@ -59,20 +62,39 @@ def test_files_are_scored_in_litert(bench, method):
     assert record["scores"]["a"]["accuracy"] > 0.2
 
 
-def test_shuffled_decisions_are_those_of_other_images():
-    class Model:
-        @staticmethod
-        def encoder():
-            raise AssertionError
+@pytest.fixture(scope="module")
+def deciding():
+    """A model whose bits differ between 500 images, and these."""
+    images = np.random.default_rng(0).random((500, 16, 16, 3)).astype("float32")
+    images *= np.linspace(0, 1, 500, dtype="float32")[:, None, None, None]
+    model = dqmq_tf.quantize_model(
+        network(), target="simulation", budget=dqmq_tf.Budget(mean_bit_width=4)
+    )
+    model.calibrate(images)
+    shape = model.policy.direction.shape
+    model.policy.direction.assign(np.random.default_rng(1).normal(size=shape) * 3)
+    return model, images
 
-    model = Model()
-    model.encoder = type("Encoder", (), {"call": staticmethod(lambda x: x)})()
-    before = model.encoder.call
-    x = np.arange(500.0)
-    with scoring.shuffled(model):
-        found = np.asarray(model.encoder.call(x))
-    assert (np.sort(found) == x).all() and (found != x).mean() > 0.9
-    assert model.encoder.call is before
+
+@pytest.mark.parametrize("bits_alone", [True, False])
+def test_shuffled_decisions_are_those_of_other_images(deciding, bits_alone):
+    model, images = deciding
+
+    def found():
+        z = model.encoder(images)
+        return np.asarray(model.policy(z)["activations"])[..., 0], np.asarray(z)
+
+    own, own_z = found()
+    with scoring.shuffled(model, bits_alone):
+        bits, z = found()
+        told = np.asarray(model.policy(model.encoder(images))["embedding"])
+    assert (bits != own).any(axis=1).mean() > 0.5
+    assert (np.sort(bits, axis=0) == np.sort(own, axis=0)).all()
+    np.testing.assert_array_equal(told, z)
+    assert (z == own_z).all() == bits_alone
+    again, again_z = found()
+    np.testing.assert_array_equal(again, own)
+    np.testing.assert_array_equal(again_z, own_z)
 
 
 def test_ablations_change_what_they_name():

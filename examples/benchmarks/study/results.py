@@ -206,8 +206,13 @@ def accuracy(record, test):
 
 
 def shuffled_accuracy(record, test):
-    """Returns the accuracy in % with each image's bits decided by another image, or None."""
+    """Returns the accuracy in % with each image seen as another one, or None."""
     return 100 * record["shuffled"][test] if "shuffled" in record else None
+
+
+def shuffled_bits_accuracy(record, test):
+    """Returns the accuracy in % with each image's bits decided by another image, or None."""
+    return 100 * record["shuffled_bits"][test] if "shuffled_bits" in record else None
 
 
 def mean_bits(record, test):

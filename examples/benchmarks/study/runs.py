@@ -163,9 +163,10 @@ def _trained(bench, run, model):
     found["scores"] = _scores(scoring.predictor(network), images, cost_of)
     if run.method == "dqmq" and not run.tuning:
         found["bits_by_kind"] = _bits_by_kind(network, images)
-        with scoring.shuffled(network):
-            shuffled = _scores(scoring.predictor(network), images)
-        found["shuffled"] = {name: row["accuracy"] for name, row in shuffled.items()}
+        for name, bits_alone in (("shuffled", False), ("shuffled_bits", True)):
+            with scoring.shuffled(network, bits_alone):
+                scores = _scores(scoring.predictor(network), images)
+            found[name] = {test: row["accuracy"] for test, row in scores.items()}
     return found
 
 

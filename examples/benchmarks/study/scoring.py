@@ -76,15 +76,27 @@ def per_image_bit_ops(qmodel):
 
 
 @contextlib.contextmanager
-def shuffled(qmodel, seed=0):
-    """Makes a model decide for each image by the quality of another one of its batch."""
-    call, random = qmodel.encoder.call, np.random.default_rng(seed)
-    order = random.permutation(_BATCH)
-    qmodel.encoder.call = lambda x: keras.ops.take(call(x), order, axis=0)
+def shuffled(qmodel, bits_alone=False, seed=0):
+    """Makes a model decide for each image by the quality of another one of its batch.
+
+    Args:
+        qmodel: `DQMQModel` whose weights have the same bits for all images.
+        bits_alone: Whether the normalization still follows an image's own quality.
+        seed: Of the order.
+    """
+    order = np.random.default_rng(seed).permutation(_BATCH)
+    layer = qmodel.policy if bits_alone else qmodel.encoder
+    call = layer.call
+
+    def decided(z, training=False):
+        found = call(z, training=training)
+        return {**found, "activations": keras.ops.take(found["activations"], order, axis=0)}
+
+    layer.call = decided if bits_alone else lambda x: keras.ops.take(call(x), order, axis=0)
     try:
         yield
     finally:
-        qmodel.encoder.call = call
+        layer.call = call
 
 
 def litert_predictor(path):

@@ -130,7 +130,8 @@ def ablations(found):
     variants = [("DQMQ", cell(), results.accuracy)]
     variants += [(text, cell(ablation=name), results.accuracy) for name, text in _ABLATIONS.items()]
     variants += [
-        ("decisions shuffled", cell(), results.shuffled_accuracy),
+        ("bits shuffled", cell(), results.shuffled_bits_accuracy),
+        ("bits and normalization shuffled", cell(), results.shuffled_accuracy),
         ("static", cell("static"), results.accuracy),
         ("HAWQ", cell("hawq"), results.accuracy),
         ("HAWQ with distillation", cell("hawq", ablation="distilled"), results.accuracy),
@@ -156,7 +157,8 @@ def ablations(found):
         ("budget", "variant", "seeds", "a", "change of a", "d", "change of d", "bits on a"),
         tuple(rows), 2,
         ("Changes are from DQMQ at the same budget, paired by seed. Shuffled: the trained DQMQ "
-         "with the bits of each image decided by another image of its batch.",),
+         "with the bits of each image, or all that follows quality, decided by another image of its "
+         "batch.",),
     )  # fmt: skip
 
 
