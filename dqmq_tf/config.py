@@ -101,6 +101,7 @@ class Terms:
 
     supervised: bool = True
     pathwise: bool = True
+    curvature: bool = True
     score_function: bool = True
     model_cost: bool = True
     entropy: bool = True

@@ -157,6 +157,7 @@ class DQMQModel(keras.Model):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         terms, expected = {}, None
         scale = self.optimizer.scale_loss(ops.ones(()))
+        self.policy.loss_scale.assign(scale / replicas)
         with tf.GradientTape() as tape:
             result = self.parts.instrumented(feeding.finite(x), training=True)
             loss = self._task_loss(x, y, result["outputs"], sample_weight, training=True)

@@ -6,6 +6,8 @@ optimisation in one gradient step (after Wang et al. 2023, arXiv 2302.04453):
 - supervised: the task loss, which reaches weights and step sizes through the quantizers;
 - pathwise: the same loss, which reaches the mean bit-widths through the relaxation of
   `dqmq_tf.quantizers.relaxed_quantize`;
+- curvature: the square of that gradient's contrast, by which the bits of activations come to differ
+  between images (`dqmq_tf.curvature`); all other terms then move what images have in common;
 - score function: `score_function`, unbiased where the relaxation is not (Williams 1992);
 - model-based: `model_cost`, the exact expectation of a known cost;
 - entropy: `entropy_bonus`, which keeps the distributions from closing early.

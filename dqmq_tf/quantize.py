@@ -141,6 +141,7 @@ class _Assembly:
             name="bit_width_policy",
         )
         self.policy.pathwise = config.terms.pathwise
+        self.policy.curvature = config.terms.curvature
         self._profiles = config.profiles
         self.quantizers, self.wrappers, self._nested, self._fused = [], {}, {}, {}
         # Files hold one normalization: what follows each input exists in simulation only.

@@ -43,7 +43,7 @@ class PolicySearch:
         policy, config = self.policy, self.config
         z, group = result["embedding"], result["group"]
         count = policy.activation_count
-        log_p = policy.log_probabilities(policy.means(z))[:, :count]
+        log_p = policy.log_probabilities(policy.searched_means(z))[:, :count]
         group_log_p = policy.log_probabilities(policy.group_means(z))[:, count:]
         terms = {}
         if config.terms.score_function and losses is not None:

@@ -10,6 +10,7 @@ import dqmq_tf
 OFF = {
     "supervised": False,
     "pathwise": False,
+    "curvature": False,
     "score_function": False,
     "model_cost": False,
     "entropy": False,
@@ -57,6 +58,7 @@ def test_without_any_term_nothing_moves(nothing):
     [
         ("supervised", ["kernel", "weight_step", "activation_step"], ["mean", "sigma", "baseline"]),
         ("pathwise", ["mean", "direction"], ["kernel", "sigma", "baseline"]),
+        ("curvature", ["direction"], ["kernel", "mean", "sigma", "baseline"]),
         ("score_function", ["mean", "direction", "sigma", "baseline"], ["kernel"]),
         ("model_cost", ["mean", "direction", "sigma"], ["kernel", "baseline"]),
         ("entropy", ["sigma"], ["kernel", "baseline"]),

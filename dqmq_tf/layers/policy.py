@@ -5,8 +5,9 @@ import numpy as np
 from keras import ops
 
 from dqmq_tf import distributions
+from dqmq_tf.curvature import follow_curvature
 from dqmq_tf.layers.decider import BITS, rounded
-from dqmq_tf.layers.decision import FIELDS, drawn
+from dqmq_tf.layers.decision import FIELDS, SLOPE, drawn
 
 MAX_PROFILES = 4
 RESERVOIR = 1024
@@ -57,7 +58,7 @@ class BitWidthPolicy(keras.layers.Layer):
         self.quality_aware = quality_aware
         self.phase = SEARCH
         self.profiles = 1
-        self.pathwise = True
+        self.pathwise = self.curvature = True
         points = self.activations + self.weights_
         grid = sorted({b for point in points for b in point})
         self.grid = np.array(grid, "float32")
@@ -126,6 +127,7 @@ class BitWidthPolicy(keras.layers.Layer):
         # Bytes of each weight point and candidate: measured, see `dqmq_tf.costs`.
         self.byte_table = state("byte_table", (len(self.weights_), len(self.grid)))
         self.temperature = state("temperature", (), "ones")
+        self.loss_scale = state("loss_scale", (), "ones")
         self.multiplier = state("multiplier", ())
         self.advantage_scale = state("advantage_scale", (), "ones")
         self.search_step = state("search_step", (), aggregation="only_first_replica")
@@ -167,6 +169,14 @@ class BitWidthPolicy(keras.layers.Layer):
         inside = ops.clip(raw, limits[0].min(axis=1), limits[1].max(axis=1))
         # The gradient passes the clip, so that a sample at the end can come back.
         return raw + ops.stop_gradient(inside - raw)
+
+    def searched_means(self, z):
+        """Returns `means` with a gradient to what the terms of the objective move.
+
+        With `curvature` that is the static part alone: how bits differ between images is its own.
+        """
+        means = self.means(z)
+        return self.mean + ops.stop_gradient(means - self.mean) if self.curvature else means
 
     def score(self, z):
         """Returns the bits `[B]` that samples get above the static mean, averaged over points."""
@@ -210,15 +220,18 @@ class BitWidthPolicy(keras.layers.Layer):
         group = ops.minimum(ops.arange(ops.shape(z)[0]) // ops.maximum(share, 1), self.groups - 1)
         self._move_groups(z)
         return {
-            "activations": self._draw(self.means(z), slice(None, count)),
+            "activations": self._draw(self.searched_means(z), slice(None, count), z),
             "weights": self._draw(self.group_means(z), slice(count, None)),
             "group": ops.cast(group, "int32"),
             "order": order,
             "embedding": z,
         }
 
-    def _draw(self, means, which):
-        """A decision tensor with all fields for some of the decision points."""
+    def _draw(self, means, which, z=None):
+        """A decision tensor with all fields for some of the decision points.
+
+        With embeddings `z` what they add to the means follows the curvature.
+        """
         means, allowed = means[:, which], self.allowed[which]
         if allowed.shape[0] == 0:
             return ops.zeros((ops.shape(means)[0], 0, FIELDS))
@@ -226,6 +239,10 @@ class BitWidthPolicy(keras.layers.Layer):
         uniform = keras.random.uniform(ops.shape(means), seed=self.random)
         constants = drawn(fixed, self.sigma()[which], self.grid, allowed, uniform)
         carried = means if self.pathwise else fixed
+        if self.curvature and self.quality_aware and z is not None:
+            offset = (self.means(z) - self.mean)[:, which]
+            followed = follow_curvature(offset, constants[SLOPE], self.loss_scale.value)
+            carried = carried + followed - ops.stop_gradient(offset)
         return ops.stack([*constants, carried], axis=-1)
 
     def _likeliest_decision(self, z):

@@ -155,9 +155,32 @@ def test_the_mean_of_a_decision_carries_gradients_to_policy_and_embedding():
             loss = ops.sum(found["activations"][..., MEAN]) + ops.sum(found["weights"][..., MEAN])
         return tape.gradient(loss, [z, *parameters])
 
+    policy.curvature = False
     assert all(g is not None and np.any(g != 0) for g in gradients())
     policy.pathwise = False
     assert all(g is None or np.all(tf.convert_to_tensor(g) == 0) for g in gradients())
+
+
+def test_with_curvature_how_activation_bits_differ_is_its_own():
+    policy = make()
+    z = tf.constant(embeddings(256))
+
+    def gradients(*names):
+        with tf.GradientTape() as tape:
+            found = policy(z, training=True)["activations"]
+            # Contrasts that grow with an entry of the embedding.
+            loss = ops.sum(found[..., MEAN] * found[..., SLOPE] * ops.exp(z[:, :1]))
+        return tape.gradient(loss, [getattr(policy, name).value for name in names])
+
+    mean, direction = gradients("mean", "direction")
+    count = policy.activation_count
+    assert np.any(mean[:count] != 0) and np.any(direction[:count] != 0)
+    # What grows with it gets more bits; what all have in common moves the mean alone.
+    assert np.sum(direction[:count, 0]) < 0
+    policy.pathwise = False
+    mean, again = gradients("mean", "direction")
+    assert mean is None or np.all(mean == 0)
+    assert np.any(again != 0)
 
 
 def test_draws_carry_no_gradient_but_through_the_mean():

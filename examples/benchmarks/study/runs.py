@@ -29,7 +29,7 @@ from study import (
 METHODS = tuple(results.METHODS)
 # What is taken from DQMQ, one thing at a time.
 ABLATIONS = (
-    "no_pathwise", "no_score_function", "no_model_cost", "no_entropy",
+    "no_pathwise", "no_curvature", "no_score_function", "no_model_cost", "no_entropy",
     "no_supervised", "random_encoder", "no_sample_bits", "no_normalization", "no_distillation",
 )  # fmt: skip
 # An oracle in the place of the encoder, see `study.told`.
