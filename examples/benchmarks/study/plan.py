@@ -97,14 +97,16 @@ def ablations(steps, rates):
 
 
 def oracle(steps, rates):
-    """Yields the runs of DQMQ with an encoder that is told the quality."""
-    for seed, network, budget in itertools.product(SEEDS, starts.NETWORKS, MEAN_BITS):
+    """Yields the runs of DQMQ with an encoder that is told the quality, and of bits that hardly see it."""
+    for seed, network, budget, ablation in itertools.product(
+        SEEDS, starts.NETWORKS, MEAN_BITS, (runs.TOLD, "no_curvature")
+    ):
         yield runs.Run(
             network=network,
             method="dqmq",
             kind="mean_bit_width",
             budget=budget,
-            ablation=runs.TOLD,
+            ablation=ablation,
             learning_rate=_rate(rates, network, "dqmq"),
             steps=steps,
             seed=seed,
