@@ -62,6 +62,13 @@ def test_files_are_scored_in_litert(bench, method):
     assert record["scores"]["a"]["accuracy"] > 0.2
 
 
+def test_bits_for_a_file_are_found_where_few_bytes_are_too_many(monkeypatch):
+    # Bits that save a thousand bytes each, and a file that is 50 above what is aimed at.
+    monkeypatch.setattr(runs, "_file_bytes", lambda model, bits, run, data: 1_000 * bits + 450)
+    run = runs.Run(network="resnet8", method="hawq", kind="download_bytes", budget=40_000)
+    assert runs._in_file(None, run, None, lambda limit: int(limit // 1_000)) == 38
+
+
 @pytest.fixture(scope="module")
 def deciding():
     """A model whose bits differ between 500 images, and these."""
