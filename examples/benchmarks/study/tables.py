@@ -9,7 +9,7 @@ _ABLATED_NETWORK = "resnet8"
 _ABLATED_AT = 2.5
 _ABLATIONS = {
     "no_pathwise": "without pathwise gradients",
-    "no_curvature": "bits follow the pathwise gradient",
+    "no_curvature": "without curvature",
     "no_score_function": "without the score function",
     "no_model_cost": "without the model's cost",
     "no_entropy": "without the entropy",
