@@ -50,7 +50,7 @@ _PARTS = flags.DEFINE_list(
 )
 _NETWORKS = flags.DEFINE_list("networks", list(starts.NETWORKS), "Networks to run.")
 _METHODS = flags.DEFINE_list("methods", list(runs.METHODS), "Methods to run.")
-_SEEDS = flags.DEFINE_list("seeds", list(map(str, plan.FILE_SEEDS[40_000])), "Seeds to run.")
+_SEEDS = flags.DEFINE_list("seeds", list(map(str, plan.ALL_SEEDS)), "Seeds to run.")
 _STEPS = flags.DEFINE_integer("steps", 600, "Steps of 128 images in each run.", lower_bound=4)
 _WORKERS = flags.DEFINE_integer("workers", 2, "Runs at a time, each on one thread.", lower_bound=1)
 _MINUTES = flags.DEFINE_float("minutes", None, "Begin no run after so long.", lower_bound=0.0)

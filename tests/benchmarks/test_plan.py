@@ -40,26 +40,19 @@ def test_every_method_has_every_budget_and_seed(costs, monkeypatch):
     assert len({run.key for run in found}) == len(found)
 
 
-def found_in_trials(costs, accuracy):
-    return [
-        {
-            "run": json.loads(run.key),
-            "scores": {"validation": {"accuracy": accuracy(run)}},
-        }
-        for run in plan.trials(costs)
-    ]
-
-
 def test_runs_take_the_rate_that_validation_chose(costs, monkeypatch):
     monkeypatch.setattr(plan, "MEAN_BITS", (5.5,))
     monkeypatch.setattr(plan, "_TUNED_AT", 5.5)
-    # Larger rates are better, but for files.
-    rates = results.chosen_rates(
-        found_in_trials(
-            costs,
-            lambda r: 0.5 + (-10 if r.kind == "download_bytes" else 10) * r.learning_rate,
-        )
-    )
+
+    def accuracy(run):
+        # Larger rates are better, but for files.
+        return 0.5 + (-10 if run.kind == "download_bytes" else 10) * run.learning_rate
+
+    records = [
+        {"run": json.loads(run.key), "scores": {"validation": {"accuracy": accuracy(run)}}}
+        for run in plan.trials(costs)
+    ]
+    rates = results.chosen_rates(records)
     tried = plan.LEARNING_RATES["resnet8"]
     assert rates["resnet8", "dqmq", "mean_bit_width"] == max(tried)
     for name, each in plan.LEARNING_RATES.items():

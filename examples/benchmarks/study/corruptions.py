@@ -38,23 +38,12 @@ def kinds(found, network):
         columns += [f"error at {budget:g}", f"bits at {budget:g}"]
     reference = results.Cell(network, "float")
     rows = []
-
-    def of_kind(metric, kind):
-        return lambda record, test: metric(record, test).get(kind)
-
     for test in ("a", "b"):
-        known = {
-            kind
-            for cell in (reference, *cells)
-            for errors in found.values(cell, results.kind_errors, test).values()
-            for kind in errors
-        }
-        for kind in [kind for kind in results.KINDS if kind in known]:
-            figures = [figure(found.estimate(reference, of_kind(results.kind_errors, kind), test))]
-            for cell, metric in [
-                (c, m) for c in cells for m in (results.kind_errors, results.kind_bits)
-            ]:
-                figures.append(figure(found.estimate(cell, of_kind(metric, kind), test)))
+        for kind in _known(found, (reference, *cells), results.kind_errors, test, results.KINDS):
+            of_float = found.estimate(reference, _entry(results.kind_errors, kind), test)
+            figures = [figure(of_float)]
+            for cell, metric in itertools.product(cells, (results.kind_errors, results.kind_bits)):
+                figures.append(figure(found.estimate(cell, _entry(metric, kind), test)))
             rows.append((kind.replace("_", " "), test, *figures))
     clean = [figure(found.estimate(reference, _error, "c"))]
     for cell in cells:
@@ -77,31 +66,24 @@ def severities(found, network):
         columns += [f"{what} at {budget:g}" for what in ("error", "CE", "bits")]
     rows = []
 
-    def add(words, of_float, errors, bits):
+    def add(words, error, bits, test):
+        of_float = _mean(found, reference, error, test)
         figures = [_plain(of_float, 1)]
-        for error, bit_width in zip(errors, bits):
-            known = error is not None and of_float is not None
-            ratio = 100 * error / of_float if known else None
-            figures += [_plain(error, 1), _plain(ratio, 0), _plain(bit_width, 2)]
-        rows.append((*words, *figures))
+        for cell in cells:
+            ours = _mean(found, cell, error, test)
+            known = ours is not None and of_float is not None
+            ratio = 100 * ours / of_float if known else None
+            bit_width = _mean(found, cell, bits, test)
+            figures += [_plain(ours, 1), _plain(ratio, 0), _plain(bit_width, 2)]
+        rows.append((*words, test, *figures))
 
+    order = tuple(itertools.product(results.KINDS, results.SEVERITIES))
     for test in ("a", "b"):
-        floats, *errors = (
-            _severity_means(found, cell, results.severity_errors, test)
-            for cell in (reference, *cells)
-        )
-        bits = [_severity_means(found, cell, results.severity_bits, test) for cell in cells]
-        known = {*floats, *(key for each in errors for key in each)}
-        for key in itertools.product(results.KINDS, results.SEVERITIES):
-            if key in known:
-                kind, severity = key
-                words = kind.replace("_", " "), str(severity), test
-                add(
-                    words, floats.get(key), [e.get(key) for e in errors], [b.get(key) for b in bits]
-                )
-    of_clean = [_mean(found, cell, _error) for cell in (reference, *cells)]
-    bits = [_mean(found, cell, results.mean_bits) for cell in cells]
-    add(("clean", "0", "c"), of_clean[0], of_clean[1:], bits)
+        for key in _known(found, (reference, *cells), results.severity_errors, test, order):
+            kind, severity = key
+            error, bits = _entry(results.severity_errors, key), _entry(results.severity_bits, key)
+            add((kind.replace("_", " "), str(severity)), error, bits, test)
+    add(("clean", "0"), _error, results.mean_bits, "c")
     return Table(
         f"{results.NETWORKS[network]}: error and corruption error (CE) in %, and mean bit-width of "
         "DQMQ, by kind and severity",
@@ -110,14 +92,19 @@ def severities(found, network):
     )  # fmt: skip
 
 
-def _severity_means(found, cell, metric, test):
-    """`{(kind, severity): mean over seeds}`."""
-    tables = list(found.values(cell, metric, test).values())
-    return {key: sum(t[key] for t in tables) / len(tables) for key in next(iter(tables), ())}
+def _known(found, cells, metric, test, order):
+    """Those of `order` that a run of the cells has an entry of a metric for."""
+    tables = [table for cell in cells for table in found.values(cell, metric, test).values()]
+    return [key for key in order if any(key in table for table in tables)]
 
 
-def _mean(found, cell, metric):
-    estimate = found.estimate(cell, metric, "c")
+def _entry(metric, key):
+    """The metric that is one entry of a metric that is a dictionary."""
+    return lambda record, test: metric(record, test).get(key)
+
+
+def _mean(found, cell, metric, test):
+    estimate = found.estimate(cell, metric, test)
     return None if estimate is None else estimate.mean
 
 

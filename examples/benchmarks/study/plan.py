@@ -4,16 +4,14 @@ import itertools
 
 from study import assignments, results, runs, starts
 
-MEAN_BITS = (2.5, 3.0, 4.0)
-SEEDS = (0, 1, 2)
-# Methods are near each other in the smaller file, where they take more seeds to tell apart.
-FILE_SEEDS = {40_000: (0, 1, 2, 3, 4, 5), 55_000: SEEDS}
+MEAN_BITS = results.MEAN_BITS
+SEEDS = tuple(range(results.SEEDS))
+ALL_SEEDS = tuple(range(max(results.FILE_SEEDS.values())))
 # Trials for each method: one at each learning rate. The smaller network takes larger ones.
 LEARNING_RATES = {"resnet8": (0.001, 0.002), "mobilenet_v2": (0.002, 0.004)}
-_TUNED_AT, _TUNED_FILE, _TUNING_STEPS = 3.0, 40_000, 400
+_TUNED_AT, _TUNED_FILE, _TUNING_STEPS = 3.0, min(results.FILE_SEEDS), 400
 _ABLATED_AT = 2.5
 _HGQ2_ON = starts.NETWORKS[0]
-_IN_FILES = ("dqmq", "static", "hawq", "lsq")
 
 
 def uniform_bits(costs, budget):
@@ -117,9 +115,9 @@ def oracle(steps, rates):
 def files(steps, rates):
     """Yields the runs that end in a file, on ResNet-8."""
     network = starts.NETWORKS[0]
-    for budget, seed in [(b, seed) for b, seeds in FILE_SEEDS.items() for seed in seeds]:
+    for budget, seed in [(b, s) for b, count in results.FILE_SEEDS.items() for s in range(count)]:
         at = {"kind": "download_bytes", "budget": budget, "seed": seed, "steps": steps}
-        for method in _IN_FILES:
+        for method in results.FILE_METHODS:
             rate = _rate(rates, network, method, "download_bytes")
             yield runs.Run(network=network, method=method, learning_rate=rate, **at)
 
@@ -134,7 +132,9 @@ def trials(bench_costs):
             for method in (*results.UNIFORM, *results.HAWQ, "static", "dqmq", *hgq2)
         ]
         if network == starts.NETWORKS[0]:
-            tried += [(method, "download_bytes", _TUNED_FILE, None) for method in _IN_FILES]
+            tried += [
+                (method, "download_bytes", _TUNED_FILE, None) for method in results.FILE_METHODS
+            ]
         for rate, (method, kind, budget, bits) in itertools.product(LEARNING_RATES[network], tried):
             yield runs.Run(
                 network=network,

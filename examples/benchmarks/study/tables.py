@@ -1,5 +1,6 @@
 """The tables of the comparison."""
 
+import functools
 import itertools
 
 from study import corruptions, leads, results
@@ -24,9 +25,8 @@ _KNOWING = {
     "no_curvature": "without curvature",
     "told_quality": "oracle",
 }
+_bits_shuffled = functools.partial(results.shuffled_accuracy, name="shuffled_bits")
 _RIVALS = {"uniform": "uniform", "hawq": "HAWQ", "static": "static"}
-_FILES_AT = (40_000, 55_000)
-_FILE_METHODS = ("lsq", "hawq", "static", "dqmq")
 
 
 def tables(found):
@@ -108,9 +108,9 @@ def files(found):
         at = {"network": network, "kind": "download_bytes"}
         budgets = {cell.budget for cell in found.cells(**at)}
         if network == _ABLATED_NETWORK:
-            budgets |= set(_FILES_AT)
+            budgets |= set(results.FILE_SEEDS)
         for budget in sorted(budgets):
-            for method in _FILE_METHODS:
+            for method in results.FILE_METHODS:
                 cell = results.Cell(method=method, budget=budget, **at)
                 sizes = found.values(cell, lambda record: record["download_bytes"])
                 most = f"{100 * max(sizes.values()) / budget:.1f}" if sizes else MISSING
@@ -136,7 +136,7 @@ def ablations(found):
     variants = [("DQMQ", cell(), results.accuracy)]
     variants += [(text, cell(ablation=name), results.accuracy) for name, text in _ABLATIONS.items()]
     variants += [
-        ("bits shuffled", cell(), results.shuffled_bits_accuracy),
+        ("bits shuffled", cell(), _bits_shuffled),
         ("bits and normalization shuffled", cell(), results.shuffled_accuracy),
         ("static", cell("static"), results.accuracy),
         ("HAWQ", cell("hawq"), results.accuracy),
