@@ -74,7 +74,7 @@ def test_accuracies_of_all_methods():
     # HGQ2 is shown where it was run.
     assert shown["2.5", "HGQ2"]["bits on a"] == "2.45 (1 seed)"
     assert set(shown["4.25", "LSQ w4a4"].values()) == {"-"}
-    assert len(shown) == 3 + 3 * 7 + 1
+    assert len(shown) == 3 + 3 * 6 + 1
 
 
 def test_missing_runs_are_dashes_everywhere(nothing):

@@ -62,7 +62,8 @@ def table(bench_costs, steps, rates):
 
         for budget in MEAN_BITS:
             at = {"kind": "mean_bit_width", "budget": budget}
-            for method in ("dqmq", "static", *results.HAWQ):
+            # HAWQ with free activations is behind in its trials: 72.1 % to 73.7, and 67.3 to 68.8.
+            for method in ("dqmq", "static", "hawq"):
                 yield run(method, **at)
             for pair, method in itertools.product(
                 uniform_bits(bench_costs[network], budget), results.UNIFORM

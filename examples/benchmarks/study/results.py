@@ -16,6 +16,7 @@ METHODS = {
 UNIFORM = ("lsq", "pact", "dorefa")
 # A layer's weights and input have the same bits, or each its own.
 HAWQ = ("hawq", "hawq_free")
+_OPTIONAL = ("hawq_free", "hgq2")
 TESTS = ("a", "b", "c", "d")
 MEAN_BITS = (2.5, 3.0, 4.0)
 # Budgets of download bytes, and how many seeds they take: in the smaller file methods are near each
@@ -153,13 +154,13 @@ class Results:
         """Returns the cells of all methods at a budget of mean bits, whether they have runs or not.
 
         The pairs of bits of uniform methods are those that any of them has runs with. HGQ2, which
-        needs an environment of its own, is there only where it has runs.
+        needs an environment of its own, and HAWQ's other way are there only where they have runs.
         """
         at = {"network": network, "kind": "mean_bit_width", "budget": budget}
         pairs = {c.bits for c in self.cells(**at, ablation=None) if c.method in UNIFORM}
         uniform = [Cell(method=m, bits=p, **at) for m in UNIFORM for p in sorted(pairs) or [None]]
         others = [Cell(method=method, **at) for method in (*HAWQ, "hgq2", "static", "dqmq")]
-        return uniform + [c for c in others if c.method != "hgq2" or c in self._cells]
+        return uniform + [c for c in others if c.method not in _OPTIONAL or c in self._cells]
 
     def compared(self, network):
         """Returns what has no budget, the check of the baselines, and `rows` at all budgets."""

@@ -66,7 +66,7 @@ def accuracies(found, network):
         tuple(rows), 2,
         ("The bits of float and TFMOT are so by definition, those of the others are counted: the "
          "root of bit operations per MAC, with what decides. HAWQ gives the weights and the input of "
-         "a layer the same bits; free, each its own." + hgq2,),
+         "a layer the same bits; with bits of their own it was behind in its trials." + hgq2,),
     )  # fmt: skip
 
 
