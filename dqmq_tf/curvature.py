@@ -8,12 +8,20 @@ Martens 2020, "New insights and perspectives on the natural gradient method", ar
 Bits are spent best where the square is the same for all images (reverse water-filling; Cover and
 Thomas 2006, "Elements of Information Theory", 10.3.3), so those with more than the mean get more.
 What all images have in common stays with the other terms of the objective.
+
+But an image that the network gets wrong has large gradients, whatever its bits, and bits that it gets
+are taken from others. So images are pulled back to the static bits, until those differ by half of what
+would make their squares equal.
 """
+
+import math
 
 import tensorflow as tf
 
 # Squares, in units of their mean, beyond which one image would speak for the whole batch.
 _LARGEST = 25.0
+# Pull back per bit. A square falls by ln 4 of itself with a bit: as strong a pull stops half-way.
+_PULL = math.log(4.0)
 
 
 def follow_curvature(offset, slope, scale=1.0):
@@ -27,9 +35,8 @@ def follow_curvature(offset, slope, scale=1.0):
 
     Returns:
         A tensor that takes the place of `offset` in a decision. The gradient to `offset` is the
-        mean over the batch of how far squares lie from their mean, in units of it: it sums to
-        nought, so that it moves no mean, and hangs neither on the size of the loss nor on that of
-        a tensor's contrasts.
+        mean over the batch of how far squares lie from their mean, in units of it, which hangs
+        neither on the size of the loss nor on that of a tensor's contrasts, and of the pull back.
     """
 
     @tf.custom_gradient
@@ -44,7 +51,8 @@ def follow_curvature(offset, slope, scale=1.0):
 
             unit = tf.sqrt(tf.maximum(mean(tf.square(contrast)), 1e-30))
             ratio = tf.minimum(tf.square(contrast / unit), _LARGEST)
-            return scale * known * (mean(ratio) - ratio) / tf.cast(tf.shape(offset)[0], "float32")
+            wanted = known * (ratio - mean(ratio)) - _PULL * offset
+            return -scale * wanted / tf.cast(tf.shape(offset)[0], "float32")
 
         return tf.identity(offset), gradient
 

@@ -72,10 +72,20 @@ def test_one_image_does_not_speak_for_a_batch(contrast, slope):
     assert (np.abs(found[0]) <= 25 / BATCH).all()
 
 
-def test_bits_settle_where_the_curvature_is_equal():
-    """Images four times as sensitive, in the root, end two bits above the others."""
+def test_images_are_pulled_back_to_the_static_bits(contrast, slope):
+    offset = tf.constant(np.random.default_rng(2).normal(size=contrast.shape).astype("float32"))
+    with tf.GradientTape() as tape:
+        tape.watch(offset)
+        total = tf.reduce_sum(slope * contrast * follow_curvature(offset, tf.constant(slope)))
+    pull = np.asarray(tape.gradient(total, offset)) - gradient_of(contrast, slope)
+    np.testing.assert_allclose(pull, np.log(4.0) * offset / BATCH, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("root", [1.0, 1.5, 2.0])
+def test_bits_settle_half_way_to_where_the_curvature_is_equal(root):
+    """Images `root` times as sensitive, in the root, would have equal squares at log2(root) bits."""
     random, z = np.random.default_rng(0), np.repeat([-1.0, 1.0], BATCH).astype("float32")
-    sensitivity = np.where(z > 0, 4.0, 1.0)
+    sensitivity = np.where(z > 0, root, 1.0)
     direction = tf.Variable(0.0)
     for step in range(600):
         with tf.GradientTape() as tape:
@@ -85,4 +95,4 @@ def test_bits_settle_where_the_curvature_is_equal():
             contrast = sensitivity * random.normal(size=len(z)) * 2.0 ** -offset.numpy()[:, 0]
             total = tf.reduce_sum(contrast.astype("float32")[:, None] * followed)
         direction.assign_sub(0.2 / (1 + step / 50) * tape.gradient(total, direction))
-    assert abs(2 * float(direction.numpy()) - 2.0) < 0.2
+    assert abs(2 * float(direction.numpy()) - 0.5 * np.log2(root)) < 0.06
