@@ -10,8 +10,8 @@ Thomas 2006, "Elements of Information Theory", 10.3.3), so those with more than 
 What all images have in common stays with the other terms of the objective.
 
 But an image that the network gets wrong has large gradients, whatever its bits, and bits that it gets
-are taken from others. So images are pulled back to the static bits, until those differ by half of what
-would make their squares equal.
+are taken from others. So images are pulled back to the static bits: theirs come to differ by half of
+what would make the squares equal.
 """
 
 import math
