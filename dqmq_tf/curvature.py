@@ -20,7 +20,8 @@ import tensorflow as tf
 
 # Squares, in units of their mean, beyond which one image would speak for the whole batch.
 _LARGEST = 25.0
-# Pull back per bit. A square falls by ln 4 of itself with a bit: as strong a pull stops half-way.
+# Pull back per bit. A square falls by ln 4 of itself with a bit: as strong a pull stops half-way, where
+# images differ much a little before.
 _PULL = math.log(4.0)
 
 

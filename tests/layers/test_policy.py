@@ -183,17 +183,24 @@ def test_with_curvature_how_activation_bits_differ_is_its_own():
     assert np.any(again != 0)
 
 
-def test_draws_carry_no_gradient_but_through_the_mean():
+@pytest.mark.parametrize("curvature", [False, True])
+def test_draws_carry_no_gradient_but_through_the_mean(curvature):
     policy = make()
-    # Whose pull back to the static bits hangs on no loss.
-    policy.curvature = False
+    policy.curvature = curvature
     z = tf.constant(embeddings(8))
-    with tf.GradientTape() as tape:
-        tape.watch(z)
-        found = policy(z, training=True)
-        loss = ops.sum(found["activations"][..., :MEAN]) + ops.sum(found["weights"][..., :MEAN])
-    gradient = tape.gradient(loss, z)
-    assert gradient is None or np.all(tf.convert_to_tensor(gradient) == 0)
+
+    def gradient(weight):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            found = policy(z, training=True)
+            draws = [found[name][..., :MEAN] for name in ("activations", "weights")]
+            loss = weight * sum(ops.sum(draw) for draw in draws)
+        found = tape.gradient(loss, z)
+        return np.zeros_like(z) if found is None else np.asarray(tf.convert_to_tensor(found))
+
+    # The pull back to the static bits is there whatever the loss, and with curvature alone.
+    np.testing.assert_array_equal(gradient(1.0), gradient(0.0))
+    assert gradient(0.0).any() == curvature
 
 
 def prepared(phase=None, profiles=3, groups=3):

@@ -16,6 +16,7 @@ METHODS = {
 UNIFORM = ("lsq", "pact", "dorefa")
 # A layer's weights and input have the same bits, or each its own.
 HAWQ = ("hawq", "hawq_free")
+# Shown where they have runs.
 _OPTIONAL = ("hawq_free", "hgq2")
 TESTS = ("a", "b", "c", "d")
 MEAN_BITS = (2.5, 3.0, 4.0)
