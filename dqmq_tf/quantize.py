@@ -219,21 +219,24 @@ class _Assembly:
                 **tensors,
             )
         else:
-            outputs = self._plain(node, args)(*args, **kwargs)
-        if self._conditions and isinstance(node.layer, keras.layers.BatchNormalization):
-            affine = self._affine(node, outputs)
-            outputs = affine(outputs, decision["embedding"]) if affine else outputs
+            outputs = self._plain(decision, node, args, kwargs)
         flat = keras.tree.flatten(outputs)
         slots = [(node.site, node.call, i) for i in range(len(flat))]
         flat = [self._quantized(slot, y, decision) for slot, y in zip(slots, flat)]
         return keras.tree.pack_sequence_as(outputs, flat)
 
-    def _plain(self, node, args):
-        """What runs a layer without kernels."""
-        x = args[0] if args else None
-        if not keras.backend.is_keras_tensor(x) or not is_fusible(node.layer, x.shape, x.dtype):
-            return node.layer
-        return self._fused.setdefault(node.site, FusedBatchNormalization(node.layer))
+    def _plain(self, decision, node, args, kwargs):
+        """Calls a layer without kernels; the scale and shift of a batch normalization follow."""
+        layer, x = node.layer, args[0] if args else None
+        conditions = self._conditions and isinstance(layer, keras.layers.BatchNormalization)
+        affine = self._affine(node, x) if conditions else None
+        if not keras.backend.is_keras_tensor(x) or not is_fusible(layer, x.shape, x.dtype):
+            outputs = layer(*args, **kwargs)
+            return affine(outputs, decision["embedding"]) if affine else outputs
+        if node.site not in self._fused:
+            self._fused[node.site] = FusedBatchNormalization(layer, affine)
+        quality = {"z": decision["embedding"]} if affine else {}
+        return self._fused[node.site](*args, **quality, **kwargs)
 
     def _is_rectifier(self, node, args, kwargs):
         """Whether a node is a relu, and no more, whose output has a quantizer of its own."""
@@ -268,14 +271,14 @@ class _Assembly:
         training = {"training": kwargs["training"]} if "training" in kwargs else {}
         return self._nested[node.site]([*tensors, *handed], **training)
 
-    def _affine(self, node, outputs):
+    def _affine(self, node, x):
         """The `QualityAffine` of a batch normalization; None once they would take too much.
 
         They are given from the input on: early layers have few channels, and what is made up for
         there need not be made up for later.
         """
         if node.site not in self._affines:
-            channels = outputs.shape[node.layer.axis]
+            channels = x.shape[node.layer.axis]
             self._spare -= QualityAffine.bit_operations(self.encoder.size, channels)
             name = f"{node.site.replace('/', '_')}_quality"
             layer = QualityAffine(node.layer.axis, name=name) if self._spare >= 0 else None

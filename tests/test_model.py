@@ -143,7 +143,7 @@ class TestPolicyIsAlive:
 class TestQualityNormalization:
     def test_it_follows_the_embedding(self, simulated, by_kind):
         qmodel, _ = simulated
-        affines = [layer for layer in qmodel.layers if isinstance(layer, QualityAffine)]
+        affines = qmodel.parts.affines
         assert len(affines) == 2
         scales = [np.abs(layer.scale_direction.numpy()).max() for layer in affines]
         assert min(scales) > 1e-3
@@ -170,7 +170,7 @@ class TestQualityNormalization:
         qmodel = dqmq_tf.quantize_model(
             network(), target="simulation", budget=dqmq_tf.Budget(mean_bit_width=budget)
         )
-        affines = [layer for layer in qmodel.layers if isinstance(layer, QualityAffine)]
+        affines = qmodel.parts.affines
         assert [layer.name for layer in affines] == [f"norm_{i}_quality" for i in range(count)]
         spent = [QualityAffine.bit_operations(*layer.scale_direction.shape) for layer in affines]
         assert 0 < sum(spent) <= 0.02 * qmodel.parts.bit_ops
@@ -206,7 +206,7 @@ class TestWithoutQuality:
 
     def test_nothing_decides_so_nothing_is_counted_for_it(self, static):
         assert static.costs.overhead == 0
-        assert not [layer for layer in static.layers if isinstance(layer, QualityAffine)]
+        assert not static.parts.affines
 
     def test_freezing_keeps_the_bits(self, static, by_kind, tmp_path):
         static.save(tmp_path / "m.keras")

@@ -49,16 +49,19 @@ class QualityAffine(keras.layers.Layer):
     def call(self, x, z):
         shape = [1] * len(x.shape)
         shape[0], shape[self.axis] = -1, x.shape[self.axis]
-        scale, shift = (
-            ops.matmul(z, rounded(u)) for u in (self.scale_direction, self.shift_direction)
-        )
-        scale = ops.exp(ops.clip(scale, -_LARGEST, _LARGEST))
-        scale, shift = (ops.cast(ops.reshape(v, shape), x.dtype) for v in (scale, shift))
+        scale, shift = (ops.cast(ops.reshape(v, shape), x.dtype) for v in self.factors(z))
         axes = tuple(i for i in range(1, len(shape)) if shape[i] == 1)
         compiled = math.prod(n or 1 for n in x.shape[1:]) >= WORTH_COMPILING
         y = _affine(x.dtype, len(shape), axes, compiled)(x, scale, shift)
         y.set_shape(x.shape)
         return y
+
+    def factors(self, z):
+        """Returns scale and shift of each channel, `[batch, channels]`, at embeddings."""
+        scale, shift = (
+            ops.matmul(z, rounded(u)) for u in (self.scale_direction, self.shift_direction)
+        )
+        return ops.exp(ops.clip(scale, -_LARGEST, _LARGEST)), shift
 
     def compute_output_spec(self, x, z):
         return keras.KerasTensor(x.shape, dtype=x.dtype)

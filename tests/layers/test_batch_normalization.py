@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dqmq_tf.layers import FusedBatchNormalization, is_fusible
+from dqmq_tf.layers import FusedBatchNormalization, QualityAffine, is_fusible
 
 SHAPE = (6, 5, 4, 3)
 
@@ -70,6 +70,61 @@ def test_what_is_not_seen_through_a_mask_does_not_count():
     mask[:, 2:] = False
     found = FusedBatchNormalization(layer)(batch(0), training=True, mask=mask)
     np.testing.assert_array_equal(found, plain(batch(0), training=True, mask=mask))
+
+
+def conditioned(shape, seed):
+    """A batch normalization and an affine behind it, with weights drawn by a seed."""
+    random = np.random.default_rng(seed)
+    layer, affine = keras.layers.BatchNormalization(name="norm"), QualityAffine()
+    layer.build(shape)
+    affine.build(shape, (None, 5))
+    for part, low, high in ((layer, 0.5, 1.5), (affine, -0.3, 0.3)):
+        part.set_weights([random.uniform(low, high, w.shape) for w in part.get_weights()])
+    return layer, affine
+
+
+# As plain operations, in blocks for XLA, and for XLA without them.
+@pytest.mark.parametrize("shape", [(6, 5, 4, 3), (4, 16, 16, 32), (4, 16, 16, 24)], ids=str)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_by_quality_it_is_a_normalization_and_an_affine_behind_it(shape, compiled):
+    random = np.random.default_rng(4)
+    centre, spread = random.normal(0, 20, shape[-1]), random.uniform(0.5, 5, shape[-1])
+    x, upstream = (
+        tf.constant(v, tf.float32)
+        for v in (random.normal(centre, spread, shape), random.normal(0.5, 1, shape))
+    )
+    z = tf.constant(random.uniform(-1, 1, (shape[0], 5)), tf.float32)
+    results = []
+    for together in (True, False):
+        layer, affine = conditioned(shape, 1)
+        fused = FusedBatchNormalization(layer, affine)
+
+        def run(x, z, fused=fused, layer=layer, affine=affine, together=together):
+            if together:
+                return fused(x, training=True, z=z)
+            return affine(layer(x, training=True), z)
+
+        run = tf.function(run, jit_compile=True) if compiled and together else run
+        variables = [v.value for v in (*layer.trainable_weights, *affine.trainable_weights)]
+        with tf.GradientTape() as tape:
+            tape.watch([x, z])
+            y = run(x, z)
+        gradients = tape.gradient(y, [x, z, *variables], upstream)
+        results.append([y, *gradients, *layer.get_weights()])
+    assert len(results[0]) == 11
+    for value, reference in zip(*results, strict=True):
+        scale = np.abs(reference).max()
+        np.testing.assert_allclose(value / scale, reference / scale, atol=2e-4)
+
+
+def test_by_quality_inference_takes_the_moving_statistics():
+    layer, affine = conditioned(SHAPE, 2)
+    fused, z = FusedBatchNormalization(layer, affine), np.full((SHAPE[0], 5), 0.5, "float32")
+    expected = affine(layer(batch(0)), z)
+    np.testing.assert_array_equal(fused(batch(0), z=z), expected)
+    assert np.abs(expected - layer(batch(0))).max() > 0.1
+    config = keras.saving.serialize_keras_object(fused)
+    assert isinstance(keras.saving.deserialize_keras_object(config).affine, QualityAffine)
 
 
 def test_it_bears_the_name_and_is_saved():
