@@ -35,7 +35,9 @@ class FusedBatchNormalization(keras.layers.Layer):
     """
 
     def __init__(self, layer, affine=None, **kwargs):
-        kwargs = {"name": layer.name, "trainable": layer.trainable, **kwargs, "autocast": False}
+        # Behind a frozen normalization the affine still learns.
+        trainable = layer.trainable or affine is not None
+        kwargs = {"name": layer.name, "trainable": trainable, **kwargs, "autocast": False}
         super().__init__(**kwargs)
         self.layer, self.affine = layer, affine
         self.supports_masking = True

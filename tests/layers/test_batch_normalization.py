@@ -127,6 +127,19 @@ def test_by_quality_inference_takes_the_moving_statistics():
     assert isinstance(keras.saving.deserialize_keras_object(config).affine, QualityAffine)
 
 
+def test_behind_a_frozen_normalization_the_affine_still_learns():
+    layer, affine = conditioned(SHAPE, 3)
+    layer.trainable = False
+    fused, before = FusedBatchNormalization(layer, affine), layer.get_weights()
+    with tf.GradientTape() as tape:
+        y = fused(batch(0), training=True, z=np.full((SHAPE[0], 5), 0.5, "float32"))
+    assert {id(v) for v in fused.trainable_weights} == {id(v) for v in affine.trainable_weights}
+    gradients = tape.gradient(y, [v.value for v in fused.trainable_weights])
+    assert all(np.abs(g).max() > 0 for g in gradients)
+    for value, reference in zip(layer.get_weights(), before):
+        np.testing.assert_array_equal(value, reference)
+
+
 def test_it_bears_the_name_and_is_saved():
     fused = FusedBatchNormalization(made(epsilon=0.1))
     config = keras.saving.serialize_keras_object(fused)
