@@ -207,6 +207,8 @@ class TestWithoutQuality:
     def test_nothing_decides_so_nothing_is_counted_for_it(self, static):
         assert static.costs.overhead == 0
         assert not static.parts.affines
+        parts = [getattr(layer, "affine", layer) for layer in static.layers]
+        assert not [part for part in parts if isinstance(part, QualityAffine)]
 
     def test_freezing_keeps_the_bits(self, static, by_kind, tmp_path):
         static.save(tmp_path / "m.keras")

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from dqmq_tf.layers.activation import WORTH_COMPILING
+from dqmq_tf.layers.normalization import scale_and_shift
 from dqmq_tf.tracing import graph_function
 
 # That of the operation on a GPU.
@@ -131,12 +132,13 @@ def _conditioned(x, gamma, beta, scale, shift, epsilon):
             count = tf.cast(tf.size(x) // x.shape[-1], "float32")
             slope = -gamma * tf.square(inverse) * to_gamma / count
             constant = -gamma * inverse * to_beta / count - slope * mean
-            to_x = _loop("gradient", compiled)(
+            to_x = _gradient_loop(compiled)(
                 upstream, x, _each(scale * gamma * inverse), _each(slope), _each(constant)
             )
             return to_x, to_gamma, to_beta, gamma * products + beta * sums, sums
 
-        y = _loop("output", compiled)(normalized, _each(scale), _each(shift))
+        loop = scale_and_shift("float32", 4, (1, 2), compiled)
+        y = loop(normalized, _each(scale), _each(shift))
         return (y, mean, variance), gradient
 
     y, mean, variance = apply(x, gamma, beta, scale, shift)
@@ -156,23 +158,27 @@ def _position_sums(upstream, x, mean, compiled):
         return [tf.reduce_sum(v, (1, 2)) for v in (upstream, upstream * (x - mean))]
     blocks = [tf.reshape(v, (-1, values // _BLOCK, 32, 32)) for v in (upstream, x)]
     centre = tf.reshape(tf.tile(mean, [_BLOCK // channels]), (32, 32))
-    found = _loop("sums", compiled)(*blocks, centre)
+    found = _sums_loop()(*blocks, centre)
     return [tf.reduce_sum(tf.reshape(v, (-1, _BLOCK // channels, channels)), 1) for v in found]
 
 
 @functools.cache
-def _loop(name, compiled):
-    """A function of tensors of rank 4, and of values of their channels, that XLA makes one loop of."""
+def _gradient_loop(compiled):
+    """A function of an upstream gradient, a tensor, and what weighs them in each channel."""
     tensor, each = tf.TensorSpec([None] * 4), tf.TensorSpec([None, 1, 1, None])
-    function, signature = {
-        "output": (lambda x, u, v: x * u + v, [tensor, each, each]),
-        "gradient": (
-            lambda g, x, u, slope, constant: g * u + x * slope + constant,
-            [tensor, tensor, each, each, each],
-        ),
-        "sums": (
-            lambda g, x, centre: [tf.reduce_sum(v, 1) for v in (g, g * (x - centre))],
-            [tensor, tensor, tf.TensorSpec([32, 32])],
-        ),
-    }[name]
-    return graph_function(function, signature, compiled)
+    return graph_function(
+        lambda upstream, x, scale, slope, constant: upstream * scale + x * slope + constant,
+        [tensor, tensor, each, each, each],
+        compiled,
+    )
+
+
+@functools.cache
+def _sums_loop():
+    """A function of the blocks of an upstream gradient and a tensor, and of a block of its means."""
+    blocks = tf.TensorSpec([None, None, 32, 32])
+    return graph_function(
+        lambda upstream, x, mean: [tf.reduce_sum(v, 1) for v in (upstream, upstream * (x - mean))],
+        [blocks, blocks, tf.TensorSpec([32, 32])],
+        compiled=True,
+    )

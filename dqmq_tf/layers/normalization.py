@@ -52,7 +52,7 @@ class QualityAffine(keras.layers.Layer):
         scale, shift = (ops.cast(ops.reshape(v, shape), x.dtype) for v in self.factors(z))
         axes = tuple(i for i in range(1, len(shape)) if shape[i] == 1)
         compiled = math.prod(n or 1 for n in x.shape[1:]) >= WORTH_COMPILING
-        y = _affine(x.dtype, len(shape), axes, compiled)(x, scale, shift)
+        y = scale_and_shift(x.dtype, len(shape), axes, compiled)(x, scale, shift)
         y.set_shape(x.shape)
         return y
 
@@ -76,7 +76,7 @@ class QualityAffine(keras.layers.Layer):
 
 
 @functools.cache
-def _affine(dtype, rank, axes, compiled):
+def scale_and_shift(dtype, rank, axes, compiled):
     """A function of a tensor, and its scale and shift, which are 1 long on some axes.
 
     XLA makes one loop of it forwards, and one of the product backwards. Sums over positions are the
