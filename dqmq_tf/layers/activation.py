@@ -1,7 +1,6 @@
 """Fake quantization of a tensor between layers."""
 
 import functools
-import math
 
 import keras
 import numpy as np
@@ -10,11 +9,9 @@ from keras import ops
 
 from dqmq_tf import quantizers
 from dqmq_tf.layers import decision as decisions
-from dqmq_tf.tracing import one_node
+from dqmq_tf.tracing import in_blocks, one_node, worth_compiling
 
 _SAMPLES_PER_CALL = 65_536
-# Values per sample from which XLA saves more time than it takes to compile, half a second a shape.
-WORTH_COMPILING = 4096
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -68,17 +65,15 @@ class ActivationQuantizer(keras.layers.Layer):
         else:
             # For each sample: XLA is twice as slow at a sum over all samples as at one of each.
             row = tf.fill([tf.shape(x)[0], 1], float(self.bit_widths[-1]))
-        values = math.prod(n or 1 for n in x.shape[1:])
-        compiled = values >= WORTH_COMPILING
-        # XLA's loops over blocks of 32 x 32 are up to twice as fast as those over other shapes.
-        in_blocks = compiled and None not in x.shape[1:] and values % 1024 == 0
-        shaped = tf.reshape(x, (-1, values // 1024, 32, 32)) if in_blocks else x
+        compiled = worth_compiling(x)
+        blocks = in_blocks(x) if compiled else None
+        shaped = x if blocks is None else blocks
         quantizer = _tensor_quantizer(
             x.dtype, len(shaped.shape), self.bit_widths, row.shape[-1], compiled, ceiling
         )
         table = ops.stack([self.log_step.value, self.zero_point.value], axis=-1)
         quantized = quantizer(shaped, table, self.calibrated.value, row)
-        return tf.reshape(quantized, (-1, *x.shape[1:])) if in_blocks else quantized
+        return quantized if blocks is None else tf.reshape(quantized, (-1, *x.shape[1:]))
 
     def compute_output_spec(self, x, decision=None, ceiling=None):
         return keras.KerasTensor(x.shape, dtype=x.dtype)

@@ -1,19 +1,15 @@
 """Batch normalization by TensorFlow's fused operation, and by quality in the same passes."""
 
 import functools
-import math
 
 import keras
 import tensorflow as tf
 
-from dqmq_tf.layers.activation import WORTH_COMPILING
 from dqmq_tf.layers.normalization import scale_and_shift
-from dqmq_tf.tracing import graph_function
+from dqmq_tf.tracing import BLOCK, graph_function, in_blocks, worth_compiling
 
 # That of the operation on a GPU.
 _SMALLEST_EPSILON = 1.001e-5
-# XLA sums over positions twice as fast where it sees blocks of 32 x 32 values.
-_BLOCK = 1024
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -118,7 +114,7 @@ def _conditioned(x, gamma, beta, scale, shift, epsilon):
     and added up over the batch, those to gamma and beta, by which the gradient to `x` is that of a
     batch normalization (Ioffe and Szegedy 2015, arXiv 1502.03167, section 3).
     """
-    compiled = math.prod(n or 1 for n in x.shape[1:]) >= WORTH_COMPILING
+    compiled = worth_compiling(x)
 
     @tf.custom_gradient
     def apply(x, gamma, beta, scale, shift):
@@ -153,13 +149,13 @@ def _each(values):
 
 def _position_sums(upstream, x, mean, compiled):
     """Sums of `upstream`, and of its product with `x - mean`, over positions: `[batch, channels]`."""
-    channels, values = x.shape[-1], math.prod(n or 1 for n in x.shape[1:])
-    if not compiled or None in x.shape[1:] or values % _BLOCK or _BLOCK % channels:
+    channels = x.shape[-1]
+    blocks = in_blocks(x)
+    if not compiled or blocks is None or BLOCK % channels:
         return [tf.reduce_sum(v, (1, 2)) for v in (upstream, upstream * (x - mean))]
-    blocks = [tf.reshape(v, (-1, values // _BLOCK, 32, 32)) for v in (upstream, x)]
-    centre = tf.reshape(tf.tile(mean, [_BLOCK // channels]), (32, 32))
-    found = _sums_loop()(*blocks, centre)
-    return [tf.reduce_sum(tf.reshape(v, (-1, _BLOCK // channels, channels)), 1) for v in found]
+    centre = tf.reshape(tf.tile(mean, [BLOCK // channels]), (32, 32))
+    found = _sums_loop()(tf.reshape(upstream, (-1, *blocks.shape[1:])), blocks, centre)
+    return [tf.reduce_sum(tf.reshape(v, (-1, BLOCK // channels, channels)), 1) for v in found]
 
 
 @functools.cache

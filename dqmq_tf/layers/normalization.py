@@ -1,15 +1,13 @@
 """Batch normalization whose scale and shift follow the quality of the input."""
 
 import functools
-import math
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from dqmq_tf.layers.activation import WORTH_COMPILING
 from dqmq_tf.layers.decider import BITS, rounded
-from dqmq_tf.tracing import graph_function
+from dqmq_tf.tracing import graph_function, worth_compiling
 
 _LARGEST = 1.5
 
@@ -51,8 +49,7 @@ class QualityAffine(keras.layers.Layer):
         shape[0], shape[self.axis] = -1, x.shape[self.axis]
         scale, shift = (ops.cast(ops.reshape(v, shape), x.dtype) for v in self.factors(z))
         axes = tuple(i for i in range(1, len(shape)) if shape[i] == 1)
-        compiled = math.prod(n or 1 for n in x.shape[1:]) >= WORTH_COMPILING
-        y = scale_and_shift(x.dtype, len(shape), axes, compiled)(x, scale, shift)
+        y = scale_and_shift(x.dtype, len(shape), axes, worth_compiling(x))(x, scale, shift)
         y.set_shape(x.shape)
         return y
 
