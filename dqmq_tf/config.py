@@ -13,8 +13,10 @@ def _check(condition, argument, value, hint):
         raise ValueError(f"{argument}={value!r}: {hint}.")
 
 
-# Of `DQMQConfig.settle` and `DQMQConfig.initial_sigma`.
-_IN_OPERATIONS, _IN_BYTES = 0.6, 0.3
+# What hangs on the kind of the budget. In bytes weights alone are decided: they take a long
+# fine-tuning, and a wide draw tells less of where they belong than it disturbs.
+_IN_OPERATIONS = {"settle": 0.6, "initial_sigma": 0.6, "final_sigma": 0.3}
+_IN_BYTES = {"settle": 0.3, "initial_sigma": 0.1, "final_sigma": 0.1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,11 +125,10 @@ class DQMQConfig:
             `DQMQModel.freeze` takes as many by default.
         warmup: Share of the training at which the policy begins to move.
         settle: Share at which the bits are fixed for the last fine-tuning. None for 0.6, or for 0.3
-            where the budget is in bytes: there weights alone are decided, which take a long
-            fine-tuning and no wide search.
+            where the budget is in bytes.
         initial_sigma: Width of the bit-width distributions at the start of the search, in bits;
-            None for the same 0.6 or 0.3.
-        final_sigma: Their width at its end.
+            None for 0.6, or for 0.1 where the budget is in bytes.
+        final_sigma: Their width at its end; None for 0.3, or for 0.1 where the budget is in bytes.
         policy_learning_rate: Of the Adam that moves policy and quality normalization, and five
             times the encoder's; None suits it to the length of training.
         score_coefficient, entropy_coefficient: Weights of these terms.
@@ -146,7 +147,7 @@ class DQMQConfig:
     warmup: float = 0.1
     settle: float | None = None
     initial_sigma: float | None = None
-    final_sigma: float = 0.3
+    final_sigma: float | None = None
     policy_learning_rate: float | None = None
     score_coefficient: float = 0.1
     entropy_coefficient: float = 0.001
@@ -160,18 +161,26 @@ class DQMQConfig:
         aware = self.quality_aware or self.profiles == 1
         _check(aware, "profiles", self.profiles, "bits that ignore quality have one profile")
         _check(self.embedding_size >= 1, "embedding_size", self.embedding_size, "give at least 1")
-        order = 0 <= self.warmup < (_IN_OPERATIONS if self.settle is None else self.settle) <= 1
+        order = (
+            0
+            <= self.warmup
+            < (_IN_OPERATIONS["settle"] if self.settle is None else self.settle)
+            <= 1
+        )
         _check(order, "warmup, settle", (self.warmup, self.settle), "0 <= warmup < settle <= 1")
         sigmas = [sigma for sigma in (self.initial_sigma, self.final_sigma) if sigma is not None]
-        _check(min(sigmas) > 0, "initial_sigma, final_sigma", sigmas, "give positive widths")
+        _check(
+            min(sigmas, default=1.0) > 0,
+            "initial_sigma, final_sigma",
+            sigmas,
+            "give positive widths",
+        )
 
     def completed(self, in_bytes):
         """Returns the configuration with what hangs on the kind of the budget."""
-        known = {
-            name: (_IN_BYTES if in_bytes else _IN_OPERATIONS) if value is None else value
-            for name, value in (("settle", self.settle), ("initial_sigma", self.initial_sigma))
-        }
-        return dataclasses.replace(self, **known)
+        defaults = _IN_BYTES if in_bytes else _IN_OPERATIONS
+        open_ = {name: v for name, v in defaults.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **open_)
 
     def rule_for(self, site):
         """Returns the first `LayerRule` that matches a layer's path, or one that allows all."""

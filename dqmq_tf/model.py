@@ -7,6 +7,7 @@ from keras import ops
 
 from dqmq_tf import feeding, objective, optimizers, search, targets
 from dqmq_tf import profiles as allot
+from dqmq_tf.batch_statistics import BatchStatistics
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.decisions import DecisionTable
 from dqmq_tf.graph import copy_model
@@ -110,11 +111,12 @@ class DQMQModel(keras.Model):
         if not self.is_calibrated:
             x, first = feeding.peek(x)
             self.calibrate(first)
-        schedule = SearchSchedule(steps, self.config.settle)
+        own = SearchSchedule(steps, self.config.settle), BatchStatistics(self.parts.norms, steps)
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(schedule)
+            for callback in own:
+                callbacks.append(callback)
         else:
-            callbacks = [*keras.tree.flatten(callbacks or []), schedule]
+            callbacks = [*keras.tree.flatten(callbacks or []), *own]
         return super().fit(
             x, y, batch_size=batch_size, epochs=epochs, callbacks=callbacks, **kwargs
         )

@@ -18,6 +18,7 @@ class Parts:
         affines: The `QualityAffine`s.
         quantizers: The `ActivationQuantizer` of each activation point.
         wrappers: `{site: QuantizeWrapper}`.
+        norms: The `BatchNormalization`s that a training step calls once.
         costs, target, budget, config: See `quantize_model`.
         bit_ops: By which encoder and normalization were measured out.
         measure_file: `measure_file(model, precision)` gives the bytes of the file by kind of budget,
@@ -31,6 +32,7 @@ class Parts:
     affines: list
     quantizers: list
     wrappers: dict
+    norms: list
     costs: object
     target: object
     budget: Budget

@@ -6,6 +6,7 @@ import keras
 
 from dqmq_tf import graph as graphs
 from dqmq_tf import points, profiles, split, targets
+from dqmq_tf.batch_statistics import normalizations
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.costs import CostModel
 from dqmq_tf.export.network import measure
@@ -106,6 +107,7 @@ def build(model, target, budget, config, bit_ops=None):
         affines=assembly.affines,
         quantizers=assembly.quantizers,
         wrappers=assembly.wrappers,
+        norms=normalizations(graph),
         costs=costs,
         target=target,
         budget=budget,

@@ -105,8 +105,8 @@ def test_config_goes_through_json():
 
 def test_what_is_left_open_hangs_on_the_kind_of_the_budget():
     operations, in_bytes = (DQMQConfig(seed=4).completed(kind) for kind in (False, True))
-    assert (operations.settle, operations.initial_sigma) == (0.6, 0.6)
-    assert (in_bytes.settle, in_bytes.initial_sigma) == (0.3, 0.3)
+    assert (operations.settle, operations.initial_sigma, operations.final_sigma) == (0.6, 0.6, 0.3)
+    assert (in_bytes.settle, in_bytes.initial_sigma, in_bytes.final_sigma) == (0.3, 0.1, 0.1)
     assert in_bytes.seed == 4 and in_bytes.completed(False) == in_bytes
     assert DQMQConfig(settle=0.9, initial_sigma=0.5).completed(True).settle == 0.9
     with pytest.raises(ValueError, match="warmup, settle"):

@@ -54,9 +54,20 @@ def test_static_bits_cost_the_same_for_every_image(bench):
     assert record["scores"]["validation"]["cost"] <= 16 * record["macs"]
 
 
-@pytest.mark.parametrize("method", ["lsq", "hawq"])
-def test_files_are_scored_in_litert(bench, method):
-    record = executed(bench, method, kind="download_bytes", budget=6_500)
+@pytest.mark.parametrize(("ablation", "averaged"), [(None, False), (runs.SAME_TRAINING, True)])
+def test_published_methods_keep_their_moving_statistics(bench, ablation, averaged):
+    at = {"kind": "mean_bit_width", "budget": 6.0, "bits": (3, 4), "steps": STEPS}
+    run = runs.Run(network="resnet8", method="lsq", ablation=ablation, **at)
+    data = bench.mixtures.training(run.seed, run.steps)
+    trained, _ = runs._network(bench, run, bench.start("resnet8"), data)
+    assert bool(trained.parts.norms) == averaged
+
+
+@pytest.mark.parametrize(
+    ("method", "ablation"), [("lsq", None), ("hawq", None), ("hawq", runs.SAME_TRAINING)]
+)
+def test_files_are_scored_in_litert(bench, method, ablation):
+    record = executed(bench, method, kind="download_bytes", budget=6_500, ablation=ablation)
     assert record["download_bytes"] <= 6_500
     assert 2 <= record["mean_bits"]["conv_1:kernel"] < 8
     assert record["scores"]["a"]["accuracy"] > 0.2

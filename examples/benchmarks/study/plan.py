@@ -121,6 +121,15 @@ def files(steps, rates):
         for method in results.FILE_METHODS:
             rate = _rate(rates, network, method, "download_bytes")
             yield runs.Run(network=network, method=method, learning_rate=rate, **at)
+        # How much of a lead is the bits.
+        rate = _rate(rates, network, "hawq", "download_bytes")
+        yield runs.Run(
+            network=network,
+            method="hawq",
+            ablation=runs.SAME_TRAINING,
+            learning_rate=rate,
+            **at,
+        )
 
 
 def trials(bench_costs):

@@ -34,6 +34,8 @@ ABLATIONS = (
 )  # fmt: skip
 # An oracle in the place of the encoder, see `study.told`.
 TOLD = "told_quality"
+# Another method with all that helps DQMQ beside its bits.
+SAME_TRAINING = "same_training"
 _TARGETS = {"mean_bit_width": "simulation", "download_bytes": "android"}
 _HESSIAN_STEPS = 4
 _CALIBRATION_IMAGES = 256
@@ -54,7 +56,8 @@ class Run:
         kind, budget: Kind and value of a `dqmq_tf.Budget`; None for `"float"` and `"tfmot"`, which
             have no choice.
         bits: Weight and activation bits of a uniform method, else None.
-        ablation: One of `ABLATIONS`, `TOLD` or None; `"distilled"` gives another method DQMQ's labels.
+        ablation: One of `ABLATIONS`, `TOLD` or None; `"distilled"` gives another method DQMQ's labels,
+            `SAME_TRAINING` its batch statistics too.
         learning_rate: Of Adam at the start.
         steps: Steps of `mixtures.BATCH` images.
         seed: Of the data's order and degradations and of all draws.
@@ -149,7 +152,7 @@ def _trained(bench, run, model):
     started = time.perf_counter()
     batches = mixtures.batches(data)
     ours = run.method in ("static", "dqmq") and run.ablation != "no_distillation"
-    if ours or run.ablation == "distilled":
+    if ours or run.ablation in ("distilled", SAME_TRAINING):
         batches = dqmq_tf.distilled(batches, bench.start(run.network))
     starts.train(network, batches, run.steps, run.learning_rate)
     found["train_seconds"] = round(time.perf_counter() - started, 1)
@@ -208,7 +211,11 @@ def _network(bench, run, model, data):
     if run.method in fixed_precision.METHODS:
         images, _ = data.first(_CALIBRATION_IMAGES)
         return fixed_precision.quantized(model, costs, bits, run.method, images), found
-    return assignments.fixed(model, bits, target, run.seed), found
+    network = assignments.fixed(model, bits, target, run.seed)
+    if run.ablation != SAME_TRAINING:
+        # The published methods keep their moving statistics.
+        network.parts.norms.clear()
+    return network, found
 
 
 def _in_file(model, run, data, proposed):

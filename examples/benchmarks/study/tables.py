@@ -110,19 +110,22 @@ def files(found):
         if network == _ABLATED_NETWORK:
             budgets |= set(results.FILE_SEEDS)
         for budget in sorted(budgets):
-            for method in results.FILE_METHODS:
-                cell = results.Cell(method=method, budget=budget, **at)
+            variants = [(method, None) for method in results.FILE_METHODS]
+            for method, ablation in [*variants, ("hawq", "same_training")]:
+                cell = results.Cell(method=method, budget=budget, ablation=ablation, **at)
+                label = cell.label + (", trained as DQMQ" if ablation else "")
                 sizes = found.values(cell, lambda record: record["download_bytes"])
                 most = f"{100 * max(sizes.values()) / budget:.1f}" if sizes else MISSING
                 size = results.Estimate.of(sizes.values())
                 rows.append(
-                    (name, f"{budget:,.0f}", cell.label, *_accuracy_figures(found, cell),
+                    (name, f"{budget:,.0f}", label, *_accuracy_figures(found, cell),
                      figure(size, 0), most)
                 )  # fmt: skip
     return Table(
         "Files: accuracy in % in LiteRT, bytes under deflate",
         ("network", "budget", "method", "seeds", *results.TESTS, "bytes", "largest, % of budget"),
         tuple(rows), 3,
+        ("Trained as DQMQ: with its labels and its batch statistics.",),
     )  # fmt: skip
 
 
