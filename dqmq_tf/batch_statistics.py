@@ -6,8 +6,6 @@ jump between two levels then, however small the learning rate, and each jump mov
 the data once more for that). The plain mean over the last steps is half as old and costs nothing.
 """
 
-import collections
-
 import keras
 import numpy as np
 from keras import ops
@@ -22,7 +20,7 @@ def normalizations(graph):
     Args:
         graph: Graph of a float model, its nested models inlined.
     """
-    calls = collections.Counter(node.site for node in graph.nodes)
+    calls = graph.calls
     norms = (n for n in graph.nodes if isinstance(n.layer, keras.layers.BatchNormalization))
     return [node.layer for node in norms if calls[node.site] == 1]
 
@@ -46,27 +44,27 @@ class BatchStatistics(keras.callbacks.Callback):
         self.total = (self.steps or 0) * (self.params["epochs"] or 1)
         self.window = min(int(_SHARE * self.total), _MOST)
         # Several steps in one call leave nothing to read between them.
-        if getattr(self.model, "steps_per_execution", 1) != 1:
+        if self.model.steps_per_execution != 1:
             self.window = 0
         layers = [x for x in self.layers if 0.0 < x.momentum < 1.0]
         self.moving = [(v, x.momentum) for x in layers for v in (x.moving_mean, x.moving_variance)]
-        self.sums, self.count = [0.0] * len(self.moving), 0
+        self.before, self.sums, self.count = None, [0.0] * len(self.moving), 0
 
     def on_epoch_begin(self, epoch, logs=None):
         self.begun = epoch * (self.steps or 0)
 
     def on_train_batch_begin(self, batch, logs=None):
-        self.averaged = self.window > 0 and self.begun + batch >= self.total - self.window
-        if self.averaged:
+        begins = self.window > 0 and self.begun + batch >= self.total - self.window
+        if begins and self.before is None:
             self.before = self._values()
 
     def on_train_batch_end(self, batch, logs=None):
-        if not self.averaged:
+        if self.before is None:
             return
-        self.count += 1
-        for i, (now, before) in enumerate(zip(self._values(), self.before)):
-            momentum = self.moving[i][1]
-            self.sums[i] = self.sums[i] + (now - momentum * before) / (1.0 - momentum)
+        now, momenta = self._values(), [momentum for _, momentum in self.moving]
+        batches = [(a - u * b) / (1.0 - u) for a, b, u in zip(now, self.before, momenta)]
+        self.sums = [total + found for total, found in zip(self.sums, batches)]
+        self.before, self.count = now, self.count + 1
 
     def on_train_end(self, logs=None):
         if self.count:

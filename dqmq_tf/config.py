@@ -161,20 +161,12 @@ class DQMQConfig:
         aware = self.quality_aware or self.profiles == 1
         _check(aware, "profiles", self.profiles, "bits that ignore quality have one profile")
         _check(self.embedding_size >= 1, "embedding_size", self.embedding_size, "give at least 1")
-        order = (
-            0
-            <= self.warmup
-            < (_IN_OPERATIONS["settle"] if self.settle is None else self.settle)
-            <= 1
-        )
+        settle = _IN_OPERATIONS["settle"] if self.settle is None else self.settle
+        order = 0 <= self.warmup < settle <= 1
         _check(order, "warmup, settle", (self.warmup, self.settle), "0 <= warmup < settle <= 1")
         sigmas = [sigma for sigma in (self.initial_sigma, self.final_sigma) if sigma is not None]
-        _check(
-            min(sigmas, default=1.0) > 0,
-            "initial_sigma, final_sigma",
-            sigmas,
-            "give positive widths",
-        )
+        positive = all(sigma > 0 for sigma in sigmas)
+        _check(positive, "initial_sigma, final_sigma", sigmas, "give positive widths")
 
     def completed(self, in_bytes):
         """Returns the configuration with what hangs on the kind of the budget."""

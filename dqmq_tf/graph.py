@@ -87,8 +87,13 @@ class Graph:
                     if folds_into(node.layer, source.layer, rank):
                         found[node.site] = source.site
         # A layer or a batch norm that is called more than once folds only if all calls agree.
-        calls = collections.Counter(node.site for node in self.nodes)
+        calls = self.calls
         return {bn: site for bn, site in found.items() if calls[bn] == calls[site] == 1}
+
+    @property
+    def calls(self):
+        """`{site: how often its layer is called}`."""
+        return collections.Counter(node.site for node in self.nodes)
 
 
 def variable_names(layer):

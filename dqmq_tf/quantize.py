@@ -1,7 +1,5 @@
 """The front door: from a float Keras model to a `DQMQModel`."""
 
-import collections
-
 import keras
 
 from dqmq_tf import graph as graphs
@@ -151,7 +149,7 @@ class _Assembly:
         self._conditions = follows and not costs.target.deployable
         self._affines, self._spare = {}, _NORMALIZATION_SHARE * bit_ops
         self._quantizer_of = {}
-        self._called = collections.Counter(node.site for node in graphs.inline(graph).nodes)
+        self._called = graphs.inline(graph).calls
         columns = {point: column for column, point in enumerate(costs.decided)}
         for i, point in enumerate(costs.activations):
             is_input = all(call == points.INPUT_CALL for _, call, _ in point.slots)
