@@ -61,6 +61,11 @@ class CostModel:
     def in_bytes(self):
         return self.kind in ("size_bytes", "download_bytes")
 
+    @property
+    def adds_up(self):
+        """Whether a file costs the sum of what its weights cost alone."""
+        return self.kind != "download_bytes"
+
     def measure(self, integers):
         """Fills the table of bytes from the weights as they are.
 
@@ -102,15 +107,17 @@ class CostModel:
         """Returns the cost of one assignment, under deflate with all weights in one stream.
 
         A file's tensors share a compressor, so that their bytes do not just add up as the table
-        of `exact` has it.
+        of `exact` has it. They come in falling entropy: a file's buffers are sorted by it, and
+        written from behind.
         """
-        if self.kind != "download_bytes":
+        if self.adds_up:
             return self.exact(weight_bits, activation_bits)
         bits = [int(b) for b in weight_bits]
-        stream = b"".join(
+        stored = [
             self._stored(point, self._integers(i, b), b)
             for i, (point, b) in enumerate(zip(self.weights, bits))
-        )
+        ]
+        stream = b"".join(sorted(stored, key=packing.byte_entropy, reverse=True))
         return len(zlib.compress(stream, 9)) + self.constant()
 
     def exact(self, weight_bits, activation_bits):
@@ -128,12 +135,15 @@ class CostModel:
             return float(np.mean(sums)) + self.constant()
         return float(self.finish(self.bit_ops(weight_bits, activation_bits)))
 
+    def smallest(self):
+        """Returns the cost at the fewest bits of all decision points."""
+        decided = [self.activations[i] for i in self.decided]
+        return self.exact(*([min(p.bit_widths) for p in ps] for ps in (self.weights, decided)))
+
     def prices(self):
-        """Returns by what a bit more raises the cost, up to a factor: `[P]`, activations first."""
-        decided = len(self.decided)
-        if self.in_bytes:
-            return np.concatenate([np.zeros(decided), self.sizes])
-        read = [self.macs[self.input_column == column].sum() for column in range(decided)]
+        """Returns by what a bit more raises operations, up to a factor: `[P]`, activations first."""
+        columns = range(len(self.decided))
+        read = [self.macs[self.input_column == column].sum() for column in columns]
         return np.concatenate([read, self.macs])
 
     def bit_ops(self, weight_bits, activation_bits):

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from dqmq_tf.endings import last_activation
 from dqmq_tf.graph import copy_model
 
 
@@ -45,7 +46,8 @@ def distilled(dataset, model, share=0.5):
         raise ValueError(f"share={share!r}: give the share of the prediction in a label, 0 to 1.")
     classes = _classes(model)
     sparse = _has_sparse_labels(dataset, model, classes)
-    teacher, gives_probabilities = copy_model(model), _gives_probabilities(model)
+    teacher = copy_model(model)
+    gives_probabilities = last_activation(model.outputs[0]) in ("softmax", "sigmoid")
 
     def mixed(x, y, *weights):
         predicted = ops.cast(teacher(x, training=False), "float32")
@@ -90,13 +92,3 @@ def _has_sparse_labels(dataset, model, classes):
         f"The dataset has labels {labels.shape}, but the model {model.name!r} tells {classes} "
         f"classes apart: give classes [batch] or one-hot labels [batch, {classes}]."
     )
-
-
-def _gives_probabilities(model):
-    layer = model
-    while isinstance(layer, keras.Model):
-        layer = layer.outputs[0]._keras_history.operation
-    if isinstance(layer, keras.layers.Softmax):
-        return True
-    name = getattr(getattr(layer, "activation", None), "__name__", "")
-    return name in ("softmax", "sigmoid")

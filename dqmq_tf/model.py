@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from dqmq_tf import feeding, objective, optimizers, search, targets
+from dqmq_tf import feeding, objective, optimizers, search, sensitivity, targets
 from dqmq_tf import profiles as allot
 from dqmq_tf.batch_statistics import BatchStatistics
 from dqmq_tf.config import Budget, DQMQConfig
@@ -76,6 +76,10 @@ class DQMQModel(keras.Model):
         return self.policy.profiles if self.policy.phase == FROZEN else 0
 
     @property
+    def _has_searched(self):
+        return float(self.policy.search_step.numpy()) > 0
+
+    @property
     def is_calibrated(self):
         """Whether activation step sizes have been set from data."""
         return all(float(q.calibrated.numpy()) > 0 for q in self.parts.quantizers)
@@ -129,7 +133,8 @@ class DQMQModel(keras.Model):
     def calibrate(self, x):
         """Sets activation step sizes and zero points, and the encoder's normalisation, on images.
 
-        `fit` does this on its first batch.
+        For a budget in bytes it also measures what rounding each kernel adds to the loss, and puts
+        the policy there before its first search. `fit` does this on its first batch.
 
         Args:
             x: Images, or whatever the model takes, `[batch, ...]`.
@@ -151,6 +156,11 @@ class DQMQModel(keras.Model):
                 layer.calibrate()
         self.encoder.calibrate(keras.tree.flatten(x)[0])
         self.measure_cost()
+        if self.costs.in_bytes:
+            losses = sensitivity.added_losses(self.parts, x, self.policy.grid)
+            self.policy.loss_table.assign(losses)
+            if not self._has_searched:
+                self.start_at_budget()
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -213,11 +223,13 @@ class DQMQModel(keras.Model):
     # Phases.
 
     def start_at_budget(self):
-        """Puts the means where they meet the budget, as long as nothing is known of the layers."""
+        """Puts the means where they meet the budget, by what is known of the layers."""
         self.policy.mean.assign(allot.starting_means(self.policy, self.costs, self.budget))
 
     def begin_search(self, total_steps):
         """Starts the clock of the search: how many training steps `fit` will take in all."""
+        if self.costs.in_bytes and not self._has_searched:
+            self._scales(None).start()
         self.policy.search_step.assign(0.0)
         self.policy.search_total.assign(float(total_steps))
         self.set_policy_rate(total_steps)

@@ -63,6 +63,15 @@ def unpack_indices(data, count, bit_width):
     return np.packbits(bits, axis=1).reshape(-1)
 
 
+def byte_entropy(data):
+    """Returns the entropy of the distribution of byte values, in bits: 0 to 8; -1 for no bytes."""
+    if not data:
+        return -1.0
+    counts = np.bincount(np.frombuffer(data, np.uint8))
+    shares = counts[counts > 0] / len(data)
+    return float(-(shares * np.log2(shares)).sum())
+
+
 def _pack_low_first(integers, bit_width):
     per_byte = 8 // bit_width
     flat = np.asarray(integers).astype(np.int8).reshape(-1).view(np.uint8) & (2**bit_width - 1)

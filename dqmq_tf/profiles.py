@@ -3,20 +3,17 @@
 import numpy as np
 from keras import ops
 
-from dqmq_tf import allocation
+from dqmq_tf import allocation, file_bits
+from dqmq_tf.file_bits import BYTES_MARGIN
 from dqmq_tf.layers.policy import FROZEN, SETTLED
 
-# Bytes drift a little while a settled network is fine-tuned: stay just under the budget.
-_BYTES_MARGIN = 0.99
 # The mean over inputs that were not seen differs by a few thousandths.
 _MEAN_MARGIN = 0.998
-# Share of a network's weights that may differ between profiles, which one file holds together.
-_DISTINCT_WEIGHTS = 0.5
 # Bits that an activation starts with above the weights that it meets, at the same price.
 _ACTIVATIONS_AHEAD = 0.7
 
 
-def settle(policy, costs, budget, count, embeddings, assigned=None, share=_BYTES_MARGIN):
+def settle(policy, costs, budget, count, embeddings, most=None, share=BYTES_MARGIN):
     """Assigns weight bits per profile, and shifts activation bits per sample to the budget.
 
     Args:
@@ -25,15 +22,18 @@ def settle(policy, costs, budget, count, embeddings, assigned=None, share=_BYTES
         budget: A `Budget`.
         count: Number of profiles.
         embeddings: `[N, d]`, what the encoder gave on data.
-        assigned: Bits `[count, P]` to start from, instead of the policy's means.
+        most: For a budget in bytes, bits `[count, P]` to stay near and not to exceed; None for those
+            of the policy's means, and any.
         share: Of a budget in bytes that may be used.
 
     Raises:
         ValueError: If the budget is below the smallest possible cost.
     """
     means, group = _grouped(policy, count, embeddings)
-    means = means if assigned is None else assigned
-    bits = _assign(policy, costs, budget, means, group, None, share)
+    if costs.in_bytes:
+        bits = file_bits.near(policy, costs, budget, means, most, share)
+    else:
+        bits = _operations(policy, costs, budget, means, group, None)
     _store(policy, bits)
     policy.profiles = count
     policy.phase = SETTLED
@@ -67,20 +67,16 @@ def freeze(policy, costs, budget, count, embeddings):
 
     Arguments and errors are those of `settle`.
     """
-    if policy.phase == SETTLED and policy.profiles == count:
-        group = ops.convert_to_numpy(policy.assign(embeddings, count))
-        means = ops.convert_to_numpy(policy.assigned)[:count].copy()
-        decided = policy.activation_count
-        shifted = ops.convert_to_numpy(policy.means(embeddings) + policy.shift)
-        for g in range(count if policy.quality_aware else 0):
-            if (group == g).any():
-                means[g, :decided] = shifted[group == g, :decided].mean(axis=0)
-        kept = np.arange(policy.point_count) >= decided
-    else:
-        means, group = _grouped(policy, count, embeddings)
-        kept = None
-    share = _BYTES_MARGIN if kept is None else 1.0
-    _store(policy, _assign(policy, costs, budget, means, group, kept, share))
+    kept = policy.phase == SETTLED and policy.profiles == count
+    if not costs.in_bytes:
+        settled = _settled_means if kept else _grouped
+        means, group = settled(policy, count, embeddings)
+        weights = np.arange(policy.point_count) >= policy.activation_count
+        fixed = weights if kept else None
+        _store(policy, _operations(policy, costs, budget, means, group, fixed))
+    elif not kept:
+        means, _ = _grouped(policy, count, embeddings)
+        _store(policy, file_bits.near(policy, costs, budget, means, None, BYTES_MARGIN))
     policy.profiles = count
     policy.phase = FROZEN
 
@@ -95,7 +91,11 @@ def starting_means(policy, costs, budget):
     activations are decided too they start with more: training makes up for how a weight is rounded,
     which is the same for every input, and cannot for an activation. (LSQ at 2-bit weights and 3-bit
     activations is ahead of 3 and 2 by 0.9 points on ResNet-8, at the same operations.)
+
+    In bytes they are the very bits of a file, those that add least by `policy.loss_table`.
     """
+    if costs.in_bytes:
+        return file_bits.best(policy, costs, budget)
     candidates = policy.activations + policy.weights_
     low, high = ([end(c) for c in candidates] for end in (min, max))
     decided = policy.activation_count
@@ -112,13 +112,6 @@ def starting_means(policy, costs, budget):
     return means(allocation.largest_shift(cost, budget.value, low=-8.0, high=8.0))
 
 
-def smallest_cost(policy, costs):
-    """Returns the cost at the smallest bit-widths of all decision points."""
-    decided = policy.activation_count
-    smallest = [min(p) for p in policy.activations + policy.weights_]
-    return costs.exact(smallest[decided:], smallest[:decided])
-
-
 def _grouped(policy, count, embeddings):
     """Means `[count, P]` and the group of each embedding; sets the policy's groups."""
     scores = ops.convert_to_numpy(policy.score(embeddings))
@@ -130,21 +123,27 @@ def _grouped(policy, count, embeddings):
         return np.stack([row.mean(axis=0) if len(row) else everywhere for row in rows])
 
     policy.set_groups(thresholds, by_group(embeddings))
-    return by_group(ops.convert_to_numpy(policy.means(embeddings))), group
+    followed = policy.followed(ops.convert_to_tensor(embeddings), count)
+    return by_group(ops.convert_to_numpy(policy.means(followed))), group
 
 
-def _assign(policy, costs, budget, means, group, fixed, share):
-    """Bits `[count, P]` within the budget: each profile's file, or the mean over the profiles."""
+def _settled_means(policy, count, embeddings):
+    """As `_grouped`, of a settled policy: its weight bits, and activations as they are shifted."""
+    group = ops.convert_to_numpy(policy.assign(embeddings, count))
+    means = ops.convert_to_numpy(policy.assigned)[:count].copy()
+    decided = policy.activation_count
+    shifted = ops.convert_to_numpy(policy.means(embeddings) + policy.shift)
+    for g in range(count if policy.quality_aware else 0):
+        if (group == g).any():
+            means[g, :decided] = shifted[group == g, :decided].mean(axis=0)
+    return means, group
+
+
+def _operations(policy, costs, budget, means, group, fixed):
+    """Bits `[count, P]` near the means whose operations meet the budget, averaged over profiles."""
     count, points = means.shape
     candidates = policy.activations + policy.weights_
     decided = policy.activation_count
-    if costs.in_bytes:
-        limit = max(share * budget.value, min(budget.value, smallest_cost(policy, costs)))
-        if count > 1 and fixed is None:
-            shared = _shared(costs, means, decided)
-            common = _assign_file(policy, costs, means.mean(axis=0), limit, None)
-            means, fixed = np.where(shared, common, means), shared
-        return np.stack([_assign_file(policy, costs, row, limit, fixed) for row in means])
     members = np.bincount(group, minlength=count) / max(len(group), 1)
 
     def mean_cost(flat):
@@ -155,45 +154,6 @@ def _assign(policy, costs, budget, means, group, fixed, share):
     fixed = None if fixed is None else np.tile(fixed, count)
     flat = allocation.allocate(means.ravel(), candidates * count, mean_cost, budget.value, fixed)
     return flat.reshape(count, points)
-
-
-def _shared(costs, means, decided):
-    """Which points `[P]` get the same bits in all profiles, so that one file holds them once.
-
-    The weights that the profiles want most differently go apart first, up to a share of all.
-    """
-    sizes = costs.sizes
-    room, shared = _DISTINCT_WEIGHTS * sizes.sum(), np.zeros(means.shape[1], bool)
-    for weight in np.argsort(-np.ptp(means[:, decided:], axis=0), kind="stable"):
-        if sizes[weight] <= room:
-            room -= sizes[weight]
-        else:
-            shared[decided + weight] = True
-    return shared
-
-
-def _assign_file(policy, costs, means, limit, fixed):
-    """Bits `[P]` of one file; what the table of bytes gets wrong is measured and taken off."""
-    decided = policy.activation_count
-    candidates = policy.activations + policy.weights_
-
-    def table_bytes(bits):
-        return costs.exact(bits[decided:], bits[:decided])
-
-    # The table has no way below this, be it over the limit: tensors of a file share a compressor,
-    # and cost less together than in the table.
-    lowest = table_bytes(allocation.smallest(means, candidates, fixed))
-    aim, best, best_bytes = limit, None, 0.0
-    for _ in range(12):
-        bits = allocation.allocate(means, candidates, table_bytes, max(aim, lowest), fixed)
-        measured = costs.of_file(bits[decided:], bits[:decided])
-        if best_bytes < measured <= limit:
-            best, best_bytes = bits, measured
-        if measured <= limit and (best_bytes >= 0.99 * limit or measured < best_bytes):
-            break
-        # Over the limit the whole excess is taken off; under it the room is halved.
-        aim -= measured - limit if measured > limit else 0.5 * (measured - limit)
-    return bits if best is None else best
 
 
 def _store(policy, bits):

@@ -3,7 +3,7 @@
 import keras
 
 from dqmq_tf import graph as graphs
-from dqmq_tf import points, profiles, split, targets
+from dqmq_tf import points, split, targets
 from dqmq_tf.batch_statistics import normalizations
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.costs import CostModel
@@ -68,7 +68,7 @@ def quantize_model(model, *, target="android", budget=None, config=None):
     for wrapper in quantized.parts.wrappers.values():
         wrapper.fit_steps()
     quantized.measure_cost()
-    quantized.parts.budget = _checked_budget(budget, quantized.policy, quantized.costs)
+    quantized.parts.budget = _checked_budget(budget, quantized.costs)
     quantized.start_at_budget()
     return quantized
 
@@ -329,9 +329,9 @@ def _bit_ops(budget, costs):
     return macs * (8.0 if deployable or budget is not None else _DEFAULT_MEAN_BITS) ** 2
 
 
-def _checked_budget(budget, policy, costs):
+def _checked_budget(budget, costs):
     """Returns the budget, or the default one; raises if it cannot be met."""
-    smallest = profiles.smallest_cost(policy, costs)
+    smallest = costs.smallest()
     if budget is None:
         if not costs.in_bytes:
             # What decides the bits comes on top, which is much for a tiny network.

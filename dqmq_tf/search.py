@@ -6,8 +6,8 @@ from keras import ops
 from dqmq_tf import distributions, objective
 
 # Bits by which a mean can move in a search in which all gradients agree. What does not agree moves it
-# too, at random, and it starts near where it belongs.
-_REACH = 1.5
+# too, at random, and it starts near where it belongs; in bytes it is moved by half of that at all.
+_REACH, _REACH_IN_BYTES = 1.5, 0.75
 
 
 class PolicySearch:
@@ -31,7 +31,8 @@ class PolicySearch:
     def rate(self, total_steps):
         """Returns the learning rate that suits the policy to a training of so many steps."""
         searched = total_steps * (self.config.settle - self.config.warmup)
-        return float(np.clip(_REACH / searched, 0.002, 0.05))
+        reach = _REACH_IN_BYTES if self.costs.in_bytes else _REACH
+        return float(np.clip(reach / searched, 0.002, 0.05))
 
     def terms(self, result, losses):
         """Returns `{name: scalar}` of the terms that are on, in the order of `objective`.

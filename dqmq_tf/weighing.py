@@ -13,7 +13,7 @@ from dqmq_tf.biases import snap_biases
 from dqmq_tf.layers.policy import SEARCH
 from dqmq_tf.precision import Precision
 
-# Files made, at most, when the bits settle.
+# Files made, at most, for one choice of bits.
 _WEIGHINGS = 2
 # Share of the budget from which a frozen model's file is weighed.
 _WEIGHED = 0.98
@@ -31,17 +31,34 @@ class Scales:
         self._model, self._seen = model, seen
         self._policy, self._costs, self._budget = model.policy, model.costs, model.budget
 
+    def start(self):
+        """Puts the means at the bits of a file, so that the search begins where it is to end."""
+
+        def fix():
+            self._model.start_at_budget()
+            return ops.convert_to_numpy(self._policy.mean)
+
+        self._weighed(fix)
+
     def settle(self):
         """Fixes weight bits for the fine-tuning."""
-        self._model.measure_cost()
         count = self._model.config.profiles
-        profiles.settle(self._policy, self._costs, self._budget, count, self._seen)
-        for _ in range(_WEIGHINGS):
-            weighed = self._assigned()[0]
-            if not self._learn_file():
-                break
+
+        def fix():
             profiles.settle(self._policy, self._costs, self._budget, count, self._seen)
-            if np.array_equal(self._assigned()[0], weighed):
+            return self._assigned()[0]
+
+        self._weighed(fix)
+
+    def _weighed(self, fix):
+        """Calls `fix`, which returns bits `[P]`, until it does so knowing what their file weighs."""
+        self._model.measure_cost()
+        bits = fix()
+        for _ in range(_WEIGHINGS):
+            if not self._learn_file(bits):
+                break
+            weighed, bits = bits, fix()
+            if np.array_equal(bits, weighed):
                 break
 
     def keep(self, share):
@@ -54,7 +71,7 @@ class Scales:
             profiles.shift_to_budget(self._policy, self._costs, self._budget, self._seen)
             return
         self._model.measure_cost()
-        self._learn_file()
+        self._learn_file(self._assigned()[0])
         if self.largest_file() > share * self._budget.value:
             self._lower(share)
 
@@ -67,12 +84,13 @@ class Scales:
         self._model.measure_cost()
         was = self._policy.phase
         self._freeze(count)
-        if was == SEARCH and self._learn_file():
+        if was == SEARCH and self._learn_file(self._assigned()[0]):
             self._policy.phase = SEARCH
             self._freeze(count)
         self._snap()
         # Training and rounded biases changed how well the file compresses: near the budget, weigh it.
-        if self.largest_file() > _WEIGHED * self._budget.value and self._learn_file():
+        near = self.largest_file() > _WEIGHED * self._budget.value
+        if near and self._learn_file(self._assigned()[0]):
             if self.largest_file() > self._budget.value:
                 self._lower(1.0)
                 self._freeze(count)
@@ -82,7 +100,7 @@ class Scales:
         profiles.freeze(self._policy, self._costs, self._budget, count, self._seen)
 
     def _lower(self, share):
-        """Settles anew, from the bits that are assigned, to a share of the budget."""
+        """Settles anew, at no more bits than are assigned, to a share of the budget."""
         count, assigned = self._policy.profiles, self._assigned()
         profiles.settle(self._policy, self._costs, self._budget, count, self._seen, assigned, share)
 
@@ -91,16 +109,19 @@ class Scales:
         if self._policy.profiles == 1:
             snap_biases(self._model.parts.body, self._model.precision())
 
-    def _learn_file(self):
-        """Makes the file to learn what it takes beside its weights; returns whether that is known."""
+    def _learn_file(self, bits):
+        """Makes the file of bits `[P]`, to learn what it takes beside its weights.
+
+        Returns:
+            Whether that is known.
+        """
         if not self._costs.in_bytes:
             return False
-        parts, assigned = self._model.parts, self._assigned()[0]
-        found = parts.measure_file(self._model, Precision.of(parts, assigned))
+        parts, decided = self._model.parts, self._policy.activation_count
+        found = parts.measure_file(self._model, Precision.of(parts, bits))
         if found is None:
             return False
-        decided = self._policy.activation_count
-        self._costs.learn_file(found[self._costs.kind], assigned[decided:], assigned[:decided])
+        self._costs.learn_file(found[self._costs.kind], bits[decided:], bits[:decided])
         return True
 
     def largest_file(self):

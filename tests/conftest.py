@@ -45,9 +45,9 @@ def simulated(float_network):
 
 @pytest.fixture(scope="session")
 def deployable(float_network):
-    """A `DQMQModel` trained for android to 7,500 download bytes, with the history of its `fit`."""
+    """A `DQMQModel` trained for android to 6,000 download bytes, with the history of its `fit`."""
     qmodel = dqmq_tf.quantize_model(
-        float_network, target="android", budget=dqmq_tf.Budget(download_bytes=7_500)
+        float_network, target="android", budget=dqmq_tf.Budget(download_bytes=6_000)
     )
     history = compiled(qmodel, 1e-3).fit(training_data(), epochs=3, verbose=0).history
     return qmodel, history

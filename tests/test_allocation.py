@@ -113,6 +113,48 @@ def test_a_point_without_cost_is_not_lowered():
     assert bits[1] == 3 and bits[0] >= 5
 
 
+def rows(values):
+    return [dict(zip(c, row)) for c, row in zip(CANDIDATES, values)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1000), share=st.floats(0, 1))
+def test_chosen_bits_are_the_best_of_all_within_the_limit(seed, share):
+    random = np.random.default_rng(seed)
+    # Losses fall and costs rise by bits, by how much is anything.
+    losses = rows([np.sort(random.exponential(size=len(c)))[::-1] for c in CANDIDATES])
+    costs = rows([np.sort(random.exponential(size=len(c))) for c in CANDIDATES])
+    low, high = (sum(f(row.values()) for row in costs) for f in (min, max))
+    limit = low + share * (high - low)
+    bits = allocation.choose(losses, costs, limit)
+
+    def total(table, bits):
+        return sum(row[b] for row, b in zip(table, bits))
+
+    assert total(costs, bits) <= limit + 1e-9
+    # Costs are rounded up, each by a part of the room: some less of it, and nothing is better.
+    nearly = low + share * (high - low) * (1 - 1e-3)
+    every = [b for b in itertools.product(*CANDIDATES) if total(costs, b) <= nearly]
+    assert total(losses, bits) <= min((total(losses, b) for b in every), default=np.inf) + 1e-12
+
+
+def test_choosing_refuses_a_limit_below_the_cheapest_bits():
+    with pytest.raises(ValueError, match="cheapest bit-widths cost 5, over the limit of 4.9"):
+        allocation.choose([{2: 1.0, 3: 0.5}], [{2: 5.0, 3: 6.0}], 4.9)
+    assert allocation.choose([{2: 1.0, 3: 0.5}], [{2: 5.0, 3: 6.0}], 5.0) == [2]
+
+
+def test_what_costs_a_hair_too_much_is_not_taken():
+    losses, costs = [{2: 1.0, 3: 0.5}], [{2: 0.0, 3: 1.00005}]
+    assert allocation.choose(losses, costs, 1.0) == [2]
+    assert allocation.choose(losses, costs, 1.0001) == [3]
+
+
+def test_what_costs_nothing_more_is_taken():
+    chosen = allocation.choose([{2: 2.0, 3: 1.0}] * 2, [{2: 5.0, 3: 5.0}, {2: 1.0, 3: 2.0}], 6.0)
+    np.testing.assert_array_equal(chosen, [3, 2])
+
+
 @settings(max_examples=40, deadline=None)
 @given(slope=st.floats(0.1, 10), limit=st.floats(-50, 50))
 def test_largest_shift_is_the_root_or_an_end(slope, limit):

@@ -29,3 +29,10 @@ def test_indices_round_trip(bits):
 
 def test_indices_go_from_the_highest_bit():
     assert packing.pack_indices([1, 2, 3], 3).tolist() == [0b001_010_01, 0b1_0000000]
+
+
+def test_entropy_is_that_of_the_byte_values():
+    assert packing.byte_entropy(b"") == -1.0
+    assert packing.byte_entropy(b"aaaa") == 0.0
+    assert packing.byte_entropy(b"abab") == pytest.approx(1.0)
+    assert packing.byte_entropy(bytes(range(256))) == pytest.approx(8.0)

@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from small_networks import network
+from small_networks import compiled, network
 
 import dqmq_tf
+from dqmq_tf import packing
 
 BYTES = 6_000
 
@@ -38,6 +39,27 @@ def settled():
     return qmodel
 
 
+@pytest.mark.parametrize("kind, most", [("download_bytes", BYTES), ("size_bytes", 9_000)])
+def test_a_search_begins_at_the_bits_of_a_file(kind, most):
+    budget = dqmq_tf.Budget(**{kind: most})
+    qmodel = dqmq_tf.quantize_model(network(), target="android_small", budget=budget)
+    compiled(qmodel)
+    qmodel.calibrate(images())
+    # What a file takes beside its weights is seen in one.
+    qmodel.costs.file_constant = 0.6 * most
+    qmodel.begin_search(100)
+    means = qmodel.policy.mean.numpy()
+    assert 0.9 * most <= qmodel.costs.of_file(means, []) <= most
+    assert (means == means.round()).all() and len(set(means)) > 1
+    qmodel.settle()
+    assert (qmodel.policy.assigned.numpy()[0] >= means).all()
+    # A search that has begun goes on where it is.
+    qmodel.policy.mean.assign(means - 1)
+    qmodel.policy.search_step.assign(3.0)
+    qmodel.begin_search(100)
+    np.testing.assert_array_equal(qmodel.policy.mean.numpy(), means - 1)
+
+
 def test_settled_bits_use_the_budget_of_the_file(settled, tmp_path):
     assert 0.95 * BYTES <= file_bytes(settled.freeze(), tmp_path) <= BYTES
 
@@ -68,6 +90,18 @@ def test_bits_of_a_kept_budget_stay(settled):
     before = settled.policy.assigned.numpy()
     settled.keep_budget()
     np.testing.assert_array_equal(settled.policy.assigned.numpy(), before)
+
+
+def test_kernels_lie_in_a_file_as_they_are_weighed(settled, tmp_path):
+    file_bytes(settled.freeze(), tmp_path)
+    file = (tmp_path / "m.tflite").read_bytes()
+    bits, costs = settled.policy.assigned.numpy()[0].astype(int), settled.costs
+    stored = [
+        costs._stored(point, costs._integers(i, b), b)
+        for i, (point, b) in enumerate(zip(costs.weights, bits))
+    ]
+    assert all(data in file for data in stored)
+    assert sorted(stored, key=file.find) == sorted(stored, key=packing.byte_entropy, reverse=True)
 
 
 def test_operations_are_brought_back_when_the_encoder_has_moved():

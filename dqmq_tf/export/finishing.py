@@ -174,18 +174,9 @@ def share_buffers(model):
         contents.setdefault(key, []).append(owner)
     contents.setdefault(b"", [])
     model.buffers = []
-    for key in sorted(contents, key=_entropy):
+    for key in sorted(contents, key=packing.byte_entropy):
         buffer = flatbuffer.schema().BufferT()
         buffer.data = np.frombuffer(key, np.uint8) if key else None
         for owner in contents[key]:
             owner.buffer = len(model.buffers)
         model.buffers.append(buffer)
-
-
-def _entropy(data):
-    """Bits per byte of the distribution of byte values; -1 for nothing."""
-    if not data:
-        return -1.0
-    counts = np.bincount(np.frombuffer(data, np.uint8))
-    shares = counts[counts > 0] / len(data)
-    return float(-(shares * np.log2(shares)).sum())

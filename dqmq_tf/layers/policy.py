@@ -126,6 +126,10 @@ class BitWidthPolicy(keras.layers.Layer):
         )
         # Bytes of each weight point and candidate: measured, see `dqmq_tf.costs`.
         self.byte_table = state("byte_table", (len(self.weights_), len(self.grid)))
+        # What each of them adds to the loss, up to a factor; as long as nothing is known all kernels
+        # matter alike, and a bit divides the error by four. See `dqmq_tf.sensitivity`.
+        alike = self.allowed[self.activation_count :] * 4.0**-self.grid
+        self.loss_table = state("loss_table", alike.shape, lambda shape, dtype: alike)
         self.temperature = state("temperature", (), "ones")
         self.loss_scale = state("loss_scale", (), "ones")
         self.multiplier = state("multiplier", ())
@@ -196,7 +200,15 @@ class BitWidthPolicy(keras.layers.Layer):
 
     def group_means(self, z):
         """Returns means `[G, P]` at the mean embedding of each group of a sorted batch."""
-        return self.means(self._group_embeddings(z))
+        return self.means(self.followed(self._group_embeddings(z), self.groups))
+
+    def followed(self, z, groups):
+        """Returns the embeddings that the weights of groups follow, `[groups or N, d]`.
+
+        The mean of all is no quality: where nothing differs between samples it would move static
+        bits at random.
+        """
+        return z if groups > 1 or self.activation_count else ops.zeros_like(z)
 
     def _group_embeddings(self, z):
         share = ops.shape(z)[0] // self.groups
@@ -247,11 +259,10 @@ class BitWidthPolicy(keras.layers.Layer):
 
     def _likeliest_decision(self, z):
         count = self.activation_count
+        followed = self.followed(self.centroids[: self.groups], self.groups)
         return {
             "activations": self._mode(self.means(z)[:, :count], slice(None, count)),
-            "weights": self._mode(
-                self.means(self.centroids[: self.groups])[:, count:], slice(count, None)
-            ),
+            "weights": self._mode(self.means(followed)[:, count:], slice(count, None)),
             "group": self.assign(z, self.groups),
             "order": ops.zeros((0,), "int32"),
             "embedding": z,

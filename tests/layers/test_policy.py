@@ -376,6 +376,24 @@ def test_a_policy_of_weights_alone():
     assert numpy(policy(z))["activations"].shape[1] == 0
 
 
+@pytest.mark.parametrize("activations, groups", [([], 1), ([], 2), (ACTIVATIONS, 1)])
+def test_static_bits_do_not_follow_the_mean_embedding(activations, groups):
+    policy = BitWidthPolicy(activations, WEIGHTS, groups=groups)
+    policy.build((None, SIZE))
+    policy.direction.assign(np.random.default_rng(0).normal(size=policy.direction.shape))
+    z = embeddings(6) + 0.5
+    policy.set_groups(np.zeros(groups - 1), np.tile(z.mean(axis=0), (groups, 1)))
+    means = ops.convert_to_numpy(policy.group_means(z))
+    moved = np.abs(means - ops.convert_to_numpy(policy.mean)).max() > 0.1
+    followed = bool(activations) or groups > 1
+    assert moved == followed
+    bits = numpy(policy(z))["weights"][0, :, 0]
+    nearest = [min(c, key=lambda b, m=m: (abs(b - m), b)) for c, m in zip(
+        WEIGHTS, ops.convert_to_numpy(policy.mean)[len(activations) :]
+    )]  # fmt: skip
+    assert (list(bits) != nearest) == followed
+
+
 def test_policy_learns_within_its_constraints():
     policy = make()
     optimizer = keras.optimizers.SGD(100.0)
