@@ -111,16 +111,16 @@ def _least(costs, losses, limit):
     table = [{b: found[b] for b in row} for found, row in zip(costs.table, losses)]
     lowest, aim = sum(min(row.values()) for row in table), limit - costs.constant()
 
-    def best(aim):
+    def within(aim):
         bits = allocation.choose(losses, table, max(aim, lowest))
         return bits, costs.of_file(bits, []) - limit
 
-    bits, excess = best(aim)
+    bits, excess = within(aim)
     if not costs.adds_up:
         alone = sum(row[b] for row, b in zip(table, bits))
         aim *= _ABOVE * alone / (aim + excess)
-        bits, excess = best(aim)
+        bits, excess = within(aim)
     while excess > 0 and aim > lowest:
         aim -= max(0.5 * excess, _FINEST * limit)
-        bits, excess = best(aim)
+        bits, excess = within(aim)
     return bits

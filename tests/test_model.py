@@ -39,8 +39,8 @@ class TestBudget:
     def test_download_bytes_are_met_from_below(self, deployable):
         qmodel, _ = deployable
         qmodel.measure_cost()
-        # How well weights compress after fine-tuning varies with the machine: 96.3 to over 98 %.
-        assert 0.96 * 6_000 <= cost_of(qmodel) <= 6_000
+        # A bit of the smallest of these four kernels is 2 % of the file.
+        assert 0.94 * 6_000 <= cost_of(qmodel) <= 6_000
 
     def test_mean_bit_width_is_met_within_two_percent(self, simulated, by_kind):
         qmodel, history = simulated
