@@ -63,8 +63,9 @@ def choose(losses, costs, limit):
     """Returns the bit-widths of least summed loss whose summed cost is at most `limit`.
 
     A knapsack of which each point takes one, by dynamic programming (Kellerer, Pferschy and Pisinger
-    2004, "Knapsack Problems", 11.5): exact but for costs that are rounded up, by half a thousandth of
-    the room above the lowest cost or so. (scipy's HiGHS finds the same, and prints.)
+    2004, "Knapsack Problems", 11.5): exact but for costs that are rounded up, together by half a
+    percent of the room above the lowest cost or less. (`scipy.optimize.milp` finds the same, but its
+    solver writes to standard output.)
 
     Args:
         losses: P dictionaries `{bits: loss}`.

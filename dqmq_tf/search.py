@@ -6,7 +6,8 @@ from keras import ops
 from dqmq_tf import distributions, objective
 
 # Bits by which a mean can move in a search in which all gradients agree. What does not agree moves it
-# too, at random, and it starts near where it belongs; in bytes it is moved by half of that at all.
+# too, at random, and it starts near where it belongs. In bytes it starts at whole bits, and has to be
+# moved by half of one to make another.
 _REACH, _REACH_IN_BYTES = 1.5, 0.75
 
 
