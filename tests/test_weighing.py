@@ -50,7 +50,7 @@ def test_a_search_begins_at_the_bits_of_a_file(kind, most):
     qmodel.begin_search(100)
     means = qmodel.policy.mean.numpy()
     assert 0.9 * most <= qmodel.costs.of_file(means, []) <= most
-    assert (means == means.round()).all() and len(set(means)) > 1
+    assert (means == means.round()).all()
     qmodel.settle()
     assert (qmodel.policy.assigned.numpy()[0] >= means).all()
     # A search that has begun goes on where it is.

@@ -75,6 +75,7 @@ def table(bench_costs, steps, rates):
         yield run("tfmot")
         checked = {"kind": "mean_bit_width", "budget": results.CHECKED_AT}
         yield run("lsq", bits=results.CHECKED_BITS, **checked)
+        yield run("lsq", bits=results.CHECKED_BITS, ablation="distilled", **checked)
 
 
 def ablations(steps, rates):

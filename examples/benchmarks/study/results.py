@@ -88,9 +88,9 @@ class Cell:
 
     @property
     def label(self):
-        """Returns the method's name, with its bits where they are given."""
+        """Returns the method's name, with its bits where they are given, and DQMQ's labels."""
         bits = f" w{self.bits[0]}a{self.bits[1]}" if self.bits else ""
-        return f"{METHODS[self.method]}{bits}"
+        return f"{METHODS[self.method]}{bits}{', distilled' * (self.ablation == 'distilled')}"
 
 
 class Results:
@@ -166,7 +166,8 @@ class Results:
     def compared(self, network):
         """Returns what has no budget, the check of the baselines, and `rows` at all budgets."""
         checked = Cell(network, "lsq", "mean_bit_width", CHECKED_AT, CHECKED_BITS)
-        cells = [Cell(network, "float"), Cell(network, "tfmot"), checked]
+        distilled = dataclasses.replace(checked, ablation="distilled")
+        cells = [Cell(network, "float"), Cell(network, "tfmot"), checked, distilled]
         return cells + [cell for budget in MEAN_BITS for cell in self.rows(network, budget)]
 
     def best(self, network, budget, methods):
