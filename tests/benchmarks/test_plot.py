@@ -73,8 +73,9 @@ def test_accuracies_of_all_methods():
     assert set(shown["3", "PACT"].values()) == {"-"}
     # HGQ2 is shown where it was run.
     assert shown["2.5", "HGQ2"]["bits on a"] == "2.45 (1 seed)"
-    assert set(shown["4.25", "LSQ w4a4"].values()) == {"-"}
-    assert len(shown) == 3 + 3 * 6 + 1
+    for checked in ("LSQ w4a4", "LSQ w4a4, distilled"):
+        assert set(shown["4.25", checked].values()) == {"-"}
+    assert len(shown) == 4 + 3 * 6 + 1
 
 
 def test_missing_runs_are_dashes_everywhere(nothing):
