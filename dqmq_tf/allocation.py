@@ -92,21 +92,23 @@ def choose(losses, costs, limit):
         )
     parts = max(_PARTS, _PARTS_EACH * len(costs))
     part = max(room / parts, 1e-9)
+    taken = [
+        {b: math.ceil((cost - low) / part - 1e-6) for b, cost in row.items()}
+        for row, low in zip(costs, lowest)
+    ]
     # The least loss of the points so far that any number of parts allows, and by which bits.
     least, chosen = np.zeros(parts + 1), []
-    for loss, cost, low in zip(losses, costs, lowest):
+    for loss, each_takes in zip(losses, taken):
         each = np.full((len(loss), parts + 1), np.inf)
         for row, b in zip(each, loss):
-            taken = math.ceil((cost[b] - low) / part - 1e-6)
-            if taken <= parts:
-                row[taken:] = least[: parts + 1 - taken] + loss[b]
-        best = each.argmin(axis=0)
+            if each_takes[b] <= parts:
+                row[each_takes[b] :] = least[: parts + 1 - each_takes[b]] + loss[b]
         least = each.min(axis=0)
-        chosen.append(best.astype("int16"))
+        chosen.append(each.argmin(axis=0).astype("int16"))
     bits = []
-    for loss, cost, low, best in zip(losses[::-1], costs[::-1], lowest[::-1], chosen[::-1]):
+    for loss, each_takes, best in zip(losses[::-1], taken[::-1], chosen[::-1]):
         bits.append(list(loss)[best[parts]])
-        parts -= math.ceil((cost[bits[-1]] - low) / part - 1e-6)
+        parts -= each_takes[bits[-1]]
     return np.array(bits[::-1], "int64")
 
 

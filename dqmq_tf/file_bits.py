@@ -45,7 +45,7 @@ def near(policy, costs, budget, means, most, share):
     """
     limit, decided = _limit(costs, budget, share), policy.activation_count
     means = (means if most is None else most)[:, decided:]
-    static = ops.convert_to_numpy(policy.mean)[decided:]
+    static, added = ops.convert_to_numpy(policy.mean)[decided:], _losses(policy)
 
     def bits_of(row, fixed):
         wanted = allocation.nearest(row, policy.weights_)
@@ -56,7 +56,7 @@ def near(policy, costs, budget, means, most, share):
         # want one more than the mean over images is to lose four times as much.
         losses = [
             {b: f * loss for b, loss in known.items() if b == w or not kept and (b < w) == over}
-            for known, w, kept, f in zip(_losses(policy), wanted, fixed, 4.0 ** (row - static))
+            for known, w, kept, f in zip(added, wanted, fixed, 4.0 ** (row - static))
         ]
         return _least(costs, losses, limit)
 

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dqmq_tf import feeding
 from dqmq_tf.endings import last_activation
 
 # Images that share a gradient, and how often each is looked at.
@@ -71,9 +72,7 @@ def fisher_traces(model, kernels, x, seed=0):
     names = [last_activation(output) for output in model.outputs]
     variables = [kernel.value for kernel in kernels]
     total = np.zeros(len(kernels))
-    count = len(keras.tree.flatten(x)[0])
-    for start in [*range(0, count, _SLICE)] * _DRAWS:
-        part = keras.tree.map_structure(lambda a, i=start: a[i : i + _SLICE], x)
+    for part in [*feeding.batches(x, _SLICE)] * _DRAWS:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             outputs = keras.tree.flatten(model(part, training=False))

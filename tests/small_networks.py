@@ -1,6 +1,7 @@
 """A small network and the mixed-quality digits it is trained on, for tests of trained models."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dqmq_tf import quality
@@ -10,6 +11,11 @@ KINDS = ("gaussian_noise", "defocus_blur", "low_resolution", "low_light", "contr
 
 def as_floats(image, label):
     return tf.cast(image, tf.float32) / 255.0, label
+
+
+def images(count=64):
+    """Noise of the size of these digits, `[count, 16, 16, 3]`."""
+    return np.random.default_rng(0).uniform(0, 1, (count, 16, 16, 3)).astype("float32")
 
 
 def training_data(repeat=4):

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from small_networks import network
+from small_networks import images, network
 
 import dqmq_tf
 from dqmq_tf import sensitivity
@@ -14,10 +14,6 @@ CLASSES = 5
 
 def features(count=512, size=6, seed=0):
     return np.random.default_rng(seed).normal(size=(count, size)).astype("float32")
-
-
-def images(count=64):
-    return np.random.default_rng(0).uniform(0, 1, (count, 16, 16, 3)).astype("float32")
 
 
 def one_layer(activation):

@@ -3,16 +3,12 @@
 import keras
 import numpy as np
 import pytest
-from small_networks import compiled, network
+from small_networks import compiled, images, network
 
 import dqmq_tf
 from dqmq_tf import packing
 
 BYTES = 6_000
-
-
-def images(count=64):
-    return np.random.default_rng(0).uniform(0, 1, (count, 16, 16, 3)).astype("float32")
 
 
 def fill(qmodel, exponent):

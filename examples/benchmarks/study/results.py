@@ -90,7 +90,8 @@ class Cell:
     def label(self):
         """Returns the method's name, with its bits where they are given, and DQMQ's labels."""
         bits = f" w{self.bits[0]}a{self.bits[1]}" if self.bits else ""
-        return f"{METHODS[self.method]}{bits}{', distilled' * (self.ablation == 'distilled')}"
+        labels = ", distilled" if self.ablation == "distilled" else ""
+        return f"{METHODS[self.method]}{bits}{labels}"
 
 
 class Results:
