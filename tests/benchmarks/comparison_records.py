@@ -94,11 +94,13 @@ def study(random, seeds=3):
                     low = int(budget)
                     for pair in ((low, low), (low, low + 1))[: 2 if uniform and budget == 3 else 1]:
                         fall = -30 if (method, budget) == ("dorefa", 2.5) else 0
-                        add(
-                            method, level + loss + fall, seed, budget=budget,
-                            bits=pair if uniform else None,
-                            cost=budget - (0.12 if uniform else random.uniform(0, 0.02)),
-                        )  # fmt: skip
+                        cost = budget - (0.12 if uniform else random.uniform(0, 0.02))
+                        for ablation in results.trainings(method):
+                            add(
+                                method, level + loss + fall + bool(ablation) / 2, seed,
+                                budget=budget, bits=pair if uniform else None, cost=cost,
+                                ablation=ablation,
+                            )  # fmt: skip
         if network == "resnet8":
             for seed in range(seeds):
                 for name in ("no_pathwise", "no_entropy", "random_encoder"):

@@ -32,7 +32,7 @@ class Digits:
     def test(self, name):
         return digits("test", 500, {"c": 1.0, "d": 0.5}.get(name, 0.0))
 
-    def validation(self):
+    def validation(self, split):
         return self.test("a")
 
 

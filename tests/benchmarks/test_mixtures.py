@@ -2,7 +2,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from study import mixtures
+from study import mixtures, starts
 
 from dqmq_tf import quality
 
@@ -55,11 +55,22 @@ def test_streams_hold_what_is_kept(made):
 
 
 def test_validation_images_are_in_no_training(made):
-    validation = made.validation()
-    assert len(validation) == 5_000
-    raw = list(quality.load("cifar10", "train", str(DATA))[0].skip(45_000).take(20))
-    labels = [int(label) for _, label in raw]
-    np.testing.assert_array_equal(validation.y[:20], labels)
+    for network, split, skipped in (
+        ("mobilenet_v2", "train", 45_000),
+        # Its published weights have seen all training images.
+        ("resnet8", "test", 0),
+    ):
+        validation = made.validation(starts.VALIDATION[network])
+        assert len(validation) == 5_000
+        raw = list(quality.load("cifar10", split, str(DATA))[0].skip(skipped).take(20))
+        labels = [int(label) for _, label in raw]
+        np.testing.assert_array_equal(validation.y[:20], labels)
+
+
+def test_tuning_sees_no_image_of_the_test_as_the_test_has_it(made):
+    tuned, tested = made.validation(starts.VALIDATION["resnet8"]), made.test("a")
+    same = (tuned.x == tested.x[: len(tuned)]).all(axis=(1, 2, 3))
+    assert same.mean() < 0.05
 
 
 def test_batches_are_in_order():

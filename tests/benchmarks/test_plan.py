@@ -55,7 +55,7 @@ def test_runs_take_the_rate_that_validation_chose(costs, monkeypatch):
     ]
     rates = results.chosen_rates(records)
     tried = plan.LEARNING_RATES["resnet8"]
-    assert rates["resnet8", "dqmq", "mean_bit_width"] == max(tried)
+    assert rates["resnet8", "dqmq", "mean_bit_width", None] == max(tried)
     for name, each in plan.LEARNING_RATES.items():
         chosen = {
             r.learning_rate
@@ -71,12 +71,30 @@ def test_each_method_has_the_same_trials(costs, monkeypatch):
     trials = list(plan.trials(costs))
     for name, rates in plan.LEARNING_RATES.items():
         here = [run for run in trials if run.network == name]
-        counts = collections.Counter((run.method, run.kind) for run in here)
+        counts = collections.Counter((run.method, run.kind, run.ablation) for run in here)
         assert set(counts.values()) == {len(rates)}
     # HGQ2, and files, are on one network alone.
     assert {run.network for run in trials if run.method == "hgq2"} == {"resnet8"}
     assert {run.network for run in trials if run.kind == "download_bytes"} == {"resnet8"}
     assert all(run.tuning for run in trials)
+
+
+def test_training_as_dqmq_has_a_rate_of_its_own(costs, monkeypatch):
+    monkeypatch.setattr(plan, "MEAN_BITS", (5.5,))
+    rates = {
+        ("resnet8", method, kind, ablation): 0.1 if ablation else 0.2
+        for method in results.TRAINED_ALIKE
+        for kind in ("mean_bit_width", "download_bytes")
+        for ablation in (None, results.SAME_TRAINING)
+    }
+    for part in (plan.table(costs, 8, rates), plan.files(8, rates)):
+        here = [r for r in part if r.network == "resnet8" and r.method in results.TRAINED_ALIKE]
+        found = {(r.method, r.ablation, r.learning_rate) for r in here}
+        assert found == {
+            (method, ablation, 0.1 if ablation else 0.2)
+            for method in results.TRAINED_ALIKE
+            for ablation in (None, results.SAME_TRAINING)
+        }
 
 
 def test_key_goes_around():

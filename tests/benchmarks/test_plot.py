@@ -73,9 +73,9 @@ def test_accuracies_of_all_methods():
     assert set(shown["3", "PACT"].values()) == {"-"}
     # HGQ2 is shown where it was run.
     assert shown["2.5", "HGQ2"]["bits on a"] == "2.45 (1 seed)"
-    for checked in ("LSQ w4a4", "LSQ w4a4, distilled"):
+    for checked in ("LSQ w4a4", "LSQ w4a4, trained as DQMQ"):
         assert set(shown["4.25", checked].values()) == {"-"}
-    assert len(shown) == 4 + 3 * 6 + 1
+    assert len(shown) == 4 + 3 * 8 + 1
 
 
 def test_missing_runs_are_dashes_everywhere(nothing):
@@ -211,6 +211,11 @@ def test_picture_shows_every_method_at_its_cost(found, tmp_path):
             cells = [c for c in found.rows("resnet8", budget) if c.method == method]
             best = max(found.estimate(c, results.accuracy, "a").mean for c in cells)
             assert y == pytest.approx(best) and budget - 0.2 < x <= budget
+    # Points are hollow where a method is trained as DQMQ.
+    for method in ("pact", *results.TRAINED_ALIKE):
+        drawn = [c for c in figure.axes[0].containers if c.get_label() == method]
+        hollow = [c.lines[0].get_markerfacecolor() == "white" for c in drawn]
+        assert sum(hollow) == (len(hollow) / 2 if method in results.TRAINED_ALIKE else 0)
     (legend,) = figure.legends
     beside = [figure._suptitle, *figure.axes]
     assert not any(legend.get_window_extent().overlaps(part.get_tightbbox()) for part in beside)

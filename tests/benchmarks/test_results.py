@@ -173,6 +173,22 @@ def test_best_uniform_is_best_on_a():
     assert found.best("resnet8", 3.0, results.UNIFORM) is None
 
 
+def test_a_rival_that_is_trained_as_dqmq_is_asked_for():
+    alike = {"ablation": results.SAME_TRAINING}
+    found = gathered(
+        *by_seed("hawq", 0.7), *by_seed("hawq", 0.8, **alike),
+        *by_seed("lsq", 0.7, bits=(2, 2)), *by_seed("lsq", 0.8, bits=(2, 2), **alike),
+    )  # fmt: skip
+    rivals = {
+        lead.against: lead.rival
+        for lead in leads.leads(found)
+        if (lead.network, lead.budget) == ("resnet8", 2.5)
+    }
+    assert rivals["uniform"].label == "LSQ w2a2, trained as DQMQ"
+    assert rivals["hawq"].label == "HAWQ"
+    assert rivals["hawq_alike"].label == "HAWQ, trained as DQMQ"
+
+
 @pytest.mark.parametrize(
     ("lead", "count", "word"),
     [(0.5, 3, "reached"), (0.49, 3, "short"), (-1.0, 4, "short"), (9.0, 2, "open")],
@@ -197,7 +213,8 @@ def test_leads_and_targets():
         *by_seed("hawq", 0.7), *by_seed("hawq_free", 0.69, 0.69, 0.69),
     )  # fmt: skip
     by = {(lead.network, lead.budget, lead.against): lead for lead in leads.leads(found)}
-    assert len(by) == 2 * 3 * 3
+    assert len(by) == 2 * 3 * 4
+    assert by["resnet8", 2.5, "hawq_alike"].targets == {}
     static = by["resnet8", 2.5, "static"]
     # Leads of 1, 1 and 0.5 points on (a).
     assert static.points["a"].mean == pytest.approx(2.5 / 3)

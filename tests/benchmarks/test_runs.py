@@ -54,7 +54,7 @@ def test_static_bits_cost_the_same_for_every_image(bench):
     assert record["scores"]["validation"]["cost"] <= 16 * record["macs"]
 
 
-@pytest.mark.parametrize(("ablation", "averaged"), [(None, False), (runs.SAME_TRAINING, True)])
+@pytest.mark.parametrize(("ablation", "averaged"), [(None, False), (results.SAME_TRAINING, True)])
 def test_published_methods_keep_their_moving_statistics(bench, ablation, averaged):
     at = {"kind": "mean_bit_width", "budget": 6.0, "bits": (3, 4), "steps": STEPS}
     run = runs.Run(network="resnet8", method="lsq", ablation=ablation, **at)
@@ -64,7 +64,7 @@ def test_published_methods_keep_their_moving_statistics(bench, ablation, average
 
 
 @pytest.mark.parametrize(
-    ("method", "ablation"), [("lsq", None), ("hawq", None), ("hawq", runs.SAME_TRAINING)]
+    ("method", "ablation"), [("lsq", None), ("hawq", None), ("hawq", results.SAME_TRAINING)]
 )
 def test_files_are_scored_in_litert(bench, method, ablation):
     record = executed(bench, method, kind="download_bytes", budget=6_500, ablation=ablation)

@@ -75,13 +75,18 @@ class Mixtures:
 
         return self._kept(f"test_{name}", made)
 
-    def validation(self):
-        """Returns the `Images` on which methods are tuned: 5,000 that no training sees."""
+    def validation(self, split="train[90%:]"):
+        """Returns the `Images` on which methods are tuned: 5,000 that no training sees.
+
+        Args:
+            split: Which. Of a network that has seen all training images before, those of the test,
+                with draws of their own.
+        """
 
         def made():
-            return _collected(_mixed(self._raw("train[90%:]").batch(200), SEEN, (1, 5), 0.0, 105))
+            return _collected(_mixed(self._raw(split).batch(200), SEEN, (1, 5), 0.0, 105))
 
-        return self._kept("validation", made)
+        return self._kept(f"validation_{split}", made)
 
     def training(self, seed, steps):
         """Returns the `Images` of so many steps of `BATCH`, in order, flipped at random.

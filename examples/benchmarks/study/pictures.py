@@ -87,6 +87,9 @@ def _entries(found):
     """Of the legend: the methods that have runs."""
     names, run = results.METHODS, {c.method for c in found.cells(ablation=None)}
     entries = [Line2D([], [], **style, label=names[m]) for m, style in _STYLES.items() if m in run]
+    if found.cells(ablation=results.SAME_TRAINING):
+        look = {"color": "0.4", "linestyle": "", "marker": "o", "markerfacecolor": "white"}
+        entries.append(Line2D([], [], **look, label="hollow: trained as DQMQ"))
     for method, (colour, line) in _LEVELS.items():
         if method in run:
             label = "float, not quantized" if method == "float" else f"{names[method]}, 8 bits"
@@ -138,6 +141,8 @@ def _draw_method(axes, found, cells, test, style):
         heights.append(height.mean)
         errors = {"xerr": width.error or None, "yerr": height.error or None}
         look = {**style, "linestyle": "", "markersize": 6, "capsize": 2, "elinewidth": 1}
+        if cell.ablation:
+            look["markerfacecolor"] = "white"
         axes.errorbar(width.mean, height.mean, **errors, **look)
         point = height.mean, width.mean
         best[cell.budget] = max(best.get(cell.budget, point), point)

@@ -24,6 +24,9 @@ MEAN_BITS = (2.5, 3.0, 4.0)
 # other.
 FILE_SEEDS = {40_000: 10, 55_000: 3}
 FILE_METHODS = ("lsq", "hawq", "static", "dqmq")
+# These also with all that helps DQMQ beside its bits: its labels and its batch statistics. They have
+# trials of their own.
+SAME_TRAINING, TRAINED_ALIKE = "same_training", ("lsq", "hawq")
 # A baseline is worth its name that comes close to float with 4 bits between the ends.
 CHECKED_BITS, CHECKED_AT = (4, 4), 4.25
 SEEDS = 3
@@ -88,10 +91,10 @@ class Cell:
 
     @property
     def label(self):
-        """Returns the method's name, with its bits where they are given, and DQMQ's labels."""
+        """Returns the method's name, with its bits where they are given, and how it is trained."""
         bits = f" w{self.bits[0]}a{self.bits[1]}" if self.bits else ""
-        labels = ", distilled" if self.ablation == "distilled" else ""
-        return f"{METHODS[self.method]}{bits}{labels}"
+        alike = ", trained as DQMQ" if self.ablation == SAME_TRAINING else ""
+        return f"{METHODS[self.method]}{bits}{alike}"
 
 
 class Results:
@@ -119,7 +122,7 @@ class Results:
             found.setdefault((Cell.of(record), record["run"]["seed"]), []).append(record)
         self._cells = {}
         for (cell, seed), several in found.items():
-            rate = rates.get((cell.network, cell.method, cell.kind))
+            rate = rates.get((cell.network, cell.method, cell.kind, tuned_as(cell.ablation)))
             if len(several) > 1:
                 several = [r for r in several if r["run"]["learning_rate"] == rate]
             if len(several) != 1:
@@ -160,20 +163,21 @@ class Results:
         """
         at = {"network": network, "kind": "mean_bit_width", "budget": budget}
         pairs = {c.bits for c in self.cells(**at, ablation=None) if c.method in UNIFORM}
-        uniform = [Cell(method=m, bits=p, **at) for m in UNIFORM for p in sorted(pairs) or [None]]
-        others = [Cell(method=method, **at) for method in (*HAWQ, "hgq2", "static", "dqmq")]
-        return uniform + [c for c in others if c.method not in _OPTIONAL or c in self._cells]
+        found = [Cell(method=m, bits=p, **at) for m in UNIFORM for p in sorted(pairs) or [None]]
+        found += [Cell(method=method, **at) for method in (*HAWQ, "hgq2", "static", "dqmq")]
+        found = [c for c in found if c.method not in _OPTIONAL or c in self._cells]
+        return [variant for cell in found for variant in by_training(cell)]
 
     def compared(self, network):
         """Returns what has no budget, the check of the baselines, and `rows` at all budgets."""
         checked = Cell(network, "lsq", "mean_bit_width", CHECKED_AT, CHECKED_BITS)
-        distilled = dataclasses.replace(checked, ablation="distilled")
-        cells = [Cell(network, "float"), Cell(network, "tfmot"), checked, distilled]
+        cells = [Cell(network, "float"), Cell(network, "tfmot"), *by_training(checked)]
         return cells + [cell for budget in MEAN_BITS for cell in self.rows(network, budget)]
 
-    def best(self, network, budget, methods):
+    def best(self, network, budget, methods, ablations=(None, SAME_TRAINING)):
         """Returns the cell of some methods with the best mean accuracy on test (a), or None."""
-        rows = [cell for cell in self.rows(network, budget) if cell.method in methods]
+        rows = self.rows(network, budget)
+        rows = [cell for cell in rows if cell.method in methods and cell.ablation in ablations]
         means = {cell: self.estimate(cell, accuracy, "a") for cell in rows}
         known = {cell: mean.mean for cell, mean in means.items() if mean is not None}
         return max(known, key=known.get, default=None)
@@ -289,13 +293,31 @@ def _by_severity(record, test, value):
     }
 
 
+def trainings(method):
+    """Returns the ablations under which a method is compared: as it is, and trained as DQMQ."""
+    return (None, SAME_TRAINING) if method in TRAINED_ALIKE else (None,)
+
+
+def by_training(cell):
+    """Returns a cell under each of the `trainings` of its method."""
+    return [dataclasses.replace(cell, ablation=a) for a in trainings(cell.method)]
+
+
+def tuned_as(ablation):
+    """Returns under which name a run is tuned: ablations of DQMQ are not tuned anew."""
+    return ablation if ablation == SAME_TRAINING else None
+
+
 def chosen_rates(records):
-    """Returns `{(network, method, kind of budget): learning rate}` with the best validation accuracy."""
+    """Returns `{(network, method, kind of budget, SAME_TRAINING or None): learning rate}`.
+
+    It is the one with the best accuracy on the images on which methods are tuned.
+    """
     best = {}
     for record in records:
         run = record["run"]
         if run["tuning"]:
             entry = record["scores"]["validation"]["accuracy"], run["learning_rate"]
-            key = run["network"], run["method"], run["kind"]
+            key = run["network"], run["method"], run["kind"], run["ablation"]
             best[key] = max(best.get(key, entry), entry)
     return {key: rate for key, (_, rate) in best.items()}

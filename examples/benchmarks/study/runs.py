@@ -34,8 +34,6 @@ ABLATIONS = (
 )  # fmt: skip
 # An oracle in the place of the encoder, see `study.told`.
 TOLD = "told_quality"
-# Another method with all that helps DQMQ beside its bits.
-SAME_TRAINING = "same_training"
 _TARGETS = {"mean_bit_width": "simulation", "download_bytes": "android"}
 _HESSIAN_STEPS = 4
 _CALIBRATION_IMAGES = 256
@@ -56,8 +54,7 @@ class Run:
         kind, budget: Kind and value of a `dqmq_tf.Budget`; None for `"float"` and `"tfmot"`, which
             have no choice.
         bits: Weight and activation bits of a uniform method, else None.
-        ablation: One of `ABLATIONS`, `TOLD` or None; `"distilled"` gives another method DQMQ's labels,
-            `SAME_TRAINING` its batch statistics too.
+        ablation: One of `ABLATIONS`, `TOLD`, `results.SAME_TRAINING` or None.
         learning_rate: Of Adam at the start.
         steps: Steps of `mixtures.BATCH` images.
         seed: Of the data's order and degradations and of all draws.
@@ -117,7 +114,7 @@ class Bench:
     def images(self, run):
         """Returns `{name: Images}` of what a run is scored on."""
         if run.tuning:
-            return {"validation": self.mixtures.validation()}
+            return {"validation": self.mixtures.validation(starts.VALIDATION[run.network])}
         return {name: self.mixtures.test(name) for name in mixtures.TESTS}
 
     def execute(self, run):
@@ -152,7 +149,7 @@ def _trained(bench, run, model):
     started = time.perf_counter()
     batches = mixtures.batches(data)
     ours = run.method in ("static", "dqmq") and run.ablation != "no_distillation"
-    if ours or run.ablation in ("distilled", SAME_TRAINING):
+    if ours or run.ablation == results.SAME_TRAINING:
         batches = dqmq_tf.distilled(batches, bench.start(run.network))
     starts.train(network, batches, run.steps, run.learning_rate)
     found["train_seconds"] = round(time.perf_counter() - started, 1)
@@ -212,7 +209,7 @@ def _network(bench, run, model, data):
         images, _ = data.first(_CALIBRATION_IMAGES)
         return fixed_precision.quantized(model, costs, bits, run.method, images), found
     network = assignments.fixed(model, bits, target, run.seed)
-    if run.ablation != SAME_TRAINING:
+    if run.ablation != results.SAME_TRAINING:
         # The published methods keep their moving statistics.
         network.parts.norms.clear()
     return network, found

@@ -10,6 +10,9 @@ from study import architectures
 # Steps and the learning rate of the float training on the mixture, before anything is quantized.
 _RECIPES = {"resnet8": (1_200, 0.001), "mobilenet_v2": (5_000, 0.003)}
 NETWORKS = tuple(_RECIPES)
+# On what a network is tuned. MLPerf Tiny's was trained on all training images: on those that we keep
+# back the start has 81 % and the test 78, and the trial that moves it least looks best.
+VALIDATION = {"resnet8": "test[:50%]", "mobilenet_v2": "train[90%:]"}
 _SEED = 1_000
 
 

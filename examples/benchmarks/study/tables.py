@@ -26,7 +26,7 @@ _KNOWING = {
     "told_quality": "oracle",
 }
 _bits_shuffled = functools.partial(results.shuffled_accuracy, name="shuffled_bits")
-_RIVALS = {"uniform": "uniform", "hawq": "HAWQ", "static": "static"}
+_RIVALS = {"uniform": "uniform", "hawq": "HAWQ", "hawq_alike": "HAWQ", "static": "static"}
 
 
 def tables(found):
@@ -76,7 +76,7 @@ def lead_table(found):
     for lead in leads.leads(found):
         against = _RIVALS[lead.against]
         if lead.rival:
-            several = len(leads.RIVALS[lead.against]) > 1
+            several = len(leads.RIVALS[lead.against][0]) > 1
             against = lead.rival.label + (f" (best {against})" if several else "")
         rows.append(
             (
@@ -110,15 +110,13 @@ def files(found):
         if network == _ABLATED_NETWORK:
             budgets |= set(results.FILE_SEEDS)
         for budget in sorted(budgets):
-            variants = [(method, None) for method in results.FILE_METHODS]
-            for method, ablation in [*variants, ("hawq", "same_training")]:
-                cell = results.Cell(method=method, budget=budget, ablation=ablation, **at)
-                label = cell.label + (", trained as DQMQ" if ablation else "")
+            plain = (results.Cell(method=m, budget=budget, **at) for m in results.FILE_METHODS)
+            for cell in itertools.chain(*map(results.by_training, plain)):
                 sizes = found.values(cell, lambda record: record["download_bytes"])
                 most = f"{100 * max(sizes.values()) / budget:.1f}" if sizes else MISSING
                 size = results.Estimate.of(sizes.values())
                 rows.append(
-                    (name, f"{budget:,.0f}", label, *_accuracy_figures(found, cell),
+                    (name, f"{budget:,.0f}", cell.label, *_accuracy_figures(found, cell),
                      figure(size, 0), most)
                 )  # fmt: skip
     return Table(
@@ -143,7 +141,7 @@ def ablations(found):
         ("bits and normalization shuffled", cell(), results.shuffled_accuracy),
         ("static", cell("static"), results.accuracy),
         ("HAWQ", cell("hawq"), results.accuracy),
-        ("HAWQ with distillation", cell("hawq", ablation="distilled"), results.accuracy),
+        ("HAWQ, trained as DQMQ", cell("hawq", ablation=results.SAME_TRAINING), results.accuracy),
         ("DQMQ", cell(budget=8.0), results.accuracy),
         ("static", cell("static", 8.0), results.accuracy),
     ]
