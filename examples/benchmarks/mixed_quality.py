@@ -26,7 +26,7 @@ import time
 import keras
 import rich.progress
 from absl import app, flags
-from study import architectures, assignments, elsewhere, plan, results, runs, starts
+from study import architectures, assignments, elsewhere, plan, rates, results, runs, starts
 
 _RESULTS = flags.DEFINE_string(
     "results", "examples/benchmarks/results/mixed_quality.jsonl", "JSON lines, one a run."
@@ -73,13 +73,13 @@ def records():
 
 def planned(part, costs, found):
     """Returns the runs of a part that the flags ask for."""
-    rates = results.chosen_rates(found)
+    chosen = rates.Rates(found)
     every = {
         "trials": lambda: plan.trials(costs),
-        "table": lambda: plan.table(costs, _STEPS.value, rates),
-        "files": lambda: plan.files(_STEPS.value, rates),
-        "ablations": lambda: plan.ablations(_STEPS.value, rates),
-        "oracle": lambda: plan.oracle(_STEPS.value, rates),
+        "table": lambda: plan.table(costs, _STEPS.value, chosen),
+        "files": lambda: plan.files(_STEPS.value, chosen),
+        "ablations": lambda: plan.ablations(_STEPS.value, chosen),
+        "oracle": lambda: plan.oracle(_STEPS.value, chosen),
     }[part]()
     return [
         run

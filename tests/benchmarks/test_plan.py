@@ -3,12 +3,20 @@ import json
 
 import pytest
 from small_networks import network
-from study import assignments, plan, results, runs, starts
+from study import assignments, plan, rates, results, runs, starts
+
+NONE = rates.Rates([])
 
 
 @pytest.fixture(scope="module")
 def costs():
     return dict.fromkeys(starts.NETWORKS, assignments.cost_model(network()))
+
+
+@pytest.fixture
+def few_budgets(monkeypatch):
+    monkeypatch.setattr(plan, "MEAN_BITS", (5.5, 6.5))
+    monkeypatch.setattr(plan, "_TUNED_AT", {"resnet8": (5.5, 6.5), "mobilenet_v2": (6.5,)})
 
 
 def test_uniform_pairs_are_the_dearest_within_the_budget(costs):
@@ -26,9 +34,8 @@ def test_budget_below_two_bits_is_refused(costs):
         plan.uniform_bits(costs["resnet8"], 1.5)
 
 
-def test_every_method_has_every_budget_and_seed(costs, monkeypatch):
-    monkeypatch.setattr(plan, "MEAN_BITS", (5.5, 6.5))
-    found = list(plan.table(costs, 8, {}))
+def test_every_method_has_every_budget_and_seed(costs, few_budgets):
+    found = list(plan.table(costs, 8, NONE))
     # Those without a budget, and the way of HAWQ that lost its trials, apart.
     for method in set(runs.METHODS) - {"float", "tfmot", "hawq_free"}:
         here = {
@@ -41,60 +48,65 @@ def test_every_method_has_every_budget_and_seed(costs, monkeypatch):
     assert len({run.key for run in found}) == len(found)
 
 
-def test_runs_take_the_rate_that_validation_chose(costs, monkeypatch):
-    monkeypatch.setattr(plan, "MEAN_BITS", (5.5,))
-    monkeypatch.setattr(plan, "_TUNED_AT", 5.5)
-
-    def accuracy(run):
-        # Larger rates are better, but for files.
-        return 0.5 + (-10 if run.kind == "download_bytes" else 10) * run.learning_rate
-
-    records = [
+def tried(costs, accuracy):
+    """The `Rates` of trials whose accuracy is a function of the run."""
+    return rates.Rates(
         {"run": json.loads(run.key), "scores": {"validation": {"accuracy": accuracy(run)}}}
         for run in plan.trials(costs)
-    ]
-    rates = results.chosen_rates(records)
-    tried = plan.LEARNING_RATES["resnet8"]
-    assert rates["resnet8", "dqmq", "mean_bit_width", None] == max(tried)
+    )
+
+
+def taken(part, *names):
+    """The learning rates of some runs, by what their fields of these names hold."""
+    found = {}
+    for run in part:
+        found.setdefault(tuple(getattr(run, n) for n in names), set()).add(run.learning_rate)
+    return found
+
+
+def test_runs_take_the_rate_that_validation_chose(costs, few_budgets):
+    # Larger rates are better, but for files.
+    chosen = tried(costs, lambda r: r.learning_rate * (-1 if r.kind == "download_bytes" else 1))
     for name, each in plan.LEARNING_RATES.items():
-        chosen = {
-            r.learning_rate
-            for r in (*plan.table(costs, 8, rates), *plan.oracle(8, rates))
-            if r.method == "dqmq" and r.network == name
-        }
-        assert chosen == {max(each)}
-    assert {r.learning_rate for r in plan.files(8, rates)} == {min(tried)}
+        made = (*plan.table(costs, 8, chosen), *plan.oracle(8, chosen), *plan.ablations(8, chosen))
+        found = taken([r for r in made if r.budget and r.network == name], "network")
+        assert found == {(name,): {max(each)}}
+    assert taken(plan.files(8, chosen)) == {(): {min(plan.LEARNING_RATES["resnet8"])}}
 
 
-def test_each_method_has_the_same_trials(costs, monkeypatch):
-    monkeypatch.setattr(plan, "_TUNED_AT", 5.5)
+def test_each_budget_has_its_own_rate_and_others_that_of_the_nearest(costs, few_budgets):
+    low, high = plan.LEARNING_RATES["resnet8"]
+    chosen = tried(costs, lambda r: r.learning_rate * (1 if r.budget == 5.5 else -1))
+    made = [r for r in plan.table(costs, 8, chosen) if r.network == "resnet8" and r.budget]
+    # The check of the baselines has fewer bits than any budget here; 8 bits have more.
+    assert taken(made, "budget") == {(4.25,): {high}, (5.5,): {high}, (6.5,): {low}}
+    eight = [r for r in plan.ablations(8, chosen) if r.budget == 8.0]
+    assert taken(eight) == {(): {low}}
+
+
+def test_training_as_dqmq_has_a_rate_of_its_own(costs, few_budgets):
+    low, high = plan.LEARNING_RATES["resnet8"]
+    chosen = tried(costs, lambda r: r.learning_rate * (1 if r.ablation else -1))
+    for part in (plan.table(costs, 8, chosen), plan.files(8, chosen)):
+        here = [r for r in part if r.network == "resnet8" and r.method in results.TRAINED_ALIKE]
+        expected = {(None,): {low}, (results.SAME_TRAINING,): {high}}
+        assert taken(here, "ablation") == expected
+
+
+def test_each_method_has_the_same_trials(costs, few_budgets):
     trials = list(plan.trials(costs))
-    for name, rates in plan.LEARNING_RATES.items():
+    for name, each in plan.LEARNING_RATES.items():
         here = [run for run in trials if run.network == name]
-        counts = collections.Counter((run.method, run.kind, run.ablation) for run in here)
-        assert set(counts.values()) == {len(rates)}
+        counts = collections.Counter((r.method, r.kind, r.ablation, r.budget) for r in here)
+        assert set(counts.values()) == {len(each)}
+        budgets = collections.Counter(
+            (r.method, r.ablation) for r in here if r.budget in (5.5, 6.5)
+        )
+        assert set(budgets.values()) == {len(each) * len(plan._TUNED_AT[name])}
     # HGQ2, and files, are on one network alone.
     assert {run.network for run in trials if run.method == "hgq2"} == {"resnet8"}
     assert {run.network for run in trials if run.kind == "download_bytes"} == {"resnet8"}
     assert all(run.tuning for run in trials)
-
-
-def test_training_as_dqmq_has_a_rate_of_its_own(costs, monkeypatch):
-    monkeypatch.setattr(plan, "MEAN_BITS", (5.5,))
-    rates = {
-        ("resnet8", method, kind, ablation): 0.1 if ablation else 0.2
-        for method in results.TRAINED_ALIKE
-        for kind in ("mean_bit_width", "download_bytes")
-        for ablation in (None, results.SAME_TRAINING)
-    }
-    for part in (plan.table(costs, 8, rates), plan.files(8, rates)):
-        here = [r for r in part if r.network == "resnet8" and r.method in results.TRAINED_ALIKE]
-        found = {(r.method, r.ablation, r.learning_rate) for r in here}
-        assert found == {
-            (method, ablation, 0.1 if ablation else 0.2)
-            for method in results.TRAINED_ALIKE
-            for ablation in (None, results.SAME_TRAINING)
-        }
 
 
 def test_key_goes_around():

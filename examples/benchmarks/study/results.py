@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+from study import rates
+
 NETWORKS = {"resnet8": "ResNet-8", "mobilenet_v2": "MobileNetV2"}
 METHODS = {
     "float": "float", "tfmot": "TFMOT int8", "lsq": "LSQ", "pact": "PACT", "dorefa": "DoReFa",
@@ -117,13 +119,13 @@ class Results:
         runs = [record for record in records if not record["run"]["tuning"]]
         kept = [record for record in runs if record["run"]["steps"] == steps]
         self.steps, self.left_out = steps, len(runs) - len(kept)
-        rates, found = chosen_rates(records), {}
+        chosen, found = rates.Rates(records), {}
         for record in kept:
             found.setdefault((Cell.of(record), record["run"]["seed"]), []).append(record)
         self._cells = {}
         for (cell, seed), several in found.items():
-            rate = rates.get((cell.network, cell.method, cell.kind, tuned_as(cell.ablation)))
             if len(several) > 1:
+                rate = chosen.of(cell)
                 several = [r for r in several if r["run"]["learning_rate"] == rate]
             if len(several) != 1:
                 raise ValueError(
@@ -301,23 +303,3 @@ def trainings(method):
 def by_training(cell):
     """Returns a cell under each of the `trainings` of its method."""
     return [dataclasses.replace(cell, ablation=a) for a in trainings(cell.method)]
-
-
-def tuned_as(ablation):
-    """Returns under which name a run is tuned: ablations of DQMQ are not tuned anew."""
-    return ablation if ablation == SAME_TRAINING else None
-
-
-def chosen_rates(records):
-    """Returns `{(network, method, kind of budget, SAME_TRAINING or None): learning rate}`.
-
-    It is the one with the best accuracy on the images on which methods are tuned.
-    """
-    best = {}
-    for record in records:
-        run = record["run"]
-        if run["tuning"]:
-            entry = record["scores"]["validation"]["accuracy"], run["learning_rate"]
-            key = run["network"], run["method"], run["kind"], run["ablation"]
-            best[key] = max(best.get(key, entry), entry)
-    return {key: rate for key, (_, rate) in best.items()}
