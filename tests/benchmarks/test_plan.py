@@ -84,6 +84,16 @@ def test_each_budget_has_its_own_rate_and_others_that_of_the_nearest(costs, few_
     assert taken(eight) == {(): {low}}
 
 
+def test_rates_are_chosen_by_means_over_seeds(costs, few_budgets, monkeypatch):
+    monkeypatch.setattr(plan, "_TRIAL_SEEDS", {5.5: (0, 1)})
+    low, high = plan.LEARNING_RATES["resnet8"]
+    # The larger rate is the best of all with one seed, and the worst with the other.
+    by_seed = {(low, 0): 0.7, (high, 0): 0.8, (low, 1): 0.7, (high, 1): 0.1}
+    chosen = tried(costs, lambda r: by_seed.get((r.learning_rate, r.seed), 0.5))
+    made = [r for r in plan.table(costs, 8, chosen) if r.network == "resnet8" and r.budget]
+    assert taken(made, "budget") == {(4.25,): {low}, (5.5,): {low}, (6.5,): {high}}
+
+
 def test_training_as_dqmq_has_a_rate_of_its_own(costs, few_budgets):
     low, high = plan.LEARNING_RATES["resnet8"]
     chosen = tried(costs, lambda r: r.learning_rate * (1 if r.ablation else -1))

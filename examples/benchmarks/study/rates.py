@@ -3,9 +3,11 @@
 Nothing here needs TensorFlow, so that a look at the results is quick.
 """
 
+import statistics
+
 
 class Rates:
-    """The learning rates with the best accuracy on the images on which methods are tuned.
+    """The learning rates with the best mean accuracy, over seeds, on the images for tuning.
 
     Args:
         records: Dictionaries as `runs.Bench.execute` returns them; those that are no trials are
@@ -13,16 +15,17 @@ class Rates:
     """
 
     def __init__(self, records):
-        best = {}
+        found = {}
         for record in records:
             run = record["run"]
             if run["tuning"]:
-                entry = record["scores"]["validation"]["accuracy"], run["learning_rate"]
                 tuned = run["network"], run["method"], run["kind"], run["ablation"]
-                at = best.setdefault(tuned, {})
-                at[run["budget"]] = max(at.get(run["budget"], entry), entry)
+                tried = found.setdefault(tuned, {}).setdefault(run["budget"], {})
+                accuracies = tried.setdefault(run["learning_rate"], [])
+                accuracies.append(record["scores"]["validation"]["accuracy"])
         self._chosen = {
-            tuned: {budget: rate for budget, (_, rate) in at.items()} for tuned, at in best.items()
+            tuned: {budget: _best(tried) for budget, tried in at.items()}
+            for tuned, at in found.items()
         }
 
     def of(self, run):
@@ -35,3 +38,8 @@ class Rates:
         tuned = run.network, run.method, run.kind
         at = self._chosen.get((*tuned, run.ablation)) or self._chosen.get((*tuned, None))
         return at and at[min(sorted(at), key=lambda budget: abs(budget - run.budget))]
+
+
+def _best(tried):
+    """The rate of `{rate: accuracies}` with the best mean, of equal ones the larger."""
+    return max((statistics.fmean(accuracies), rate) for rate, accuracies in tried.items())[1]
