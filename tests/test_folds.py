@@ -77,3 +77,88 @@ def test_a_rescaling_of_an_output_that_is_read_elsewhere_does_not_fold():
     y = layers.Dense(3)(x)
     model = keras.Model(x, layers.Add()([layers.Rescaling(0.5)(y), y]))
     assert graphs.trace(model).folds == {}
+
+
+def folds_of(make):
+    x = keras.Input((6, 6, 2))
+    return graphs.trace(keras.Model(x, make(x))).folds
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Conv2D(3, 3, name="linear"),
+        layers.Conv2D(3, 3, use_bias=False, name="linear"),
+        layers.DepthwiseConv2D(3, name="linear"),
+        layers.SeparableConv2D(3, 3, name="linear"),
+        layers.Conv2DTranspose(3, 3, name="linear"),
+        layers.Dense(3, name="linear"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_batch_norm_folds_into_a_linear_layer_before_it(layer):
+    def make(x):
+        return layers.ReLU()(layers.BatchNormalization(name="bn")(layer(x)))
+
+    assert folds_of(make) == {"bn": "linear"}
+
+
+def test_rescaling_folds_as_a_batch_norm_does():
+    def make(x):
+        return layers.Rescaling(0.25, name="scale")(layers.Conv2D(2, 1, name="conv")(x))
+
+    assert folds_of(make) == {"scale": "conv"}
+    assert folds_of(lambda x: layers.Conv2D(2, 1)(layers.Rescaling(0.25)(x))) == {}
+
+
+def two_readers(x):
+    y = layers.Conv2D(2, 1)(x)
+    return layers.Add()([layers.BatchNormalization()(y), y])
+
+
+def is_output(x):
+    y = layers.Conv2D(2, 1)(x)
+    return [layers.BatchNormalization()(y), y]
+
+
+def shared_convolution(x):
+    conv = layers.Conv2D(2, 1)
+    return layers.BatchNormalization()(conv(layers.ReLU()(conv(x))))
+
+
+def shared_batch_norm(x):
+    bn = layers.BatchNormalization()
+    return bn(layers.Conv2D(2, 1)(bn(layers.Conv2D(2, 1)(x))))
+
+
+def over_rows(x):
+    return layers.BatchNormalization(axis=1)(layers.Conv2D(2, 1)(x))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: layers.BatchNormalization()(layers.Conv2D(2, 1, activation="relu")(x)),
+        lambda x: layers.BatchNormalization()(layers.MaxPooling2D()(layers.Conv2D(2, 1)(x))),
+        lambda x: layers.LayerNormalization()(layers.Conv2D(2, 1)(x)),
+        lambda x: layers.Conv2D(2, 1)(layers.BatchNormalization()(x)),
+        two_readers,
+        is_output,
+        shared_convolution,
+        shared_batch_norm,
+        over_rows,
+    ],
+    ids=[
+        "relu",
+        "pool",
+        "layer_norm",
+        "before",
+        "two_readers",
+        "output",
+        "shared_conv",
+        "shared_bn",
+        "rows",
+    ],  # fmt: skip
+)
+def test_what_a_batch_norm_does_not_fold_into(make):
+    assert folds_of(make) == {}

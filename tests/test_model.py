@@ -1,32 +1,16 @@
 """`DQMQModel`: training to a budget, decisions, freezing, saving; on trained networks."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from new_process import in_new_process
 from small_networks import KINDS, compiled, network, training_data
 
 import dqmq_tf
 from dqmq_tf.layers import QualityAffine
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-
-def in_new_process(code, *arguments):
-    prelude = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-    result = subprocess.run(
-        [sys.executable, "-c", prelude + code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    return result.stdout
 
 
 def cost_of(qmodel):
@@ -309,84 +293,6 @@ class TestSaving:
             rules=[dqmq_tf.LayerRule(pattern="conv_.*", weight_bits=(3, 5))], profiles=2
         )
         assert dqmq_tf.DQMQConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-class TestWaysToTrain:
-    """`fit` in the ways of any Keras model, on a few steps."""
-
-    images = np.random.default_rng(0).random((33, 16, 16, 3)).astype("float32")
-    labels = np.random.default_rng(1).integers(0, 10, 33)
-
-    def model(self, **kwargs):
-        qmodel = dqmq_tf.quantize_model(network(), target="simulation", **kwargs)
-        return qmodel
-
-    def test_arrays_sample_weights_and_jit(self):
-        # XLA compiles the whole step twice: a layer of each kind will do.
-        small = keras.Sequential(
-            [
-                keras.Input((16, 16, 3)),
-                keras.layers.Conv2D(4, 3, strides=2),
-                keras.layers.BatchNormalization(),
-                keras.layers.ReLU(),
-                keras.layers.GlobalAveragePooling2D(),
-                keras.layers.Dense(10, activation="softmax"),
-            ]
-        )
-        qmodel = dqmq_tf.quantize_model(small, target="simulation")
-        qmodel.compile("adam", "sparse_categorical_crossentropy", jit_compile=True)
-        weights = np.linspace(0, 1, 33)
-        history = qmodel.fit(
-            self.images, self.labels, sample_weight=weights, batch_size=16, epochs=2, verbose=0
-        )
-        assert np.isfinite(history.history["loss"]).all()
-        assert qmodel.policy.phase == "settled"
-
-    def test_generator_of_unknown_length(self):
-        def batches():
-            for _ in range(3):
-                yield self.images[:16], self.labels[:16]
-
-        qmodel = compiled(self.model())
-        with pytest.warns(UserWarning, match="steps_per_epoch"):
-            qmodel.fit(batches(), verbose=0)
-        assert qmodel.policy.phase == "settled"
-
-    def test_train_on_batch_and_resumed_search(self):
-        qmodel = compiled(self.model())
-        before = qmodel.policy.mean.numpy()
-        qmodel.train_on_batch(self.images, self.labels)
-        assert (qmodel.policy.mean.numpy() != before).any()
-        qmodel.settle()
-        qmodel.resume_search()
-        settled = qmodel.policy.mean.numpy()
-        qmodel.train_on_batch(self.images, self.labels)
-        assert (qmodel.policy.mean.numpy() != settled).any()
-
-    def test_mirrored_strategy(self):
-        code = (
-            "import tensorflow as tf, numpy as np, keras\n"
-            "cpu = tf.config.list_physical_devices('CPU')[0]\n"
-            "two = [tf.config.LogicalDeviceConfiguration()] * 2\n"
-            "tf.config.set_logical_device_configuration(cpu, two)\n"
-            "import dqmq_tf\n"
-            "L = keras.layers\n"
-            "strategy = tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])\n"
-            "x = np.random.rand(32, 8, 8, 3).astype('float32'); y = np.arange(32) % 3\n"
-            "for target in ('simulation', 'android'):\n"
-            "    with strategy.scope():\n"
-            "        m = keras.Sequential([keras.Input((8, 8, 3)), L.Conv2D(4, 3, activation='relu'),\n"
-            "                              L.GlobalAveragePooling2D(), L.Dense(3)])\n"
-            "        q = dqmq_tf.quantize_model(m, target=target)\n"
-            "        q.compile('adam', keras.losses.SparseCategoricalCrossentropy(from_logits=True))\n"
-            "    h = q.fit(x, y, batch_size=8, epochs=2, verbose=0, validation_data=(x, y))\n"
-            "    assert np.isfinite(h.history['loss']).all(), h.history\n"
-            "    assert q.policy.phase == 'settled'\n"
-            "    print('steps', float(q.policy.search_step.numpy()), target)\n"
-            "assert q.costs.file_constant\n"
-        )
-        found = in_new_process(code).split("steps")[1:]
-        assert len(found) == 2 and all(float(part.split()[0]) > 0 for part in found)
 
 
 class TestBadInput:

@@ -1,0 +1,85 @@
+"""`fit` in the ways of any Keras model, on a few steps."""
+
+import keras
+import numpy as np
+import pytest
+from new_process import in_new_process
+from small_networks import compiled, network
+
+import dqmq_tf
+
+IMAGES = np.random.default_rng(0).random((33, 16, 16, 3)).astype("float32")
+LABELS = np.random.default_rng(1).integers(0, 10, 33)
+
+
+def model():
+    return dqmq_tf.quantize_model(network(), target="simulation")
+
+
+def test_arrays_sample_weights_and_jit():
+    # XLA compiles the whole step twice: a layer of each kind will do.
+    small = keras.Sequential(
+        [
+            keras.Input((16, 16, 3)),
+            keras.layers.Conv2D(4, 3, strides=2),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    qmodel = dqmq_tf.quantize_model(small, target="simulation")
+    qmodel.compile("adam", "sparse_categorical_crossentropy", jit_compile=True)
+    weights = np.linspace(0, 1, 33)
+    history = qmodel.fit(IMAGES, LABELS, sample_weight=weights, batch_size=16, epochs=2, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    assert qmodel.policy.phase == "settled"
+
+
+def test_generator_of_unknown_length():
+    def batches():
+        for _ in range(3):
+            yield IMAGES[:16], LABELS[:16]
+
+    qmodel = compiled(model())
+    with pytest.warns(UserWarning, match="steps_per_epoch"):
+        qmodel.fit(batches(), verbose=0)
+    assert qmodel.policy.phase == "settled"
+
+
+def test_train_on_batch_and_resumed_search():
+    qmodel = compiled(model())
+    before = qmodel.policy.mean.numpy()
+    qmodel.train_on_batch(IMAGES, LABELS)
+    assert (qmodel.policy.mean.numpy() != before).any()
+    qmodel.settle()
+    qmodel.resume_search()
+    settled = qmodel.policy.mean.numpy()
+    qmodel.train_on_batch(IMAGES, LABELS)
+    assert (qmodel.policy.mean.numpy() != settled).any()
+
+
+def test_mirrored_strategy():
+    code = (
+        "import tensorflow as tf, numpy as np, keras\n"
+        "cpu = tf.config.list_physical_devices('CPU')[0]\n"
+        "two = [tf.config.LogicalDeviceConfiguration()] * 2\n"
+        "tf.config.set_logical_device_configuration(cpu, two)\n"
+        "import dqmq_tf\n"
+        "L = keras.layers\n"
+        "strategy = tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])\n"
+        "x = np.random.rand(32, 8, 8, 3).astype('float32'); y = np.arange(32) % 3\n"
+        "for target in ('simulation', 'android'):\n"
+        "    with strategy.scope():\n"
+        "        m = keras.Sequential([keras.Input((8, 8, 3)), L.Conv2D(4, 3, activation='relu'),\n"
+        "                              L.GlobalAveragePooling2D(), L.Dense(3)])\n"
+        "        q = dqmq_tf.quantize_model(m, target=target)\n"
+        "        q.compile('adam', keras.losses.SparseCategoricalCrossentropy(from_logits=True))\n"
+        "    h = q.fit(x, y, batch_size=8, epochs=2, verbose=0, validation_data=(x, y))\n"
+        "    assert np.isfinite(h.history['loss']).all(), h.history\n"
+        "    assert q.policy.phase == 'settled'\n"
+        "    print('steps', float(q.policy.search_step.numpy()), target)\n"
+        "assert q.costs.file_constant\n"
+    )
+    found = in_new_process(code).split("steps")[1:]
+    assert len(found) == 2 and all(float(part.split()[0]) > 0 for part in found)
