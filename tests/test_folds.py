@@ -39,9 +39,9 @@ def test_an_einsum_with_an_activation_is_not_foldable():
     assert not folds.is_foldable(einsum("ab,bc->ac", 3, activation="relu"))
 
 
-def folded(layer, after, shape=(5, 4)):
+def folds_of(make, shape=(6, 6, 2)):
     x = keras.Input(shape)
-    return bool(graphs.trace(keras.Model(x, after(layer(x)))).folds)
+    return graphs.trace(keras.Model(x, make(x))).folds
 
 
 TWO_AXES = {"equation": "abc,cde->abde", "output_shape": (None, 2, 3)}
@@ -69,19 +69,15 @@ TWO_AXES = {"equation": "abc,cde->abde", "output_shape": (None, 2, 3)}
     ],
 )
 def test_what_folds(layer, after, expected):
-    assert folded(layer(), after()) == expected
+    assert bool(folds_of(lambda x: after()(layer()(x)), (5, 4))) == expected
 
 
 def test_a_rescaling_of_an_output_that_is_read_elsewhere_does_not_fold():
-    x = keras.Input((4,))
-    y = layers.Dense(3)(x)
-    model = keras.Model(x, layers.Add()([layers.Rescaling(0.5)(y), y]))
-    assert graphs.trace(model).folds == {}
+    def make(x):
+        y = layers.Dense(3)(x)
+        return layers.Add()([layers.Rescaling(0.5)(y), y])
 
-
-def folds_of(make):
-    x = keras.Input((6, 6, 2))
-    return graphs.trace(keras.Model(x, make(x))).folds
+    assert folds_of(make, (4,)) == {}
 
 
 @pytest.mark.parametrize(

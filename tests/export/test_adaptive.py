@@ -1,14 +1,13 @@
 """Adaptive files do what their profiles' own files do, bit for bit, on LiteRT and TFLM."""
 
 import json
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import rich.console
 import tensorflow as tf
+from new_process import in_new_process
 from tflite_micro.python.tflite_micro import runtime as tflm
 
 import dqmq_tf
@@ -213,10 +212,6 @@ print(np.median([a / b for a, b in pairs]))
 
 
 def test_router_costs_little_beside_a_mobilenet():
-    found = subprocess.run(
-        [sys.executable, "-c", _LATENCY], capture_output=True, text=True, timeout=300
-    )
-    assert found.returncode == 0, found.stderr[-2000:]
-    share = float(found.stdout.split()[-1])
+    share = float(in_new_process(_LATENCY, timeout=300).split()[-1])
     # Up to 3 % on most processors; 3.6 % on one whose int8 kernels are faster, at the same code.
     assert share <= 0.05, f"{100 * share:.1f} % of the int8 latency"
