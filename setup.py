@@ -33,7 +33,7 @@ _EXTRAS["test"] = [*_EXTRAS["all"], "hypothesis>=6.170.15", "pytest>=9.2.0", "py
 
 def _version():
     """Returns the version that the package itself states, without importing it."""
-    source = (_ROOT / "dqmq_tf" / "__init__.py").read_text(encoding="utf-8")
+    source = (_ROOT / "dqmq_tf" / "version.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "([^"]+)"', source, re.MULTILINE).group(1)
 
 
@@ -46,6 +46,7 @@ setuptools.setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=setuptools.find_packages(include=["dqmq_tf", "dqmq_tf.*"]),
+    package_data={"dqmq_tf": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=_REQUIRED,
     extras_require=_EXTRAS,

@@ -5,11 +5,8 @@ Hybrid Reinforcement Learning", arXiv 2302.04453. The published idea is implemen
 the paper's numbers are claimed.
 """
 
-from dqmq_tf import graph, quality, targets
-from dqmq_tf.annotate import quantize_annotate_layer, quantize_annotate_model, quantize_apply
-from dqmq_tf.config import Budget, DQMQConfig, LayerRule, Terms
-from dqmq_tf.decisions import DecisionTable
-from dqmq_tf.distillation import distilled
+from dqmq_tf import graph, quality, runtimes, targets
+from dqmq_tf.config import Budget, DQMQConfig, LayerRule, ObjectiveTerms
 from dqmq_tf.export import (
     AdaptiveInterpreter,
     ConversionReport,
@@ -20,13 +17,16 @@ from dqmq_tf.export import (
     verify,
 )
 from dqmq_tf.model import DQMQModel
+from dqmq_tf.policy.decision_table import DecisionTable
 from dqmq_tf.quantize import quantize_model
-from dqmq_tf.report import Summary, summary
+from dqmq_tf.report.summary import Summary, summary
 from dqmq_tf.targets import Target
-
-__version__ = "0.1.0"
+from dqmq_tf.tfmot.annotate import quantize_annotate_layer, quantize_annotate_model, quantize_apply
+from dqmq_tf.training.distillation import distill_labels
+from dqmq_tf.version import __version__
 
 __all__ = [
+    "__version__",
     "AdaptiveInterpreter",
     "Budget",
     "ConversionReport",
@@ -35,13 +35,13 @@ __all__ = [
     "DQMQQuantizeConfig",
     "DecisionTable",
     "LayerRule",
+    "ObjectiveTerms",
     "Summary",
     "Target",
-    "Terms",
     "UnsupportedLayerError",
     "VerificationError",
     "convert",
-    "distilled",
+    "distill_labels",
     "graph",
     "quality",
     "quantize_annotate_layer",
@@ -49,6 +49,7 @@ __all__ = [
     "quantize_apply",
     "quantize_model",
     "read_metadata",
+    "runtimes",
     "summary",
     "targets",
     "verify",
@@ -58,7 +59,7 @@ __all__ = [
 def __getattr__(name):
     # TFMOT changes the environment when it is imported: only for who asks for it.
     if name == "DQMQQuantizeConfig":
-        from dqmq_tf.quantize_config import DQMQQuantizeConfig
+        from dqmq_tf.tfmot.quantize_config import DQMQQuantizeConfig
 
         return DQMQQuantizeConfig
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,12 +2,12 @@
 
 from absl import app
 
-from dqmq_tf import command_line
+from dqmq_tf import cli
 
 
 def main():
     """Runs the command and leaves with its exit code."""
-    app.run(command_line.run, flags_parser=command_line.parse)
+    app.run(cli.run, flags_parser=cli.parse)
 
 
 if __name__ == "__main__":

@@ -98,8 +98,8 @@ class LayerRule:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Terms:
-    """Switches of the hybrid objective, one per term, for ablations (see `dqmq_tf.objective`)."""
+class ObjectiveTerms:
+    """Switches of the hybrid objective, one per term, for ablations (see `dqmq_tf.training.objective`)."""
 
     supervised: bool = True
     pathwise: bool = True
@@ -139,7 +139,7 @@ class DQMQConfig:
     """
 
     rules: tuple = ()
-    terms: Terms = Terms()
+    terms: ObjectiveTerms = ObjectiveTerms()
     quality_aware: bool = True
     quality_normalization: bool = True
     embedding_size: int = 8
@@ -174,12 +174,12 @@ class DQMQConfig:
         open_ = {name: v for name, v in defaults.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **open_)
 
-    def rule_for(self, site):
+    def rule_for(self, path):
         """Returns the first `LayerRule` that matches a layer's path, or one that allows all."""
         for rule in self.rules:
-            if re.fullmatch(rule.pattern, site):
+            if re.fullmatch(rule.pattern, path):
                 return rule
-        return LayerRule(pattern=re.escape(site))
+        return LayerRule(pattern=re.escape(path))
 
     def to_dict(self):
         """Returns plain data that `from_dict` reads back."""
@@ -192,4 +192,4 @@ class DQMQConfig:
             LayerRule(**{k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()})
             for rule in data["rules"]
         )
-        return cls(**{**data, "rules": rules, "terms": Terms(**data["terms"])})
+        return cls(**{**data, "rules": rules, "terms": ObjectiveTerms(**data["terms"])})

@@ -5,16 +5,17 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from dqmq_tf import feeding, objective, optimizers, search, sensitivity, targets
-from dqmq_tf import profiles as allot
-from dqmq_tf.batch_statistics import BatchStatistics
+from dqmq_tf import assembly, inputs, targets
+from dqmq_tf.budget import assignment, sensitivity
+from dqmq_tf.budget.budget_keeper import BudgetKeeper
 from dqmq_tf.config import Budget, DQMQConfig
-from dqmq_tf.decisions import DecisionTable
-from dqmq_tf.graph import copy_model
-from dqmq_tf.layers.policy import FROZEN, SEARCH, SETTLED
-from dqmq_tf.precision import Precision
-from dqmq_tf.schedule import SearchSchedule
-from dqmq_tf.weighing import Scales
+from dqmq_tf.graph.rebuild import copy_model
+from dqmq_tf.layers.trained_precision import precision_of
+from dqmq_tf.policy.bit_width_policy import FROZEN, SEARCH, SETTLED
+from dqmq_tf.policy.decision_table import DecisionTable
+from dqmq_tf.training import objective, optimizers, policy_search
+from dqmq_tf.training.batch_statistics import BatchStatistics
+from dqmq_tf.training.search_schedule import SearchSchedule
 
 _CALIBRATION_SAMPLES = 256
 
@@ -40,38 +41,38 @@ class DQMQModel(keras.Model):
 
     @property
     def _search(self):
-        return search.PolicySearch(self.policy, self.costs, self.budget, self.config)
+        return policy_search.PolicySearch(self.policy, self.costs, self.budget, self.config)
 
     @property
-    def parts(self):
+    def _parts(self):
         return self._get_parts()
 
     @property
     def policy(self):
-        return self.parts.policy
+        return self._parts.policy
 
     @property
     def encoder(self):
-        return self.parts.encoder
+        return self._parts.encoder
 
     @property
     def target(self):
-        return self.parts.target
+        return self._parts.target
 
     @property
     def budget(self):
-        return self.parts.budget
+        return self._parts.budget
 
     @property
     def config(self):
-        return self.parts.config
+        return self._parts.config
 
     @property
     def costs(self):
-        return self.parts.costs
+        return self._parts.costs
 
     @property
-    def frozen(self):
+    def frozen_profiles(self):
         """Number of precision profiles that the bits are frozen to; 0 while they are not."""
         return self.policy.profiles if self.policy.phase == FROZEN else 0
 
@@ -82,11 +83,11 @@ class DQMQModel(keras.Model):
     @property
     def is_calibrated(self):
         """Whether activation step sizes have been set from data."""
-        return all(float(q.calibrated.numpy()) > 0 for q in self.parts.quantizers)
+        return all(float(q.calibrated.numpy()) > 0 for q in self._parts.quantizers)
 
     def float_model(self):
         """Returns a new float Keras model with the trained weights and no quantization."""
-        return copy_model(self.parts.body)
+        return copy_model(self._parts.body)
 
     # Training.
 
@@ -109,13 +110,13 @@ class DQMQModel(keras.Model):
         Raises:
             ValueError: If the data are empty or the images hold NaN or infinity.
         """
-        steps = kwargs.get("steps_per_epoch") or feeding.steps_per_epoch(x, batch_size)
+        steps = kwargs.get("steps_per_epoch") or inputs.steps_per_epoch(x, batch_size)
         if steps == 0:
             raise ValueError("The dataset is empty: there is no batch to train on.")
         if not self.is_calibrated:
-            x, first = feeding.peek(x)
+            x, first = inputs.peek(x)
             self.calibrate(first)
-        own = SearchSchedule(steps, self.config.settle), BatchStatistics(self.parts.norms, steps)
+        own = SearchSchedule(steps, self.config.settle), BatchStatistics(self._parts.norms, steps)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             for callback in own:
                 callbacks.append(callback)
@@ -142,8 +143,8 @@ class DQMQModel(keras.Model):
         Raises:
             ValueError: If there are no images, or if they hold NaN or infinity.
         """
-        x = feeding.checked_batch(x, _CALIBRATION_SAMPLES)
-        layers = [*self.parts.quantizers, *self.parts.wrappers.values()]
+        x = inputs.checked_batch(x, _CALIBRATION_SAMPLES)
+        layers = [*self._parts.quantizers, *self._parts.wrappers.values()]
         for layer in layers:
             layer.observe()
         try:
@@ -157,7 +158,7 @@ class DQMQModel(keras.Model):
         self.encoder.calibrate(keras.tree.flatten(x)[0])
         self.measure_cost()
         if self.costs.in_bytes:
-            losses = sensitivity.added_losses(self.parts, x, self.policy.grid)
+            losses = sensitivity.added_losses(self._parts, x, self.policy.bit_widths)
             self.policy.loss_table.assign(losses)
             if not self._has_searched:
                 self.start_at_budget()
@@ -171,7 +172,7 @@ class DQMQModel(keras.Model):
         scale = self.optimizer.scale_loss(ops.ones(()))
         self.policy.loss_scale.assign(scale / replicas)
         with tf.GradientTape() as tape:
-            result = self.parts.instrumented(feeding.finite(x), training=True)
+            result = self._parts.instrumented(inputs.finite(x), training=True)
             loss = self._task_loss(x, y, result["outputs"], sample_weight, training=True)
             total = loss
             if searching:
@@ -198,12 +199,12 @@ class DQMQModel(keras.Model):
             pulls = [ops.sum(ops.abs(g[..., -1])) for g in gradients[-2:] if g is not None]
             logs |= {**terms, "pathwise": sum(pulls, ops.zeros(())) / scale, "cost": expected}
             logs["multiplier"] = self.policy.multiplier.value
-        logs["mean_bits"] = search.mean_bits(result, self.costs)
+        logs["mean_bits"] = policy_search.mean_bits(result, self.costs)
         return logs
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y_pred = self(feeding.finite(x), training=False)
+        y_pred = self(inputs.finite(x), training=False)
         loss = self._task_loss(x, y, y_pred, sample_weight, training=False)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return self._logs(x, y, y_pred, sample_weight, loss * replicas)
@@ -224,7 +225,7 @@ class DQMQModel(keras.Model):
 
     def start_at_budget(self):
         """Puts the means where they meet the budget, by what is known of the layers."""
-        self.policy.mean.assign(allot.starting_means(self.policy, self.costs, self.budget))
+        self.policy.mean.assign(assignment.starting_means(self.policy, self.costs, self.budget))
 
     def begin_search(self, total_steps):
         """Starts the clock of the search: how many training steps `fit` will take in all."""
@@ -250,12 +251,12 @@ class DQMQModel(keras.Model):
 
     def measure_cost(self):
         """Measures again what each bit-width of each kernel costs, for budgets in bytes."""
-        wrappers, points = self.parts.wrappers, self.costs.weights
+        wrappers, points = self._parts.wrappers, self.costs.weights
         self.costs.measure(
-            lambda i, bits: wrappers[points[i].site].integers(points[i].variable, bits)
+            lambda i, bits: wrappers[points[i].path].integers(points[i].variable, bits)
         )
         if self.costs.in_bytes:
-            self.policy.byte_table.assign(self.costs.table_array(self.policy.grid))
+            self.policy.byte_table.assign(self.costs.table_array(self.policy.bit_widths))
 
     def settle(self):
         """Fixes weight bits to the budget and ends the search; `fit` goes on training at them."""
@@ -312,9 +313,9 @@ class DQMQModel(keras.Model):
             seen = self.policy.observed()
             seen = seen if len(seen) else np.zeros((1, self.config.embedding_size), "float32")
         else:
-            each = [ops.convert_to_numpy(self._embed(x)) for x in feeding.batches(data)]
+            each = [ops.convert_to_numpy(self._embed(x)) for x in inputs.batches(data)]
             seen = np.concatenate(each)
-        return Scales(self, seen)
+        return BudgetKeeper(self, seen)
 
     def _rebuild_functions(self):
         # The phase is part of the traced graph.
@@ -335,10 +336,10 @@ class DQMQModel(keras.Model):
         >>> table = qmodel.decisions(noisy)
         >>> table["conv2d:kernel"].mean()
         """
-        found = [self._decide(x) for x in feeding.batches(images)]
+        found = [self._decide(x) for x in inputs.batches(images)]
         if not found:
             raise ValueError("There are no images to decide on.")
-        return DecisionTable.of(found, self.decision_points, self.policy.per)
+        return DecisionTable.of(found, self.decision_points, self.policy.bits_vary_by)
 
     @property
     def decision_points(self):
@@ -359,22 +360,24 @@ class DQMQModel(keras.Model):
         Raises:
             ValueError: If the model is not frozen or has no such profile.
         """
-        if not self.frozen:
+        if not self.frozen_profiles:
             raise ValueError("The model is not frozen: call freeze() first.")
-        if not 0 <= profile < self.frozen:
-            raise ValueError(f"profile={profile}: the model is frozen to {self.frozen} profiles.")
-        return Precision.of(self.parts, ops.convert_to_numpy(self.policy.assigned)[profile])
+        if not 0 <= profile < self.frozen_profiles:
+            raise ValueError(
+                f"profile={profile}: the model is frozen to {self.frozen_profiles} profiles."
+            )
+        return precision_of(self._parts, ops.convert_to_numpy(self.policy.assigned)[profile])
 
     # Saving: the float architecture and how it was quantized, from which all is built again.
 
     def get_config(self):
         return {
             "name": self.name,
-            "model": keras.saving.serialize_keras_object(self.parts.body),
+            "model": keras.saving.serialize_keras_object(self._parts.body),
             "target": targets.serialize(self.target),
             "budget": {self.budget.kind: self.budget.value},
             "config": self.config.to_dict(),
-            "bit_ops": self.parts.bit_ops,
+            "bit_ops": self._parts.bit_ops,
             "phase": self.policy.phase,
             "profiles": self.policy.profiles,
             "file_constant": self.costs.file_constant,
@@ -382,16 +385,15 @@ class DQMQModel(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        from dqmq_tf.quantize import build
-
         body = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
-        model = build(
+        made = assembly.build(
             body,
             targets.get(config["target"]),
             Budget(**config["budget"]),
             DQMQConfig.from_dict(config["config"]),
             config["bit_ops"],
         )
+        model = cls(*made, name=config["name"])
         model.policy.phase, model.policy.profiles = config["phase"], config["profiles"]
         model.costs.file_constant = config["file_constant"]
         return model

@@ -8,6 +8,11 @@ import dataclasses
 import numpy as np
 
 
+def tflite_zero_point(precision):
+    """int8 zero point of an 8-bit activation."""
+    return precision.zero_point - 128
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightPrecision:
     """One quantized variable: `real = step * integers`, symmetric, narrow range.
@@ -43,7 +48,7 @@ class Precision:
     """One full assignment of bit-widths, as deployed.
 
     Attributes:
-        weights: `{site: {variable name: WeightPrecision}}`; a site is a layer's path in the graph.
+        weights: `{path: {variable name: WeightPrecision}}`; a path is a layer's path in the graph.
         activations: `{tensor id: ActivationPrecision}`, ids as in `dqmq_tf.graph.trace` of the
             float model. A tensor that is fused away (a convolution's output before its batch
             norm or relu) has no entry.
@@ -51,29 +56,3 @@ class Precision:
 
     weights: dict
     activations: dict
-
-    @classmethod
-    def of(cls, parts, assigned):
-        """Returns the precision of a model at assigned bit-widths.
-
-        Args:
-            parts: The model's `Parts`.
-            assigned: Bit-widths `[points]`, activations first.
-        """
-        costs = parts.costs
-        bits = [int(b) for b in assigned]
-        weights, activations = {}, {}
-        for point, b in zip(costs.weights, bits[len(costs.decided) :]):
-            wrapper = parts.wrappers[point.site]
-            weights.setdefault(point.site, {})[point.variable] = WeightPrecision(
-                integers=wrapper.integers(point.variable, b),
-                step=wrapper.step(point.variable, b),
-                bit_width=b,
-            )
-        decided = dict(zip(costs.decided, bits))
-        for i, (point, quantizer) in enumerate(zip(costs.activations, parts.quantizers)):
-            b = decided.get(i, point.bit_widths[-1])
-            step, zero_point = quantizer.values(b)
-            entry = ActivationPrecision(step=step, zero_point=zero_point, bit_width=b)
-            activations |= dict.fromkeys(point.tensors, entry)
-        return cls(weights=weights, activations=activations)

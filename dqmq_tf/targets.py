@@ -53,8 +53,8 @@ class Target:
         table_ops: Kinds of op whose weights of at most 7 bits may be stored as indices into a
             lookup table of TFLite Micro.
         per_tensor: Kinds of op whose weights have one scale for the whole tensor.
-        io: Type of a file's inputs and outputs unless the user says otherwise.
-        runtimes: Names of the runtimes that run the file (see `dqmq_tf.export.runtimes`), first the
+        io_dtype: Type of a file's inputs and outputs unless the user says otherwise.
+        runtimes: Names of the runtimes that run the file (see `dqmq_tf.runtimes.registry`), first the
             one that it is for.
         compiler: Program that makes of the file what the device runs, or None.
         operator_versions: `(operator, newest version that a file may have)` of the operators with
@@ -65,7 +65,7 @@ class Target:
         deployable: Whether there is a runtime at all.
 
     Raises:
-        ValueError: If a bit-width, a kind of op or `io` is none of those that exist.
+        ValueError: If a bit-width, a kind of op or `io_dtype` is none of those that exist.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Target:
     int2_ops: frozenset = frozenset()
     table_ops: frozenset = frozenset()
     per_tensor: frozenset = frozenset()
-    io: str = "float32"
+    io_dtype: str = "float32"
     runtimes: tuple = ()
     compiler: str | None = None
     operator_versions: tuple = _INT8_VERSIONS
@@ -100,8 +100,10 @@ class Target:
                     f"Target {self.name!r}: {field} holds {sorted(wrong)[0]!r}, but kinds of op "
                     f"are {', '.join(OP_KINDS)}."
                 )
-        if self.io not in IO_TYPES:
-            raise ValueError(f"Target {self.name!r}: io={self.io!r} is none of {IO_TYPES}.")
+        if self.io_dtype not in IO_TYPES:
+            raise ValueError(
+                f"Target {self.name!r}: io_dtype={self.io_dtype!r} is none of {IO_TYPES}."
+            )
 
     def container(self, op_kind, bit_width, per_channel=None):
         """Returns the smallest TFLite type whose kernel takes such weights.
@@ -195,7 +197,7 @@ TARGETS = {
             table_ops=frozenset({"conv", "depthwise", "dense"}),
             # INT4 dense kernels take one scale; lookups and DEQUANTIZE take the first of several.
             per_tensor=frozenset({"dense", "embedding", "other"}),
-            io="int8",
+            io_dtype="int8",
             runtimes=("tflite-micro", "litert-reference"),
             operator_versions=_INT4_VERSIONS,
             refusals=(
@@ -224,7 +226,7 @@ TARGETS = {
             ),
             # What the NPU does not take runs on TFLite Micro, which takes the first of several scales.
             per_tensor=frozenset({"embedding", "other"}),
-            io="int8",
+            io_dtype="int8",
             runtimes=("tflite-micro", "litert-reference"),
             compiler="ethos-u-vela",
             refusals=(

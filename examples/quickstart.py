@@ -21,7 +21,6 @@ import sys
 import time
 
 import keras
-import rich
 import rich.table
 import tensorflow as tf
 from absl import app, flags, logging
@@ -230,9 +229,9 @@ def figures(report, agreement, samples, float_accuracy, dqmq_accuracy, budget_by
     return [
         Figure(
             "file under deflate",
-            f"{report.deflated_bytes:,} bytes",
+            f"{report.download_bytes:,} bytes",
             f"<= {budget_bytes:,} bytes",
-            report.deflated_bytes <= budget_bytes,
+            report.download_bytes <= budget_bytes,
         ),
         Figure(
             "distinct weight bit-widths",
@@ -308,7 +307,7 @@ def main(argv):
     print(
         f"float {100 * float_accuracy:.2f} %, DQMQ {100 * dqmq_accuracy:.2f} % of the test images"
     )
-    print(f"{report.path}: {report.total_bytes:,} bytes, {report.deflated_bytes:,} under deflate")
+    print(f"{report.path}: {report.size_bytes:,} bytes, {report.download_bytes:,} under deflate")
     rows = figures(
         report,
         verified.primary.top1_agreement,
@@ -321,8 +320,8 @@ def main(argv):
     record = {
         "float_accuracy": float_accuracy,
         "dqmq_accuracy": dqmq_accuracy,
-        "file_bytes": report.total_bytes,
-        "deflated_bytes": report.deflated_bytes,
+        "file_bytes": report.size_bytes,
+        "download_bytes": report.download_bytes,
         "figures": [dataclasses.asdict(row) for row in rows],
         "flags": {name: flags.FLAGS[name].value for name in ("dataset", "model", "target", "seed")},
         "settings": dataclasses.asdict(chosen),

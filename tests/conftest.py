@@ -1,11 +1,15 @@
-"""Networks trained on real images, once for all tests that need a trained one."""
+"""Trained networks, frozen ones and their files, each made once for all tests that need it."""
+
+import os
 
 import numpy as np
 import pytest
-from small_networks import KINDS, as_floats, compiled, network, training_data
+from helpers import old_environment
+from helpers.frozen_models import every_bit_width_model, freeze, images, small_model
+from helpers.small_networks import KINDS, as_floats, compiled, network, training_data
 
 import dqmq_tf
-from dqmq_tf import quality
+from dqmq_tf import export, quality, runtimes
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +55,43 @@ def deployable(float_network):
     )
     history = compiled(qmodel, 1e-3).fit(training_data(), epochs=3, verbose=0).history
     return qmodel, history
+
+
+@pytest.fixture(scope="session")
+def small():
+    """A frozen `small_model`."""
+    return freeze(small_model())
+
+
+@pytest.fixture(scope="session")
+def small_file(small, tmp_path_factory):
+    """Path and report of the file of `small`."""
+    path = tmp_path_factory.mktemp("small") / "small.tflite"
+    return path, export.convert(small, path, data=images(small))
+
+
+@pytest.fixture(scope="session", params=["android", "android_small", "microcontroller", "ethos_u"])
+def every_bit_width(request, tmp_path_factory):
+    """Frozen model, path and report of `every_bit_width_model`, for each deployable target."""
+    model, bits = every_bit_width_model()
+    qmodel = freeze(model, bits, target=request.param)
+    path = tmp_path_factory.mktemp("bits") / f"{request.param}.tflite"
+    return qmodel, path, export.convert(qmodel, path, data=images(model))
+
+
+@pytest.fixture(scope="session")
+def tflite_runtime_python(tmp_path_factory):
+    """Path of a Python that has tflite-runtime: the user's, or one made for the tests."""
+    if os.environ.get(runtimes.PYTHON_VARIABLE):
+        return os.environ[runtimes.PYTHON_VARIABLE]
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # Common to all workers.
+    return old_environment.python(folder)
+
+
+@pytest.fixture
+def tflite_runtime(tflite_runtime_python, monkeypatch):
+    """Lets `runtimes` find tflite-runtime."""
+    monkeypatch.setenv(runtimes.PYTHON_VARIABLE, tflite_runtime_python)
+    return runtimes.get("tflite-runtime")

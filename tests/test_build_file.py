@@ -1,153 +1,120 @@
-"""`BUILD` names every module and test, with the dependencies that their imports say.
+"""`BUILD` says which room may import which; the package keeps to it.
 
-`python tests/test_build_file.py > BUILD` writes it anew.
+A room is a folder of `dqmq_tf/`, or a module directly under it that is not part of the ground.
 """
 
 import ast
+import collections
 import pathlib
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PACKAGE = "dqmq_tf"
-RUNNER = "tests/run_pytest.py"
-HEADER = f"""\
-# Targets of dqmq_tf, one per module and test. Written by `python tests/test_build_file.py > BUILD`.
-#
-# TensorFlow, Keras and the other requirements of setup.py come from the Python environment that
-# Bazel runs with. Imports inside functions, which break cycles or are optional, are no dependencies
-# of a module; ":{PACKAGE}" has all modules.
-
-package(default_visibility = ["//visibility:public"])
-
-licenses(["notice"])
-"""
+PACKAGE = ROOT / "dqmq_tf"
+# These see everything: they offer the package to its users.
+TOP = {"__init__", "__main__", "cli"}
+MAX_ENTRIES, MAX_LINES, MAX_SHARE = 26, 400, 0.25
 
 
-def files(folder, pattern="*.py"):
-    """Paths of Python files under a folder, relative to the root, sorted."""
-    found = (ROOT / folder).rglob(pattern)
-    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+def declared():
+    """`ROOMS` and `GROUND` of `BUILD`, which is Python as far as they go."""
+    tree = ast.parse((ROOT / "BUILD").read_text(encoding="utf-8"))
+    values = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+    }
+    return values["ROOMS"], set(values["GROUND"])
 
 
-def target_name(path):
-    """Name of the target of a file; a package's is that of its folder."""
-    return path.removesuffix(".py").removesuffix("/__init__")
+def room_of(path):
+    """Name of the room, or of the ground's module, that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_modules(path):
-    """Files of the package that a file imports when it is itself imported."""
-    found = set()
-    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
-        names = []
+def imported(tree):
+    """Rooms that a module imports, inside its functions too."""
+    for node in ast.walk(tree):
+        modules = []
         if isinstance(node, ast.Import):
-            names = [(alias.name, None) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names = [(node.module, alias.name) for alias in node.names]
-        for module, name in names:
-            found.add(file_of(f"{module}.{name}") or file_of(module))
-    return found - {None, path}
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "relative imports hide which room they go to"
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+        for module in modules:
+            package, _, rest = module.partition(".")
+            if package == "dqmq_tf":
+                yield rest.split(".")[0] or "__init__"
 
 
-def file_of(module):
-    """File of a module of the package, or None."""
-    if module.split(".")[0] != PACKAGE:
-        return None
-    stem = module.replace(".", "/")
-    return next((p for p in (f"{stem}.py", f"{stem}/__init__.py") if (ROOT / p).exists()), None)
-
-
-def rule(kind, **attributes):
-    """Text of a rule as buildifier formats it."""
-    lines = [f"{kind}("]
-    for key, value in attributes.items():
-        if isinstance(value, str):
-            lines.append(f'    {key} = "{value}",')
-        elif len(value) == 1:
-            lines.append(f'    {key} = ["{value[0]}"],')
-        elif value:
-            lines += [f"    {key} = [", *(f'        "{item}",' for item in value), "    ],"]
-    return "\n".join([*lines, ")\n"])
-
-
-def labels(paths):
-    return sorted(f":{target_name(path)}" for path in paths)
-
-
-def build_text():
-    """What `BUILD` holds."""
-    modules, tests = files(PACKAGE), files("tests", "test_*.py")
-    helpers = [path for path in files("tests") if path not in tests and path != RUNNER]
-    examples = files("examples")
-    rules = [HEADER]
-    for path in modules:
-        own = f"{PACKAGE}/__init__.py"
-        needed = set(modules) - {own} if path == own else imported_modules(path) - {own}
-        rules.append(rule("py_library", name=target_name(path), srcs=[path], deps=labels(needed)))
-    for path in examples:
-        everything = [f":{PACKAGE}"]
-        rules.append(rule("py_binary", name=target_name(path), srcs=[path], deps=everything))
-    rules.append(rule("py_library", name="tests/helpers", srcs=helpers))
-    for path in tests:
-        rules.append(
-            rule(
-                "py_test",
-                name=target_name(path),
-                srcs=[RUNNER, path],
-                main=RUNNER,
-                args=[f"$(location {path})"],
-                data=[path, "pyproject.toml", *data_of(path, examples)],
-                deps=[f":{PACKAGE}", ":tests/helpers"],
-            )
-        )
-    return "\n".join(rules)
-
-
-def data_of(path, examples):
-    """Other files that a test reads, by the names that stand in it."""
-    text = (ROOT / path).read_text(encoding="utf-8")
-    if path == "tests/test_build_file.py":
-        return ["BUILD"]
-    return [example for example in examples if f'"{pathlib.Path(example).name}"' in text]
-
-
-def targets():
-    """`{name: attributes}` of `BUILD`, which is Python too as far as it goes."""
-    found = {}
-
-    def declare(name, **attributes):
-        assert name not in found, f"{name} is declared twice"
-        found[name] = attributes
-
-    ignore = {"package": lambda **_: None, "licenses": lambda _: None}
-    rules = dict.fromkeys(("py_library", "py_binary", "py_test"), declare)
-    exec((ROOT / "BUILD").read_text(encoding="utf-8"), {**ignore, **rules})
+def imports():
+    """`{room: rooms that it imports}`, without itself."""
+    found = collections.defaultdict(set)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = room_of(path)
+        found[room] |= set(imported(ast.parse(path.read_text(encoding="utf-8")))) - {room}
     return found
 
 
-def test_build_file_is_what_the_imports_say():
-    advice = "Run: python tests/test_build_file.py > BUILD"
-    assert (ROOT / "BUILD").read_text(encoding="utf-8") == build_text(), advice
+ROOMS, GROUND = declared()
 
 
-def test_every_module_and_test_has_one_target():
-    sources = [path for attributes in targets().values() for path in attributes["srcs"]]
-    for path in files(PACKAGE) + files("tests", "test_*.py") + files("examples"):
-        assert sources.count(path) == 1, path
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_that_it_may(room):
+    assert imports()[room] <= {*ROOMS[room], *GROUND}
 
 
-def test_dependencies_exist_and_have_no_cycle():
-    found, done = targets(), set()
+def test_the_ground_imports_only_the_ground():
+    for module in GROUND:
+        assert imports()[module] <= GROUND, module
+
+
+def test_rooms_are_listed_from_the_lowest_up_so_that_there_is_no_circle():
+    known = set()
+    for room, needs in ROOMS.items():
+        assert set(needs) <= known, room
+        known.add(room)
+
+
+def test_modules_import_each_other_in_no_circle():
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    needs = {}
+    for name, path in names.items():
+        needs[name] = set()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom):
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                needs[name] |= {m if m in names else node.module for m in full} & set(names)
+        # A package is no more than what it offers of its modules.
+        needs[name].discard(name)
+    done = set()
 
     def visit(name, above):
-        assert name in found, f"{above[-1]} needs {name}, which is no target"
-        assert name not in above, f"cycle: {' -> '.join((*above, name))}"
+        assert name not in above, f"circle: {' -> '.join((*above, name))}"
         if name not in done:
-            for dependency in found[name].get("deps", []):
-                visit(dependency[1:], (*above, name))
+            for needed in sorted(needs[name]):
+                visit(needed, (*above, name))
             done.add(name)
 
-    for name in found:
+    for name in sorted(names):
         visit(name, ())
 
 
-if __name__ == "__main__":
-    print(build_text(), end="")
+def test_every_module_stands_in_a_room():
+    for path in PACKAGE.rglob("*.py"):
+        assert room_of(path) in {*ROOMS, *GROUND, *TOP}, path
+        assert len(path.relative_to(PACKAGE).parts) <= 2, f"{path}: rooms have no rooms inside"
+
+
+def test_rooms_and_files_stay_small_enough_to_be_known():
+    entries = [entry for entry in PACKAGE.iterdir() if entry.suffix == ".py" or entry.is_dir()]
+    assert len([entry for entry in entries if entry.name != "__pycache__"]) <= MAX_ENTRIES
+    lines = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert [path.name for path, count in lines.items() if count > MAX_LINES] == []
+    shares = collections.Counter()
+    for path, count in lines.items():
+        shares[room_of(path)] += count / sum(lines.values())
+    assert max(shares.values()) <= MAX_SHARE, shares.most_common(1)

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from dqmq_tf.config import BUDGET_KINDS, Budget, DQMQConfig, LayerRule, Terms
+from dqmq_tf.config import BUDGET_KINDS, Budget, DQMQConfig, LayerRule, ObjectiveTerms
 
 
 @pytest.mark.parametrize("kind", BUDGET_KINDS)
@@ -94,7 +94,7 @@ def test_config_names_the_argument_that_is_out_of_range(argument, value):
 def test_config_goes_through_json():
     config = DQMQConfig(
         rules=[LayerRule(pattern="a", weight_bits=(2, 8)), LayerRule(pattern="b", quantize=False)],
-        terms=Terms(pathwise=False),
+        terms=ObjectiveTerms(pathwise=False),
         profiles=3,
         policy_learning_rate=0.01,
         seed=4,

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from new_process import in_new_process
-from small_networks import compiled, network
+from helpers.new_process import in_new_process
+from helpers.small_networks import compiled, network
 
 import dqmq_tf
 

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from new_process import in_new_process
-from small_networks import KINDS, compiled, network, training_data
+from helpers.new_process import in_new_process
+from helpers.small_networks import KINDS, compiled, network, training_data
 
 import dqmq_tf
 from dqmq_tf.layers import QualityAffine
@@ -41,15 +41,15 @@ class TestBudget:
         bits = frozen.policy.assigned.numpy()[0]
         decided = frozen.policy.activation_count
         assert frozen.costs.exact(bits[decided:], bits[:decided]) <= 3.0
-        assert frozen.decisions(np.zeros((2, 16, 16, 3), "float32")).per == "static"
+        assert frozen.decisions(np.zeros((2, 16, 16, 3), "float32")).bits_vary_by == "static"
 
     def test_file_does_not_exceed_it_and_is_mixed(self, deployable, tmp_path, clean_images):
         qmodel, _ = deployable
         qmodel.save(tmp_path / "m.keras")
         frozen = keras.models.load_model(tmp_path / "m.keras")
         report = dqmq_tf.convert(frozen, tmp_path / "m.tflite")
-        assert report.deflated_bytes <= 6_000
-        assert report.deflated_bytes == pytest.approx(cost_of(frozen), rel=0.01)
+        assert report.download_bytes <= 6_000
+        assert report.download_bytes == pytest.approx(cost_of(frozen), rel=0.01)
         assert len({tensor.bit_width for tensor in report.weights}) >= 2
         found = dqmq_tf.verify(frozen, tmp_path / "m.tflite", clean_images[0])
         assert found.top1_agreement >= 0.98
@@ -127,7 +127,7 @@ class TestPolicyIsAlive:
 class TestQualityNormalization:
     def test_it_follows_the_embedding(self, simulated, by_kind):
         qmodel, _ = simulated
-        affines = qmodel.parts.affines
+        affines = qmodel._parts.affines
         assert len(affines) == 2
         scales = [np.abs(layer.scale_direction.numpy()).max() for layer in affines]
         assert min(scales) > 1e-3
@@ -154,10 +154,10 @@ class TestQualityNormalization:
         qmodel = dqmq_tf.quantize_model(
             network(), target="simulation", budget=dqmq_tf.Budget(mean_bit_width=budget)
         )
-        affines = qmodel.parts.affines
+        affines = qmodel._parts.affines
         assert [layer.name for layer in affines] == [f"norm_{i}_quality" for i in range(count)]
         spent = [QualityAffine.bit_operations(*layer.scale_direction.shape) for layer in affines]
-        assert 0 < sum(spent) <= 0.02 * qmodel.parts.bit_ops
+        assert 0 < sum(spent) <= 0.02 * qmodel._parts.bit_ops
 
     def test_what_decides_is_part_of_the_cost(self, simulated):
         costs = simulated[0].costs
@@ -181,7 +181,7 @@ class TestWithoutQuality:
 
     def test_all_images_get_the_same_bits_within_the_budget(self, static, by_kind):
         table = static.decisions(np.concatenate(list(by_kind.values())))
-        assert table.per == "static"
+        assert table.bits_vary_by == "static"
         assert (table.bits == table.bits[0]).all()
         decided = static.policy.activation_count
         bits = table.bits[0]
@@ -190,7 +190,7 @@ class TestWithoutQuality:
 
     def test_nothing_decides_so_nothing_is_counted_for_it(self, static):
         assert static.costs.overhead == 0
-        assert not static.parts.affines
+        assert not static._parts.affines
         parts = [getattr(layer, "affine", layer) for layer in static.layers]
         assert not [part for part in parts if isinstance(part, QualityAffine)]
 
@@ -215,7 +215,7 @@ class TestFreeze:
         images = np.concatenate(list(by_kind.values()))
         copy.freeze(profiles=2, data=images)
         table = copy.decisions(images)
-        assert copy.frozen == 2 and table.per == "profile"
+        assert copy.frozen_profiles == 2 and table.bits_vary_by == "profile"
         assert len(np.unique(table.bits, axis=0)) == 2
         assert set(table.profile) == {0, 1}
         decided = copy.policy.activation_count
@@ -224,9 +224,9 @@ class TestFreeze:
 
     def test_precision_is_on_the_grid(self, copy):
         precision = copy.freeze().precision()
-        for site, variables in precision.weights.items():
+        for path, variables in precision.weights.items():
             weight = variables["kernel"]
-            kernel = copy.parts.wrappers[site].layer.kernel.numpy()
+            kernel = copy._parts.wrappers[path].layer.kernel.numpy()
             assert weight.integers.shape == kernel.shape
             assert np.abs(weight.integers).max() <= 2 ** (weight.bit_width - 1) - 1
             error = np.abs(weight.step * weight.integers - kernel)
@@ -284,7 +284,7 @@ class TestSaving:
         qmodel = dqmq_tf.quantize_model(network(), target="simulation")
         qmodel.save(tmp_path / "m.keras")
         again = keras.models.load_model(tmp_path / "m.keras")
-        assert again.parts.bit_ops == qmodel.parts.bit_ops
+        assert again._parts.bit_ops == qmodel._parts.bit_ops
         assert again.costs.overhead == qmodel.costs.overhead
         assert again.costs.exact([8] * 4, [8] * 4) == qmodel.costs.exact([8] * 4, [8] * 4)
 

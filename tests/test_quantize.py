@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from new_process import in_new_process
-from small_networks import compiled, network
+from helpers.new_process import in_new_process
+from helpers.small_networks import compiled, network
 
 import dqmq_tf
 from dqmq_tf.export import ConversionError
@@ -77,7 +77,7 @@ class TestModel:
             inputs, {"a": keras.layers.Dense(2, name="head")(x), "b": x[:, :1] + 1.0}
         )
         qmodel = dqmq_tf.quantize_model(model, target="simulation")
-        assert set(qmodel.parts.wrappers) == {"first", "shared", "inner/block", "head"}
+        assert set(qmodel._parts.wrappers) == {"first", "shared", "inner/block", "head"}
         assert isinstance(qmodel.get_layer("inner").get_layer("block"), QuantizeWrapper)
         qmodel.compile("sgd", {"a": "mse", "b": "mse"})
         x = np.random.default_rng(0).random((12, 8)).astype("float32")
@@ -122,7 +122,7 @@ class TestModel:
         qmodel.compile("adam", "mse")
         x = np.random.default_rng(0).random((10, 6, 8)).astype("float32")
         qmodel.fit(x, np.zeros((10, 3)), verbose=0)
-        assert len(qmodel.parts.wrappers["attention"].points) == 4
+        assert len(qmodel._parts.wrappers["attention"].points) == 4
 
     def test_encoder_costs_under_two_percent(self):
         qmodel = dqmq_tf.quantize_model(network())
@@ -137,8 +137,8 @@ class TestRules:
             dqmq_tf.LayerRule(pattern="conv_.*", weight_bits=(2, 4, 8)),
         ]
         qmodel = dqmq_tf.quantize_model(network(), config=dqmq_tf.DQMQConfig(rules=rules))
-        assert "conv_0" not in qmodel.parts.wrappers
-        bits = {point.site: point.bit_widths for point in qmodel.costs.weights}
+        assert "conv_0" not in qmodel._parts.wrappers
+        bits = {point.path: point.bit_widths for point in qmodel.costs.weights}
         assert bits["conv_1"] == (2, 4, 8) and bits["classes"] == (2, 3, 4, 5, 6, 7, 8)
 
     def test_bits_outside_the_target(self):
@@ -250,7 +250,7 @@ def test_embeddings_and_upsampling_networks_train_on_every_target(tmp_path):
         qmodel = dqmq_tf.quantize_model(model, target=name)
         qmodel.compile("adam", "mse")
         qmodel.fit(x, np.zeros((8, 2)), batch_size=4, verbose=0)
-        steps = {site: w.log_steps[0].shape[1:] for site, w in qmodel.parts.wrappers.items()}
+        steps = {path: w.log_steps[0].shape[1:] for path, w in qmodel._parts.wrappers.items()}
         per_tensor = qmodel.target.per_tensor
         assert steps["embedding"] == ((1, 1) if "embedding" in per_tensor else (9, 1))
         assert steps["head"] == ((1, 1) if "dense" in per_tensor else (1, 2))

@@ -52,7 +52,7 @@ class TestQuickstart:
         size = (output / "model.tflite").stat().st_size
         assert f"{size:,} bytes, {figures['deflated_bytes']:,} under deflate" in printed
         assert figures["file_bytes"] == size
-        assert figures["deflated_bytes"] <= 30_000
+        assert figures["download_bytes"] <= 30_000
 
     def test_prints_each_figure_with_its_bound(self, digits):
         printed, figures, _ = digits
@@ -75,7 +75,7 @@ class TestQuickstart:
         _, _, output = digits
         model = keras.models.load_model(output / "model.keras")
         assert isinstance(model, dqmq_tf.DQMQModel)
-        assert model.frozen == 1
+        assert model.frozen_profiles == 1
         predicted = model.predict(np.zeros((2, 32, 32, 3), "float32"), verbose=0)
         np.testing.assert_allclose(predicted.sum(axis=1), 1.0, atol=0.05)
 

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from dqmq_tf import targets
-from dqmq_tf.export import versions
+from dqmq_tf.flatbuffer import operator_versions
 
 
 @pytest.mark.parametrize("name", targets.TARGETS)
@@ -28,7 +28,7 @@ def test_targets_are_consistent(name):
 @pytest.mark.parametrize("name", ["android", "android_small"])
 def test_the_oldest_runtime_is_that_of_the_versions(name):
     target = targets.get(name)
-    releases = [versions.oldest_release(*pair) for pair in target.operator_versions]
+    releases = [operator_versions.oldest_release(*pair) for pair in target.operator_versions]
     assert target.oldest_tflite == max(releases, key=lambda r: [int(n) for n in r.split(".")])
 
 
@@ -131,7 +131,7 @@ def test_targets_survive_json(name):
         ({"weight_bits": (1, 8)}, "weight_bits holds 1"),
         ({"int4_ops": frozenset({"lstm"})}, "int4_ops holds 'lstm'.*conv, depthwise, dense, trans"),
         ({"per_tensor": frozenset({"lstm"})}, "per_tensor holds 'lstm'"),
-        ({"io": "int16"}, "io='int16' is none of"),
+        ({"io_dtype": "int16"}, "io_dtype='int16' is none of"),
     ],
 )
 def test_targets_that_nothing_runs_are_refused(wrong, message):

@@ -1,19 +1,19 @@
 """From a trained model to a file on a device: `convert`, then `verify`."""
 
+from dqmq_tf.errors import ConversionError, UnsupportedLayerError, VerificationError
 from dqmq_tf.export.c_array import write_c_array
-from dqmq_tf.export.compression import decompress
+from dqmq_tf.export.conversion_report import AdaptiveReport, ConversionReport
 from dqmq_tf.export.convert import convert
-from dqmq_tf.export.errors import ConversionError, UnsupportedLayerError, VerificationError
-from dqmq_tf.export.interpreter import AdaptiveInterpreter, AdaptiveResult
-from dqmq_tf.export.listing import Listing, listing
-from dqmq_tf.export.metadata import read_metadata
-from dqmq_tf.export.report import AdaptiveReport, ConversionReport
+from dqmq_tf.export.file_contents import FileContents, inspect_file
 from dqmq_tf.export.verification_report import (
     AdaptiveVerificationReport,
     RuntimeReport,
     VerificationReport,
 )
 from dqmq_tf.export.verify import verify
+from dqmq_tf.flatbuffer.lookup_tables import decompress
+from dqmq_tf.flatbuffer.metadata import read_metadata
+from dqmq_tf.runtimes.adaptive_interpreter import AdaptiveInterpreter, AdaptiveResult
 
 __all__ = [
     "AdaptiveInterpreter",
@@ -22,14 +22,14 @@ __all__ = [
     "AdaptiveVerificationReport",
     "ConversionError",
     "ConversionReport",
-    "Listing",
+    "FileContents",
     "RuntimeReport",
     "UnsupportedLayerError",
     "VerificationError",
     "VerificationReport",
     "convert",
     "decompress",
-    "listing",
+    "inspect_file",
     "read_metadata",
     "verify",
     "write_c_array",

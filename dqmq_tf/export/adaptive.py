@@ -2,11 +2,13 @@
 
 import numpy as np
 
-from dqmq_tf.export import finishing, flatbuffer, merging, metadata, router, routing, runtime
-from dqmq_tf.export import versions as operator_versions
-from dqmq_tf.export.errors import ConversionError, VerificationError
-from dqmq_tf.export.report import AdaptiveReport
-from dqmq_tf.quality import KINDS
+from dqmq_tf import flatbuffer
+from dqmq_tf.errors import ConversionError, VerificationError
+from dqmq_tf.export import graph_routing, quality_router
+from dqmq_tf.export.conversion_report import AdaptiveReport
+from dqmq_tf.flatbuffer import editing, merging, metadata, operator_versions
+from dqmq_tf.quality.degradations import KINDS
+from dqmq_tf.runtimes import in_process
 
 ROUTINGS = ("signatures", "graph")
 PROFILE_COUNTS = (2, 3, 4)
@@ -48,7 +50,7 @@ def check_request(adaptive, kind, target, data, dtype):
         )
 
 
-def combine(qmodel, files, inputs, grid, kind):
+def combine_profiles(qmodel, files, inputs, grid, kind):
     """Makes one file of the profiles' files.
 
     Args:
@@ -62,24 +64,24 @@ def combine(qmodel, files, inputs, grid, kind):
         `(contents, contents of the router alone)`.
     """
     profiles = [flatbuffer.read(contents) for contents in files]
-    routes = router.build_router(qmodel, inputs[0], grid)
+    routes = quality_router.build_router(qmodel, inputs[0], grid)
     brain = flatbuffer.read(routes)
     first = profiles[0].signatureDefs[0].inputs[0]
     if flatbuffer.type_name(profiles[0].subgraphs[0].tensors[first.tensorIndex]) == "INT8":
         merging.strip_input_quantization(brain)
     if kind == "graph":
-        model = routing.routed(profiles, brain, len(profiles) - 1)
+        model = graph_routing.routed(profiles, brain, len(profiles) - 1)
     else:
         _sign_router(brain, first.name)
         names = [f"profile_{number}" for number in range(len(profiles))]
         model = merging.merge({**dict(zip(names, profiles)), _ROUTER: brain})
     facts = metadata.describe_adaptive([metadata.facts_of(p) for p in profiles], kind)
     metadata.attach(model, facts, operator_versions.set_versions(model))
-    finishing.share_buffers(model)
+    editing.share_buffers(model)
     return flatbuffer.write(model), routes
 
 
-def networks(model):
+def split_profiles(model):
     """Takes an adaptive file apart again.
 
     Args:
@@ -94,12 +96,12 @@ def networks(model):
         metadata.attach(
             part, metadata.profile_facts(facts, number), operator_versions.set_versions(part)
         )
-        finishing.share_buffers(part)
+        editing.share_buffers(part)
         found.append(part)
     return found
 
 
-def check(qmodel, path, files, interpreter, inputs, data, kind, routes):
+def compare_adaptive_file(qmodel, path, files, interpreter, inputs, data, kind, routes):
     """Compares an adaptive file with the files that it was made of, and its router with the policy.
 
     Args:
@@ -122,8 +124,8 @@ def check(qmodel, path, files, interpreter, inputs, data, kind, routes):
     for number, own in enumerate(files):
         chosen = [array[result.profile == number] for array in inputs]
         if len(chosen[0]):
-            runner = runtime.interpreter(own)
-            expected = runtime.signature_outputs(runner, flatbuffer.read(own), chosen)
+            runner = in_process.interpreter(own)
+            expected = in_process.signature_outputs(runner, flatbuffer.read(own), chosen)
             found = [output[result.profile == number] for output in result.outputs]
             if not all(np.array_equal(f, e) for f, e in zip(found, expected)):
                 raise VerificationError(
@@ -181,7 +183,7 @@ def _shares(profile, count, names):
 
 def _milliseconds(contents):
     """Median time of one inference at one thread."""
-    return runtime.median_milliseconds(runtime.interpreter(contents), _TIMED_RUNS)
+    return in_process.median_milliseconds(in_process.interpreter(contents), _TIMED_RUNS)
 
 
 def _sign_router(brain, input_name):
@@ -189,7 +191,7 @@ def _sign_router(brain, input_name):
     graph, (definition,) = brain.subgraphs[0], brain.signatureDefs
     definition.inputs[0].name = input_name
     entries = sorted(definition.outputs, key=lambda entry: (len(entry.name), entry.name))[:2]
-    for entry, name in zip(entries, (router.PROFILE, router.SCORE)):
+    for entry, name in zip(entries, (quality_router.PROFILE, quality_router.SCORE)):
         entry.name = name.encode()
     definition.outputs = entries
     graph.outputs = np.array([entry.tensorIndex for entry in entries], np.int32)

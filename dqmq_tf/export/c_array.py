@@ -6,10 +6,12 @@ import re
 
 import numpy as np
 
-from dqmq_tf.export import flatbuffer, metadata, micro, runtimes
-from dqmq_tf.export.compression import DECODE
-from dqmq_tf.export.errors import ConversionError
-from dqmq_tf.export.files import write_together
+from dqmq_tf import flatbuffer, runtimes
+from dqmq_tf.errors import ConversionError
+from dqmq_tf.export.atomic_write import write_together
+from dqmq_tf.flatbuffer import metadata
+from dqmq_tf.flatbuffer.lookup_tables import DECODE
+from dqmq_tf.runtimes import tflite_micro
 
 _ALIGNMENT = 16
 _BYTES_PER_LINE = 16
@@ -54,7 +56,7 @@ def write_c_array(contents, path, *, arena_bytes=None):
     if path.suffix != ".cc":
         raise ValueError(f"path={str(path)!r} must end in '.cc'; the header goes beside it.")
     if arena_bytes is None:
-        arena_bytes = micro.arena_bytes(contents)
+        arena_bytes = tflite_micro.arena_bytes(contents)
     source, header = render(contents, path.stem, arena_bytes)
     write_together({path: source, path.with_suffix(".h"): header})
 
@@ -106,7 +108,7 @@ def resolver_calls(model):
     Raises:
         ConversionError: If TFLite Micro lacks an operator.
     """
-    calls, lacks = set(), runtimes.get(micro.PACKAGE).lacks
+    calls, lacks = set(), runtimes.get(tflite_micro.PACKAGE).lacks
     for code in model.operatorCodes:
         name = flatbuffer.builtin_name(code)
         if code.customCode in _CUSTOM:

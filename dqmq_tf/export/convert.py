@@ -4,28 +4,22 @@ import pathlib
 import tempfile
 import time
 
+from dqmq_tf import flatbuffer
 from dqmq_tf import graph as graphs
+from dqmq_tf.errors import ConversionError
 from dqmq_tf.export import adaptive as adaptives
-from dqmq_tf.export import (
-    checksum,
-    companions,
-    deployment,
-    files,
-    flatbuffer,
-    lowering,
-    metadata,
-    micro,
-    network,
-    quantization,
-    size,
-)
-from dqmq_tf.export.errors import ConversionError
-from dqmq_tf.export.interpreter import AdaptiveInterpreter
-from dqmq_tf.export.matching import probe_inputs
-from dqmq_tf.export.progress import stages
-from dqmq_tf.export.report import ConversionReport
+from dqmq_tf.export import atomic_write, conversion_report, device_checks
+from dqmq_tf.export.artifacts import artifact_paths, check_artifacts, render_artifacts
+from dqmq_tf.export.conversion_report import ConversionReport
 from dqmq_tf.export.verification_report import AdaptiveVerificationReport
-from dqmq_tf.export.verify import check, claimed, collect, skeleton_of
+from dqmq_tf.export.verify import compare_file
+from dqmq_tf.flatbuffer import checksum, file_size, metadata
+from dqmq_tf.inputs import collect
+from dqmq_tf.lowering import quantization_plan, rules, write_file
+from dqmq_tf.lowering.lowered_model import lower_model, probe_inputs
+from dqmq_tf.progress import stages
+from dqmq_tf.runtimes import claimed, tflite_micro
+from dqmq_tf.runtimes.adaptive_interpreter import AdaptiveInterpreter
 from dqmq_tf.targets import IO_TYPES
 
 _SUFFIX = ".tflite"
@@ -43,9 +37,9 @@ def convert(
     adaptive=None,
     routing="signatures",
     data=None,
-    io=None,
+    io_dtype=None,
     verify=True,
-    artefacts=(),
+    artifacts=(),
 ):
     """Writes a trained model as a `.tflite` file for its target.
 
@@ -68,13 +62,13 @@ def convert(
             the file; a last output `profile` tells what was chosen.
         data: Typical inputs, as `dqmq_tf.verify` takes them, for the verification; random ones are
             used otherwise.
-        io: Type of inputs and outputs: `"float32"`, or `"int8"` for callers that quantize by
+        io_dtype: Type of inputs and outputs: `"float32"`, or `"int8"` for callers that quantize by
             themselves, such as firmware; None for what the target has, `"int8"` on
             `microcontroller` and `ethos_u`.
         verify: Run the file and compare it with the model before it is delivered: on the first
             runtime of its target that is installed. `dqmq_tf.verify` runs it on all of them. An
             adaptive file is compared with its profiles' own files in any case.
-        artefacts: What to write beside the file, under its name: `"c_array"`, a C++ source and
+        artifacts: What to write beside the file, under its name: `"c_array"`, a C++ source and
             header for TFLite Micro (see `write_c_array`), and `"json"`, the report. All files are
             written, or none.
 
@@ -85,7 +79,7 @@ def convert(
         UnsupportedLayerError: If a layer has no counterpart in a file.
         ConversionError: If the target cannot be deployed to or cannot route so, its runtime lacks
             an operator, the file (each profile's own, of an adaptive one) is larger than the budget, or
-            an artefact is not for the target.
+            an artifact is not for the target.
         VerificationError: If the file does not compute what the model computes.
         ImportError: If weights are stored in lookup tables, or a C array is asked for, and the
             `tflite-micro` wheel is not there to check and measure.
@@ -100,12 +94,12 @@ def convert(
     started = time.perf_counter()
     path = _checked_path(path)
     target = _checked_target(qmodel.target)
-    io = target.io if io is None else io
-    if io not in IO_TYPES:
-        raise ValueError(f"io={io!r} must be one of {', '.join(map(repr, IO_TYPES))}.")
-    companions.check(artefacts, target)
-    quantization.require_quantizer()
-    lowering.check_supported(graphs.trace(qmodel.float_model()))
+    io_dtype = target.io_dtype if io_dtype is None else io_dtype
+    if io_dtype not in IO_TYPES:
+        raise ValueError(f"io_dtype={io_dtype!r} must be one of {', '.join(map(repr, IO_TYPES))}.")
+    check_artifacts(artifacts, target)
+    quantization_plan.require_quantizer()
+    rules.check_supported(graphs.trace(qmodel.float_model()))
     if adaptive is not None:
         adaptives.check_request(adaptive, routing, target, data, qmodel.inputs[0].dtype)
     with stages("Converting") as stage:
@@ -115,14 +109,21 @@ def convert(
         parts, verifications = [], []
         for number in [profile] if adaptive is None else range(adaptive):
             stage("folding batch normalization")
-            skeleton = skeleton_of(qmodel, number)
-            _check_activations(skeleton, target)
-            if any(storage.table for storage in network.storages_of(skeleton, target).values()):
-                micro.require()
-            part = network.write(qmodel, skeleton, number, io, stage)
+            lowered = lower_model(qmodel, number)
+            _check_activations(lowered, target)
+            if any(storage.table for storage in write_file.storages_of(lowered, target).values()):
+                tflite_micro.require()
+            part = write_file.write_file(
+                lowered,
+                target,
+                qmodel.policy.get_config(),
+                profile=number,
+                io_dtype=io_dtype,
+                stage=stage,
+            )
             _check_budget(qmodel.budget, part.contents)
             stage("asking the tools of the target")
-            device = deployment.examine(part.contents, target)
+            device = device_checks.examine(part.contents, target)
             parts.append(part)
             if verify:
                 verifications.append(_verified(qmodel, path, part, inputs, stage))
@@ -130,47 +131,49 @@ def convert(
         if adaptive is not None:
             stage("building the quality router")
             contents, routed = _adaptive(qmodel, path, parts, inputs, data, routing)
-            device = deployment.examine_adaptive(contents, target)
+            device = device_checks.examine_adaptive(contents, target)
         contents = checksum.seal(contents)
     report = ConversionReport(
         path=str(path),
-        artefacts=tuple(map(str, companions.paths(artefacts, path))),
+        artifacts=tuple(map(str, artifact_paths(artifacts, path))),
         target=target.name,
         profile=profile if adaptive is None else None,
-        io=io,
-        total_bytes=len(contents),
-        deflated_bytes=size.deflated_bytes(contents),
+        io_dtype=io_dtype,
+        size_bytes=len(contents),
+        download_bytes=file_size.deflated_bytes(contents),
         arena_bytes=device.arena_bytes,
         vela=device.vela,
-        weights=network.tensor_reports(parts),
-        float_sites=parts[0].skeleton.float_sites,
+        weights=conversion_report.tensor_reports(parts),
+        float_layers=parts[0].lowered.float_layers,
         min_runtime_version=metadata.min_runtime_version_of(flatbuffer.read(contents)),
         package_versions=_package_versions(),
         verification=_one(verifications),
         adaptive=routed,
         seconds=time.perf_counter() - started,
     )
-    files.write_together({path: contents, **companions.render(artefacts, path, contents, report)})
+    atomic_write.write_together(
+        {path: contents, **render_artifacts(artifacts, path, contents, report)}
+    )
     return report
 
 
 def _freeze(qmodel, adaptive, inputs, stage):
-    if adaptive is None and not qmodel.frozen:
+    if adaptive is None and not qmodel.frozen_profiles:
         stage("freezing to one precision profile")
         qmodel.freeze(profiles=1)
-    elif adaptive is not None and qmodel.frozen != adaptive:
+    elif adaptive is not None and qmodel.frozen_profiles != adaptive:
         stage(f"freezing to {adaptive} precision profiles")
         qmodel.freeze(profiles=adaptive, data=inputs if len(inputs) > 1 else inputs[0])
 
 
 def _verified(qmodel, path, part, inputs, stage):
-    return check(
+    return compare_file(
         qmodel,
         path,
         part.contents,
         flatbuffer.read(part.twin),
-        part.skeleton,
-        probe_inputs(part.skeleton, _PROBE_SAMPLES) if inputs is None else inputs,
+        part.lowered,
+        probe_inputs(part.lowered, _PROBE_SAMPLES) if inputs is None else inputs,
         runtimes=claimed(qmodel.target),
         first_only=True,
         stage=stage,
@@ -179,17 +182,19 @@ def _verified(qmodel, path, part, inputs, stage):
 
 def _adaptive(qmodel, path, parts, inputs, data, routing):
     """Contents of the adaptive file, and its report."""
-    skeleton = parts[0].skeleton
-    grid = skeleton.quantization.get(skeleton.inputs[0])
-    contents, routes = adaptives.combine(
+    lowered = parts[0].lowered
+    grid = lowered.quantization.get(lowered.inputs[0])
+    contents, routes = adaptives.combine_profiles(
         qmodel, [part.contents for part in parts], inputs, grid, routing
     )
     twins = [part.twin for part in parts]
     twin = contents
     if twins != [part.contents for part in parts]:
-        twin, _ = adaptives.combine(qmodel, twins, inputs, grid, routing)
+        twin, _ = adaptives.combine_profiles(qmodel, twins, inputs, grid, routing)
     interpreter = AdaptiveInterpreter(twin)
-    report = adaptives.check(qmodel, path, twins, interpreter, inputs, data, routing, routes)
+    report = adaptives.compare_adaptive_file(
+        qmodel, path, twins, interpreter, inputs, data, routing, routes
+    )
     return contents, report
 
 
@@ -226,11 +231,11 @@ def _checked_target(target):
     return target
 
 
-def _check_activations(skeleton, target):
-    for key, precision in skeleton.quantization.items():
+def _check_activations(lowered, target):
+    for key, precision in lowered.quantization.items():
         if precision.bit_width != 8:
             raise ConversionError(
-                f"The tensor made by {(skeleton.sites[key] or 'the input')!r} has "
+                f"The tensor made by {(lowered.paths[key] or 'the input')!r} has "
                 f"{precision.bit_width} bits, but runtimes of target {target.name!r} compute with "
                 "8-bit activations. Quantize the model for that target."
             )
@@ -239,7 +244,7 @@ def _check_activations(skeleton, target):
 def _check_budget(budget, contents):
     if budget is None:
         return
-    found = size.file_bytes(checksum.seal(contents))
+    found = file_size.file_bytes(checksum.seal(contents))
     if budget.kind in found and found[budget.kind] > budget.value:
         raise ConversionError(
             f"The file takes {found[budget.kind]:,} bytes ({budget.kind}), the budget is "
@@ -252,4 +257,6 @@ def _package_versions():
     import importlib.metadata
 
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return found | ({micro.PACKAGE: micro.version()} if micro.is_installed() else {})
+    return found | (
+        {tflite_micro.PACKAGE: tflite_micro.version()} if tflite_micro.is_installed() else {}
+    )

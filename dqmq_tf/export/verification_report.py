@@ -11,14 +11,14 @@ class RuntimeReport:
     """Agreement of a file on one runtime with the model it was written from.
 
     Attributes:
-        runtime: Name of the runtime, one of `dqmq_tf.export.runtimes.RUNTIMES`.
+        runtime: Name of the runtime, one of `dqmq_tf.runtimes.RUNTIMES`.
         version: Package and version; None where it is not installed.
         note: Why the runtime did not run the file, such as `"not installed: …"`; None if it did.
             All that follows is None if it did not.
         samples: Inputs compared: fewer than the report's where the runtime is slow.
         top1_agreement: Share of inputs with the same largest entry; 1.0 if no classification.
-        decided: Inputs whose largest entry leads by more than an eighth of the output's grid.
-        decided_agreement: Share of these with the same largest entry.
+        clear: Inputs whose largest entry leads by more than an eighth of the output's grid.
+        clear_agreement: Share of these with the same largest entry.
         largest_quanta: Largest difference, in steps of the output's grid.
         mean_quanta: Mean difference, in steps of the output's grid.
         latency_ms: Median time of one input, 1 thread, on this machine as busy as it was.
@@ -31,8 +31,8 @@ class RuntimeReport:
     note: str | None = None
     samples: int | None = None
     top1_agreement: float | None = None
-    decided: int | None = None
-    decided_agreement: float | None = None
+    clear: int | None = None
+    clear_agreement: float | None = None
     largest_quanta: float | None = None
     mean_quanta: float | None = None
     latency_ms: float | None = dataclasses.field(default=None, compare=False)
@@ -73,9 +73,9 @@ class VerificationReport:
         return min(row.top1_agreement for row in self._ran)
 
     @property
-    def decided_agreement(self):
-        """The lowest top-1 agreement on decided inputs of those that ran."""
-        return min(row.decided_agreement for row in self._ran)
+    def clear_agreement(self):
+        """The lowest top-1 agreement on clear inputs of those that ran."""
+        return min(row.clear_agreement for row in self._ran)
 
     @property
     def largest_quanta(self):
@@ -128,13 +128,13 @@ class VerificationReport:
         notes = [f"{row.runtime}: {row.note}" for row in self.rows if not row.ran]
         if self.classification:
             notes.append(
-                f"decided: {self.primary.decided:,} inputs whose best class leads by over an "
+                f"clear: {self.primary.clear:,} inputs whose best class leads by over an "
                 "eighth of the output's grid"
             )
         return rich.console.Group(table, *map(rich.text.Text, [*notes, versions]))
 
     def _head(self):
-        agreement = ["top-1\n%", "decided\n%"] if self.classification else []
+        agreement = ["top-1\n%", "clear\n%"] if self.classification else []
         arena = ["arena\nbytes"] if self._has_arena else []
         return "runtime", "inputs", *agreement, "largest\nquanta", "mean\nquanta", "ms", *arena
 
@@ -145,8 +145,8 @@ class VerificationReport:
     def _cells(self, row):
         if not row.ran:
             return (row.runtime, "not run", *[_NONE] * (len(self._head()) - 2))
-        decided = f"{100 * row.decided_agreement:.2f}" if row.decided else _NONE
-        agreement = [f"{100 * row.top1_agreement:.2f}", decided]
+        clear = f"{100 * row.clear_agreement:.2f}" if row.clear else _NONE
+        agreement = [f"{100 * row.top1_agreement:.2f}", clear]
         arena = _NONE if row.arena_bytes is None else f"{row.arena_bytes:,}"
         return (
             row.runtime,

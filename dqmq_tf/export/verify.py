@@ -5,18 +5,22 @@ import dataclasses
 import keras
 import numpy as np
 
-from dqmq_tf import graph as graphs
-from dqmq_tf.export import adaptive, compression, flatbuffer, inspection, metadata, runtimes
-from dqmq_tf.export import agreement as agreements
-from dqmq_tf.export.departure import first_departure
-from dqmq_tf.export.errors import ConversionError, VerificationError
-from dqmq_tf.export.progress import stages
-from dqmq_tf.export.skeleton import build_skeleton
+from dqmq_tf import flatbuffer, runtimes
+from dqmq_tf.errors import ConversionError, VerificationError
+from dqmq_tf.export import adaptive as adaptives
+from dqmq_tf.export import output_agreement
+from dqmq_tf.export.first_divergence import first_divergence
 from dqmq_tf.export.verification_report import (
     AdaptiveVerificationReport,
     RuntimeReport,
     VerificationReport,
 )
+from dqmq_tf.flatbuffer import lookup_tables, metadata
+from dqmq_tf.inputs import collect
+from dqmq_tf.lowering import number_check
+from dqmq_tf.lowering.lowered_model import lower_model
+from dqmq_tf.progress import stages
+from dqmq_tf.runtimes.registry import claimed
 
 _SECONDS = 60.0
 
@@ -37,7 +41,7 @@ def verify(
     The integers, scales, zero points and biases in the file must be equal to the model's. Then it
     runs on each runtime that its target claims, each in a process of its own, which a damaged file
     may end. No two runtimes round alike, so outputs are compared with a tolerance, that of the
-    runtime: 99 % of the decided inputs with the same largest output entry for LiteRT with XNNPACK,
+    runtime: 99 % of the clear inputs with the same largest output entry for LiteRT with XNNPACK,
     98 % for all others, and a mean difference of 8 quanta.
 
     Args:
@@ -46,12 +50,12 @@ def verify(
         data: Inputs: an array, a list of arrays for several inputs, or a `tf.data.Dataset` of
             inputs or of `(inputs, labels)`, batched or not.
         samples: At most so many inputs are compared.
-        runtimes: Names of runtimes (see `dqmq_tf.export.runtimes.RUNTIMES`), all of which must be
+        runtimes: Names of runtimes (see `dqmq_tf.runtimes.RUNTIMES`), all of which must be
             installed. None for those that the model's target claims; one that is not installed then
             has a row that says so.
-        agreement: Least share of the decided inputs with the same largest output entry, for
+        agreement: Least share of the clear inputs with the same largest output entry, for
             outputs of rank 2 with more than one column; None for each runtime's own. An input is
-            decided if the model's largest entry leads by more than an eighth of the output's grid:
+            clear if the model's largest entry leads by more than an eighth of the output's grid:
             on the others, rounding alone may turn the order. So few inputs as make no case (three
             standard deviations) are let pass.
         mean_quanta: Largest mean difference, in steps of the output's grid; None for each runtime's
@@ -87,27 +91,27 @@ def verify(
             f"{path} holds no dqmq_tf metadata, so it was not written by dqmq_tf.convert."
         )
     chosen = _named(runtimes) if runtimes is not None else claimed(qmodel.target)
-    networks = adaptive.networks(model) if "routing" in facts else [model]
+    networks = adaptives.split_profiles(model) if "routing" in facts else [model]
     inputs, reports = collect(data, samples), []
     with stages("Verifying") as stage:
         for network in networks:
             profile = metadata.facts_of(network).get("profile")
             if not isinstance(profile, int):
                 raise VerificationError(f"{path} is corrupt: its metadata does not name a profile.")
-            if profile >= qmodel.frozen:
+            if profile >= qmodel.frozen_profiles:
                 raise VerificationError(
                     f"{path} holds precision profile {profile}, but the model is frozen to "
-                    f"{qmodel.frozen} profiles: the file was written from another state of it."
+                    f"{qmodel.frozen_profiles} profiles: the file was written from another state of it."
                 )
-            skeleton = skeleton_of(qmodel, profile)
+            lowered = lower_model(qmodel, profile)
             own = flatbuffer.write(network)
             reports.append(
-                check(
+                compare_file(
                     qmodel,
                     path,
                     own,
-                    flatbuffer.read(compression.decompress(own)),
-                    skeleton,
+                    flatbuffer.read(lookup_tables.decompress(own)),
+                    lowered,
                     inputs,
                     runtimes=chosen,
                     agreement=agreement,
@@ -119,23 +123,12 @@ def verify(
     return AdaptiveVerificationReport(profiles=tuple(reports)) if len(reports) > 1 else reports[0]
 
 
-def skeleton_of(qmodel, profile, simulate=False):
-    """Skeleton of a frozen model's precision profile."""
-    graph = graphs.trace(qmodel.float_model())
-    return build_skeleton(graph, qmodel.precision(profile), simulate)
-
-
-def claimed(target):
-    """The runtimes that a target claims, installed or not, the one that it is for first."""
-    return [runtimes.get(name) for name in target.runtimes]
-
-
-def check(
+def compare_file(
     qmodel,
     path,
     contents,
     model,
-    skeleton,
+    lowered,
     inputs,
     *,
     runtimes,
@@ -151,14 +144,14 @@ def check(
         qmodel, path, agreement, mean_quanta, seconds: See `verify`.
         contents: Contents of the file that runs.
         model: `ModelT` with its numbers, in no lookup tables.
-        skeleton: What `skeleton_of` returned.
+        lowered: What `lower_model` returned.
         inputs: What `collect` returned.
         runtimes: `Runtime`s, whose order counts.
         first_only: Run the first of them that is there, and no other.
         stage: Function that is told what begins.
     """
     stage("comparing numbers")
-    figures = _compared_numbers(path, model, skeleton)
+    figures = _compared_numbers(path, model, lowered)
     _check_shapes(path, model, inputs)
     stage(f"predicting {len(inputs[0])} outputs")
     profile = metadata.facts_of(model)["profile"]
@@ -166,8 +159,8 @@ def check(
     exits = len(model.signatureDefs[0].outputs)
     if exits != len(expected):
         raise VerificationError(f"{path} has {exits} outputs, but the model has {len(expected)}.")
-    steps, rows = agreements.output_steps(model, expected), []
-    twin = compression.decompress(contents)
+    steps, rows = output_agreement.output_steps(model, expected), []
+    twin = lookup_tables.decompress(contents)
     for runtime in runtimes:
         row = _cannot_run(runtime, model)
         if row is None:
@@ -185,8 +178,8 @@ def check(
         )
         if complaint:
             stage("looking for the first tensor that departs")
-            simulated = skeleton_of(qmodel, profile, simulate=True)
-            departed = first_departure(own, inputs, simulated, runtime.name)
+            simulated = lower_model(qmodel, profile, simulate=True)
+            departed = first_divergence(own, inputs, simulated, runtime.name)
             raise VerificationError(
                 f"{path} departs from the model on {runtime.name}: {complaint} {departed}"
             )
@@ -197,48 +190,11 @@ def check(
         raise VerificationError(f"{path} was not verified, as no runtime ran it: {notes}.")
     return VerificationReport(
         samples=len(inputs[0]),
-        classification=agreements.is_classification(expected),
+        classification=output_agreement.is_classification(expected),
         checked_numbers=sum(count for kind, count in figures.items() if kind != "different"),
         different_numbers=figures["different"],
         rows=tuple(rows),
     )
-
-
-def collect(data, samples):
-    """Inputs of a data set as a list of float arrays, one per model input.
-
-    Args:
-        data: Array, list of arrays, or `tf.data.Dataset`, as `verify` takes it.
-        samples: At most so many inputs are taken.
-
-    Returns:
-        List of arrays with a batch dimension.
-    """
-    if hasattr(data, "as_numpy_iterator"):
-        return _from_dataset(data, samples)
-    arrays = data if isinstance(data, (list, tuple)) else [data]
-    arrays = [np.asarray(array, np.float32)[:samples] for array in arrays]
-    if not arrays or not len(arrays[0]):
-        raise ValueError("data holds no inputs: pass at least one.")
-    return arrays
-
-
-def _from_dataset(data, samples):
-    spec, batches, count = data.element_spec, [], 0
-    first = spec[0] if isinstance(spec, tuple) else spec
-    inner = first[0] if isinstance(first, (list, tuple)) else first
-    batched = len(inner.shape) and inner.shape[0] is None or len(inner.shape) >= 4
-    for element in data.as_numpy_iterator():
-        images = element[0] if isinstance(spec, tuple) else element
-        arrays = list(images) if isinstance(images, (list, tuple)) else [images]
-        arrays = [array if batched else array[None] for array in arrays]
-        batches.append(arrays)
-        count += len(arrays[0])
-        if count >= samples:
-            break
-    if not batches:
-        raise ValueError("data holds no inputs: pass at least one.")
-    return [np.concatenate(parts)[:samples].astype(np.float32) for parts in zip(*batches)]
 
 
 def _named(names):
@@ -253,9 +209,9 @@ def _named(names):
     return chosen
 
 
-def _compared_numbers(path, model, skeleton):
+def _compared_numbers(path, model, lowered):
     try:
-        figures, messages = inspection.differences(model, skeleton)
+        figures, messages = number_check.differences(model, lowered)
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         # A tensor that every file of this model has lacks its values or its grid.
         raise VerificationError(
@@ -283,9 +239,9 @@ def _check_shapes(path, model, inputs):
 
 
 def _predictions(qmodel, profile, inputs):
-    if qmodel.frozen > 1:
+    if qmodel.frozen_profiles > 1:
         # The model would choose a profile for each input, and the file holds one.
-        simulated = skeleton_of(qmodel, profile, simulate=True)
+        simulated = lower_model(qmodel, profile, simulate=True)
         results = simulated.model.predict(inputs, verbose=0)
     else:
         results = qmodel.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
@@ -311,7 +267,7 @@ def _row(path, contents, model, inputs, expected, steps, runtime, seconds):
         run = runtimes.run(contents, inputs, runtime=runtime.name, signature=key, seconds=seconds)
     except VerificationError as error:
         raise VerificationError(f"{path}: {error}") from error
-    found = agreements.compare(run.outputs, [e[: run.samples] for e in expected], steps)
+    found = output_agreement.compare(run.outputs, [e[: run.samples] for e in expected], steps)
     return RuntimeReport(
         runtime=runtime.name,
         version=runtime.version,
@@ -323,12 +279,12 @@ def _row(path, contents, model, inputs, expected, steps, runtime, seconds):
 
 def _complaint(row, agreement, mean_quanta):
     """What is wrong with a row, or None."""
-    wrong = round((1 - row.decided_agreement) * row.decided)
-    allowed = agreements.allowed(agreement, row.decided)
+    wrong = round((1 - row.clear_agreement) * row.clear)
+    allowed = output_agreement.allowed(agreement, row.clear)
     if wrong <= allowed and row.mean_quanta <= mean_quanta:
         return None
     return (
-        f"{wrong} of {row.decided} decided inputs have another top entry (allowed: {allowed}), "
+        f"{wrong} of {row.clear} clear inputs have another top entry (allowed: {allowed}), "
         f"top-1 agreement of all {row.samples} is {100 * row.top1_agreement:.2f} %, mean "
         f"difference {row.mean_quanta:.3g} quanta (allowed: {mean_quanta:g}), largest "
         f"{row.largest_quanta:.3g}."

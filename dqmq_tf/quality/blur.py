@@ -11,7 +11,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from dqmq_tf.quality.noise import at_severity
+from dqmq_tf.quality.severity import at_severity
 
 GAUSSIAN_SIGMA = (0.4, 0.6, 0.7, 0.8, 1.0)
 DEFOCUS_RADIUS_AND_ALIAS = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))

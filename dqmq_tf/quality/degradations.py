@@ -6,7 +6,7 @@ import numbers
 import tensorflow as tf
 
 from dqmq_tf.quality import blur, noise, photometric, resolution
-from dqmq_tf.quality.ranges import from_unit, resolve_value_range, to_unit
+from dqmq_tf.quality.value_range import from_unit, resolve_value_range, to_unit
 
 DEGRADATIONS = {
     function.__name__: function

@@ -14,7 +14,7 @@ from dqmq_tf.quality.degradations import (
     check_kind,
     check_severity,
 )
-from dqmq_tf.quality.ranges import from_unit, resolve_value_range, to_unit
+from dqmq_tf.quality.value_range import from_unit, resolve_value_range, to_unit
 
 
 def _shares(kinds, clean):

@@ -12,15 +12,12 @@ Robustness to Common Corruptions and Perturbations", ICLR 2019; script
 
 import tensorflow as tf
 
+from dqmq_tf.quality.severity import at_severity
+
 GAUSSIAN_STDDEV = (0.04, 0.06, 0.08, 0.09, 0.10)
 SHOT_PHOTONS = (500.0, 250.0, 100.0, 75.0, 50.0)
 IMPULSE_SHARE = (0.01, 0.02, 0.03, 0.05, 0.07)
 SPECKLE_STDDEV = (0.06, 0.10, 0.12, 0.16, 0.20)
-
-
-def at_severity(table, severity):
-    """Returns the row of a five-row ``table`` for a severity from 1 to 5."""
-    return tf.gather(tf.constant(table, tf.float32), severity - 1)
 
 
 def gaussian_noise(image, severity, seed):

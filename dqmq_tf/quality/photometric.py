@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from dqmq_tf.quality.noise import at_severity
+from dqmq_tf.quality.severity import at_severity
 
 CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)
 BRIGHTNESS = (0.05, 0.1, 0.15, 0.2, 0.3)

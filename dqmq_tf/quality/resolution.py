@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from dqmq_tf.quality.noise import at_severity
+from dqmq_tf.quality.severity import at_severity
 
 LOW_RESOLUTION_SIDE = (0.75, 0.6, 0.5, 0.4, 0.3)
 PIXELATE_SIDE = (0.95, 0.9, 0.85, 0.75, 0.65)

@@ -22,8 +22,6 @@ import time
 
 import keras
 import numpy as np
-import rich
-import rich.box
 import rich.table
 import tensorflow as tf
 from absl import app, flags, logging
@@ -220,7 +218,7 @@ def measure(network, model, target, test, labels):
             latency_ms=row.latency_ms,
             arena_bytes=row.arena_bytes,
             accuracy=accuracy,
-            file_bytes=converted.total_bytes,
+            file_bytes=converted.size_bytes,
             bit_widths=sorted({tensor.bit_width for tensor in converted.weights}),
         )
         for row in report.rows

@@ -13,7 +13,6 @@ import tempfile
 import time
 
 import networks
-import rich.console
 import rich.table
 from absl import app, flags, logging
 
@@ -36,7 +35,7 @@ class Row:
         before_megabytes: Largest memory of the process before the conversion: TensorFlow, and the
             quantized model.
         peak_megabytes: Largest memory of the process after it.
-        total_bytes: Size of the file.
+        size_bytes: Size of the file.
         bound: Largest time without verification.
     """
 
@@ -45,7 +44,7 @@ class Row:
     verified_seconds: float
     before_megabytes: float
     peak_megabytes: float
-    total_bytes: int
+    size_bytes: int
     bound: float
 
     @property
@@ -73,7 +72,7 @@ def measure(name, target, connection):
         started = time.perf_counter()
         dqmq_tf.convert(quantized, path, data=images)
         verified = time.perf_counter() - started
-    row = Row(name, seconds, verified, before, peak, report.total_bytes, _BOUNDS[name])
+    row = Row(name, seconds, verified, before, peak, report.size_bytes, _BOUNDS[name])
     connection.send(dataclasses.asdict(row))
 
 
@@ -104,7 +103,7 @@ def table_of(rows):
             f"{row.seconds:.1f}",
             f"{row.verified_seconds:.1f}",
             f"{row.peak_megabytes:,.0f} ({row.before_megabytes:,.0f})",
-            f"{row.total_bytes:,}",
+            f"{row.size_bytes:,}",
             f"{row.bound:.0f} s {'kept' if row.kept else 'MISSED'}",
         )
     return table

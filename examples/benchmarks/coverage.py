@@ -16,7 +16,6 @@ import re
 import tempfile
 import time
 
-import rich
 import rich.table
 from absl import app, flags
 

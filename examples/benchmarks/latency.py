@@ -16,11 +16,11 @@ import time
 
 import networks
 import numpy as np
-import rich.console
 import rich.table
 from absl import app, flags, logging
 
-from dqmq_tf.export import runtime, size
+from dqmq_tf.flatbuffer import file_size
+from dqmq_tf.runtimes import in_process
 
 _PAIRS = flags.DEFINE_integer("pairs", 600, "Pairs of measurements.", lower_bound=10)
 _BITS = flags.DEFINE_integer("bits", 4, "Mean bits of a weight.", lower_bound=2, upper_bound=8)
@@ -62,7 +62,7 @@ class Row:
 
 def invoker(contents):
     """Returns a function that runs a file as often as fills a block, and the number of runs."""
-    runner = runtime.interpreter(contents, threads=1)
+    runner = in_process.interpreter(contents, threads=1)
     (entry,) = runner.get_input_details()
     random = np.random.default_rng(0)
     runner.set_tensor(entry["index"], random.integers(-128, 128, entry["shape"], "int8"))
@@ -90,7 +90,7 @@ def seconds(block, count):
 def compare(name, model):
     """Returns the `Row` of a network."""
     contents, report = networks.converted(
-        model, "android", networks.mixed_bits(model, _BITS.value), io="int8", verify=False
+        model, "android", networks.mixed_bits(model, _BITS.value), io_dtype="int8", verify=False
     )
     other = networks.int8_by_quantizer(model)
     (ours, count), (int8, _) = invoker(contents), invoker(other)
@@ -115,7 +115,7 @@ def compare(name, model):
         low=float(low),
         high=float(high),
         processor_ratio=float(np.median(ratios[:, 1])),
-        deflated_ratio=report.deflated_bytes / size.deflated_bytes(other),
+        deflated_ratio=report.download_bytes / file_size.deflated_bytes(other),
     )
 
 

@@ -26,7 +26,16 @@ import time
 import keras
 import rich.progress
 from absl import app, flags
-from study import architectures, assignments, elsewhere, plan, rates, results, runs, starts
+from study import (
+    architectures,
+    assignments,
+    external_methods,
+    float_networks,
+    learning_rates,
+    plan,
+    results,
+    runs,
+)
 
 _RESULTS = flags.DEFINE_string(
     "results", "examples/benchmarks/results/mixed_quality.jsonl", "JSON lines, one a run."
@@ -48,7 +57,7 @@ _RESNET = flags.DEFINE_string(
 _PARTS = flags.DEFINE_list(
     "parts", ["trials", "table", "files", "ablations", "oracle"], "What to run, in this order."
 )
-_NETWORKS = flags.DEFINE_list("networks", list(starts.NETWORKS), "Networks to run.")
+_NETWORKS = flags.DEFINE_list("networks", list(float_networks.NETWORKS), "Networks to run.")
 _METHODS = flags.DEFINE_list("methods", list(runs.METHODS), "Methods to run.")
 _SEEDS = flags.DEFINE_list("seeds", list(map(str, plan.ALL_SEEDS)), "Seeds to run.")
 _STEPS = flags.DEFINE_integer("steps", 600, "Steps of 128 images in each run.", lower_bound=4)
@@ -73,7 +82,7 @@ def records():
 
 def planned(part, costs, found):
     """Returns the runs of a part that the flags ask for."""
-    chosen = rates.Rates(found)
+    chosen = learning_rates.Rates(found)
     every = {
         "trials": lambda: plan.trials(costs),
         "table": lambda: plan.table(costs, _STEPS.value, chosen),
@@ -87,13 +96,13 @@ def planned(part, costs, found):
         if run.network in _NETWORKS.value
         and run.method in _METHODS.value
         and str(run.seed) in _SEEDS.value
-        and not elsewhere.missing(run.method)
+        and not external_methods.missing(run.method)
     ]
 
 
 def left_out():
     """Returns a line about each method of the flags that cannot be run here."""
-    reasons = {method: elsewhere.missing(method) for method in _METHODS.value}
+    reasons = {method: external_methods.missing(method) for method in _METHODS.value}
     return [f"{results.METHODS[m]} is left out: {why}." for m, why in reasons.items() if why]
 
 
@@ -177,7 +186,7 @@ def main(argv):
         shared.start(name)
     costs = {
         name: assignments.cost_model(getattr(architectures, name)(keras))
-        for name in starts.NETWORKS
+        for name in float_networks.NETWORKS
     }
     for line in left_out():
         print(line)

@@ -12,7 +12,7 @@ import pathlib
 
 import rich.console
 from absl import app, flags
-from study import document, pictures, results, tables
+from study import document, figures, result_tables, results
 
 _RESULTS = flags.DEFINE_string(
     "results",
@@ -40,7 +40,7 @@ def main(argv):
     found = results.Results([json.loads(line) for line in lines], _STEPS.value)
     console = rich.console.Console(width=_WIDTH)
     console.print(document.TESTS, document.steps_note(found), "", highlight=False)
-    for table in tables.tables(found):
+    for table in result_tables.tables(found):
         console.print(table.rich())
         for note in table.notes:
             console.print(note, style="dim", highlight=False)
@@ -52,7 +52,7 @@ def main(argv):
         "Accuracy against cost": folder / "mixed_quality_accuracy.png",
         "Bits by layer and quality": folder / "mixed_quality_bits.png",
     }
-    for draw, picture in zip((pictures.accuracy, pictures.bits), drawn.values()):
+    for draw, picture in zip((figures.accuracy, figures.bits), drawn.values()):
         draw(found, picture)
     addresses = {
         title: pathlib.Path(os.path.relpath(picture, text.parent)).as_posix()

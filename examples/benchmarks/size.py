@@ -18,13 +18,13 @@ import pathlib
 import sys
 
 import networks
-import rich.console
 import rich.table
 import zopfli.zlib
 from absl import app, flags, logging
 
 import dqmq_tf
-from dqmq_tf.export import size, vela
+from dqmq_tf.flatbuffer import file_size
+from dqmq_tf.runtimes import vela
 
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
@@ -34,8 +34,8 @@ _UNIFORM = "4 bits everywhere"
 _BOUNDS = {
     ("android", "mean 4 bits"): ("zopfli_bytes", 0.55),
     ("android", _UNIFORM): ("zopfli_bytes", 0.55),
-    ("microcontroller", "mean 3 bits"): ("total_bytes", 0.57),
-    ("microcontroller", "mean 5 bits"): ("total_bytes", 0.78),
+    ("microcontroller", "mean 3 bits"): ("size_bytes", 0.57),
+    ("microcontroller", "mean 5 bits"): ("size_bytes", 0.78),
 }
 _BUDGETS = (
     ("microcontroller", "size_bytes"),
@@ -52,7 +52,7 @@ class Row:
         target: Deployment target.
         asked: What was asked for, such as `"mean 4 bits"`.
         mean_bits: Mean bits of a weight.
-        total_bytes, deflated_bytes: Size of the file, and under deflate by zlib at level 9.
+        size_bytes, deflated_bytes: Size of the file, and under deflate by zlib at level 9.
         zopfli_bytes: Size under deflate by Zopfli.
         vela_bytes: Size of what Vela made of it; None where it was not run.
         unit: Which of the sizes the share is of.
@@ -64,8 +64,8 @@ class Row:
     target: str
     asked: str
     mean_bits: float
-    total_bytes: int
-    deflated_bytes: int
+    size_bytes: int
+    download_bytes: int
     zopfli_bytes: int
     vela_bytes: int | None
     unit: str
@@ -83,16 +83,16 @@ def measured(model, target, **how):
     contents, report = networks.converted(model, target, **how)
     return {
         "mean_bits": round(networks.mean_bits(report), 3),
-        "total_bytes": report.total_bytes,
-        "deflated_bytes": report.deflated_bytes,
+        "size_bytes": report.size_bytes,
+        "download_bytes": report.download_bytes,
         "zopfli_bytes": len(zopfli.zlib.compress(contents)),
-        "vela_bytes": None if report.vela is None else report.vela.total_bytes,
+        "vela_bytes": None if report.vela is None else report.vela.size_bytes,
     }
 
 
 def by_bits(model, target):
     """Yields a row for each mean number of bits, the first for 8, and one without a mixture."""
-    unit = "total_bytes" if dqmq_tf.targets.get(target).size_varies else "zopfli_bytes"
+    unit = "size_bytes" if dqmq_tf.targets.get(target).size_varies else "zopfli_bytes"
     files = {f"mean {mean} bits": networks.mixed_bits(model, mean) for mean in range(8, 1, -1)}
     files[_UNIFORM] = dict.fromkeys(networks.kernels(model), 4)
     whole = None
@@ -106,7 +106,7 @@ def by_bits(model, target):
             **sizes,
             unit=compared,
             share=round(sizes[compared] / whole[compared], 4),
-            deflated_share=round(sizes["deflated_bytes"] / whole["deflated_bytes"], 4),
+            deflated_share=round(sizes["download_bytes"] / whole["download_bytes"], 4),
             bound=bound,
         )
 
@@ -114,7 +114,7 @@ def by_bits(model, target):
 def by_budget(model, target, kind):
     """Returns the row of a file that a budget was given for."""
     sizes = measured(model, target, budget=dqmq_tf.Budget(**{kind: _BUDGET}))
-    unit = {"size_bytes": "total_bytes", "download_bytes": "deflated_bytes"}[kind]
+    unit = {"size_bytes": "size_bytes", "download_bytes": "download_bytes"}[kind]
     asked = f"{kind} {_BUDGET:,}"
     share = sizes[unit] / _BUDGET
     return Row(target, asked, **sizes, unit=unit, share=share, deflated_share=None, bound=1.0)
@@ -142,8 +142,8 @@ def table_of(rows):
             row.target,
             row.asked,
             f"{row.mean_bits:.2f}",
-            f"{row.total_bytes:,}",
-            f"{row.deflated_bytes:,}",
+            f"{row.size_bytes:,}",
+            f"{row.download_bytes:,}",
             "" if row.deflated_share is None else f"{100 * row.deflated_share:.1f} %",
             f"{row.zopfli_bytes:,}",
             "" if row.vela_bytes is None else f"{row.vela_bytes:,}",
@@ -162,13 +162,13 @@ def main(argv):
     rows = []
     for target in ("android", "android_small", "microcontroller", "ethos_u"):
         rows.extend(by_bits(networks.resnet8(), target))
-        print(f"{target}: {rows[-1].asked} {rows[-1].total_bytes:,} bytes", flush=True)
+        print(f"{target}: {rows[-1].asked} {rows[-1].size_bytes:,} bytes", flush=True)
     for target, kind in _BUDGETS:
         rows.append(by_budget(networks.resnet8(), target, kind))
     reference = networks.int8_by_quantizer(networks.resnet8())
     other = {
-        "total_bytes": len(reference),
-        "deflated_bytes": size.deflated_bytes(reference),
+        "size_bytes": len(reference),
+        "download_bytes": file_size.deflated_bytes(reference),
         "zopfli_bytes": len(zopfli.zlib.compress(reference)),
     }
     if _OUTPUT.value:
@@ -181,7 +181,7 @@ def main(argv):
     console = rich.console.Console(width=132)
     console.print(table_of(rows))
     console.print(
-        f"int8 by ai-edge-quantizer alone: {other['total_bytes']:,} bytes, "
+        f"int8 by ai-edge-quantizer alone: {other['size_bytes']:,} bytes, "
         f"{other['deflated_bytes']:,} by zlib, {other['zopfli_bytes']:,} by Zopfli"
     )
     sys.exit(0 if all(row.kept for row in rows) else 1)

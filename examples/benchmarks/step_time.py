@@ -18,7 +18,6 @@ import time
 
 import keras
 import numpy as np
-import rich
 import rich.table
 import tensorflow as tf
 from absl import app, flags

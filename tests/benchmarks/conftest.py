@@ -1,16 +1,10 @@
-"""Makes the parts of the benchmarks importable, `from study import hawq`; a bench of digits."""
-
-import pathlib
-import sys
+"""A small benchmark on digits."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples" / "benchmarks"))
-
-from small_networks import KINDS, compiled, network, training_data
-from study import mixtures, runs
+from helpers.small_networks import KINDS, compiled, network, training_data
+from study import datasets, runs
 
 from dqmq_tf import quality
 
@@ -20,14 +14,14 @@ def digits(split, count, clean):
     mixed = quality.mixed_quality(data, kinds=KINDS, clean=clean, seed=2, with_quality=True)
     parts = [(x, y, q["kind"], q["severity"]) for x, y, q in mixed.as_numpy_iterator()]
     x, y, kind, severity = (np.concatenate(part)[:count] for part in zip(*parts))
-    return mixtures.Images(x=x, y=y, kind=kind, severity=severity)
+    return datasets.Images(x=x, y=y, kind=kind, severity=severity)
 
 
 class Digits:
     """In the place of `mixtures.Mixtures`."""
 
     def training(self, seed, steps):
-        return digits("train", steps * mixtures.BATCH, 0.2)
+        return digits("train", steps * datasets.BATCH, 0.2)
 
     def test(self, name):
         return digits("test", 500, {"c": 1.0, "d": 0.5}.get(name, 0.0))

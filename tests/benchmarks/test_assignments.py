@@ -1,5 +1,5 @@
 import pytest
-from small_networks import compiled, network, training_data
+from helpers.small_networks import compiled, network, training_data
 from study import assignments
 
 
@@ -36,4 +36,4 @@ def test_a_fixed_network_trains_at_its_bits(costs):
         else:
             index = [p.name for p in fixed.costs.activations].index(point)
             assert fixed.costs.activations[index].bit_widths == (width,)
-    assert fixed.policy.per == "static"
+    assert fixed.policy.bits_vary_by == "static"

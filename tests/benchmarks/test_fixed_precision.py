@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.small_networks import compiled, training_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import compiled, training_data
 from study import assignments, fixed_precision
 
 from dqmq_tf import quality

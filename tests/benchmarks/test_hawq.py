@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 from study import assignments, hawq, integer_program
 
-from dqmq_tf import costs, targets
-from dqmq_tf.points import ActivationPoint, WeightPoint
+from dqmq_tf import targets
+from dqmq_tf.budget import costs
+from dqmq_tf.graph.decision_points import ActivationPoint, WeightPoint
 
 layers = keras.layers
 RESNET = (
@@ -111,7 +112,7 @@ def activation(name, bits=BITS):
 def weight(name, source, macs, shape):
     return WeightPoint(
         name=f"{name}:kernel",
-        site=name,
+        path=name,
         variable="kernel",
         op_kind="conv",
         channel_axes=(3,),

@@ -6,8 +6,8 @@ import mixed_quality
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from small_networks import network
-from study import assignments, elsewhere, plan, runs, starts
+from helpers.small_networks import network
+from study import assignments, external_methods, float_networks, plan, runs
 
 
 @pytest.fixture
@@ -54,10 +54,10 @@ def test_the_same_run_is_executed_once(driver):
 
 
 def test_hgq2_is_planned_where_a_python_for_it_is_named(driver, monkeypatch):
-    costs = {name: assignments.cost_model(network()) for name in starts.NETWORKS}
+    costs = {name: assignments.cost_model(network()) for name in float_networks.NETWORKS}
     monkeypatch.setattr(plan, "MEAN_BITS", (5.5,))
     for python, methods in (("", {"dqmq"}), ("other/python", {"dqmq", "hgq2"})):
-        monkeypatch.setenv(elsewhere.PYTHON_VARIABLE, python)
+        monkeypatch.setenv(external_methods.PYTHON_VARIABLE, python)
         with flagsaver.flagsaver(methods=["dqmq", "hgq2"]):
             found, lines = mixed_quality.planned("table", costs, []), mixed_quality.left_out()
         assert {run.method for run in found} == methods

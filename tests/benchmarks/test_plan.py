@@ -2,15 +2,15 @@ import collections
 import json
 
 import pytest
-from small_networks import network
-from study import assignments, plan, rates, results, runs, starts
+from helpers.small_networks import network
+from study import assignments, float_networks, learning_rates, plan, results, runs
 
-NONE = rates.Rates([])
+NONE = learning_rates.Rates([])
 
 
 @pytest.fixture(scope="module")
 def costs():
-    return dict.fromkeys(starts.NETWORKS, assignments.cost_model(network()))
+    return dict.fromkeys(float_networks.NETWORKS, assignments.cost_model(network()))
 
 
 @pytest.fixture
@@ -43,14 +43,14 @@ def test_every_method_has_every_budget_and_seed(costs, few_budgets):
             for r in found
             if r.method == method and r.budget != results.CHECKED_AT
         }
-        networks = 1 if method == "hgq2" else len(starts.NETWORKS)
+        networks = 1 if method == "hgq2" else len(float_networks.NETWORKS)
         assert len(here) == networks * 2 * len(plan.SEEDS)
     assert len({run.key for run in found}) == len(found)
 
 
 def tried(costs, accuracy):
     """The `Rates` of trials whose accuracy is a function of the run."""
-    return rates.Rates(
+    return learning_rates.Rates(
         {"run": json.loads(run.key), "scores": {"validation": {"accuracy": accuracy(run)}}}
         for run in plan.trials(costs)
     )

@@ -8,10 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.comparison_records import SEEN, record, study
 from matplotlib import image
-from study import corruptions, document, pictures, results, runs, table, tables
-
-from benchmarks.comparison_records import SEEN, record, study
+from study import corruptions, document, figures, markdown_table, result_tables, results, runs
 
 PLOT = pathlib.Path(__file__).parents[2] / "examples" / "benchmarks" / "plot.py"
 
@@ -40,11 +39,11 @@ def rows(table):
 
 
 def test_figures_as_text():
-    assert table.figure(None) == "-"
-    assert table.figure(results.Estimate(71.234, None, 1)) == "71.23 (1 seed)"
-    assert table.figure(results.Estimate(71.234, 0.056, 3)) == "71.23 ± 0.06"
-    assert table.figure(results.Estimate(0.5, 0.25, 3), 1, signed=True) == "+0.5 ± 0.2"
-    assert table.figure(results.Estimate(39_000, 12, 3), 0) == "39,000 ± 12"
+    assert markdown_table.figure(None) == "-"
+    assert markdown_table.figure(results.Estimate(71.234, None, 1)) == "71.23 (1 seed)"
+    assert markdown_table.figure(results.Estimate(71.234, 0.056, 3)) == "71.23 ± 0.06"
+    assert markdown_table.figure(results.Estimate(0.5, 0.25, 3), 1, signed=True) == "+0.5 ± 0.2"
+    assert markdown_table.figure(results.Estimate(39_000, 12, 3), 0) == "39,000 ± 12"
 
 
 def test_accuracies_of_all_methods():
@@ -60,7 +59,7 @@ def test_accuracies_of_all_methods():
         ],
         600,
     )
-    shown = rows(tables.accuracies(found, "resnet8"))
+    shown = rows(result_tables.accuracies(found, "resnet8"))
     assert shown["2.5", "LSQ w2a3"]["seeds"] == "2"
     assert shown["2.5", "LSQ w2a3"]["a"] == "71.00 ± 1.00"
     assert shown["2.5", "LSQ w2a3"]["bits on a"] == "2.40 ± 0.00"
@@ -79,7 +78,7 @@ def test_accuracies_of_all_methods():
 
 
 def test_missing_runs_are_dashes_everywhere(nothing):
-    for each in tables.tables(nothing):
+    for each in result_tables.tables(nothing):
         for row in each.rows:
             assert set(row[each.words :]) == {"-"}, each.title
 
@@ -93,7 +92,7 @@ def test_leads_are_told_with_their_targets():
     found = results.Results(
         [record("resnet8", m, a, seed=s) for m, each in pairs for s, a in enumerate(each)], 600
     )
-    shown = {row[:3]: row for row in tables.lead_table(found).rows}
+    shown = {row[:3]: row for row in result_tables.lead_table(found).rows}
     static = shown["ResNet-8", "2.5", "static"]
     assert static[3:5] == ("a +0.3, d +0.5", "a reached, d reached")
     assert static[5:7] == ("3", "+1.00 ± 0.00 †")
@@ -108,14 +107,14 @@ def test_leads_are_told_with_their_targets():
 
 
 def test_files_have_bytes_and_their_share_of_the_budget(found):
-    shown = rows(tables.files(found))
+    shown = rows(result_tables.files(found))
     assert shown["ResNet-8", "40,000", "DQMQ"]["bytes"] == "39,001 ± 1"
     assert shown["ResNet-8", "40,000", "DQMQ"]["largest, % of budget"] == "97.5"
     assert set(shown["ResNet-8", "55,000", "static"].values()) == {"-"}
 
 
 def test_ablations_are_compared_with_dqmq_at_their_budget(found):
-    ablations = tables.ablations(found).rows
+    ablations = result_tables.ablations(found).rows
     assert len(ablations) == 1 + len(runs.ABLATIONS) + 7
     shown = {row[:2]: row for row in ablations}
     shuffled = shown["2.5", "bits and normalization shuffled"]
@@ -170,7 +169,7 @@ def test_headroom_is_over_static_bits_of_the_same_seed():
         ],
         600,
     )
-    shown = rows(tables.headroom(found))
+    shown = rows(result_tables.headroom(found))
     assert shown["ResNet-8", "2.5", "DQMQ"]["a"] == "+2.00 ± 1.00"
     assert shown["ResNet-8", "2.5", "oracle"]["d"] == "+5.00 (1 seed)"
     assert shown["ResNet-8", "2.5", "oracle"]["seeds"] == "1"
@@ -193,7 +192,7 @@ def test_markdown_is_well_formed(which, request):
 
 @pytest.mark.parametrize("which", ["found", "nothing"])
 def test_pictures_are_written(which, request, tmp_path):
-    for draw in (pictures.accuracy, pictures.bits):
+    for draw in (figures.accuracy, figures.bits):
         path = tmp_path / f"{draw.__name__}.png"
         draw(request.getfixturevalue(which), path)
         pixels = image.imread(path)[..., :3]
@@ -202,7 +201,7 @@ def test_pictures_are_written(which, request, tmp_path):
 
 
 def test_picture_shows_every_method_at_its_cost(found, tmp_path):
-    figure = pictures.accuracy(found, tmp_path / "a.png")
+    figure = figures.accuracy(found, tmp_path / "a.png")
     assert len(figure.axes) == 4
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     for method in set(results.METHODS) - {"float", "tfmot"}:
@@ -228,7 +227,7 @@ def test_legend_names_what_has_runs(tmp_path):
     found = results.Results(
         [record("resnet8", "lsq", 0.7, bits=(2, 3)), record("resnet8", "float", 0.8)], 600
     )
-    (legend,) = pictures.accuracy(found, tmp_path / "a.png").legends
+    (legend,) = figures.accuracy(found, tmp_path / "a.png").legends
     assert [text.get_text() for text in legend.texts] == ["LSQ", "float, not quantized"]
 
 

@@ -1,14 +1,14 @@
-"""`study.results` and `study.leads`: statistics against values reckoned by hand."""
+"""`study.results` and `study.paired_differences`: statistics against values reckoned by hand."""
 
 import math
 
 import numpy as np
 import pytest
+from helpers.comparison_records import MACS, record, study
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from study import leads, mixtures, plan, results, runs, starts
+from study import datasets, float_networks, paired_differences, plan, results, runs
 
-from benchmarks.comparison_records import MACS, record, study
 from dqmq_tf import quality
 
 AT = {"network": "resnet8", "kind": "mean_bit_width", "budget": 2.5}
@@ -29,9 +29,9 @@ def by_seed(method, *accuracies, **fields):
 
 
 def test_names_are_those_of_the_runs():
-    assert tuple(results.NETWORKS) == starts.NETWORKS
+    assert tuple(results.NETWORKS) == float_networks.NETWORKS
     assert results.MEAN_BITS == plan.MEAN_BITS and results.SEEDS == len(plan.SEEDS)
-    assert results.KINDS == quality.KINDS and results.TESTS == mixtures.TESTS
+    assert results.KINDS == quality.KINDS and results.TESTS == datasets.TESTS
 
 
 def test_records_of_the_tests_have_the_fields_of_runs():
@@ -86,7 +86,7 @@ def test_order_of_records_does_not_matter(order):
     ]  # fmt: skip
     expected = gathered(*records)
     found = gathered(*(records[i] for i in order))
-    assert list(leads.leads(found)) == list(leads.leads(expected))
+    assert list(paired_differences.leads(found)) == list(paired_differences.leads(expected))
     assert found.cells() == expected.cells()
 
 
@@ -181,7 +181,7 @@ def test_a_rival_that_is_trained_as_dqmq_is_asked_for():
     )  # fmt: skip
     rivals = {
         lead.against: lead.rival
-        for lead in leads.leads(found)
+        for lead in paired_differences.leads(found)
         if (lead.network, lead.budget) == ("resnet8", 2.5)
     }
     assert rivals["uniform"].label == "LSQ w2a2, trained as DQMQ"
@@ -194,16 +194,16 @@ def test_a_rival_that_is_trained_as_dqmq_is_asked_for():
     [(0.5, 3, "reached"), (0.49, 3, "short"), (-1.0, 4, "short"), (9.0, 2, "open")],
 )
 def test_verdicts(lead, count, word):
-    assert leads.verdict(results.Estimate(lead, 0.1, count), 0.5) == word
+    assert paired_differences.verdict(results.Estimate(lead, 0.1, count), 0.5) == word
     # A lead that is not clear of its error is none.
-    assert leads.verdict(results.Estimate(lead, 10.0, count), 0.5) in ("short", "open")
-    assert leads.verdict(None, 0.5) == "open"
+    assert paired_differences.verdict(results.Estimate(lead, 10.0, count), 0.5) in ("short", "open")
+    assert paired_differences.verdict(None, 0.5) == "open"
 
 
 def test_a_lead_that_rounding_takes_from_its_target_is_reached():
     points = results.difference({s: 100 * (0.703 + s / 1000) for s in range(3)},
                                 {s: 100 * (0.7 + s / 1000) for s in range(3)})  # fmt: skip
-    assert points.mean != 0.3 and leads.verdict(points, 0.3) == "reached"
+    assert points.mean != 0.3 and paired_differences.verdict(points, 0.3) == "reached"
 
 
 def test_leads_and_targets():
@@ -212,7 +212,9 @@ def test_leads_and_targets():
         *by_seed("static", (0.73, 0.6, 0.9, 0.75), (0.74, 0.6, 0.9, 0.75), (0.755, 0.6, 0.9, 0.75)),
         *by_seed("hawq", 0.7), *by_seed("hawq_free", 0.69, 0.69, 0.69),
     )  # fmt: skip
-    by = {(lead.network, lead.budget, lead.against): lead for lead in leads.leads(found)}
+    by = {
+        (lead.network, lead.budget, lead.against): lead for lead in paired_differences.leads(found)
+    }
     assert len(by) == 2 * 3 * 4
     assert by["resnet8", 2.5, "hawq_alike"].targets == {}
     static = by["resnet8", 2.5, "static"]

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small_networks import KINDS, network
-from study import mixtures, results, runs, scoring
+from helpers.small_networks import KINDS, network
+from study import datasets, results, runs, scoring
 
 import dqmq_tf
 
@@ -20,7 +20,7 @@ def executed(bench, method, **fields):
 @pytest.mark.parametrize("method", ["lsq", "pact"])
 def test_uniform_methods_cost_what_their_bits_say(bench, method):
     record = executed(bench, method, bits=(3, 4))
-    assert set(record["scores"]) == set(mixtures.TESTS)
+    assert set(record["scores"]) == set(datasets.TESTS)
     assert record["mean_bits"]["conv_1:kernel"] == 3
     assert 0 < record["bit_ops"] <= 36 * record["macs"]
     cells = record["scores"]["a"]["cells"]
@@ -41,7 +41,7 @@ def test_dqmq_tells_bits_by_kind_and_what_shuffling_does(bench):
     record = executed(bench, "dqmq", budget=3.0)
     assert set(record["bits_by_kind"]) == {"clean", *KINDS}
     for name in ("shuffled", "shuffled_bits"):
-        assert set(record[name]) == set(mixtures.TESTS)
+        assert set(record[name]) == set(datasets.TESTS)
     scores = record["scores"]
     assert scores["a"]["cost"] / record["macs"] == pytest.approx(9.0, rel=0.05)
 
@@ -60,7 +60,7 @@ def test_published_methods_keep_their_moving_statistics(bench, ablation, average
     run = runs.Run(network="resnet8", method="lsq", ablation=ablation, **at)
     data = bench.mixtures.training(run.seed, run.steps)
     trained, _ = runs._network(bench, run, bench.start("resnet8"), data)
-    assert bool(trained.parts.norms) == averaged
+    assert bool(trained._parts.norms) == averaged
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import rich.console
 import tensorflow as tf
-from new_process import in_new_process
+from helpers.frozen_models import batch_norm, freeze, images
+from helpers.new_process import in_new_process
 from tflite_micro.python.tflite_micro import runtime as tflm
 
 import dqmq_tf
-from dqmq_tf import export, quality
-from dqmq_tf.export import adaptive, checksum, flatbuffer, runtime
-from dqmq_tf.export.errors import ConversionError
-
-from .conftest import batch_norm, freeze, images
+from dqmq_tf import export, flatbuffer, quality
+from dqmq_tf.errors import ConversionError
+from dqmq_tf.export import adaptive as adaptives
+from dqmq_tf.runtimes import in_process
 
 layers = keras.layers
 
@@ -58,13 +58,13 @@ def frozen(request):
     return prepared(profiles=request.param)
 
 
-@pytest.mark.parametrize("io", ["float32", "int8"])
-@pytest.mark.parametrize("routing", adaptive.ROUTINGS)
-def test_outputs_are_those_of_the_separate_files(frozen, tmp_path, routing, io):
+@pytest.mark.parametrize("io_dtype", ["float32", "int8"])
+@pytest.mark.parametrize("routing", adaptives.ROUTINGS)
+def test_outputs_are_those_of_the_separate_files(frozen, tmp_path, routing, io_dtype):
     qmodel, x = frozen
-    path, count = tmp_path / "adaptive.tflite", qmodel.frozen
+    path, count = tmp_path / "adaptive.tflite", qmodel.frozen_profiles
     report = dqmq_tf.convert(
-        qmodel, path, adaptive=count, routing=routing, io=io, data=x, verify=False
+        qmodel, path, adaptive=count, routing=routing, io_dtype=io_dtype, data=x, verify=False
     )
     result = dqmq_tf.AdaptiveInterpreter(path)(x)
     assert len(set(result.profile)) == count
@@ -73,14 +73,17 @@ def test_outputs_are_those_of_the_separate_files(frozen, tmp_path, routing, io):
     precisions = [qmodel.precision(profile) for profile in range(count)]
     for profile in range(count):
         own = tmp_path / "own.tflite"
-        dqmq_tf.convert(qmodel, own, profile=profile, io=io, data=x, verify=False)
+        dqmq_tf.convert(qmodel, own, profile=profile, io_dtype=io_dtype, data=x, verify=False)
         chosen = result.profile == profile
         contents = own.read_bytes()
-        (expected,) = runtime.signature_outputs(
-            runtime.interpreter(contents), flatbuffer.read(contents), [x[chosen]]
+        (expected,) = in_process.signature_outputs(
+            in_process.interpreter(contents), flatbuffer.read(contents), [x[chosen]]
         )
         np.testing.assert_array_equal(result.outputs[0][chosen], expected)
-    bits = [{site: w["kernel"].bit_width for site, w in p.weights.items()} for p in precisions]
+    bits = [
+        {layer_path: w["kernel"].bit_width for layer_path, w in p.weights.items()}
+        for p in precisions
+    ]
     assert len({tuple(b.values()) for b in bits}) > 1, "equal bits would show nothing"
 
 
@@ -90,12 +93,12 @@ def test_routes_in_the_graph_on_tflm(profiles, tmp_path):
     path = tmp_path / "adaptive.tflite"
     dqmq_tf.convert(
         qmodel, path, adaptive=profiles, routing="graph", data=x, verify=False,
-        artefacts=("c_array",),
+        artifacts=("c_array",),
     )  # fmt: skip
     header = path.with_suffix(".h").read_text()
     assert "resolver.AddIf();" in header and "using Output1Type = std::int32_t;" in header
-    contents = checksum.load(path)
-    networks = [flatbuffer.write(n) for n in adaptive.networks(flatbuffer.read(contents))]
+    contents = flatbuffer.load(path)
+    networks = [flatbuffer.write(n) for n in adaptives.split_profiles(flatbuffer.read(contents))]
     whole = tflm.Interpreter.from_bytes(contents, arena_size=500_000)
     parts = [tflm.Interpreter.from_bytes(n, arena_size=500_000) for n in networks]
     details = whole.get_input_details(0)["quantization_parameters"]
@@ -116,8 +119,8 @@ def test_routes_in_the_graph_on_tflm(profiles, tmp_path):
 def test_two_profiles_share_what_they_have_in_common(tmp_path):
     qmodel, x = prepared()
     report = dqmq_tf.convert(qmodel, tmp_path / "a.tflite", adaptive=2, data=x, verify=False)
-    assert report.total_bytes <= 1.7 * max(report.adaptive.profile_bytes)
-    assert report.total_bytes > 1.1 * max(report.adaptive.profile_bytes)
+    assert report.size_bytes <= 1.7 * max(report.adaptive.profile_bytes)
+    assert report.size_bytes > 1.1 * max(report.adaptive.profile_bytes)
 
 
 def test_report_tells_shares_per_quality(frozen, tmp_path):
@@ -125,7 +128,7 @@ def test_report_tells_shares_per_quality(frozen, tmp_path):
     data = tf.data.Dataset.from_tensor_slices((x, np.zeros(len(x)))).batch(32)
     data = quality.mixed_quality(data, kinds=("gaussian_noise",), clean=0.5, with_quality=True)
     report = dqmq_tf.convert(
-        qmodel, tmp_path / "a.tflite", adaptive=qmodel.frozen, data=data, verify=False
+        qmodel, tmp_path / "a.tflite", adaptive=qmodel.frozen_profiles, data=data, verify=False
     )
     assert set(report.adaptive.shares) == {"all", "clean", "gaussian_noise"}
     assert all(abs(sum(shares) - 1) < 1e-6 for shares in report.adaptive.shares.values())
@@ -137,11 +140,13 @@ def test_report_tells_shares_per_quality(frozen, tmp_path):
 def test_verify_takes_the_profiles_apart(frozen, tmp_path):
     qmodel, x = frozen
     path = tmp_path / "a.tflite"
-    dqmq_tf.convert(qmodel, path, adaptive=qmodel.frozen, data=x, verify=False, routing="graph")
+    dqmq_tf.convert(
+        qmodel, path, adaptive=qmodel.frozen_profiles, data=x, verify=False, routing="graph"
+    )
     reports = dqmq_tf.verify(qmodel, path, x[:20]).profiles
-    assert [report.different_numbers for report in reports] == [0] * qmodel.frozen
+    assert [report.different_numbers for report in reports] == [0] * qmodel.frozen_profiles
     assert all(report.checked_numbers > 40_000 for report in reports)
-    other = freeze(network(), profiles=qmodel.frozen)
+    other = freeze(network(), profiles=qmodel.frozen_profiles)
     with pytest.raises(dqmq_tf.VerificationError, match="another model"):
         dqmq_tf.verify(other, path, x[:20])
 
@@ -149,7 +154,7 @@ def test_verify_takes_the_profiles_apart(frozen, tmp_path):
 def test_freezes_by_the_data(tmp_path):
     qmodel, x = prepared(profiles=1)
     dqmq_tf.convert(qmodel, tmp_path / "a.tflite", adaptive=2, data=x, verify=False)
-    assert qmodel.frozen == 2
+    assert qmodel.frozen_profiles == 2
 
 
 def test_requests_that_cannot_be(small, tmp_path):
@@ -170,7 +175,7 @@ def test_interpreter_refuses_other_files(small_file, frozen, tmp_path):
         export.AdaptiveInterpreter(small_file[0])
     qmodel, x = frozen
     path = tmp_path / "a.tflite"
-    dqmq_tf.convert(qmodel, path, adaptive=qmodel.frozen, data=x, verify=False)
+    dqmq_tf.convert(qmodel, path, adaptive=qmodel.frozen_profiles, data=x, verify=False)
     interpreter = export.AdaptiveInterpreter(path)
     with pytest.raises(ValueError, match="no inputs"):
         interpreter(x[:0])

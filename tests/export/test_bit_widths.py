@@ -3,12 +3,10 @@
 import keras
 import numpy as np
 import pytest
+from helpers.frozen_models import freeze
+from helpers.networks import IMAGE, SIGNAL, WORDS, samples
 
-from dqmq_tf import export
-from dqmq_tf.export import flatbuffer
-
-from .conftest import freeze
-from .networks import IMAGE, SIGNAL, WORDS, samples
+from dqmq_tf import export, flatbuffer
 
 layers = keras.layers
 TARGETS = ("android", "android_small", "microcontroller", "ethos_u")
@@ -90,8 +88,8 @@ def test_integers_and_scales_of_every_bit_width(kind, target, tmp_path):
     tensors = {flatbuffer.text(t.name): t for t in found.subgraphs[0].tensors}
     # What divides an attention's scores is folded into its queries.
     held = [
-        (v.integers, np.float32(v.step / np.sqrt(3) if site.endswith("_query") else v.step))
-        for site, variables in precision.weights.items()
+        (v.integers, np.float32(v.step / np.sqrt(3) if layer_path.endswith("_query") else v.step))
+        for layer_path, variables in precision.weights.items()
         for v in variables.values()
     ]
     assert len(held) == len(report.weights)

@@ -4,12 +4,12 @@ import subprocess
 
 import numpy as np
 import pytest
+from helpers.frozen_models import images
 
-from dqmq_tf import export
-from dqmq_tf.export import c_array, flatbuffer, micro
-from dqmq_tf.export.errors import ConversionError
-
-from .conftest import images
+from dqmq_tf import export, flatbuffer
+from dqmq_tf.errors import ConversionError
+from dqmq_tf.export import c_array
+from dqmq_tf.runtimes import tflite_micro
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 PROGRAM = """
@@ -42,7 +42,7 @@ int main() {
 @pytest.fixture(scope="module")
 def int8_file(small, tmp_path_factory):
     path = tmp_path_factory.mktemp("int8") / "small.tflite"
-    export.convert(small, path, io="int8", data=images(small), verify=False)
+    export.convert(small, path, io_dtype="int8", data=images(small), verify=False)
     return path.read_bytes()
 
 
@@ -61,7 +61,7 @@ def test_the_compiled_array_is_the_file(int8_file, tmp_path):
     assert contents == int8_file
     added, misaligned, measured, arena, scale, zero_point = line.decode().split()
     assert (added, misaligned) == ("1", "0")
-    assert int(measured) == micro.arena_bytes(int8_file)
+    assert int(measured) == tflite_micro.arena_bytes(int8_file)
     assert 1.1 * int(measured) <= int(arena) < 1.1 * int(measured) + 1024
     part = flatbuffer.read(int8_file).subgraphs[0]
     source = part.tensors[part.inputs[0]].quantization

@@ -7,20 +7,19 @@ import keras
 import numpy as np
 import pytest
 import rich.console
+from helpers.frozen_models import batch_norm, freeze, images, small_model
 
 import dqmq_tf
-from dqmq_tf import export
-from dqmq_tf.export import flatbuffer
-from dqmq_tf.export.errors import ConversionError, VerificationError
-
-from .conftest import batch_norm, freeze, images, small_model
+from dqmq_tf import export, flatbuffer
+from dqmq_tf.errors import ConversionError, VerificationError
+from dqmq_tf.flatbuffer.file_size import deflated_bytes
 
 
 def test_report(every_bit_width):
     qmodel, path, report = every_bit_width
     data = path.read_bytes()
-    assert report.total_bytes == len(data)
-    assert report.deflated_bytes == export.size.deflated_bytes(data)
+    assert report.size_bytes == len(data)
+    assert report.download_bytes == deflated_bytes(data)
     assert {w.name: w.bit_width for w in report.weights}["dense5"] == 5
     first = {"microcontroller": "tflite-micro", "ethos_u": "tflite-micro"}
     first = first.get(qmodel.target.name, "litert-xnnpack")
@@ -32,7 +31,7 @@ def test_report(every_bit_width):
     assert rows["conv3"].table == rows["conv7"].table == tables
     assert rows["conv7"].stored_bytes == (count * 7 // 8 if tables else count)
     assert rows["conv7"].container == "INT8"
-    assert report.io == ("float32" if qmodel.target.name.startswith("android") else "int8")
+    assert report.io_dtype == ("float32" if qmodel.target.name.startswith("android") else "int8")
     assert (report.arena_bytes is not None) == tables
     assert json.loads(report.to_json())["target"] == qmodel.target.name
     console = rich.console.Console(width=120, record=True, file=open(os.devnull, "w"))
@@ -61,9 +60,9 @@ def test_signature(small, small_file):
 def test_freezes_by_itself_and_leaves_one_file(tmp_path):
     qmodel = dqmq_tf.quantize_model(small_model(), budget=dqmq_tf.Budget(download_bytes=10**6))
     qmodel.calibrate(images(qmodel))
-    assert not qmodel.frozen
+    assert not qmodel.frozen_profiles
     export.convert(qmodel, tmp_path / "model.tflite")
-    assert qmodel.frozen == 1
+    assert qmodel.frozen_profiles == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.tflite"]
 
 
@@ -94,7 +93,7 @@ def test_negative_and_zero_gamma(tmp_path):
 
 def test_int8_ends(small, tmp_path):
     path = tmp_path / "model.tflite"
-    report = export.convert(small, path, io="int8", data=images(small))
+    report = export.convert(small, path, io_dtype="int8", data=images(small))
     model = flatbuffer.read(path.read_bytes())
     part = model.subgraphs[0]
     ends = [part.tensors[i] for i in (*part.inputs, *part.outputs)]
@@ -191,8 +190,8 @@ def test_activations_of_fewer_bits(small, tmp_path, monkeypatch):
 
 
 def test_unknown_io(small, tmp_path):
-    with pytest.raises(ValueError, match="io='int16' must be one of 'float32', 'int8'"):
-        export.convert(small, tmp_path / "model.tflite", io="int16")
+    with pytest.raises(ValueError, match="io_dtype='int16' must be one of 'float32', 'int8'"):
+        export.convert(small, tmp_path / "model.tflite", io_dtype="int16")
 
 
 def test_missing_quantizer_is_named(small, tmp_path, monkeypatch):

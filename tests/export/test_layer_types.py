@@ -3,12 +3,11 @@
 import keras
 import numpy as np
 import pytest
+from helpers.frozen_models import batch_norm
+from helpers.networks import IMAGE, SIGNAL, WORDS, samples
 
 import dqmq_tf
 from dqmq_tf import export
-
-from .conftest import batch_norm
-from .networks import IMAGE, SIGNAL, WORDS, samples
 
 layers = keras.layers
 
@@ -184,8 +183,8 @@ def test_two_steps_of_training_and_the_file_agrees(name, tmp_path):
     assert any(np.any(b != w) for b, w in zip(before, map(np.array, qmodel.trainable_weights)))
     path = tmp_path / "model.tflite"
     converted = export.convert(qmodel, path, data=x, verify=False)
-    assert tuple(converted.float_sites) == floating
-    assert all(converted.float_sites.values())
+    assert tuple(converted.float_layers) == floating
+    assert all(converted.float_layers.values())
     report = export.verify(qmodel, path, x, runtimes=["litert-xnnpack", "litert-builtin"])
     assert report.different_numbers == 0
     for row in report.rows:

@@ -15,7 +15,7 @@ def row(runtime, agreement=1.0, mean=0.5, arena=None):
         samples=1000,
         top1_agreement=agreement,
         decided=900,
-        decided_agreement=1.0,
+        clear_agreement=1.0,
         largest_quanta=12.0,
         mean_quanta=mean,
         latency_ms=123.4,

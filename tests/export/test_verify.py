@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from new_process import in_new_process
+from helpers.frozen_models import freeze, images, small_model
+from helpers.new_process import in_new_process
 
-from dqmq_tf import export, targets
-from dqmq_tf.export import checksum, flatbuffer, runtimes
-from dqmq_tf.export.errors import VerificationError
-
-from .conftest import freeze, images, small_model
+from dqmq_tf import export, flatbuffer, runtimes, targets
+from dqmq_tf.errors import VerificationError
+from dqmq_tf.flatbuffer import checksum
 
 LITERT = ["litert-xnnpack", "litert-builtin", "litert-reference"]
 
@@ -79,7 +78,7 @@ def micro(tmp_path_factory):
     """A frozen model for microcontrollers, its file, and the report of its conversion."""
     qmodel = freeze(small_model(), target="microcontroller")
     path = tmp_path_factory.mktemp("micro") / "model.tflite"
-    return qmodel, path, export.convert(qmodel, path, data=images(qmodel), io="int8")
+    return qmodel, path, export.convert(qmodel, path, data=images(qmodel), io_dtype="int8")
 
 
 def test_target_for_microcontrollers(micro):

@@ -8,6 +8,7 @@ Commit cd948d1, the last one before the package was divided into rooms, made the
 
 import pathlib
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -74,8 +75,16 @@ def trained(name, target, profiles=1):
             variable.assign(generator.uniform(-0.3, 0.3, variable.shape))
         elif kind in ("gamma", "moving_variance"):
             variable.assign(generator.uniform(0.5, 1.5, variable.shape))
-    config = dqmq_tf.DQMQConfig(seed=0, profiles=profiles)
-    qmodel = dqmq_tf.quantize_model(model, target=target, config=config)
+    # Bits of many kinds, whatever fits: the smallest default budget cannot be met by each of them.
+    rules = [
+        dqmq_tf.LayerRule(pattern=pattern, weight_bits=bits)
+        for pattern, bits in {"conv": (3,), "depthwise": (5,), ".*_1": (4,), ".*": (2, 6)}.items()
+    ]
+    config = dqmq_tf.DQMQConfig(
+        seed=0, profiles=profiles, rules=() if target == "simulation" else tuple(rules)
+    )
+    budget = None if target == "simulation" else dqmq_tf.Budget(size_bytes=100_000)
+    qmodel = dqmq_tf.quantize_model(model, target=target, budget=budget, config=config)
     qmodel.compile(optimizer=keras.optimizers.SGD(0.01), loss="mse", jit_compile=False)
     x = inputs_of(model)
     y = generator.uniform(0, 1, (len(x), model.outputs[0].shape[-1])).astype("float32")
@@ -105,6 +114,12 @@ def main(folder):
     qmodel.save(folder / "searching_simulation.keras")
     predictions["searching_simulation"] = qmodel.predict(x, verbose=0)
     np.savez_compressed(folder / "predictions.npz", **predictions)
+    for path in folder.glob("*.keras"):
+        with zipfile.ZipFile(path) as stored:
+            contents = {name: stored.read(name) for name in stored.namelist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as deflated:
+            for name, content in contents.items():
+                deflated.writestr(name, content)
 
 
 if __name__ == "__main__":

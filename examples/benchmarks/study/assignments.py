@@ -4,8 +4,9 @@ import re
 
 import dqmq_tf
 from dqmq_tf import graph as graphs
-from dqmq_tf import points, split, targets
-from dqmq_tf.costs import CostModel
+from dqmq_tf import targets
+from dqmq_tf.budget.costs import CostModel
+from dqmq_tf.graph import decision_points, splitting
 
 END_BITS = 8
 
@@ -18,10 +19,10 @@ def cost_model(model, kind="mean_bit_width", target="simulation"):
         kind: Kind of budget.
         target: Name of a deployment target.
     """
-    body, _ = split.split_layers(model)
+    body, _ = splitting.split_layers(model)
     graph = graphs.inline(graphs.trace_nested(body))
     place = targets.get(target)
-    activations, weights = points.find_points(graph, place, dqmq_tf.DQMQConfig())
+    activations, weights = decision_points.find_points(graph, place, dqmq_tf.DQMQConfig())
     return CostModel(kind, place, activations, weights)
 
 
@@ -56,12 +57,12 @@ def rules(bits):
     """Returns the `LayerRule`s that leave each point the one candidate that it is assigned."""
     found = {}
     for name, width in bits.items():
-        site, _, variable = name.partition(":")
+        path, _, variable = name.partition(":")
         kind = "weight_bits" if variable else "activation_bits"
-        found.setdefault(site, {})[kind] = (int(width),)
+        found.setdefault(path, {})[kind] = (int(width),)
     return tuple(
-        dqmq_tf.LayerRule(pattern=re.escape(site), **candidates)
-        for site, candidates in found.items()
+        dqmq_tf.LayerRule(pattern=re.escape(path), **candidates)
+        for path, candidates in found.items()
     )
 
 

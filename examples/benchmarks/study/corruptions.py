@@ -7,7 +7,7 @@ and Perturbations", arXiv 1903.12261, have the errors so.
 import itertools
 
 from study import results
-from study.table import MISSING, Table, figure, seeds
+from study.markdown_table import MISSING, Table, figure, seeds
 
 
 def mean_errors(found, network):

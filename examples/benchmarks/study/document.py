@@ -1,6 +1,6 @@
 """The tables of the comparison as one Markdown document."""
 
-from study import tables
+from study import result_tables
 
 TESTS = """\
 Test (a): degradations of the kinds of training, severities 1 to 5; (b): other kinds; (c): clean
@@ -16,7 +16,7 @@ def markdown(found, pictured):
         pictured: `{title: address}` of the pictures.
     """
     images = [f"![{title}]({address})\n" for title, address in pictured.items()]
-    sections = [table.markdown() for table in tables.tables(found)]
+    sections = [table.markdown() for table in result_tables.tables(found)]
     head = f"# Images of mixed quality at equal cost\n\n{TESTS} {steps_note(found)}\n"
     return "\n".join([head, *images, *sections])
 

@@ -15,8 +15,8 @@ import tensorflow as tf
 from keras import ops
 
 from dqmq_tf import graph as graphs
-from dqmq_tf import points, rebuild, split
-from dqmq_tf.graph import variable_names
+from dqmq_tf.graph import fusion, rebuild, splitting
+from dqmq_tf.graph.kernels import variable_names
 
 METHODS = ("pact", "dorefa")
 # The paper's weight decay for CIFAR-10, which it uses for alpha too: a gradient of 2e-4 * alpha.
@@ -49,14 +49,14 @@ def quantized(model, costs, bits, method, images):
     missing = [point.name for point in (*decided, *costs.weights) if point.name not in bits]
     if missing:
         raise ValueError(f"bits has no entry for {missing[0]!r}.")
-    body, _ = split.split_layers(model)
+    body, _ = splitting.split_layers(model)
     graph = graphs.inline(graphs.trace_nested(body))
 
     observed, clips = _observed(graph, images), {}
     for point in decided:
         values = np.concatenate([observed[slot].ravel() for slot in point.slots])
         # As in dqmq_tf, whose quantizer of the input is fixed too. The paper leaves it float.
-        is_input = all(call == points.INPUT_CALL for _, call, _ in point.slots)
+        is_input = all(call == fusion.INPUT_CALL for _, call, _ in point.slots)
         clip = Clip(
             bits[point.name],
             limit=least_error_limit(values, bits[point.name]),
@@ -68,25 +68,25 @@ def quantized(model, costs, bits, method, images):
 
     kernels = {}
     for point in costs.weights:
-        kernels.setdefault(point.site, []).append(point)
+        kernels.setdefault(point.path, []).append(point)
     wrappers = {
-        node.site: QuantizedKernels(node.layer, kernels[node.site], bits)
-        for node in {node.site: node for node in graph.nodes}.values()
-        if node.site in kernels
+        node.path: QuantizedKernels(node.layer, kernels[node.path], bits)
+        for node in {node.path: node for node in graph.nodes}.values()
+        if node.path in kernels
     }
 
     def clipped(slot, x):
         return clips[slot](x) if slot in clips else x
 
     def call(node, args, kwargs):
-        outputs = wrappers.get(node.site, node.layer)(*args, **kwargs)
+        outputs = wrappers.get(node.path, node.layer)(*args, **kwargs)
         flat = keras.tree.flatten(outputs)
-        flat = [clipped((node.site, node.call, i), y) for i, y in enumerate(flat)]
+        flat = [clipped((node.path, node.call, i), y) for i, y in enumerate(flat)]
         return keras.tree.pack_sequence_as(outputs, flat)
 
     inputs = rebuild.new_inputs(graph)
     values = {
-        tensor: clipped(("", points.INPUT_CALL, i), x)
+        tensor: clipped(("", fusion.INPUT_CALL, i), x)
         for i, (tensor, x) in enumerate(zip(graph.inputs, inputs))
     }
     outputs = rebuild.single(graphs.replay(graph, values, call))
@@ -262,12 +262,12 @@ def _rounded(x, limit, bits, signed):
 def _observed(graph, images):
     """`{slot: array}` of what each tensor of a float network holds on images."""
     values = {graph.inputs[0]: tf.constant(images)}
-    found = {("", points.INPUT_CALL, 0): images}
+    found = {("", fusion.INPUT_CALL, 0): images}
 
     def call(node, args, kwargs):
         outputs = node.layer(*args, **kwargs)
         for i, output in enumerate(keras.tree.flatten(outputs)):
-            found[node.site, node.call, i] = np.asarray(output)
+            found[node.path, node.call, i] = np.asarray(output)
         return outputs
 
     graphs.replay(graph, values, call)

@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from dqmq_tf import graph as graphs
-from dqmq_tf import points, quantizers, split
-from dqmq_tf.kernels import kernel_variables
-from dqmq_tf.layers import ActivationQuantizer
+from dqmq_tf.graph import fusion, splitting
+from dqmq_tf.graph.kernels import kernel_variables
+from dqmq_tf.layers import ActivationQuantizer, step_fitting
 from study import integer_program
 
 # With this, a curvature that is estimated as 0 or less still prefers more bits to fewer.
@@ -70,21 +70,21 @@ class Network:
     """
 
     def __init__(self, model, costs):
-        self._graph = graph = graphs.trace(split.split_layers(model)[0])
-        layers = {node.site: node.layer for node in graph.nodes}
+        self._graph = graph = graphs.trace(splitting.split_layers(model)[0])
+        layers = {node.path: node.layer for node in graph.nodes}
         self.weights = costs.weights
-        self.kernels = [kernel_variables(layers[p.site])[p.variable].value for p in costs.weights]
+        self.kernels = [kernel_variables(layers[p.path])[p.variable].value for p in costs.weights]
         self.decided = [costs.activations[i] for i in costs.decided]
-        made = {t: ("", points.INPUT_CALL, i) for i, t in enumerate(graph.inputs)}
+        made = {t: ("", fusion.INPUT_CALL, i) for i, t in enumerate(graph.inputs)}
         for node in graph.nodes:
-            made |= {t: (node.site, node.call, i) for i, t in enumerate(node.outputs)}
+            made |= {t: (node.path, node.call, i) for i, t in enumerate(node.outputs)}
         column = {slot: c for c, point in enumerate(self.decided) for slot in point.slots}
         self.columns = {t: column[slot] for t, slot in made.items() if slot in column}
         self.shapes = {t: tuple(graph.shapes[t][1:]) for t in self.columns}
         last = graph.producers[graph.outputs[0]]
         function = getattr(last.layer, "activation", None)
         if function is not keras.activations.softmax and type(last.layer).__name__ != "Softmax":
-            raise ValueError(f"{last.site!r} is no softmax: put one at the end of {model.name!r}.")
+            raise ValueError(f"{last.path!r} is no softmax: put one at the end of {model.name!r}.")
         self._logits = last.inputs[0]
 
     def losses(self, images, labels, visit=lambda tensor, x: x):
@@ -109,8 +109,8 @@ class Network:
         """Returns a kernel's integers at the steps of least squared error, and that error."""
         weights = self.kernels[index].numpy()
         axes = self.weights[index].channel_axes
-        (step,) = quantizers.fit_weight_steps(weights, axes, (bit_width,))
-        integers = quantizers.weight_integers(weights, step, bit_width)
+        (step,) = step_fitting.fit_weight_steps(weights, axes, (bit_width,))
+        integers = step_fitting.weight_integers(weights, step, bit_width)
         return integers, float(np.square(integers * step - weights).sum())
 
 

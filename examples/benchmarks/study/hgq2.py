@@ -21,9 +21,7 @@ and adds additions. So they are the penalty, as HGQ2 has it, but `bit_operations
 import math
 import time
 
-import exchange
-import hgq.layers
-import hgq.utils
+import external_io
 import hgq.utils.sugar
 import keras
 import numpy as np
@@ -195,8 +193,8 @@ def train(network, batches, beta):
     paths = {variable.path for variable in bits}
     weights = [variable for variable in network.trainable_variables if variable.path not in paths]
     trained = []
-    for variables, rate in ((weights, exchange.LEARNING_RATE.value), (bits, _BIT_LEARNING_RATE)):
-        schedule = keras.optimizers.schedules.CosineDecay(rate, exchange.STEPS.value)
+    for variables, rate in ((weights, external_io.LEARNING_RATE.value), (bits, _BIT_LEARNING_RATE)):
+        schedule = keras.optimizers.schedules.CosineDecay(rate, external_io.STEPS.value)
         optimizer = keras.optimizers.Adam(schedule)
         optimizer.build(variables)
         trained.append((optimizer, variables))
@@ -221,22 +219,22 @@ def train(network, batches, beta):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
-    keras.utils.set_random_seed(exchange.SEED.value)
-    model, batches = exchange.float_network(keras), exchange.training_batches()
+    keras.utils.set_random_seed(external_io.SEED.value)
+    model, batches = external_io.float_network(keras), external_io.training_batches()
     images = next(iter(batches))[0].numpy()
     network = quantized(model)
     budget = _MEAN_BITS.value**2 * macs(network)
     set_bits(network, model, images, math.ceil(_MEAN_BITS.value) + _BITS_ABOVE)
-    seconds = train(network, batches, Beta(network, budget, exchange.STEPS.value))
+    seconds = train(network, batches, Beta(network, budget, external_io.STEPS.value))
     network.compile(jit_compile=True)
     found = {
         "seconds": seconds,
         "bit_ops": bit_operations(network),
         # Nothing is trained or widened: no range wraps.
         "ebops": hgq.utils.trace_minmax(network, images, reset=False),
-        **exchange.predictions(network),
+        **external_io.predictions(network),
     }
-    np.savez(exchange.OUTPUT.value, **found)
+    np.savez(external_io.OUTPUT.value, **found)
     if found["bit_ops"] > budget:
         raise RuntimeError(
             f"{found['bit_ops']:.4g} bit operations exceed a budget of {budget:.4g}."
@@ -244,5 +242,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required([*exchange.REQUIRED, "mean_bits"])
+    flags.mark_flags_as_required([*external_io.REQUIRED, "mean_bits"])
     app.run(main)

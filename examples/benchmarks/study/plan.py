@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 
-from study import assignments, results, runs, starts
+from study import assignments, float_networks, results, runs
 
 MEAN_BITS = results.MEAN_BITS
 SEEDS = tuple(range(results.SEEDS))
@@ -16,7 +16,7 @@ _TUNED_AT = {"resnet8": MEAN_BITS, "mobilenet_v2": (3.0,)}
 _TRIAL_SEEDS = {2.5: SEEDS}
 _TUNED_FILE, _HAWQ_FREE_AT, _TUNING_STEPS = min(results.FILE_SEEDS), 3.0, 400
 _ABLATED_AT = 2.5
-_HGQ2_ON = starts.NETWORKS[0]
+_HGQ2_ON = float_networks.NETWORKS[0]
 
 
 def uniform_bits(costs, budget):
@@ -53,7 +53,7 @@ def table(bench_costs, steps, rates):
         steps: Training steps of each run.
         rates: `rates.Rates`; what it does not know takes the smallest that is tried.
     """
-    for seed, network in itertools.product(SEEDS, starts.NETWORKS):
+    for seed, network in itertools.product(SEEDS, float_networks.NETWORKS):
 
         def run(method, network=network, seed=seed, **fields):
             for ablation in results.trainings(method):
@@ -87,7 +87,12 @@ def table(bench_costs, steps, rates):
 def ablations(steps, rates):
     """Yields the runs without one thing each, on ResNet-8, and those at 8 bits."""
     for seed in SEEDS:
-        at = {"kind": "mean_bit_width", "steps": steps, "seed": seed, "network": starts.NETWORKS[0]}
+        at = {
+            "kind": "mean_bit_width",
+            "steps": steps,
+            "seed": seed,
+            "network": float_networks.NETWORKS[0],
+        }
         for name in runs.ABLATIONS:
             run = runs.Run(method="dqmq", budget=_ABLATED_AT, ablation=name, **at)
             yield _tuned(run, rates)
@@ -98,7 +103,7 @@ def ablations(steps, rates):
 def oracle(steps, rates):
     """Yields the runs of DQMQ with an encoder that is told the quality, and of bits that hardly see it."""
     for seed, network, budget, ablation in itertools.product(
-        SEEDS, starts.NETWORKS, MEAN_BITS, (runs.TOLD, "no_curvature")
+        SEEDS, float_networks.NETWORKS, MEAN_BITS, (runs.TOLD, "no_curvature")
     ):
         run = runs.Run(
             network=network,
@@ -118,13 +123,15 @@ def files(steps, rates):
         at = {"kind": "download_bytes", "budget": budget, "seed": seed, "steps": steps}
         for method in results.FILE_METHODS:
             for ablation in results.trainings(method):
-                run = runs.Run(network=starts.NETWORKS[0], method=method, ablation=ablation, **at)
+                run = runs.Run(
+                    network=float_networks.NETWORKS[0], method=method, ablation=ablation, **at
+                )
                 yield _tuned(run, rates)
 
 
 def trials(bench_costs):
     """Yields the runs that choose a learning rate for each method, network and kind of budget."""
-    for network in starts.NETWORKS:
+    for network in float_networks.NETWORKS:
 
         def run(method, network=network, **fields):
             seeds = _TRIAL_SEEDS.get(fields["budget"], SEEDS[:1])
@@ -151,7 +158,7 @@ def trials(bench_costs):
             for method in ("hawq", "static", "dqmq", *hgq2):
                 yield from run(method, **at)
         yield from run("hawq_free", kind="mean_bit_width", budget=_HAWQ_FREE_AT)
-        if network == starts.NETWORKS[0]:
+        if network == float_networks.NETWORKS[0]:
             for method in results.FILE_METHODS:
                 yield from run(method, kind="download_bytes", budget=_TUNED_FILE)
 

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from study import rates
+from study import learning_rates
 
 NETWORKS = {"resnet8": "ResNet-8", "mobilenet_v2": "MobileNetV2"}
 METHODS = {
@@ -119,7 +119,7 @@ class Results:
         runs = [record for record in records if not record["run"]["tuning"]]
         kept = [record for record in runs if record["run"]["steps"] == steps]
         self.steps, self.left_out = steps, len(runs) - len(kept)
-        chosen, found = rates.Rates(records), {}
+        chosen, found = learning_rates.Rates(records), {}
         for record in kept:
             found.setdefault((Cell.of(record), record["run"]["seed"]), []).append(record)
         self._cells = {}

@@ -15,15 +15,15 @@ import dqmq_tf
 from dqmq_tf import quality
 from study import (
     assignments,
-    elsewhere,
+    datasets,
+    external_methods,
     fixed_precision,
+    float_networks,
     hawq,
     integer_program,
-    mixtures,
+    oracle,
     results,
     scoring,
-    starts,
-    told,
 )
 
 METHODS = tuple(results.METHODS)
@@ -32,7 +32,7 @@ ABLATIONS = (
     "no_pathwise", "no_curvature", "no_score_function", "no_model_cost", "no_entropy",
     "no_supervised", "random_encoder", "no_sample_bits", "no_normalization", "no_distillation",
 )  # fmt: skip
-# An oracle in the place of the encoder, see `study.told`.
+# An oracle in the place of the encoder, see `study.oracle`.
 TOLD = "told_quality"
 _TARGETS = {"mean_bit_width": "simulation", "download_bytes": "android"}
 _HESSIAN_STEPS = 4
@@ -93,12 +93,12 @@ class Bench:
     """
 
     def __init__(self, data_dir, cache, resnet, folder):
-        self.mixtures = mixtures.Mixtures(data_dir, cache)
+        self.mixtures = datasets.Mixtures(data_dir, cache)
         self.cache, self.resnet, self.folder = pathlib.Path(cache), resnet, folder
 
     def start(self, network):
         """Returns the float network that all methods start from."""
-        return starts.float_start(network, self.mixtures, self.resnet, self.folder)
+        return float_networks.float_start(network, self.mixtures, self.resnet, self.folder)
 
     def sensitivities(self, network, model):
         """Returns `(weights, activations)` of `hawq.sensitivities` of a float start, made once."""
@@ -114,8 +114,8 @@ class Bench:
     def images(self, run):
         """Returns `{name: Images}` of what a run is scored on."""
         if run.tuning:
-            return {"validation": self.mixtures.validation(starts.VALIDATION[run.network])}
-        return {name: self.mixtures.test(name) for name in mixtures.TESTS}
+            return {"validation": self.mixtures.validation(float_networks.VALIDATION[run.network])}
+        return {name: self.mixtures.test(name) for name in datasets.TESTS}
 
     def execute(self, run):
         """Trains and scores.
@@ -127,9 +127,9 @@ class Bench:
         keras.utils.set_random_seed(run.seed)
         model = self.start(run.network)
         macs = float(assignments.cost_model(model).macs.sum())
-        if run.method in elsewhere.METHODS:
+        if run.method in external_methods.METHODS:
             data = self.mixtures.training(run.seed, run.steps)
-            found = elsewhere.trained(run, model, data, self.images(run))
+            found = external_methods.trained(run, model, data, self.images(run))
         else:
             found = _trained(self, run, model)
         return {"run": dataclasses.asdict(run), "macs": macs, **found}
@@ -142,16 +142,16 @@ def _trained(bench, run, model):
     if run.ablation == "random_encoder":
         network.encoder.trainable = False
     if run.ablation == TOLD:
-        told.tell(network, data, bench.images(run).values())
+        oracle.tell(network, data, bench.images(run).values())
     if run.ablation == "no_sample_bits":
         network.policy.direction.assign(0.0 * network.policy.direction)
         network.policy.direction.trainable = False
     started = time.perf_counter()
-    batches = mixtures.batches(data)
+    batches = datasets.batches(data)
     ours = run.method in ("static", "dqmq") and run.ablation != "no_distillation"
     if ours or run.ablation == results.SAME_TRAINING:
-        batches = dqmq_tf.distilled(batches, bench.start(run.network))
-    starts.train(network, batches, run.steps, run.learning_rate)
+        batches = dqmq_tf.distill_labels(batches, bench.start(run.network))
+    float_networks.train(network, batches, run.steps, run.learning_rate)
     found["train_seconds"] = round(time.perf_counter() - started, 1)
     images = bench.images(run)
     cost_of = None
@@ -211,7 +211,7 @@ def _network(bench, run, model, data):
     network = assignments.fixed(model, bits, target, run.seed)
     if run.ablation != results.SAME_TRAINING:
         # The published methods keep their moving statistics.
-        network.parts.norms.clear()
+        network._parts.norms.clear()
     return network, found
 
 
@@ -242,7 +242,7 @@ def _file_bytes(model, bits, run, data):
     """Bytes under deflate of the file of a network before it is trained."""
     network = assignments.fixed(model, bits, _TARGETS[run.kind], run.seed)
     network.calibrate(data.first(_CALIBRATION_IMAGES)[0])
-    return _converted(network.freeze(profiles=1), data, lambda path, report: report.deflated_bytes)
+    return _converted(network.freeze(profiles=1), data, lambda path, report: report.download_bytes)
 
 
 def _terms(ablation):
@@ -263,7 +263,7 @@ def _file(network, data, images):
 
     def found(path, report):
         scores = _scores(scoring.litert_predictor(path), images)
-        return {"scores": scores, "download_bytes": report.deflated_bytes}
+        return {"scores": scores, "download_bytes": report.download_bytes}
 
     return _converted(network.freeze(profiles=1), data, found)
 

@@ -43,7 +43,7 @@ def score(predict, images, cost_of=None):
 
     Args:
         predict: See `predictor`.
-        images: `study.mixtures.Images`.
+        images: `study.datasets.Images`.
         cost_of: `cost_of(float images)` gives the bit operations of each, `[N]`; None where all
             images cost the same.
     """

@@ -13,7 +13,7 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
 import time
 
-import exchange
+import external_io
 import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras
@@ -49,7 +49,7 @@ def set_ranges(quantized, model, images):
 def train(model, batches):
     """Trains a model in place; returns the seconds that it took."""
     rate = tf_keras.optimizers.schedules.CosineDecay(
-        exchange.LEARNING_RATE.value, exchange.STEPS.value
+        external_io.LEARNING_RATE.value, external_io.STEPS.value
     )
     model.compile(
         optimizer=tf_keras.optimizers.Adam(rate),
@@ -63,15 +63,15 @@ def train(model, batches):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
-    tf_keras.utils.set_random_seed(exchange.SEED.value)
-    model, batches = exchange.float_network(tf_keras), exchange.training_batches()
+    tf_keras.utils.set_random_seed(external_io.SEED.value)
+    model, batches = external_io.float_network(tf_keras), external_io.training_batches()
     quantized = tfmot.quantization.keras.quantize_model(model)
     images, _ = next(iter(batches))
     set_ranges(quantized, model, images.numpy())
     seconds = train(quantized, batches)
-    np.savez(exchange.OUTPUT.value, seconds=seconds, **exchange.predictions(quantized))
+    np.savez(external_io.OUTPUT.value, seconds=seconds, **external_io.predictions(quantized))
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(exchange.REQUIRED)
+    flags.mark_flags_as_required(external_io.REQUIRED)
     app.run(main)

@@ -1,0 +1,1 @@
+"""What bits cost, and which bits meet a budget."""

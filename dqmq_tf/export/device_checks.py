@@ -1,0 +1,121 @@
+"""What a device's own tools say of a finished file: TFLite Micro's arena, Vela's compilation."""
+
+import dataclasses
+
+import numpy as np
+
+from dqmq_tf import flatbuffer, runtimes
+from dqmq_tf.errors import VerificationError
+from dqmq_tf.flatbuffer import lookup_tables
+from dqmq_tf.flatbuffer.lookup_tables import DECODE, decompress
+from dqmq_tf.runtimes import tflite_micro, vela
+from dqmq_tf.runtimes.vela import VelaReport
+
+_PROBES = 2
+
+
+def check_bit_exact(contents):
+    """Runs a compressed file and its uncompressed twin in TFLite Micro, which must not differ.
+
+    Each tensor that TFLite Micro decodes is compared with the integers that were stored, and the
+    outputs of both files on random inputs with each other.
+
+    Args:
+        contents: Contents of a compressed file.
+
+    Returns:
+        Bytes of the tensor arena that it needs, see `micro.arena_bytes`.
+
+    Raises:
+        ImportError: If the `tflite-micro` wheel is not installed.
+        VerificationError: If a single integer differs, or TFLite Micro does not run the file.
+    """
+    tflite_micro.require()
+    model, twin_contents = flatbuffer.read(contents), decompress(contents)
+    twin = flatbuffer.read(twin_contents)
+    graph = model.subgraphs[0]
+    expected = {
+        flatbuffer.text(tensor.name): flatbuffer.constant(twin, tensor)
+        for tensor in twin.subgraphs[0].tensors
+        if flatbuffer.is_constant(twin, tensor)
+    }
+    decoded = {
+        int(operator.outputs[0]): flatbuffer.text(graph.tensors[operator.outputs[0]].name)
+        for operator in graph.operators
+        if model.operatorCodes[operator.opcodeIndex].customCode == DECODE
+    }
+    inputs = tflite_micro.random_inputs(model, _PROBES)
+    kept = runtimes.run(contents, inputs, tensors=tuple(decoded)).tensors
+    for index, name in decoded.items():
+        wanted = expected[name.split("'")[0]].ravel()
+        different = int((kept[index].ravel() != wanted).sum())
+        if different:
+            raise VerificationError(
+                f"TFLite Micro {tflite_micro.version()} decodes {different} of {wanted.size} integers of "
+                f"{name!r} to others than were stored. Nothing was delivered; please report it."
+            )
+    # Once more in the memory that the file will have: there, tensors lie where others were.
+    found = runtimes.run(contents, inputs)
+    for one, other in zip(found.outputs, runtimes.run(twin_contents, inputs).outputs):
+        if not np.array_equal(one, other):
+            raise VerificationError(
+                f"TFLite Micro {tflite_micro.version()} computes something else from the compressed file "
+                "than from the uncompressed one. Nothing was delivered; please report it."
+            )
+    return found.arena_bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceFacts:
+    """What was found, as far as the tools are installed.
+
+    Attributes:
+        arena_bytes: Smallest tensor arena in TFLite Micro's reference kernels, see
+            `micro.arena_bytes`; None where it was not measured.
+        vela: `VelaReport`, or None where Vela was not run.
+    """
+
+    arena_bytes: int | None = None
+    vela: VelaReport | None = None
+
+
+def examine(contents, target):
+    """Runs the tools of a target on a file, as far as they are installed.
+
+    Args:
+        contents: Contents of the finished file.
+        target: `dqmq_tf.targets.Target`.
+
+    Returns:
+        `DeviceFacts`.
+
+    Raises:
+        ImportError: If the file holds lookup tables and TFLite Micro is not installed to check
+            them.
+        VerificationError: If TFLite Micro does not run the file, or decodes other weights.
+        ConversionError: If Vela refuses the file.
+    """
+    if lookup_tables.is_compressed(flatbuffer.read(contents)):
+        return DeviceFacts(arena_bytes=check_bit_exact(contents))
+    if target.compiler == "ethos-u-vela":
+        if vela.program() is None:
+            vela.check_vela_can_compile(flatbuffer.read(contents))
+            return DeviceFacts()
+        return DeviceFacts(vela=vela.compile_file(contents)[1])
+    if "tflite-micro" in target.runtimes and tflite_micro.is_installed():
+        return DeviceFacts(arena_bytes=tflite_micro.arena_bytes(contents))
+    return DeviceFacts()
+
+
+def examine_adaptive(contents, target):
+    """Measures an adaptive file, whose profiles were examined one by one.
+
+    Arguments, result and errors are those of `examine`.
+    """
+    if (
+        "tflite-micro" in target.runtimes
+        and target.compiler is None
+        and tflite_micro.is_installed()
+    ):
+        return DeviceFacts(arena_bytes=tflite_micro.arena_bytes(contents))
+    return DeviceFacts()

@@ -1,0 +1,152 @@
+"""What stands in a converted file, to look at: `listing`."""
+
+import dataclasses
+import json
+
+from dqmq_tf import flatbuffer
+from dqmq_tf.errors import ConversionError
+from dqmq_tf.flatbuffer import file_size, metadata
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileContents:
+    """Contents of a `.tflite` file.
+
+    Attributes:
+        path: The file.
+        size_bytes, deflated_bytes: Its size as stored, and under deflate.
+        min_runtime_version: Oldest TensorFlow Lite that runs it.
+        facts: Its metadata, as `read_metadata` gives them.
+        signatures: `{name: {"inputs": {name: tensor}, "outputs": {name: tensor}}}` with tensors as
+            text: type, shape, scale and zero point.
+        weights: Per weight tensor a dict of `network`, `name`, `bits`, `container`, `shape`,
+            `scales` (how many) and `bytes`.
+        operators: `{network: {operator: count}}`.
+    """
+
+    path: str
+    size_bytes: int
+    download_bytes: int
+    min_runtime_version: str
+    facts: dict
+    signatures: dict
+    weights: tuple
+    operators: dict
+
+    def to_json(self):
+        """The listing as a JSON string."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def __rich__(self):
+        import rich.console
+        import rich.table
+
+        weights = rich.table.Table(
+            title=f"{self.path}: {self.facts['target']}, dqmq_tf {self.facts['version']}",
+            title_justify="left",
+        )
+        for column in ("network", "weights", "bits", "container", "shape", "scales", "bytes"):
+            justify = "left" if column in ("network", "weights", "container") else "right"
+            weights.add_column(column, justify=justify)
+        for entry in self.weights:
+            weights.add_row(
+                entry["network"], entry["name"], str(entry["bits"]), entry["container"],
+                "x".join(map(str, entry["shape"])), str(entry["scales"]), f"{entry['bytes']:,}",
+            )  # fmt: skip
+        parts = [weights]
+        for name, ends in self.signatures.items():
+            for side in ("inputs", "outputs"):
+                parts += [f"{name}, {side[:-1]} {n}: {t}" for n, t in ends[side].items()]
+        for name, counts in self.operators.items():
+            parts.append(f"{name}: " + ", ".join(f"{n} {op}" for op, n in counts.items()))
+        parts.append(
+            f"{self.size_bytes:,} bytes, {self.download_bytes:,} under deflate; "
+            f"TensorFlow Lite {self.min_runtime_version} or newer"
+        )
+        return rich.console.Group(*parts)
+
+
+def inspect_file(path):
+    """Reads what a converted file holds, without the model it was made from.
+
+    Args:
+        path: Path of a `.tflite` file that `dqmq_tf.convert` wrote.
+
+    Returns:
+        `Listing`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ConversionError: If the file is truncated or corrupt, or dqmq_tf did not write it.
+
+    Example:
+
+    >>> rich.print(dqmq_tf.export.inspect_file("model.tflite"))
+    """
+    contents, model = flatbuffer.load(path)
+    facts = metadata.facts_of(model)
+    if facts is None:
+        raise ConversionError(f"{path} holds no dqmq_tf metadata.")
+    return FileContents(
+        path=str(path),
+        size_bytes=len(contents),
+        download_bytes=file_size.deflated_bytes(contents),
+        min_runtime_version=metadata.min_runtime_version_of(model),
+        facts=facts,
+        signatures={
+            flatbuffer.text(definition.signatureKey): {
+                side: {flatbuffer.text(e.name): _tensor(model, definition, e) for e in entries}
+                for side, entries in (
+                    ("inputs", definition.inputs),
+                    ("outputs", definition.outputs),
+                )
+            }
+            for definition in model.signatureDefs
+        },
+        weights=tuple(
+            entry for graph in model.subgraphs for entry in _weights(model, graph, facts)
+        ),
+        operators={
+            flatbuffer.text(graph.name): _operators(model, graph) for graph in model.subgraphs
+        },
+    )
+
+
+def _tensor(model, definition, entry):
+    tensor = model.subgraphs[definition.subgraphIndex].tensors[entry.tensorIndex]
+    shape = "x".join(str(int(n)) for n in tensor.shape)
+    text = f"{flatbuffer.type_name(tensor)} {shape}"
+    found = tensor.quantization
+    if found is None or found.scale is None or not len(found.scale):
+        return text
+    return f"{text}, scale {found.scale[0]:.6g}, zero point {int(found.zeroPoint[0])}"
+
+
+def _weights(model, graph, facts):
+    """Quantized weights are named `w0`, `w1`, … in the order of the metadata's bits."""
+    network = flatbuffer.text(graph.name)
+    if "profiles" in facts:
+        if not network.startswith("profile_"):
+            return
+        facts = facts["profiles"][int(network.removeprefix("profile_"))]
+    tensors = {flatbuffer.text(tensor.name): tensor for tensor in graph.tensors}
+    for number, (label, bits) in enumerate(facts["bits"].items()):
+        tensor = tensors.get(f"w{number}")
+        if tensor is not None:
+            yield {
+                "network": network,
+                "name": label,
+                "bits": bits,
+                "container": flatbuffer.type_name(tensor),
+                "shape": [int(n) for n in tensor.shape],
+                "scales": len(tensor.quantization.scale),
+                "bytes": len(model.buffers[tensor.buffer].data),
+            }
+
+
+def _operators(model, graph):
+    counts = {}
+    for operator in graph.operators:
+        name = flatbuffer.operator_name(model, operator)
+        counts[name] = counts.get(name, 0) + 1
+    return counts

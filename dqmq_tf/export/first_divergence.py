@@ -1,0 +1,67 @@
+"""Which tensor of a file is the first to depart from the simulation."""
+
+import numpy as np
+
+from dqmq_tf import flatbuffer, runtimes
+from dqmq_tf.errors import VerificationError
+
+_INT8_ENDS = (-128, 127)
+_DEPARTURE_QUANTA = 4.0
+
+
+def first_divergence(contents, inputs, simulated, runtime):
+    """Looks for the first tensor that departs.
+
+    Args:
+        contents: Contents of the file.
+        inputs: Arrays with a batch dimension, in the model's order; the first sample is run.
+        simulated: `LoweredModel` that simulates its activations.
+        runtime: Name of the runtime.
+
+    Returns:
+        Sentence that names it.
+    """
+    few = [array[:1] for array in inputs]
+    expected, model = simulated.values(few), flatbuffer.read(contents)
+    tensors = {
+        index: (flatbuffer.text(tensor.name), tensor.quantization)
+        for index, tensor in enumerate(model.subgraphs[0].tensors)
+        if flatbuffer.text(tensor.name) in expected and _on_a_grid(tensor)
+    }
+    try:
+        key = flatbuffer.text(model.signatureDefs[0].signatureKey)
+        run = runtimes.run(contents, few, runtime=runtime, signature=key, tensors=list(tensors))
+    except VerificationError:
+        return f"Which tensor is the first to depart cannot be seen: {runtime} shows outputs only."
+    where = " (seen without XNNPACK)" if runtime == "litert-xnnpack" else ""
+    for index in _in_order(model.subgraphs[0], tensors):
+        key, quantization = tensors[index]
+        if index not in run.tensors or run.tensors[index].shape != expected[key].shape:
+            continue
+        quanta = _quanta(run.tensors[index], expected[key], quantization)
+        if quanta > _DEPARTURE_QUANTA:
+            path = simulated.paths[key] or "the input"
+            return (
+                f"The first tensor to depart{where} is {key!r}, made by {path!r}, by "
+                f"{quanta:.3g} quanta on average."
+            )
+    return f"No single tensor departs by much{where}: small differences add up."
+
+
+def _on_a_grid(tensor):
+    scales = None if tensor.quantization is None else tensor.quantization.scale
+    return scales is not None and len(scales) == 1
+
+
+def _in_order(graph, tensors):
+    """Indices of tensors in the order in which they come to be."""
+    made = [*graph.inputs, *(index for operator in graph.operators for index in operator.outputs)]
+    return [int(index) for index in made if index in tensors]
+
+
+def _quanta(found, expected, quantization):
+    """Mean difference in steps of the tensor's grid, to which what is expected is clipped."""
+    step, zero_point = float(quantization.scale[0]), int(quantization.zeroPoint[0])
+    ends = step * (np.array(_INT8_ENDS) - zero_point)
+    values = step * (found.astype(np.int64) - zero_point)
+    return float(np.abs(values - np.clip(expected, *ends)).mean() / step)

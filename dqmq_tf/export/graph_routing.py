@@ -1,0 +1,131 @@
+"""In-graph routing: a file that chooses its precision profile by itself.
+
+Its first subgraph is the quality router and an IF for each threshold, around the finished networks
+of the profiles. An app, or firmware, runs it like any other file.
+"""
+
+import numpy as np
+
+from dqmq_tf import flatbuffer
+from dqmq_tf.flatbuffer import merging
+
+
+def routed(profiles, router, thresholds):
+    """Builds the file that routes in its graph.
+
+    Args:
+        profiles: `ModelT` of each profile's file, from the lowest score to the highest.
+        router: `ModelT` of the router; its first outputs are the profile and the score, then
+            comes whether the score is above each threshold.
+        thresholds: How many thresholds there are.
+
+    Returns:
+        `ModelT`; the model's outputs are followed by the profile.
+    """
+    names = [f"profile_{number}" for number in range(len(profiles))]
+    model = merging.merge({"router": router, **dict(zip(names, profiles))})
+    main, network = model.subgraphs[0], model.subgraphs[1]
+    profile, _, *above = _in_signature_order(model.signatureDefs[0].outputs)
+    assert len(above) == thresholds == len(profiles) - 1
+    _share_inputs(model, main, network)
+    inputs = list(main.inputs)
+    outputs = [_like(main, network.tensors[i]) for i in network.outputs]
+    later = _later_conditions(model, main, above)
+    branch = _nested(model, inputs, names, later)
+    _add_if(model, main, above[0], [*inputs, *later], outputs, branch, 1)
+    main.outputs = np.array([*outputs, profile], np.int32)
+    main.name = b"main"
+    _sign(model, main, profile, model.signatureDefs[1])
+    return model
+
+
+def _in_signature_order(entries):
+    return [int(e.tensorIndex) for e in sorted(entries, key=lambda e: (len(e.name), e.name))]
+
+
+def _share_inputs(model, main, network):
+    """Gives the routing graph all inputs of a network, in its order; the router reads one."""
+    first = int(main.inputs[0])
+    definition = model.signatureDefs[1]
+    read = min(definition.inputs, key=lambda entry: list(definition.inputs).index(entry))
+    main.inputs = np.array(
+        [
+            first if i == read.tensorIndex else _like(main, network.tensors[i])
+            for i in network.inputs
+        ],
+        np.int32,
+    )
+
+
+def _like(graph, tensor):
+    """Adds a tensor of the same shape, type and quantization to a graph; its index."""
+    import copy
+
+    twin = copy.deepcopy(tensor)
+    twin.buffer = 0
+    graph.tensors.append(twin)
+    return len(graph.tensors) - 1
+
+
+def _later_conditions(model, main, above):
+    """Conditions of the inner branches are handed to every subgraph: an IF has one list of inputs."""
+    for graph in model.subgraphs[1:]:
+        for condition in above[1:]:
+            graph.inputs = np.append(graph.inputs, _like(graph, main.tensors[condition]))
+            graph.inputs = graph.inputs.astype(np.int32)
+    return above[1:]
+
+
+def _nested(model, inputs, names, later):
+    """Index of the subgraph for "above the first threshold", with an IF of its own if need be."""
+    if len(names) == 2:
+        return 2
+    schema = flatbuffer.schema()
+    first, count = len(model.subgraphs), len(names) - 2
+    for level in range(1, count + 1):
+        network = model.subgraphs[1]
+        graph = schema.SubGraphT()
+        graph.name = f"above_{level}".encode()
+        graph.tensors, graph.operators = [], []
+        graph.inputs = np.array([_like(graph, network.tensors[i]) for i in network.inputs])
+        outputs = [_like(graph, network.tensors[i]) for i in network.outputs]
+        graph.inputs, graph.outputs = graph.inputs.astype(np.int32), np.array(outputs, np.int32)
+        model.subgraphs.append(graph)
+        above = first + level if level < count else len(names)
+        condition = int(graph.inputs[len(inputs) + level - 1])
+        _add_if(model, graph, condition, list(graph.inputs), outputs, above, 1 + level)
+    return first
+
+
+def _add_if(model, graph, condition, inputs, outputs, then, otherwise):
+    schema = flatbuffer.schema()
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.IF
+    code.version = 1
+    model.operatorCodes.append(code)
+    operator = schema.OperatorT()
+    operator.opcodeIndex = len(model.operatorCodes) - 1
+    operator.inputs = np.array([condition, *inputs], np.int32)
+    operator.outputs = np.array(outputs, np.int32)
+    operator.builtinOptionsType = schema.BuiltinOptions.IfOptions
+    operator.builtinOptions = schema.IfOptionsT()
+    operator.builtinOptions.thenSubgraphIndex = then
+    operator.builtinOptions.elseSubgraphIndex = otherwise
+    graph.operators.append(operator)
+
+
+def _sign(model, main, profile, network):
+    """One signature: the network's inputs and outputs on the routing graph, and the profile."""
+    places = [{int(t): i for i, t in enumerate(ends)} for ends in _ends(model.subgraphs[1])]
+    for entries, place, ends in zip((network.inputs, network.outputs), places, _ends(main)):
+        for entry in entries:
+            entry.tensorIndex = int(ends[place[entry.tensorIndex]])
+    entry = flatbuffer.schema().TensorMapT()
+    entry.name, entry.tensorIndex = b"profile", profile
+    network.outputs = [*network.outputs, entry]
+    network.signatureKey, network.subgraphIndex = merging.DEFAULT_SIGNATURE.encode(), 0
+    model.signatureDefs = [network]
+
+
+def _ends(graph):
+    return graph.inputs, graph.outputs

@@ -1,0 +1,140 @@
+"""The quality router: the trained encoder and policy as a small TFLite graph.
+
+From the model's first input it computes the score by which the policy sorts inputs into precision
+profiles (`BitWidthPolicy.score`), and the number of the profile. The one convolution that reads the
+image runs in integers, on the grid that the input has anyhow; its filters are scaled so that each
+response fills the int8 grid. What follows are a few dozen numbers, in floating point.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from dqmq_tf import flatbuffer
+from dqmq_tf.flatbuffer import activation_tensors
+from dqmq_tf.lowering import float_file, folding, quantization_plan
+from dqmq_tf.policy import quality_encoder
+from dqmq_tf.precision import ActivationPrecision, WeightPrecision
+
+PROFILE, SCORE = "profile", "score"
+# The largest responses are rare; clipping them keeps the grid fine where most are.
+_CLIPPED_PERCENT = 99.9
+_RESPONSE = ActivationPrecision(step=float(np.float32(1 / 127)), zero_point=128, bit_width=8)
+_SAMPLES = 256
+
+
+def build_router(qmodel, inputs, grid):
+    """Writes the router of a frozen model.
+
+    Args:
+        qmodel: A `DQMQModel` that is frozen to several profiles.
+        inputs: Typical values of the model's first input, `[N, ...]`, to scale the filters by.
+        grid: `ActivationPrecision` of that input, None where it is in floating point.
+
+    Returns:
+        Contents of a `.tflite` file: the first input in float32, a batch of one; `profile`, int32
+        `[1]`; `score`, float32 `[1]`; and for each threshold whether the score is above, bool `[1]`.
+    """
+    encoder, policy = qmodel.encoder, qmodel.policy
+    kernel, gain = _kernel_and_gain(encoder, inputs[:_SAMPLES])
+    weights = _quantized(kernel, 1.0 if grid is None else grid.step)
+    model = _keras_router(encoder, policy, weights, gain, inputs.shape[1:])
+    data = float_file.export_float(model)
+    found = flatbuffer.read(data)
+    _name(found)
+    return data if grid is None else quantization_plan.quantize(found, _plan(found, weights, grid))
+
+
+def _kernel_and_gain(encoder, inputs):
+    """Filters `[3, 3, C, F + C]` on raw inputs, whose responses reach 1, and what 1 stands for."""
+    scale = float(ops.convert_to_numpy(encoder.input_scale))
+    shape = [n or -1 for n in quality_encoder.as_image_shape((None, *inputs.shape[1:]))[1:]]
+    images = np.asarray(inputs, "float32").reshape(-1, *shape)
+    taps = quality_encoder.pixel_taps(images.shape[-1])
+    kernel = np.concatenate([ops.convert_to_numpy(encoder.kernel), taps], axis=-1) / scale
+    response = ops.conv(images, kernel.astype("float32"), strides=encoder.stride, padding="same")
+    response = np.abs(ops.convert_to_numpy(response)).reshape(-1, kernel.shape[-1])
+    gain = np.percentile(response, _CLIPPED_PERCENT, axis=0)
+    gain[encoder.filters :] = response[:, encoder.filters :].max()
+    gain = np.maximum(gain, 1e-6)
+    return kernel / gain, gain.astype("float32")
+
+
+def _quantized(kernel, input_step):
+    """The filters as int8 `FoldedWeights`, one scale per filter."""
+    step = np.maximum(np.abs(kernel).max(axis=(0, 1, 2), keepdims=True), 1e-9) / 127
+    precision = WeightPrecision(
+        integers=np.rint(kernel / step).astype("int32"), step=step.astype("float32"), bit_width=8
+    )
+    return folding.fold_weights(
+        "router", "kernel", folding.CONVOLUTION, precision, input_step=input_step
+    )
+
+
+def _keras_router(encoder, policy, weights, gain, shape):
+    """The functional model from the input to `(profile, score)`."""
+    x = image = keras.Input(shape)
+    if len(shape) != 3:
+        x = keras.layers.Reshape(
+            [n or -1 for n in quality_encoder.as_image_shape((None, *shape))[1:]]
+        )(x)
+    filters = encoder.filters
+    convolution = keras.layers.Conv2D(
+        len(gain), 3, encoder.stride, padding="same", use_bias=True, name="response"
+    )
+    response = convolution(x)
+    convolution.kernel.assign(folding.keras_kernel(weights, convolution.kernel.shape))
+    means = ops.mean(ops.abs(response), axis=(1, 2))[:, :filters] * gain[:filters]
+    squares = ops.mean(ops.square(response), axis=(1, 2)) * np.square(gain)
+    magnitude = means + quality_encoder.EPSILON
+    root = ops.sqrt(squares[:, :filters] + quality_encoder.EPSILON**2)
+    pixels = ops.mean(response, axis=(1, 2))[:, filters:] * gain[filters:]
+    mean = ops.mean(pixels, axis=1, keepdims=True)
+    variance = ops.mean(squares[:, filters:], axis=1, keepdims=True) - ops.square(mean)
+    spread = ops.sqrt(ops.maximum(variance, 0.0) + quality_encoder.EPSILON**2)
+    features = ops.concatenate(
+        [ops.log(magnitude), ops.log(root / magnitude), mean, ops.log(spread)], axis=1
+    )
+    centre, variance = map(ops.convert_to_numpy, (encoder.feature_mean, encoder.feature_variance))
+    features = (features - centre) / np.sqrt(variance + quality_encoder.VARIANCE_FLOOR)
+    features = ops.clip(features, -quality_encoder.FEATURE_LIMIT, quality_encoder.FEATURE_LIMIT)
+    hidden = _dense(features, encoder.hidden_kernel, encoder.hidden_bias)
+    z = _dense(hidden, encoder.output_kernel)
+    direction = ops.convert_to_numpy(policy.direction).mean(axis=0)
+    score = ops.sum(z * direction, axis=-1)
+    thresholds = ops.convert_to_numpy(policy.thresholds)[: policy.profiles - 1]
+    above = [score > float(threshold) for threshold in thresholds]
+    profile = sum(ops.cast(condition, "int32") for condition in above)
+    return keras.Model(image, [profile, score, *above])
+
+
+def _dense(x, kernel, bias=None):
+    kernel = ops.convert_to_numpy(kernel)
+    layer = keras.layers.Dense(kernel.shape[1], activation="tanh")
+    result = layer(x)
+    layer.kernel.assign(kernel)
+    if bias is not None:
+        layer.bias.assign(bias)
+    return result
+
+
+def _name(model):
+    for index, tensor in enumerate(model.subgraphs[0].tensors):
+        tensor.name = f"r{index}".encode()
+
+
+def _plan(model, weights, grid):
+    """Integers up to the response of the convolution, floating point behind it."""
+    graph, floats = model.subgraphs[0], set(activation_tensors(model, model.subgraphs[0]))
+    activations, operators = {}, []
+    for index, operator in enumerate(graph.operators):
+        operators.append(index)
+        activations |= {i: grid for i in operator.inputs if i in floats}
+        if flatbuffer.operator_name(model, operator) == "CONV_2D":
+            activations[operator.outputs[0]] = _RESPONSE
+            return quantization_plan.Plan(
+                activations=activations,
+                weights={index: weights},
+                operators=tuple(operators),
+            )
+    raise AssertionError("The router has no convolution.")

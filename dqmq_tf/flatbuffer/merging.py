@@ -1,0 +1,104 @@
+"""Several networks in one file: a subgraph each, buffers of equal content stored once."""
+
+import copy
+
+import numpy as np
+
+from dqmq_tf.errors import ConversionError
+from dqmq_tf.flatbuffer import editing, serialization
+
+DEFAULT_SIGNATURE = "serving_default"
+
+
+def merge(parts):
+    """Puts the first subgraphs of several files side by side.
+
+    Args:
+        parts: `{name: ModelT}` in the order of the subgraphs, which take these names, as do their
+            signatures. The models are left as they are.
+
+    Returns:
+        `ModelT` with all subgraphs, a signature each, and no metadata.
+    """
+    result = serialization.schema().ModelT()
+    result.version = 3
+    result.description = b"dqmq_tf"
+    result.operatorCodes, result.subgraphs, result.buffers = [], [], []
+    result.signatureDefs, result.metadata = [], []
+    for name, part in parts.items():
+        graph, definition = copy.deepcopy((part.subgraphs[0], part.signatureDefs[0]))
+        for operator in graph.operators:
+            operator.opcodeIndex += len(result.operatorCodes)
+        for tensor in graph.tensors:
+            tensor.buffer += len(result.buffers)
+        graph.name = definition.signatureKey = name.encode()
+        definition.subgraphIndex = len(result.subgraphs)
+        result.operatorCodes += part.operatorCodes
+        result.buffers += part.buffers
+        result.subgraphs.append(graph)
+        result.signatureDefs.append(definition)
+    editing.share_buffers(result)
+    return result
+
+
+def extract(model, name):
+    """Takes one network out of a merged file.
+
+    Args:
+        model: `ModelT` of an adaptive file.
+        name: Name of its subgraph, such as `"profile_0"`.
+
+    Returns:
+        `ModelT` with that subgraph alone, under the signature `"serving_default"`.
+
+    Raises:
+        ConversionError: If the file has no such subgraph.
+    """
+    names = [serialization.text(graph.name) for graph in model.subgraphs]
+    if name not in names:
+        raise ConversionError(f"The file has no network {name!r}; it has {', '.join(names)}.")
+    graph = copy.deepcopy(model.subgraphs[names.index(name)])
+    result = serialization.schema().ModelT()
+    result.version, result.description = model.version, model.description
+    result.operatorCodes, result.buffers = model.operatorCodes, list(model.buffers)
+    result.subgraphs, result.metadata = [graph], []
+    result.signatureDefs = [_signature(model, names.index(name), graph)]
+    editing.share_buffers(result)
+    return result
+
+
+def _signature(model, index, graph):
+    """The subgraph's own signature, or that of the graph that routes to it, on its tensors."""
+    definitions = {definition.subgraphIndex: definition for definition in model.signatureDefs}
+    definition = copy.deepcopy(definitions.get(index, definitions.get(0)))
+    if index not in definitions:
+        routed = model.subgraphs[0]
+        # Conditions of inner branches are handed to every network, which has no use for them.
+        graph.inputs = graph.inputs[: len(routed.inputs)]
+        for entries, outer, inner in (
+            (definition.inputs, routed.inputs, graph.inputs),
+            (definition.outputs, routed.outputs, graph.outputs),
+        ):
+            places = {int(tensor): place for place, tensor in enumerate(outer)}
+            for entry in [e for e in entries if places[e.tensorIndex] >= len(inner)]:
+                entries.remove(entry)  # The profile, which is an output of the routing alone.
+            for entry in entries:
+                entry.tensorIndex = int(inner[places[entry.tensorIndex]])
+    definition.signatureKey, definition.subgraphIndex = DEFAULT_SIGNATURE.encode(), 0
+    return definition
+
+
+def strip_input_quantization(model):
+    """Makes a float input of a model's first subgraph the int8 tensor that is made of it."""
+    graph = model.subgraphs[0]
+    (operator,) = [
+        o
+        for o in graph.operators
+        if serialization.operator_name(model, o) == "QUANTIZE" and o.inputs[0] in graph.inputs
+    ]
+    outer, inner = int(operator.inputs[0]), int(operator.outputs[0])
+    graph.operators = [o for o in graph.operators if o is not operator]
+    graph.inputs = np.array([inner if i == outer else i for i in graph.inputs], np.int32)
+    for entry in model.signatureDefs[0].inputs:
+        if entry.tensorIndex == outer:
+            entry.tensorIndex = inner

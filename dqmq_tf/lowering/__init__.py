@@ -1,0 +1,1 @@
+"""A graph and its precision become the bytes of a `.tflite` file."""

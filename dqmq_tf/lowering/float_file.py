@@ -1,0 +1,82 @@
+"""The float lowered as a LiteRT file with names that rules can rely on."""
+
+import copy
+import os
+import tempfile
+
+import keras
+
+from dqmq_tf.lowering import folding
+
+
+def export_float(model):
+    """Converts a Keras model to a float `.tflite` file with a batch of one.
+
+    Args:
+        model: Functional model.
+
+    Returns:
+        Contents of the file.
+    """
+    # A batch of unknown size would leave SHAPE, STRIDED_SLICE and PACK behind.
+    signature = [keras.InputSpec(shape=(1, *t.shape[1:]), dtype=t.dtype) for t in model.inputs]
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "float.tflite")
+        model.export(
+            path,
+            format="litert",
+            verbose=False,
+            input_signature=signature if len(signature) == 1 else [signature],
+        )
+        with open(path, "rb") as file:
+            return file.read()
+
+
+def name_tensors(model, match, lowered):
+    """Gives every tensor a short name of its own, and every operator its own weights and bias.
+
+    Activations are named by their key in the lowered (`"a7"`), weights by their place in it
+    (`"w0"`), biases by that of their operator (`"b0"`), other constants `"c0"` and so on.
+
+    Args:
+        model: `ModelT` of the float file; changed in place.
+        match: `Match` of the file and its lowered.
+        lowered: `LoweredModel`.
+    """
+    graph, names, owners = model.subgraphs[0], {}, {}
+    places = {id(weights): place for place, weights in enumerate(lowered.weights)}
+    names |= match.tensors
+    for number, (index, weights) in enumerate(match.weights.items()):
+        inputs = list(graph.operators[index].inputs)
+        kernel, bias = folding.OPERANDS[weights.kind]
+        inputs[kernel] = _own(model, graph, inputs[kernel], owners, weights)
+        names[inputs[kernel]] = f"w{places[id(weights)]}"
+        if len(inputs) > bias and inputs[bias] >= 0:
+            inputs[bias] = _own(model, graph, inputs[bias], owners, index)
+            names[inputs[bias]] = f"b{number}"
+        graph.operators[index].inputs = inputs
+    for index, weights in match.stored.items():
+        names[index] = f"w{places[id(weights)]}"
+    taken = set()
+    for index, tensor in enumerate(graph.tensors):
+        name = names.get(index, f"c{index}")
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        tensor.name = name.encode()
+
+
+def _own(model, graph, index, owners, owner):
+    """The tensor itself for its first owner, a copy with a buffer of its own for the next."""
+    owner = id(owner) if not isinstance(owner, int) else owner
+    copies = owners.setdefault(index, {})
+    if not copies:
+        copies[owner] = index
+    if owner not in copies:
+        tensor = copy.copy(graph.tensors[index])
+        buffer = copy.copy(model.buffers[tensor.buffer])
+        model.buffers.append(buffer)
+        tensor.buffer = len(model.buffers) - 1
+        graph.tensors.append(tensor)
+        copies[owner] = len(graph.tensors) - 1
+    return copies[owner]

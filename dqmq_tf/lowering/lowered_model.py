@@ -1,0 +1,170 @@
+"""The float lowered: a plain Keras model whose kernels are already on the integer grid.
+
+It is rebuilt from the graph of the trained model, with every batch normalization folded, and it
+is the one description of the network that the later steps go by: the converter reads its kernels,
+its markers tell which tensor of the converted file is which, and its simulated twin says what a
+file should compute.
+"""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from dqmq_tf import graph as graphs
+from dqmq_tf.lowering import rules
+from dqmq_tf.lowering.builder import LoweringBuilder, tensor_key
+
+_SEED = 20
+
+
+def probe_inputs(lowered, count=1, seed=_SEED):
+    """Random inputs that cover the ranges that the inputs are quantized for.
+
+    Args:
+        lowered: `LoweredModel`.
+        count: Batch size.
+        seed: Seed of the draw.
+
+    Returns:
+        List of float32 arrays.
+    """
+    generator, arrays = np.random.default_rng(seed), []
+    for key in lowered.inputs:
+        found, tensor = lowered.quantization.get(key), lowered.tensors[key]
+        shape = tensor.shape[1:]
+        if key in lowered.vocabulary:
+            ids = generator.integers(0, lowered.vocabulary[key], (count, *shape))
+            arrays.append(ids.astype(tensor.dtype))
+            continue
+        low, high = -1.0, 1.0
+        if found is not None:
+            low = -found.step * found.zero_point
+            high = low + found.step * (2**found.bit_width - 1)
+        arrays.append(generator.uniform(low, high, (count, *shape)).astype(np.float32))
+    return arrays
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoweredModel:
+    """A float model, its tensors by key, and the quantization of each.
+
+    A key is `"a7"` for tensor 7 of the graph, or `"a7p"` for a tensor that lives inside the layer
+    which makes tensor 7, such as the sigmoid of a silu.
+
+    Attributes:
+        model: Functional model from the inputs to the outputs.
+        tensors: `{key: KerasTensor}` in execution order.
+        paths: `{key: layer that makes the tensor}`; inputs have none.
+        marked: Keys in the order of their markers' numbers; a tensor that is fused away has none.
+        quantization: `{key: ActivationPrecision}`; a tensor without entry is fused away, is in
+            floating point, or holds no real numbers.
+        floating: Keys of the tensors that are made in floating point.
+        weights: `FoldedWeights` and `StoredWeights` in execution order, one per variable.
+        inputs, outputs: Keys of the model's inputs and outputs.
+        input_names, output_names: Their names in the trained model, for signatures.
+        vocabulary: `{key of an input that holds indices: how many there are}`.
+        float_layers: `{layer that computes in floating point: why}`.
+    """
+
+    model: Any
+    tensors: dict
+    paths: dict
+    marked: tuple
+    quantization: dict
+    floating: frozenset
+    weights: tuple
+    inputs: tuple
+    outputs: tuple
+    input_names: tuple
+    output_names: tuple
+    vocabulary: dict
+    float_layers: dict
+
+    def values(self, inputs):
+        """Runs the model and returns every tensor.
+
+        Args:
+            inputs: Arrays, one per model input, with a batch dimension.
+
+        Returns:
+            `{key: array}`.
+        """
+        unique = {id(tensor): tensor for tensor in self.tensors.values()}
+        probe = keras.Model(self.model.inputs, list(unique.values()))
+        results = probe([keras.ops.convert_to_tensor(array) for array in inputs], training=False)
+        found = dict(zip(unique, keras.tree.flatten(results)))
+        return {
+            key: keras.ops.convert_to_numpy(found[id(tensor)])
+            for key, tensor in self.tensors.items()
+        }
+
+
+def lower_graph(graph, precision, simulate=False):
+    """Rebuilds a traced model as a float lowered.
+
+    Args:
+        graph: `dqmq_tf.graph.Graph` of the float model.
+        precision: `Precision` of the same graph.
+        simulate: Round every quantized activation to its grid, so that the model computes what
+            the file should compute. A simulated lowered has no markers: it is not for conversion.
+
+    Returns:
+        `LoweredModel`.
+
+    Raises:
+        UnsupportedLayerError: If a layer has no counterpart in a file.
+        ConversionError: If shapes or precisions do not allow a file.
+    """
+    with _in_float32():
+        builder = LoweringBuilder(graph, precision, simulate)
+        for node in graph.nodes:
+            rules.lower(builder, node)
+        outputs = [builder.values[tensor] for tensor in graph.outputs]
+        model = keras.Model(builder.inputs, outputs)
+    return LoweredModel(
+        model=model,
+        tensors=builder.tensors,
+        paths=builder.paths,
+        marked=tuple(builder.marked),
+        quantization=builder.quantization,
+        floating=frozenset(builder.floating),
+        weights=tuple(builder.weights.values()),
+        inputs=tuple(tensor_key(tensor) for tensor in graph.inputs),
+        outputs=tuple(tensor_key(tensor) for tensor in graph.outputs),
+        input_names=tuple(graph.input_names),
+        output_names=_output_names(graph),
+        vocabulary=builder.vocabulary,
+        float_layers=dict(builder.float_layers),
+    )
+
+
+@contextlib.contextmanager
+def _in_float32():
+    """New layers compute in float32, whatever policy of mixed precision the training runs under."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def _output_names(graph):
+    """Site that makes each output, numbered where one would stand twice."""
+    producers, names = graph.producers, []
+    for tensor in graph.outputs:
+        node = producers.get(tensor)
+        base = name = "output" if node is None else node.path
+        while name in names:
+            name = f"{base}_{len(names)}"
+        names.append(name)
+    return tuple(names)
+
+
+def lower_model(qmodel, profile, simulate=False):
+    """LoweredModel of a frozen model's precision profile."""
+    graph = graphs.trace(qmodel.float_model())
+    return lower_graph(graph, qmodel.precision(profile), simulate)

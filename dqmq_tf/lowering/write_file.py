@@ -1,0 +1,148 @@
+"""The finished file of one precision profile: `write` makes it, `measure` only to know its size."""
+
+import dataclasses
+
+import numpy as np
+
+from dqmq_tf import flatbuffer, runtimes
+from dqmq_tf.errors import ConversionError, UnsupportedLayerError
+from dqmq_tf.flatbuffer import checksum, file_size, lookup_tables, metadata
+from dqmq_tf.lowering import final_pass, float_file, number_check, quantization_plan
+from dqmq_tf.lowering.lowered_model import LoweredModel, lower_graph
+from dqmq_tf.lowering.tensor_matching import match_tensors
+from dqmq_tf.progress import stages
+
+_OP_KINDS = {
+    "CONV_2D": "conv",
+    "DEPTHWISE_CONV_2D": "depthwise",
+    "FULLY_CONNECTED": "dense",
+    "TRANSPOSE_CONV": "transpose",
+    "EMBEDDING_LOOKUP": "embedding",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WrittenFile:
+    """A finished file before its seal, and what it was made from.
+
+    Attributes:
+        contents: What a device gets.
+        twin: The same with plain weights where `contents` has them in lookup tables, which LiteRT
+            cannot load.
+        lowered: `LoweredModel`.
+    """
+
+    contents: bytes
+    twin: bytes
+    lowered: LoweredModel
+
+
+def write_file(lowered, target, policy_config, *, profile, io_dtype, stage):
+    """Makes the file of a precision profile.
+
+    Args:
+        lowered: `LoweredModel` of the profile.
+        target: The `Target`.
+        policy_config: Configuration of the policy, which the metadata tell.
+        profile: Its number.
+        io_dtype: Type of inputs and outputs.
+        stage: Function that takes the name of the stage which begins.
+
+    Returns:
+        `WrittenFile`.
+
+    Raises:
+        ConversionError: If a tensor has no range, the runtime that the target is for cannot run the
+            file, or it would hold other numbers.
+    """
+    stage("exporting the float model")
+    data = float_file.export_float(lowered.model)
+    model = flatbuffer.read(data)
+    stage("matching tensors")
+    found = match_tensors(model, lowered)
+    _check_operators(model, found, target)
+    float_file.name_tensors(model, found, lowered)
+    plan = quantization_plan.plan(model, found, lowered)
+    stage("quantizing")
+    data = quantization_plan.quantize(model, plan)
+    storages = storages_of(lowered, target)
+    containers = {name: storage.container for name, storage in storages.items()}
+    facts = metadata.describe(lowered, target, profile, policy_config)
+    tensors, operators = model.subgraphs[0].tensors, model.subgraphs[0].operators
+    merged = [flatbuffer.text(tensors[operators[i].outputs[0]].name) for i in plan.own_kernels]
+    grids = {flatbuffer.text(tensors[i].name): grid for i, grid in plan.activations.items()}
+    plain = final_pass.finish(data, lowered, containers, facts, io_dtype, merged, grids)
+    refused = runtimes.get(target.runtimes[0]).refuses(flatbuffer.read(plain))
+    if refused:
+        raise ConversionError(
+            f"{target.runtimes[0]}, for which target {target.name!r} is, cannot run the file: "
+            f"{refused}."
+        )
+    tables = {
+        f"w{number}": weights.bit_width
+        for number, weights in enumerate(lowered.weights)
+        if storages[f"w{number}"].table
+    }
+    contents = lookup_tables.compress(plain, tables)
+    twin = lookup_tables.decompress(contents)
+    _, messages = number_check.differences(flatbuffer.read(twin), lowered)
+    if messages:
+        raise ConversionError(
+            f"The quantizer did not write our numbers: {'; '.join(messages[:3])}. Please report "
+            "the model."
+        )
+    return WrittenFile(contents=contents, twin=twin, lowered=lowered)
+
+
+def _check_operators(model, found, target):
+    """Refuses operators that the runtime which the target is for has no kernel for."""
+    runtime = runtimes.get(target.runtimes[0])
+    for index, operator in enumerate(model.subgraphs[0].operators):
+        name = flatbuffer.operator_name(model, operator)
+        if name == "CUSTOM":
+            raise ConversionError(
+                f"Layer {found.paths.get(index)!r} becomes an operator that TFLite does not have. "
+                "Replace the layer, or keep it outside the converted model."
+            )
+        if name in runtime.lacks:
+            raise ConversionError(
+                f"Layer {found.paths.get(index)!r} becomes the operator {name}, for which "
+                f"{runtime.name} has no kernel. Replace the layer (relu, hard_silu, tanh and sigmoid "
+                "run everywhere), or choose another target."
+            )
+
+
+def measure_file(graph, precision, target, policy_config):
+    """Makes the file of a model without verifying or keeping it, to know its size.
+
+    Args:
+        graph: The inlined `Graph` of the float model.
+        precision: The `Precision` to write.
+        target: The `Target`.
+        policy_config: Configuration of the policy, which the metadata tell.
+
+    Returns:
+        `{"size_bytes": …, "download_bytes": …}`, or None where the model cannot be converted.
+    """
+    try:
+        with stages("Measuring the file") as stage:
+            lowered = lower_graph(graph, precision)
+            network = write_file(
+                lowered, target, policy_config, profile=0, io_dtype=target.io_dtype, stage=stage
+            )
+    except (ConversionError, UnsupportedLayerError):
+        return None
+    return file_size.file_bytes(checksum.seal(network.contents))
+
+
+def storages_of(lowered, target):
+    """`{name of a weight tensor: Storage}`."""
+    return {
+        f"w{number}": target.storage(
+            _OP_KINDS.get(weights.kind, "other"),
+            weights.bit_width,
+            weights.integers.size,
+            per_channel=bool(np.ptp(weights.scales)),
+        )
+        for number, weights in enumerate(lowered.weights)
+    }

@@ -1,0 +1,1 @@
+"""What decides the bits: quality encoder, policy, decisions."""

@@ -1,0 +1,209 @@
+"""Runtimes that run a `.tflite` file: which there are, which are installed here, and `run`.
+
+A runtime trusts its file, and ends the process where that is a mistake. So each run is a process of
+its own, which costs a fifth of a second.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+
+from dqmq_tf import flatbuffer
+
+PYTHON_VARIABLE = "DQMQ_TFLITE_RUNTIME_PYTHON"
+
+
+_LITERT, TFLITE_PACKAGE, MICRO_PACKAGE = "ai_edge_litert", "tflite_runtime", "tflite_micro"
+DEFAULT_KERNELS, BUILTIN_KERNELS, _REFERENCE = (
+    "AUTO",
+    "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
+    "BUILTIN_REF",
+)
+_MICRO_ONLY = "TFLM_"
+_INT4_DEPTHWISE = 7
+# Operators of LiteRT that a runtime has no kernel for, found by asking each for each.
+_REFERENCE_LACKS = frozenset({"CEIL", "ELU", "ROUND"})
+_MICRO_LACKS = frozenset(
+    """
+    ATAN2 BIDIRECTIONAL_SEQUENCE_LSTM BIDIRECTIONAL_SEQUENCE_RNN BITCAST BITWISE_XOR BUCKETIZE
+    CALL COMPLEX_ABS CONCAT_EMBEDDINGS CONV_3D CONV_3D_TRANSPOSE DENSIFY DILATE
+    EMBEDDING_LOOKUP_SPARSE FAKE_QUANT GELU HASHTABLE HASHTABLE_FIND HASHTABLE_IMPORT
+    HASHTABLE_LOOKUP HASHTABLE_SIZE IMAG LOCAL_RESPONSE_NORMALIZATION LSH_PROJECTION LSTM
+    MATRIX_DIAG MATRIX_SET_DIAG MULTINOMIAL NON_MAX_SUPPRESSION_V4 NON_MAX_SUPPRESSION_V5
+    ONE_HOT POW RANDOM_STANDARD_NORMAL RANDOM_UNIFORM RANGE RANK REAL REDUCE_ANY REDUCE_PROD
+    REDUCE_WINDOW RELU_0_TO_1 RELU_N1_TO_1 REVERSE_SEQUENCE RFFT2D RIGHT_SHIFT RNN SCATTER_ND
+    SEGMENT_SUM SELECT SIGN SKIP_GRAM SPARSE_TO_DENSE TILE TOPK_V2 UNIDIRECTIONAL_SEQUENCE_RNN
+    UNIQUE UNSORTED_SEGMENT_MAX UNSORTED_SEGMENT_MIN UNSORTED_SEGMENT_PROD UNSORTED_SEGMENT_SUM
+    WHERE
+    """.split()
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """A way to run a file.
+
+    Attributes:
+        name: Key in `RUNTIMES`.
+        description: One line for people.
+        package: Module that it is imported from.
+        resolver: Which of its kernels LiteRT takes.
+        lacks: Operators that it has no kernel for.
+        one_scale: Operators that silently take the first of several scales of their weights.
+        agreement: Least share of decided inputs with the model's largest output entry.
+        mean_quanta: Largest mean difference from the model, in steps of the output's grid.
+    """
+
+    name: str
+    description: str
+    package: str
+    resolver: str | None = None
+    lacks: frozenset = frozenset()
+    one_scale: frozenset = frozenset()
+    agreement: float
+    mean_quanta: float
+
+    def missing(self):
+        """Returns why the runtime cannot be had here, or None if it can."""
+        if self.package == TFLITE_PACKAGE:
+            return _missing_in(os.environ.get(PYTHON_VARIABLE))
+        if importlib.util.find_spec(self.package) is None:
+            pre = "--pre " if self.package == MICRO_PACKAGE else ""
+            return f"pip install {pre}{self.package.replace('_', '-')}"
+        return None
+
+    @property
+    def version(self):
+        """Name and version of the package, such as `"ai-edge-litert 2.3.0"`."""
+        if self.package == TFLITE_PACKAGE:
+            return f"tflite-runtime {_answer(os.environ[PYTHON_VARIABLE])[1]}"
+        name = self.package.replace("_", "-")
+        return f"{name} {importlib.metadata.version(name)}"
+
+    @property
+    def python(self):
+        """Path of the Python that has it."""
+        return os.environ[PYTHON_VARIABLE] if self.package == TFLITE_PACKAGE else sys.executable
+
+    def refuses(self, model):
+        """Returns why a file cannot be for this runtime, or None if it can.
+
+        Args:
+            model: `ModelT`.
+        """
+        for code in model.operatorCodes:
+            name = flatbuffer.text(code.customCode)
+            if name.startswith(_MICRO_ONLY) and self.package != MICRO_PACKAGE:
+                return f"the file has {name}, an operator of TFLite Micro alone"
+            if flatbuffer.builtin_name(code) in self.lacks:
+                return f"it has no kernel for {flatbuffer.builtin_name(code)}"
+            depthwise = code.builtinCode == flatbuffer.schema().BuiltinOperator.DEPTHWISE_CONV_2D
+            if self.resolver == _REFERENCE and depthwise and code.version >= _INT4_DEPTHWISE:
+                return "it has no kernel for the file's INT4 depthwise convolution"
+        for graph in model.subgraphs:
+            for operator in graph.operators:
+                name = flatbuffer.operator_name(model, operator)
+                if name in self.one_scale and _most_scales(graph, operator) > 1:
+                    return f"its {name} silently takes the first of several scales"
+        return None
+
+
+# No two runtimes round alike. Deep networks carry each rounding on: on an untrained MobileNetV2 two
+# backends of LiteRT differ from each other by 4 quanta on average. A wrong scale costs tens.
+RUNTIMES = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime(
+            name="litert-xnnpack",
+            description="LiteRT as an app runs it: XNNPACK takes what it can",
+            package=_LITERT,
+            resolver=DEFAULT_KERNELS,
+            agreement=0.99,
+            mean_quanta=8.0,
+        ),
+        Runtime(
+            name="litert-builtin",
+            description="LiteRT's own optimized kernels, without delegates",
+            package=_LITERT,
+            resolver=BUILTIN_KERNELS,
+            agreement=0.98,
+            mean_quanta=8.0,
+        ),
+        Runtime(
+            name="litert-reference",
+            description="LiteRT's reference kernels, which round twice",
+            package=_LITERT,
+            resolver=_REFERENCE,
+            lacks=_REFERENCE_LACKS,
+            agreement=0.98,
+            mean_quanta=8.0,
+        ),
+        Runtime(
+            name="tflite-runtime",
+            description="TensorFlow Lite 2.14, LiteRT's predecessor, from another environment",
+            package=TFLITE_PACKAGE,
+            resolver=DEFAULT_KERNELS,
+            one_scale=frozenset({"EMBEDDING_LOOKUP"}),
+            agreement=0.98,
+            mean_quanta=8.0,
+        ),
+        Runtime(
+            name="tflite-micro",
+            description="TFLite Micro's reference kernels",
+            package=MICRO_PACKAGE,
+            lacks=_MICRO_LACKS,
+            one_scale=frozenset({"DEQUANTIZE", "EMBEDDING_LOOKUP"}),
+            agreement=0.98,
+            mean_quanta=8.0,
+        ),
+    )
+}
+
+
+def get(name):
+    """Returns a `Runtime` by name.
+
+    Raises:
+        ValueError: If no runtime has that name.
+    """
+    if name not in RUNTIMES:
+        raise ValueError(f"Unknown runtime {name!r}: choose among {', '.join(RUNTIMES)}.")
+    return RUNTIMES[name]
+
+
+def _most_scales(graph, operator):
+    grids = [graph.tensors[i].quantization for i in operator.inputs if i >= 0]
+    return max(0 if g is None or g.scale is None else len(g.scale) for g in grids)
+
+
+def _missing_in(python):
+    if not python:
+        return f"set {PYTHON_VARIABLE} to the Python of an environment that has tflite-runtime"
+    works, answer = _answer(python)
+    return None if works else f"{PYTHON_VARIABLE}={python} does not import it: {answer}"
+
+
+@functools.cache
+def _answer(python):
+    """`(True, version)` of the tflite-runtime that a Python has, or `(False, why it has none)`."""
+    program = (
+        "import importlib.metadata, tflite_runtime.interpreter;"
+        "print(importlib.metadata.version('tflite-runtime'))"
+    )
+    try:
+        done = subprocess.run(
+            [python, "-I", "-c", program], capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return False, str(error)
+    if done.returncode:
+        return False, (done.stderr.strip().splitlines() or ["it failed"])[-1]
+    return True, done.stdout.strip()
+
+
+def claimed(target):
+    """The runtimes that a target claims, installed or not, the one that it is for first."""
+    return [get(name) for name in target.runtimes]

@@ -1,0 +1,1 @@
+"""What `fit` does: objective, search, schedule, optimizers, distillation."""

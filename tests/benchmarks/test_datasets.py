@@ -1,0 +1,87 @@
+import pathlib
+
+import numpy as np
+import pytest
+from study import datasets, float_networks
+
+from dqmq_tf import quality
+
+DATA = pathlib.Path("../shared/data/tfds")
+pytestmark = pytest.mark.skipif(not DATA.exists(), reason="CIFAR-10 is not there")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return datasets.Mixtures(str(DATA), tmp_path_factory.mktemp("mixtures"))
+
+
+def test_kinds_of_training_and_unknown_kinds_share_none():
+    assert not set(datasets.SEEN) & set(datasets.UNSEEN)
+    assert set(datasets.SEEN) | set(datasets.UNSEEN) == set(quality.KINDS)
+    assert len(datasets.SEEN) >= 6
+
+
+def test_tests_hold_the_whole_test_set_under_what_they_say(made):
+    clean = made.test("c")
+    assert len(clean) == 10_000 and not clean.kind.any()
+    mixed = made.test("d")
+    assert set(mixed.severity) == {0, 5}
+    assert abs((mixed.severity == 0).mean() - 0.5) < 0.02
+    np.testing.assert_array_equal(mixed.y, clean.y)
+    untouched = mixed.severity == 0
+    np.testing.assert_array_equal(mixed.x[untouched], clean.x[untouched])
+    for name, kinds in (("a", datasets.SEEN), ("b", datasets.UNSEEN)):
+        found = made.test(name)
+        assert {quality.KINDS[k - 1] for k in found.kind} == set(kinds)
+        assert set(found.severity) == {1, 2, 3, 4, 5}
+
+
+def test_training_hangs_on_the_seed_and_is_kept(made):
+    first, again = made.training(0, 3), made.training(0, 3)
+    np.testing.assert_array_equal(first.x, again.x)
+    assert len(first) == 3 * datasets.BATCH
+    other = made.training(1, 3)
+    assert (first.y != other.y).any()
+    # A longer training begins as a shorter one.
+    longer = made.training(0, 5)
+    np.testing.assert_array_equal(longer.x[: len(first)], first.x)
+    assert 0.1 < (longer.kind == 0).mean() < 0.3
+
+
+def test_streams_hold_what_is_kept(made):
+    kept = made.training(0, 3)
+    streamed = np.concatenate([x for x, _ in made.stream(0, 3)])
+    np.testing.assert_array_equal(streamed, kept.x.astype("float32"))
+
+
+def test_validation_images_are_in_no_training(made):
+    for network, split, skipped in (
+        ("mobilenet_v2", "train", 45_000),
+        # Its published weights have seen all training images.
+        ("resnet8", "test", 0),
+    ):
+        validation = made.validation(float_networks.VALIDATION[network])
+        assert len(validation) == 5_000
+        raw = list(quality.load("cifar10", split, str(DATA))[0].skip(skipped).take(20))
+        labels = [int(label) for _, label in raw]
+        np.testing.assert_array_equal(validation.y[:20], labels)
+
+
+def test_tuning_sees_no_image_of_the_test_as_the_test_has_it(made):
+    tuned, tested = made.validation(float_networks.VALIDATION["resnet8"]), made.test("a")
+    same = (tuned.x == tested.x[: len(tuned)]).all(axis=(1, 2, 3))
+    assert same.mean() < 0.05
+
+
+def test_batches_are_in_order():
+    random = np.random.default_rng(0)
+    count = 2 * datasets.BATCH + 7
+    images = datasets.Images(
+        x=random.integers(0, 256, (count, 4, 4, 3)).astype("uint8"),
+        y=np.arange(count),
+        kind=np.zeros(count, int),
+        severity=np.zeros(count, int),
+    )
+    found = list(datasets.batches(images))
+    assert [x.shape[0] for x, _ in found] == [datasets.BATCH] * 2
+    np.testing.assert_array_equal(np.concatenate([y for _, y in found]), images.y[:-7])

@@ -1,0 +1,52 @@
+"""An encoder that is told the quality: images of one group have one embedding."""
+
+import numpy as np
+import pytest
+from study import oracle, runs
+
+import dqmq_tf
+
+
+def embeddings(qmodel, images):
+    return np.asarray(qmodel.encoder(images.first(len(images))[0]))
+
+
+def test_groups_have_embeddings_of_their_own(bench):
+    training, test = bench.mixtures.training(0, 3), bench.mixtures.test("d")
+    qmodel = dqmq_tf.quantize_model(bench.start("resnet8"), target="simulation")
+    oracle.tell(qmodel, training, [test])
+    for images in (training, test):
+        z, group = embeddings(qmodel, images), oracle._groups(images)
+        for name in np.unique(group):
+            assert np.ptp(z[group == name], axis=0).max() == 0
+        assert len(np.unique(z, axis=0)) == len(np.unique(group))
+    clean = embeddings(qmodel, training)[training.kind == 0][0]
+    np.testing.assert_array_equal(embeddings(qmodel, test)[test.kind == 0][0], clean)
+
+
+def test_images_that_were_not_told_have_none(bench):
+    training, test = bench.mixtures.training(0, 3), bench.mixtures.test("a")
+    qmodel = dqmq_tf.quantize_model(bench.start("resnet8"), target="simulation")
+    oracle.tell(qmodel, training, [])
+    assert not embeddings(qmodel, test).any() and embeddings(qmodel, training).any()
+
+
+def test_too_many_groups_are_refused(bench):
+    training = bench.mixtures.training(0, 3)
+    qmodel = dqmq_tf.quantize_model(bench.start("resnet8"), target="simulation")
+    many = type(training)(
+        x=training.x, y=training.y, kind=np.arange(len(training)), severity=training.severity
+    )
+    with pytest.raises(ValueError, match="groups of quality, 16 rows"):
+        oracle.tell(qmodel, many, [])
+
+
+def test_bits_follow_what_was_told(bench):
+    run = runs.Run(
+        network="resnet8", method="dqmq", kind="mean_bit_width", budget=3.0, steps=6,
+        ablation="told_quality",
+    )  # fmt: skip
+    record = bench.execute(run)
+    bits = record["bits_by_kind"]
+    assert any(bits["clean"] != found for found in bits.values())
+    assert set(record["shuffled"]) == set("abcd")

@@ -1,0 +1,124 @@
+"""Bits that are fixed keep the budget of the real file, whatever became of the weights since."""
+
+import keras
+import numpy as np
+import pytest
+from helpers.small_networks import compiled, images, network
+
+import dqmq_tf
+from dqmq_tf.flatbuffer import bit_packing
+
+BYTES = 6_000
+
+
+def fill(qmodel, exponent):
+    """Fills the kernels with numbers that deflate makes the more of, the larger the exponent."""
+    random = np.random.default_rng(1)
+    for wrapper in qmodel._parts.wrappers.values():
+        kernel = wrapper.layer.kernel
+        drawn = random.uniform(-1, 1, kernel.shape)
+        kernel.assign(0.2 * np.sign(drawn) * np.abs(drawn) ** exponent)
+
+
+def file_bytes(qmodel, folder):
+    report = dqmq_tf.convert(qmodel, folder / "m.tflite", data=images(), verify=False)
+    return report.download_bytes
+
+
+@pytest.fixture
+def settled():
+    budget = dqmq_tf.Budget(download_bytes=BYTES)
+    qmodel = dqmq_tf.quantize_model(network(), target="android", budget=budget)
+    fill(qmodel, 4.0)
+    qmodel.calibrate(images())
+    qmodel.settle()
+    return qmodel
+
+
+@pytest.mark.parametrize("kind, most", [("download_bytes", BYTES), ("size_bytes", 9_000)])
+def test_a_search_begins_at_the_bits_of_a_file(kind, most):
+    budget = dqmq_tf.Budget(**{kind: most})
+    qmodel = dqmq_tf.quantize_model(network(), target="android_small", budget=budget)
+    compiled(qmodel)
+    qmodel.calibrate(images())
+    # What a file takes beside its weights is seen in one.
+    qmodel.costs.file_constant = 0.6 * most
+    qmodel.begin_search(100)
+    means = qmodel.policy.mean.numpy()
+    assert 0.9 * most <= qmodel.costs.of_file(means, []) <= most
+    assert (means == means.round()).all()
+    qmodel.settle()
+    assert (qmodel.policy.assigned.numpy()[0] >= means).all()
+    # A search that has begun goes on where it is.
+    qmodel.policy.mean.assign(means - 1)
+    qmodel.policy.search_step.assign(3.0)
+    qmodel.begin_search(100)
+    np.testing.assert_array_equal(qmodel.policy.mean.numpy(), means - 1)
+
+
+def test_settled_bits_use_the_budget_of_the_file(settled, tmp_path):
+    assert 0.95 * BYTES <= file_bytes(settled.freeze(), tmp_path) <= BYTES
+
+
+def test_weights_that_compress_worse_lose_bits(settled, tmp_path):
+    before = settled.policy.assigned.numpy()[0]
+    fill(settled, 1.0)
+    settled.keep_budget()
+    after = settled.policy.assigned.numpy()[0]
+    assert (after <= before).all() and (after < before).any()
+    settled.freeze()
+    np.testing.assert_array_equal(settled.policy.assigned.numpy()[0], after)
+    assert file_bytes(settled, tmp_path) <= BYTES
+
+
+def test_so_they_do_when_they_are_only_frozen(settled, tmp_path):
+    before = settled.policy.assigned.numpy()[0]
+    fill(settled, 1.0)
+    # What the network was trained at counts, not what the policy would choose by now.
+    settled.policy.mean.assign([2.0, 8.0, 8.0, 2.0])
+    settled.freeze()
+    after = settled.policy.assigned.numpy()[0]
+    assert (after <= before).all() and (after >= before - 2).all() and (after < before).any()
+    assert file_bytes(settled, tmp_path) <= BYTES
+
+
+def test_bits_of_a_kept_budget_stay(settled):
+    before = settled.policy.assigned.numpy()
+    settled.keep_budget()
+    np.testing.assert_array_equal(settled.policy.assigned.numpy(), before)
+
+
+def test_kernels_lie_in_a_file_as_they_are_weighed(settled, tmp_path):
+    file_bytes(settled.freeze(), tmp_path)
+    file = (tmp_path / "m.tflite").read_bytes()
+    bits, costs = settled.policy.assigned.numpy()[0].astype(int), settled.costs
+    stored = [
+        costs._stored(point, costs._integers(i, b), b)
+        for i, (point, b) in enumerate(zip(costs.weights, bits))
+    ]
+    assert all(data in file for data in stored)
+    assert sorted(stored, key=file.find) == sorted(
+        stored, key=bit_packing.byte_entropy, reverse=True
+    )
+
+
+def test_operations_are_brought_back_when_the_encoder_has_moved():
+    budget = dqmq_tf.Budget(mean_bit_width=4.5)
+    qmodel = dqmq_tf.quantize_model(network(), target="simulation", budget=budget)
+    directions = np.random.default_rng(3).normal(0, 0.3, qmodel.policy.direction.shape)
+    qmodel.policy.direction.assign(directions)
+    qmodel.calibrate(images())
+    embeddings = keras.ops.convert_to_numpy(qmodel.encoder(images()))
+    qmodel.policy(embeddings, training=True)
+    qmodel.settle()
+
+    def cost():
+        found = qmodel.policy(qmodel.policy.observed(), training=False)
+        weights = found["weights"].numpy()[:, :, 0]
+        return qmodel.costs.exact(weights, found["activations"].numpy()[..., 0])
+
+    assert 4.3 <= cost() <= 4.5
+    qmodel.policy.direction.assign(-2.0 * directions)
+    assert not 4.3 <= cost() <= 4.5
+    qmodel.keep_budget()
+    assert 4.3 <= cost() <= 4.5

@@ -1,0 +1,210 @@
+import numpy as np
+import pytest
+from helpers.frozen_models import every_bit_width_model, freeze, images
+from tflite_micro.tensorflow.lite.micro import compression as tflm
+from tflite_micro.tensorflow.lite.micro.compression import spec
+
+from dqmq_tf import export, flatbuffer, runtimes
+from dqmq_tf.errors import ConversionError, VerificationError
+from dqmq_tf.export import device_checks
+from dqmq_tf.flatbuffer import editing, lookup_tables
+from dqmq_tf.lowering import number_check
+from dqmq_tf.lowering.lowered_model import lower_model
+from dqmq_tf.runtimes import tflite_micro
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """LoweredModel and INT8 file of `every_bit_width_model`, and the bits of each weight tensor."""
+    model, bits = every_bit_width_model()
+    qmodel = freeze(model, bits, target="ethos_u")
+    path = tmp_path_factory.mktemp("plain") / "model.tflite"
+    export.convert(qmodel, path, data=images(model), verify=False)
+    lowered = lower_model(qmodel, 0)
+    widths = {
+        f"w{number}": weights.bit_width
+        for number, weights in enumerate(lowered.weights)
+        if weights.bit_width < 8
+    }
+    return lowered, path.read_bytes(), widths
+
+
+@pytest.fixture(scope="module")
+def compressed(plain):
+    return lookup_tables.compress(plain[1], plain[2])
+
+
+def test_every_bit_width_of_every_kind_comes_back(plain, compressed):
+    lowered, contents, widths = plain
+    assert len(widths) == 6 * 3 + 1  # and the head, which has 6 bits
+    assert set(widths.values()) == set(range(2, 8))
+    twin = lookup_tables.decompress(compressed)
+    figures, messages = number_check.differences(flatbuffer.read(twin), lowered)
+    assert not messages
+    assert figures["different"] == 0
+    assert figures["integers"] == sum(w.integers.size for w in lowered.weights)
+    # Beside the order of its buffers the twin is the file that was compressed.
+    kept = [
+        sorted(bytes(b.data) for b in flatbuffer.read(c).buffers if b.data is not None)
+        for c in (twin, contents)
+    ]
+    assert kept[0] == kept[1]
+
+
+def test_tflm_decodes_and_computes_the_same_bits(compressed):
+    device_checks.check_bit_exact(compressed)
+
+
+def test_tables_are_shared_and_indices_take_their_bits(plain, compressed):
+    model, widths = flatbuffer.read(compressed), plain[2]
+    coded = lookup_tables.coded_tensors(model)
+    assert set(coded) == set(widths)
+    sizes = {t.name: int(t.shape[0]) for pair in coded.values() for t in pair}
+    # One header for each number of bits and axis of the channels.
+    tables = {table.name: table for _, table in coded.values()}
+    assert len(tables) == 6 * 2
+    for weights, bits in ((w, widths.get(f"w{n}")) for n, w in enumerate(plain[0].weights)):
+        if bits is None:
+            continue
+        name = next(n for n in coded if plain[0].weights[int(n[1:])] is weights)
+        assert sizes[coded[name][0].name] == -(-weights.integers.size * bits // 8)
+        assert sizes[coded[name][1].name] == 16 + 2**bits
+    for data in (flatbuffer.constant(model, table) for table in tables.values()):
+        assert data[6] == 0  # the distance between two channels' tables
+
+
+def test_a_wrong_table_is_found(plain, compressed, monkeypatch):
+    # As a decoder would read it that takes the distance between tables for something else.
+    model = flatbuffer.read(compressed)
+    _, table = lookup_tables.coded_tensors(model)["w0"]
+    twin = lookup_tables.decompress(compressed)
+    data = flatbuffer.constant(model, table).copy()
+    data[6] = 1
+    editing.set_constant(model, table, data)
+    monkeypatch.setattr(lookup_tables, "decompress", lambda contents: twin)
+    with pytest.raises(VerificationError, match=r"decodes \d+ of 2304 integers of 'w0'"):
+        device_checks.check_bit_exact(flatbuffer.write(model))
+
+
+def test_other_outputs_are_found(compressed, monkeypatch):
+    model = flatbuffer.read(lookup_tables.decompress(compressed))
+    for tensor in model.subgraphs[0].tensors:
+        if flatbuffer.text(tensor.name).startswith("b"):
+            values = flatbuffer.constant(model, tensor).copy()
+            editing.set_constant(model, tensor, values + 5000)
+    twin = flatbuffer.write(model)
+    monkeypatch.setattr(lookup_tables, "decompress", lambda contents: twin)
+    with pytest.raises(VerificationError, match="computes something else"):
+        device_checks.check_bit_exact(compressed)
+
+
+def test_litert_does_not_load_it_but_its_twin(compressed):
+    from ai_edge_litert.interpreter import Interpreter
+
+    with pytest.raises(RuntimeError, match="TFLM_DECODE"):
+        Interpreter(model_content=compressed).allocate_tensors()
+    Interpreter(model_content=lookup_tables.decompress(compressed)).allocate_tensors()
+
+
+def test_weights_that_two_operators_read(plain):
+    model = flatbuffer.read(plain[1])
+    part = model.subgraphs[0]
+    convolutions = [o for o in part.operators if flatbuffer.operator_name(model, o) == "CONV_2D"]
+    first, second = convolutions[:2]
+    second.inputs = np.array([second.inputs[0], first.inputs[1], second.inputs[2]], np.int32)
+    editing.drop_unused_tensors(model, part)
+    both = lookup_tables.compress(flatbuffer.write(model), {"w0": 2})
+    decodes = [
+        o
+        for o in flatbuffer.read(both).subgraphs[0].operators
+        if flatbuffer.operator_name(flatbuffer.read(both), o) == "CUSTOM"
+    ]
+    assert len(decodes) == 2
+    device_checks.check_bit_exact(both)
+    twin = flatbuffer.read(lookup_tables.decompress(both))
+    weights = [
+        int(o.inputs[1])
+        for o in twin.subgraphs[0].operators
+        if flatbuffer.operator_name(twin, o) == "CONV_2D"
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_a_plain_file_is_left_as_it_is(plain):
+    assert lookup_tables.compress(plain[1], {}) is plain[1]
+    assert lookup_tables.decompress(plain[1]) is plain[1]
+
+
+def test_integers_beyond_their_bits_are_refused(plain):
+    with pytest.raises(ConversionError, match="'w2' holds integers beyond 1.*2 bits"):
+        lookup_tables.compress(plain[1], {"w2": 2})
+
+
+def test_names_that_are_no_weights_are_refused(plain):
+    with pytest.raises(ConversionError, match="No operator has 'w99'"):
+        lookup_tables.compress(plain[1], {"w99": 2})
+
+
+def test_one_table_on_weights_with_a_scale_per_channel_is_refused(compressed):
+    model = flatbuffer.read(compressed)
+    _, table = lookup_tables.coded_tensors(model)["w0"]
+    data = flatbuffer.constant(model, table).copy()
+    data[5] |= 0xF0
+    editing.set_constant(model, table, data)
+    with pytest.raises(ConversionError, match="'w0'.*one table per tensor.*past the table"):
+        lookup_tables.decompress(flatbuffer.write(model))
+
+
+@pytest.mark.parametrize("position,value", [(0, 1), (1, 9), (5, 0), (6, 100)])
+def test_corrupt_tables_are_refused(compressed, position, value):
+    model = flatbuffer.read(compressed)
+    _, table = lookup_tables.coded_tensors(model)["w0"]
+    data = flatbuffer.constant(model, table).copy()
+    data[position] = value
+    editing.set_constant(model, table, data)
+    with pytest.raises(ConversionError, match="lookup tables are corrupt"):
+        lookup_tables.decompress(flatbuffer.write(model))
+
+
+def test_tables_of_tflms_own_compressor_are_read(plain):
+    """A table per channel, written by code that is not ours."""
+    model = flatbuffer.read(plain[1])
+    index = [flatbuffer.text(t.name) for t in model.subgraphs[0].tensors].index("w0")
+    method = spec.LookUpTableCompression(2, mode=spec.PerChannel(axis=0))
+    theirs = bytes(tflm.compress(plain[1], [spec.Tensor(0, index, [method])]))
+    twin = flatbuffer.read(lookup_tables.decompress(theirs))
+    convolution = next(
+        o for o in twin.subgraphs[0].operators if flatbuffer.operator_name(twin, o) == "CONV_2D"
+    )
+    found = flatbuffer.constant(twin, twin.subgraphs[0].tensors[convolution.inputs[1]])
+    np.testing.assert_array_equal(found, plain[0].weights[0].integers)
+
+
+@pytest.fixture(scope="module")
+def microcontroller():
+    model, bits = every_bit_width_model()
+    return freeze(model, bits, target="microcontroller")
+
+
+def test_without_tflm_nothing_is_delivered(microcontroller, tmp_path, monkeypatch):
+    monkeypatch.setattr(tflite_micro, "is_installed", lambda: False)
+    with pytest.raises(ImportError, match=r"pip install --pre tflite-micro"):
+        export.convert(microcontroller, tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_tflm_decodes_otherwise_is_not_delivered(
+    microcontroller, tmp_path, monkeypatch
+):
+    run = runtimes.run
+
+    def one_integer_wrong(contents, inputs, tensors=()):
+        found = run(contents, inputs, tensors)
+        for values in list(found.tensors.values())[-1:]:
+            values.flat[0] += 1
+        return found
+
+    monkeypatch.setattr(tflite_micro, "run", one_integer_wrong)
+    with pytest.raises(VerificationError, match="decodes 1 of 4096 integers of"):
+        export.convert(microcontroller, tmp_path / "model.tflite", verify=False)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from dqmq_tf import flatbuffer
+from dqmq_tf.errors import ConversionError
+from dqmq_tf.flatbuffer import checksum
+
+
+def unsealed(small_file):
+    """Contents of a file without its seal: the flatbuffer alone."""
+    return small_file[0].read_bytes().partition(checksum.MAGIC)[0]
+
+
+def test_write_gives_back_what_was_read(small_file):
+    data = unsealed(small_file)
+    assert flatbuffer.write(flatbuffer.read(data)) == data
+
+
+def test_contents_are_aligned(small_file):
+    data = small_file[0].read_bytes()
+    model = flatbuffer.schema().Model.GetRootAsModel(data, 0)
+    for i in range(model.BuffersLength()):
+        contents = model.Buffers(i).DataAsNumpy()
+        if isinstance(contents, np.ndarray):
+            start = contents.__array_interface__["data"][0]
+            base = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+            assert (start - base) % 16 == 0
+
+
+def test_contents_behind_the_flatbuffer_are_taken_in(small_file):
+    data = unsealed(small_file)
+    model = flatbuffer.read(data)
+    buffer = max(model.buffers, key=lambda b: 0 if b.data is None else len(b.data))
+    contents, buffer.data, buffer.offset = buffer.data.tobytes(), None, 2
+    buffer.size = len(contents)
+    buffer.offset = len(flatbuffer.write(model))
+    outside = flatbuffer.write(model) + contents
+    assert flatbuffer.write(flatbuffer.read(outside)) == data
+    with pytest.raises(ConversionError, match="truncated or corrupt"):
+        flatbuffer.read(outside[:-1])
+
+
+def test_other_files_are_refused():
+    with pytest.raises(ConversionError, match="Not a TFLite file"):
+        flatbuffer.read(b"something else entirely")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_truncated_file_is_refused(small_file, share):
+    data = unsealed(small_file)
+    with pytest.raises(ConversionError, match="truncated or corrupt"):
+        flatbuffer.read(data[: int(len(data) * share)])

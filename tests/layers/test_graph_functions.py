@@ -1,0 +1,61 @@
+"""`one_node`: what is traced once computes, and differentiates, like the function itself."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dqmq_tf.layers.graph_functions import one_node
+
+SIGNATURE = [tf.TensorSpec([None, None]), tf.TensorSpec([None, 1]), tf.TensorSpec([])]
+
+
+def scaled(x, scale, ignored):
+    return tf.tanh(x) * tf.square(scale)
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "compiled"])
+def traced(request):
+    return one_node(scaled, SIGNATURE, compiled=request.param)
+
+
+def arguments(rows, columns):
+    random = np.random.default_rng(0)
+    shapes = [(rows, columns), (rows, 1), ()]
+    return [tf.constant(random.normal(size=shape), "float32") for shape in shapes]
+
+
+def value_and_gradients(function, args):
+    with tf.GradientTape() as tape:
+        tape.watch(args)
+        result = function(*args)
+        loss = tf.reduce_sum(tf.square(result))
+    return result, tape.gradient(loss, args)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1, 7)])
+def test_values_and_gradients_are_those_of_the_function(traced, shape):
+    args = arguments(*shape)
+    expected, to_expected = value_and_gradients(scaled, args)
+    for run in (traced, tf.function(traced)):
+        found, to_found = value_and_gradients(run, args)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        assert to_found[2] is None and to_expected[2] is None
+        for gradient, reference in zip(to_found[:2], to_expected[:2]):
+            np.testing.assert_allclose(gradient, reference, rtol=1e-5)
+
+
+def test_a_call_adds_few_nodes_and_keeps_shapes(traced, request):
+    @tf.function
+    def gradients(*args):
+        with tf.GradientTape() as tape:
+            tape.watch(args)
+            result = traced(*args)
+        assert result.shape == args[0].shape
+        found = tape.gradient(result, args)
+        assert found[0].shape == args[0].shape and found[1].shape == args[1].shape
+        return found[:2]
+
+    operations = gradients.get_concrete_function(*arguments(3, 4)).graph.get_operations()
+    calls = [op for op in operations if "Call" in op.type]
+    assert len(calls) == (3 if "compiled" in request.node.callspec.id else 2)
+    assert not {"Tanh", "Square", "TanhGrad"} & {op.type for op in operations}

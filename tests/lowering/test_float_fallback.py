@@ -1,0 +1,198 @@
+"""Layers in floating point amid integers: why they are, what they compute, how they are stored."""
+
+import keras
+import numpy as np
+import pytest
+from helpers.frozen_models import freeze, images
+from helpers.networks import assert_simulates, chain, frozen, names, written
+
+from dqmq_tf import flatbuffer, graph, runtimes
+from dqmq_tf.errors import UnsupportedLayerError
+from dqmq_tf.lowering import rules
+from dqmq_tf.lowering.lowered_model import lower_graph
+from dqmq_tf.precision import Precision
+
+layers = keras.layers
+
+
+@keras.saving.register_keras_serializable(package="dqmq_tf_tests")
+class Mixture(layers.Layer):
+    """A layer that this package has never heard of, with two kernels."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, shape):
+        self.first = self.add_weight(name="first", shape=(shape[-1], self.units))
+        self.second = self.add_weight(name="second", shape=(shape[-1], self.units))
+        self.bias = self.add_weight(name="bias", shape=(self.units,))
+
+    def call(self, x):
+        one, two = keras.ops.matmul(x, self.first), keras.ops.matmul(x, self.second)
+        return keras.ops.sin(one) * two + self.bias
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+class Forgetful(layers.Layer):
+    """Its config lacks what it needs to be built."""
+
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, x):
+        return x * self.factor
+
+    def get_config(self):
+        return super(layers.Layer, self).get_config()
+
+
+@pytest.mark.parametrize(
+    "keep, reasons",
+    [
+        ("middle", {"middle": "its weights are left in floating point by a rule",
+                    "relu": "its input is in floating point"}),
+        ("relu", {"middle": "its output is left in floating point by a rule",
+                  "relu": "its input is in floating point"}),
+        ("image", {"first": "its input is in floating point"}),
+    ],
+)  # fmt: skip
+def test_rule_leaves_a_layer_in_floating_point(keep, reasons, tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 3), name="image")
+    x = layers.Conv2D(4, 3, name="first")(inputs)
+    x = layers.ReLU(name="relu")(layers.Conv2D(4, 3, name="middle")(x))
+    qmodel = freeze(keras.Model(inputs, layers.Dense(2, name="head")(x)), keep=[keep])
+    lowered = assert_simulates(qmodel)
+    found = {path: why for path, why in lowered.float_layers.items() if path in reasons}
+    assert found == reasons
+    model, report = written(qmodel, tmp_path)
+    assert set(report.float_layers) == set(lowered.float_layers)
+    assert report.verification.different_numbers == 0
+
+
+def stored(model):
+    """Types and shapes of what DEQUANTIZE operators restore from the file."""
+    part, found = model.subgraphs[0], []
+    for operator in part.operators:
+        tensor = part.tensors[operator.inputs[0]]
+        if flatbuffer.operator_name(model, operator) == "DEQUANTIZE":
+            if flatbuffer.is_constant(model, tensor):
+                found.append(tensor)
+    return found
+
+
+def test_custom_layer_computes_in_floats_on_integers(tmp_path):
+    qmodel = frozen((6,), layers.Dense(5), Mixture(4, name="mix"), layers.Dense(2))
+    lowered = assert_simulates(qmodel)
+    assert lowered.float_layers == {"mix": "TFLite has no integer kernel for Mixture"}
+    model, report = written(qmodel, tmp_path)
+    assert [row.operator for row in report.weights].count("DEQUANTIZE") == 2
+    given = qmodel.precision().weights["mix"]
+    held = stored(model)
+    assert [flatbuffer.type_name(tensor) for tensor in held] == ["INT8", "INT8"]
+    for name in ("first", "second"):
+        integers = np.asarray(given[name].integers)
+        assert any(
+            np.array_equal(flatbuffer.constant(model, t).ravel(), array.ravel())
+            for t in held
+            for array in (integers, integers.T)
+        )
+    # The values themselves stand nowhere.
+    assert not [
+        t
+        for t in model.subgraphs[0].tensors
+        if flatbuffer.type_name(t) == "FLOAT32"
+        and flatbuffer.is_constant(model, t)
+        and np.prod(t.shape) >= given["first"].integers.size
+    ]
+
+
+def test_layer_normalization_is_in_floating_point(tmp_path):
+    qmodel = frozen(
+        (5, 6), layers.Dense(4), layers.LayerNormalization(name="norm"), layers.Dense(2)
+    )
+    lowered = assert_simulates(qmodel)
+    assert list(lowered.float_layers) == ["norm"]
+    model, report = written(qmodel, tmp_path)
+    assert report.verification.different_numbers == 0
+    assert report.verification.largest_quanta <= 1.01
+    assert not stored(model)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [layers.LSTM(4), layers.GRU(3, return_sequences=True), layers.Bidirectional(layers.LSTM(2))],
+    ids=["LSTM", "GRU", "Bidirectional"],
+)
+def test_recurrent_layer_is_unrolled_and_keeps_nothing(layer, tmp_path):
+    qmodel = frozen((4, 3), type(layer).from_config(layer.get_config()), layers.Dense(2))
+    assert len(assert_simulates(qmodel).float_layers) == 1
+    model, _ = written(qmodel, tmp_path)
+    assert not {"WHILE", "CALL", "IF"} & set(names(model))
+    assert not any("SEQUENCE" in name or "LSTM" in name for name in names(model))
+    assert len(model.subgraphs) == 1 and not any(t.isVariable for t in model.subgraphs[0].tensors)
+    assert len(stored(model)) == (4 if isinstance(layer, layers.Bidirectional) else 2)
+    x = images(qmodel, 2)
+    contents = (tmp_path / "model.tflite").read_bytes()
+    (found,) = runtimes.run(contents, [x[[0, 1, 0]]]).outputs
+    np.testing.assert_array_equal(found[0], found[2])
+    assert not np.array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("bits", [6, 3])
+def test_weights_of_an_island_that_could_be_integers(bits, tmp_path):
+    """A convolution whose output a rule leaves in floating point still takes its bits."""
+    parts = layers.Conv2D(4, 3, name="conv"), layers.ReLU(name="relu"), layers.Dense(2)
+    qmodel = frozen((6, 6, 3), *parts, bits={"conv": bits}, target="android_small", keep=["relu"])
+    assert "conv" in assert_simulates(qmodel).float_layers
+    model, report = written(qmodel, tmp_path)
+    (row,) = [row for row in report.weights if row.name.startswith("conv")]
+    assert row.operator == "DEQUANTIZE" and row.bit_width == bits
+    container = "INT4" if bits <= 4 else "INT8"
+    assert row.container == container
+    given = qmodel.precision().weights["conv"]["kernel"]
+    (tensor,) = [held for held in stored(model) if len(held.shape) == 4]
+    assert flatbuffer.type_name(tensor) == container
+    assert sorted(flatbuffer.constant(model, tensor).ravel()) == sorted(given.integers.ravel())
+    assert abs(flatbuffer.constant(model, tensor)).max() <= 2 ** (bits - 1) - 1
+
+
+def test_no_integer_at_all(tmp_path):
+    keep = ["image", "one"]
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), name="image")
+    x = layers.Dense(4, activation="elu", name="one")(inputs)
+    qmodel = freeze(keras.Model(inputs, Mixture(3, name="mix")(x)), keep=keep)
+    assert_simulates(qmodel)
+    model, _ = written(qmodel, tmp_path)
+    assert [flatbuffer.type_name(t) for t in stored(model)] == ["INT8", "INT8"]
+    assert "QUANTIZE" not in names(model)
+
+
+def test_layer_that_cannot_be_built_anew_is_refused_by_name():
+    traced = graph.trace(chain((6,), layers.Dense(4), Forgetful(2.0, name="forgets")))
+    with pytest.raises(UnsupportedLayerError, match="(?s)'forgets'.*mend its get_config"):
+        lower_graph(traced, Precision(weights={}, activations={}))
+
+
+@pytest.mark.parametrize(
+    "shape, layer, found",
+    [
+        ((5,), layers.Embedding(9, 4, mask_zero=True, name="it"), "Embedding: it makes a mask"),
+        ((5, 3), layers.Masking(name="it"), "Masking: it makes a mask"),
+    ],
+)
+def test_masks_are_refused_by_name(shape, layer, found):
+    with pytest.raises(UnsupportedLayerError, match=f"'it' .{found}"):
+        rules.check_supported(graph.trace(chain(shape, layer)))
+
+
+def test_states_are_refused_by_name():
+    inputs = keras.Input(batch_shape=(1, 5, 3))
+    model = keras.Model(inputs, layers.LSTM(4, stateful=True, name="it")(inputs))
+    with pytest.raises(UnsupportedLayerError, match="'it' .LSTM: stateful=True"):
+        rules.check_supported(graph.trace(model))

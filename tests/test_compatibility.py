@@ -1,0 +1,43 @@
+"""Models saved and files written before the package was divided into rooms are still what they were.
+
+`tests/helpers/saved_models.py` made them, at commit cd948d1.
+"""
+
+import keras
+import numpy as np
+import pytest
+from helpers.saved_models import FOLDER, NETWORKS, TARGETS, inputs_of
+
+import dqmq_tf
+
+NAMES = [f"{network}_{target}" for network in NETWORKS for target in TARGETS]
+
+
+def load(name):
+    return keras.models.load_model(FOLDER / f"{name}.keras")
+
+
+@pytest.fixture(scope="module")
+def predictions():
+    with np.load(FOLDER / "predictions.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "settled_simulation", "searching_simulation"])
+def test_a_saved_model_predicts_what_it_predicted(name, predictions):
+    model = load(name)
+    found = model.predict(inputs_of(model), verbose=0)
+    np.testing.assert_allclose(found, predictions[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_model_becomes_the_same_file(name, tmp_path):
+    model = load(name)
+    dqmq_tf.convert(model, tmp_path / "model.tflite", data=inputs_of(model), verify=False)
+    assert (tmp_path / "model.tflite").read_bytes() == (FOLDER / f"{name}.tflite").read_bytes()
+
+
+def test_a_saved_model_becomes_the_same_adaptive_file(tmp_path):
+    model, path = load("adaptive_android"), tmp_path / "model.tflite"
+    dqmq_tf.convert(model, path, data=inputs_of(model), adaptive=2, verify=False)
+    assert path.read_bytes() == (FOLDER / "adaptive_android.tflite").read_bytes()

@@ -1,0 +1,78 @@
+"""Which optimizer moves what, and how fast."""
+
+import keras
+import numpy as np
+import pytest
+from helpers.small_networks import network
+
+import dqmq_tf
+from dqmq_tf.training import optimizers
+
+IMAGES = np.random.default_rng(0).random((64, 16, 16, 3)).astype("float32")
+LABELS = np.random.default_rng(1).integers(0, 10, 64)
+
+
+def quantized(rate=0.0, **config):
+    budget = dqmq_tf.Budget(mean_bit_width=3.3)
+    model = dqmq_tf.quantize_model(
+        network(), target="simulation", budget=budget, config=dqmq_tf.DQMQConfig(**config)
+    )
+    model.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy")
+    return model
+
+
+def fit(model, **options):
+    model.fit(IMAGES, LABELS, batch_size=16, verbose=0, **options)
+    return model
+
+
+def test_each_variable_is_moved_by_one_optimizer():
+    model = quantized()
+    shared = [v for _, variables in optimizers.shares(model) for v in variables]
+    assert sorted(v.path for v in shared) == sorted(v.path for v in model.trainable_variables)
+    assert len({id(v) for v in shared}) == len(shared)
+
+
+def test_what_sees_the_quality_does_not_wait_for_the_networks_rate():
+    model = quantized(rate=0.0)
+    model.calibrate(IMAGES)
+    (_, network_), (_, readers), (_, encoder) = optimizers.shares(model)
+    before = {v.path: v.numpy() for v in model.trainable_variables}
+    fit(model, epochs=3)
+
+    def moved(variables):
+        return [bool((v.numpy() != before[v.path]).any()) for v in variables]
+
+    assert model._parts.affines and not any(moved(network_))
+    assert all(moved(readers)) and all(moved(encoder))
+
+
+def test_the_encoder_moves_at_a_fifth_of_the_policys_rate():
+    model = quantized(policy_learning_rate=0.01)
+    rates = [float(o.learning_rate) for o in (model.policy_optimizer, model.encoder_optimizer)]
+    assert rates == pytest.approx([0.01, 0.002])
+
+
+class Rates(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.found = {"search": [], "settled": []}
+
+    def on_train_batch_end(self, batch, logs=None):
+        rate = float(self.model.policy_optimizer.learning_rate)
+        self.found[self.model.policy.phase].append(rate)
+
+
+@pytest.mark.parametrize("rate", [None, 0.03])
+def test_the_rate_stays_in_the_search_and_falls_to_nothing_in_the_fine_tuning(rate):
+    rates = Rates()
+    model = fit(quantized(policy_learning_rate=rate), epochs=10, callbacks=[rates])
+    search, settled = rates.found["search"], rates.found["settled"]
+    assert len(set(search)) == 1 and len(settled) > 10
+    assert rate is None or search[0] == pytest.approx(rate)
+    assert (np.diff(settled) < 0).all() and settled[0] <= search[0]
+    assert settled[-1] < 0.1 * search[0]
+    # A fit that goes on begins at the full rate again.
+    again = Rates()
+    fit(model, epochs=2, callbacks=[again])
+    assert again.found["settled"][0] > settled[-1] and not again.found["search"]

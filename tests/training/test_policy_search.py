@@ -1,0 +1,95 @@
+"""Each term of the objective feeds a gradient, and its switch turns just that gradient off."""
+
+import keras
+import numpy as np
+import pytest
+from helpers.small_networks import network
+
+import dqmq_tf
+from dqmq_tf.training.policy_search import PolicySearch
+
+OFF = {
+    "supervised": False,
+    "pathwise": False,
+    "curvature": False,
+    "score_function": False,
+    "model_cost": False,
+    "entropy": False,
+}
+IMAGES = np.random.default_rng(0).random((32, 16, 16, 3)).astype("float32")
+LABELS = np.random.default_rng(1).integers(0, 10, 32)
+
+
+def moved(in_bytes=False, profiles=1, **on):
+    """`{variable: whether two training steps moved it}` with only some terms on."""
+    config = dqmq_tf.DQMQConfig(
+        terms=dqmq_tf.Terms(**{**OFF, **on}), profiles=profiles, initial_sigma=0.6
+    )
+    budget = dqmq_tf.Budget(**{"download_bytes": 6_000} if in_bytes else {"mean_bit_width": 3.3})
+    target = "android" if in_bytes else "simulation"
+    qmodel = dqmq_tf.quantize_model(network(), target=target, budget=budget, config=config)
+    qmodel.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    qmodel.calibrate(IMAGES)
+    policy = qmodel.policy
+    wrapper = qmodel._parts.wrappers["conv_1"]
+    variables = {
+        "kernel": wrapper.layer.kernel,
+        "weight_step": wrapper.log_steps[0],
+        "activation_step": qmodel._parts.quantizers[1].log_step,
+        "mean": policy.mean,
+        "direction": policy.direction,
+        "sigma": policy.log_sigma,
+        "baseline": policy.baseline_bias,
+        "encoder": qmodel.encoder.hidden_kernel,
+    }
+    before = {name: variable.numpy() for name, variable in variables.items()}
+    for _ in range(2):
+        qmodel.train_on_batch(IMAGES, LABELS)
+    return {name: bool((v.numpy() != before[name]).any()) for name, v in variables.items()}
+
+
+@pytest.fixture(scope="module")
+def nothing():
+    return moved()
+
+
+def test_without_any_term_nothing_moves(nothing):
+    assert not any(nothing.values()), nothing
+
+
+@pytest.mark.parametrize(
+    "term, fed, not_fed",
+    [
+        ("supervised", ["kernel", "weight_step", "activation_step"], ["mean", "sigma", "baseline"]),
+        ("pathwise", ["mean", "direction"], ["kernel", "sigma", "baseline"]),
+        ("curvature", ["direction"], ["kernel", "mean", "sigma", "baseline"]),
+        ("score_function", ["mean", "direction", "sigma", "baseline"], ["kernel"]),
+        ("model_cost", ["mean", "direction", "sigma"], ["kernel", "baseline"]),
+        ("entropy", ["sigma"], ["kernel", "baseline"]),
+    ],
+)
+def test_a_term_alone_feeds_its_own_gradients(term, fed, not_fed):
+    result = moved(**{term: True})
+    assert all(result[name] for name in fed), result
+    assert not any(result[name] for name in not_fed), result
+
+
+def test_in_bytes_static_bits_do_not_follow_the_quality():
+    on = {"pathwise": True, "score_function": True, "model_cost": True}
+    alone, several = (moved(in_bytes=True, profiles=n, **on) for n in (1, 2))
+    assert alone["mean"] and several["mean"] and several["direction"]
+    assert not alone["direction"]
+
+
+def test_files_are_searched_at_half_the_rate():
+    rates = []
+    for target, budget in (
+        ("simulation", dqmq_tf.Budget(mean_bit_width=4)),
+        ("android", dqmq_tf.Budget(download_bytes=6_000)),
+    ):
+        config = dqmq_tf.DQMQConfig(settle=0.6)
+        qmodel = dqmq_tf.quantize_model(network(), target=target, budget=budget, config=config)
+        search = PolicySearch(qmodel.policy, qmodel.costs, qmodel.budget, qmodel.config)
+        rates.append(search.rate(300))
+    # As far as it can get: a bit and a half in half of 300 steps.
+    assert rates == pytest.approx([0.01, 0.005])
