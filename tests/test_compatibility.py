@@ -6,9 +6,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers.saved_models import FOLDER, NETWORKS, TARGETS, inputs_of
-
-import dqmq_tf
+from helpers.saved_models import FOLDER, NETWORKS, TARGETS, inputs_of, write_file
 
 NAMES = [f"{network}_{target}" for network in NETWORKS for target in TARGETS]
 
@@ -32,12 +30,10 @@ def test_a_saved_model_predicts_what_it_predicted(name, predictions):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_saved_model_becomes_the_same_file(name, tmp_path):
-    model = load(name)
-    dqmq_tf.convert(model, tmp_path / "model.tflite", data=inputs_of(model), verify=False)
-    assert (tmp_path / "model.tflite").read_bytes() == (FOLDER / f"{name}.tflite").read_bytes()
+    found = write_file(FOLDER, name, tmp_path).read_bytes()
+    assert found == (FOLDER / f"{name}.tflite").read_bytes()
 
 
 def test_a_saved_model_becomes_the_same_adaptive_file(tmp_path):
-    model, path = load("adaptive_android"), tmp_path / "model.tflite"
-    dqmq_tf.convert(model, path, data=inputs_of(model), adaptive=2, verify=False)
-    assert path.read_bytes() == (FOLDER / "adaptive_android.tflite").read_bytes()
+    found = write_file(FOLDER, "adaptive_android", tmp_path, adaptive=2).read_bytes()
+    assert found == (FOLDER / "adaptive_android.tflite").read_bytes()

@@ -92,6 +92,18 @@ def trained(name, target, profiles=1):
     return qmodel
 
 
+def write_file(saved, name, folder, **options):
+    """Converts a saved model and returns the file's path.
+
+    The order of constants in a file depends on how many layers a process has named before.
+    """
+    keras.utils.clear_session()
+    model = keras.models.load_model(saved / f"{name}.keras")
+    path = folder / f"{name}.tflite"
+    dqmq_tf.convert(model, path, data=inputs_of(model), verify=False, **options)
+    return path
+
+
 def main(folder):
     folder.mkdir(parents=True, exist_ok=True)
     predictions = {}
@@ -101,12 +113,12 @@ def main(folder):
             x = inputs_of(qmodel)
             qmodel.save(folder / f"{name}_{target}.keras")
             predictions[f"{name}_{target}"] = qmodel.predict(x, verbose=0)
-            dqmq_tf.convert(qmodel, folder / f"{name}_{target}.tflite", data=x)
+            write_file(folder, f"{name}_{target}", folder)
             print(name, target, flush=True)
     qmodel = trained("image", "android", profiles=2)
     x = inputs_of(qmodel)
-    dqmq_tf.convert(qmodel, folder / "adaptive_android.tflite", data=x, adaptive=2)
     qmodel.save(folder / "adaptive_android.keras")
+    write_file(folder, "adaptive_android", folder, adaptive=2)
     qmodel = trained("image", "simulation")
     qmodel.save(folder / "settled_simulation.keras")
     predictions["settled_simulation"] = qmodel.predict(x, verbose=0)
