@@ -1,6 +1,8 @@
-"""Fake quantization of a tensor between layers."""
+"""Fake quantization of an activation tensor."""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,38 +13,45 @@ from dqmq_tf.layers import lsq, step_fitting
 from dqmq_tf.layers.graph_functions import in_blocks, one_node, worth_compiling
 from dqmq_tf.policy import decision_tensor
 
-_SAMPLES_PER_CALL = 65_536
+_MAX_VALUES_PER_CALL = 65_536
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class ActivationQuantizer(keras.layers.Layer):
-    """Quantizes a tensor per tensor, asymmetric, with one learned step size per candidate.
+    """Quantizes an activation with one learned step size per candidate bit-width.
 
-    Until `calibrate` has seen data the tensor passes unchanged. Method: LSQ (arXiv 1902.08153)
-    with zero points that are fixed at calibration.
+    The quantization is per tensor and asymmetric. The method is LSQ (arXiv 1902.08153) with zero
+    points that are fixed at calibration. Before calibration, the tensor passes unchanged.
 
     Args:
-        bit_widths: Candidates, ascending.
-        column: Column of the activation decision that holds this point's bit-width; None where
-            there is only one candidate.
-        range: `"affine"`: calibrated and learned. `"unit"` and `"tanh"`: fixed by the int8 kernels
-            of softmax, sigmoid and tanh, step 2**-b from 0 and 2**(1-b) around 0.
+        bit_widths: The candidate bit-widths, ascending.
+        column: The column of the activation decision that holds the bit-width of this tensor.
+            None if there is only one candidate.
+        range: `"affine"` for a range that is calibrated and then learned. `"unit"` and `"tanh"`
+            are the fixed ranges of the int8 kernels of softmax and sigmoid (step `2**-b` from 0)
+            and of tanh (step `2**(1-b)` around 0).
 
-    Input shape: any float tensor `[batch, ...]`. Output shape: the same. With a `ceiling`
-    the tensor passes a relu, or relu6, first (see `RectifiedQuantizer`).
+    Input shape: any float tensor `[batch, ...]`. Output shape: the same. If `call` gets a
+    `ceiling`, it applies a ReLU or ReLU6 first (see `RectifiedQuantizer`).
     """
 
-    def __init__(self, bit_widths, column=None, range="affine", **kwargs):
+    def __init__(
+        self,
+        bit_widths: Sequence[int],
+        column: int | None = None,
+        range: str = "affine",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**{**kwargs, "autocast": False})
         self.bit_widths = tuple(int(b) for b in bit_widths)
         self.column = column
         self.range = range
         self.supports_masking = True
-        self._observed = None
+        self._observed: list[np.ndarray] | None = None
         count = (len(self.bit_widths),)
-        learned = range == "affine"
+        is_learned = range == "affine"
         self.log_step = self.add_weight(
-            name="log_step", shape=count, initializer="zeros", dtype="float32", trainable=learned
+            name="log_step", shape=count, initializer="zeros", dtype="float32", trainable=is_learned
         )
         self.zero_point = self.add_weight(
             name="zero_point", shape=count, initializer="zeros", dtype="float32", trainable=False
@@ -52,56 +61,61 @@ class ActivationQuantizer(keras.layers.Layer):
         )
         self.built = True
 
-    def build(self, input_shape=None):
-        """Nothing depends on the input's shape."""
+    def build(self, input_shape: Any = None) -> None:
+        """Does nothing: no weight depends on the input shape."""
 
-    def call(self, x, decision=None, ceiling=None):
+    def call(
+        self, x: tf.Tensor, decision: tf.Tensor | None = None, ceiling: float | None = None
+    ) -> tf.Tensor:
         if self._observed is not None:
-            x = _rectified(x, ceiling)
+            x = _apply_relu(x, ceiling)
             self._observe(x)
             return x
-        if self.column is not None:
-            row = decision[:, self.column]
-        else:
-            # For each sample: XLA is twice as slow at a sum over all samples as at one of each.
+        if self.column is None:
+            # One row per sample: XLA sums over all samples at once at half the speed.
             row = tf.fill([tf.shape(x)[0], 1], float(self.bit_widths[-1]))
+        else:
+            assert decision is not None
+            row = decision[:, self.column]
         compiled = worth_compiling(x)
         blocks = in_blocks(x) if compiled else None
-        shaped = x if blocks is None else blocks
-        quantizer = _tensor_quantizer(
-            x.dtype, len(shaped.shape), self.bit_widths, row.shape[-1], compiled, ceiling
+        values = x if blocks is None else blocks
+        quantize = _tensor_quantizer(
+            x.dtype, len(values.shape), self.bit_widths, row.shape[-1], compiled, ceiling
         )
         table = ops.stack([self.log_step.value, self.zero_point.value], axis=-1)
-        quantized = quantizer(shaped, table, self.calibrated.value, row)
+        quantized = quantize(values, table, self.calibrated.value, row)
         return quantized if blocks is None else tf.reshape(quantized, (-1, *x.shape[1:]))
 
-    def compute_output_spec(self, x, decision=None, ceiling=None):
+    def compute_output_spec(
+        self, x: Any, decision: Any = None, ceiling: float | None = None
+    ) -> keras.KerasTensor:
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
-    def values(self, bit_width):
-        """Returns `(step, zero_point)` at a bit-width, as Python numbers."""
+    def values(self, bit_width: int) -> tuple[float, int]:
+        """Returns `(step, zero_point)` of a candidate bit-width."""
         row = self.bit_widths.index(bit_width)
         step = np.exp(ops.convert_to_numpy(self.log_step)[row])
         return float(step), int(ops.convert_to_numpy(self.zero_point)[row])
 
-    def observe(self):
-        """Begins to collect what the tensor holds; calls in eager mode pass it unchanged."""
+    def observe(self) -> None:
+        """Starts calibration: eager calls record the tensor and return it unchanged."""
         self._observed = []
 
-    def calibrate(self):
-        """Ends `observe` and sets the step sizes and zero points of all candidates.
+    def calibrate(self) -> None:
+        """Ends `observe` and fits the step sizes and zero points of all candidates.
 
         Raises:
-            ValueError: If NaN or infinity was seen.
+            ValueError: If the recorded tensors contain NaN or infinity.
         """
-        seen, self._observed = self._observed, None
-        if not seen:
+        observed, self._observed = self._observed, None
+        if not observed:
             return
-        values = np.concatenate(seen)
+        values = np.concatenate(observed)
         if not np.isfinite(values).all():
             raise ValueError(
-                f"The tensor at {self.name!r} holds NaN or infinity on the calibration batch: "
-                "look for NaN in the images, or for a float model that overflows."
+                f"The tensor at {self.name!r} contains NaN or infinity on the calibration data. "
+                "Check the inputs for NaN and the float model for overflow."
             )
         bits = np.array(self.bit_widths, "float32")
         if self.range == "unit":
@@ -114,16 +128,18 @@ class ActivationQuantizer(keras.layers.Layer):
         self.zero_point.assign(zero_point)
         self.calibrated.assign(1.0)
 
-    def _observe(self, x):
+    def _observe(self, x: tf.Tensor) -> None:
+        assert self._observed is not None
         values = ops.convert_to_numpy(ops.cast(x, "float32")).ravel()
-        if values.size > _SAMPLES_PER_CALL:
-            # Drawn, not strided: a stride would keep meeting the same channel. The ends are kept.
-            ends = [values.min(), values.max()]
-            chosen = np.random.default_rng(len(self._observed)).choice(values, _SAMPLES_PER_CALL)
-            values = np.append(chosen, ends)
+        if values.size > _MAX_VALUES_PER_CALL:
+            # A random sample: a fixed stride could hit the same channel every time. The minimum
+            # and the maximum are always kept.
+            extremes = [values.min(), values.max()]
+            random = np.random.default_rng(len(self._observed))
+            values = np.append(random.choice(values, _MAX_VALUES_PER_CALL), extremes)
         self._observed.append(values)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "bit_widths": self.bit_widths,
@@ -133,34 +149,51 @@ class ActivationQuantizer(keras.layers.Layer):
 
 
 @functools.cache
-def _tensor_quantizer(dtype, rank, candidates, fields, compiled, ceiling):
-    """A function of a tensor, its steps and zero points `[K, 2]`, and decision rows.
+def _tensor_quantizer(
+    dtype: tf.DType,
+    rank: int,
+    candidates: tuple[int, ...],
+    fields: int,
+    compiled: bool,
+    ceiling: float | None,
+) -> Callable[..., tf.Tensor]:
+    """Returns a function of a tensor, its steps and zero points, a flag and decision rows.
 
     Args:
-        dtype, rank: Of the tensor `[batch, ...]`.
-        candidates: The K bit-widths.
-        fields: Of the decision rows `[batch, fields]`.
-        compiled: Whether XLA makes one loop of it each way: ten element-wise operations on an
-            activation take longer than the convolutions between.
-        ceiling: Of a relu before; None for none.
+        dtype: The type of the tensor.
+        rank: The rank of the tensor `[batch, ...]`.
+        candidates: The K candidate bit-widths.
+        fields: The number of fields in the decision rows `[batch, fields]`.
+        compiled: Whether XLA compiles the function into one loop for each direction. The ten
+            element-wise operations that it replaces take longer than the convolution before them.
+        ceiling: The upper limit of a ReLU in front of the quantizer. None if there is no ReLU.
+
+    Returns:
+        A function `(x, table, calibrated, row) -> quantized x`. `table` has shape `[K, 2]` and
+        holds the logarithm of the step and the zero point of each candidate. `calibrated` is 0
+        or 1.
     """
 
-    def columns(values):
+    def columns(values: tf.Tensor) -> list[tf.Tensor]:
+        """Splits `[batch, n]` into n tensors that broadcast against the activation."""
         shape = (-1,) + (1,) * (rank - 1)
         return [tf.reshape(column, shape) for column in tf.unstack(values, axis=1)]
 
-    def quantize(x, table, calibrated, row):
+    def quantize(
+        x: tf.Tensor, table: tf.Tensor, calibrated: tf.Tensor, row: tf.Tensor
+    ) -> tf.Tensor:
         bits = decision_tensor.bit_widths_of(row)
         log_step, zero_point = tf.unstack(decision_tensor.look_up(table, candidates, bits), axis=-1)
-        # Step 0 leaves the tensor as it is: nothing has been calibrated.
+        # A step of 0 leaves the tensor unchanged until it is calibrated.
         step = tf.exp(log_step) * calibrated
         q_max = tf.pow(2.0, bits) - 1.0 - zero_point
         parameters = list(zip(columns(step), columns(-zero_point), columns(q_max)))
-        x = _rectified(x, ceiling)
+        x = _apply_relu(x, ceiling)
         if fields == 1:
             return lsq.quantize(x, *parameters[0])
         slope, mean = columns(row[:, decision_tensor.SLOPE :])
-        return lsq.relaxed_quantize(x, *parameters, mean, slope)
+        executed, low, high = parameters
+        return lsq.relaxed_quantize(x, executed, low, high, mean, slope)
 
     signature = [
         tf.TensorSpec([None] * rank, dtype),
@@ -171,8 +204,8 @@ def _tensor_quantizer(dtype, rank, candidates, fields, compiled, ceiling):
     return one_node(quantize, signature, compiled)
 
 
-def _rectified(x, ceiling):
-    """The tensor behind a relu, or relu6, with a ceiling of infinity or 6; as it is with None."""
+def _apply_relu(x: tf.Tensor, ceiling: float | None) -> tf.Tensor:
+    """Applies a ReLU for a ceiling of infinity, a ReLU6 for 6, and nothing for None."""
     if ceiling is None:
         return x
     return tf.nn.relu(x) if ceiling == np.inf else ops.relu6(x)

@@ -1,36 +1,42 @@
-"""Graph functions that stay whole, a node forwards and one or two backwards, whatever they hold.
+"""TensorFlow functions that stay single nodes in the graphs that call them.
 
-A network quantizes hundreds of tensors. Traced in place, a tensor took up to 250 nodes: the step of
-DenseNet121 had 104,000, and took 70 s from its trace to its first result.
+A function takes one node forward and one or two backward, however many operations it contains. A
+network quantizes hundreds of tensors. Traced in place, each took up to 250 nodes: the training step
+of DenseNet121 had 104,000 nodes, and tracing and first execution took 70 s.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
-# Values per sample from which XLA saves more time than it takes to compile, half a second a shape.
+# Values per sample from which XLA saves more time than its compilation costs (half a second for
+# each shape).
 _WORTH_COMPILING = 4096
 # Values in a block of `in_blocks`.
 BLOCK = 1024
 
 
-def one_node(function, signature, compiled=False):
-    """Returns a function that is traced once and kept whole in the graphs that call it.
+def one_node(
+    function: Callable[..., tf.Tensor], signature: Sequence[tf.TensorSpec], compiled: bool = False
+) -> Callable[..., tf.Tensor]:
+    """Returns a function that is traced once and is one node in the graphs that call it.
 
-    Its gradient keeps nothing of the forward pass but the arguments and runs the function anew.
-    Compiled, it does so once for the first argument and once for the others: XLA on a CPU takes twice
-    as long for an element-wise result and a sum of it together as for the two apart.
+    The gradient keeps only the arguments from the forward pass and runs the function again. A
+    compiled function has one gradient function for the first argument and one for the others: XLA
+    on a CPU takes twice as long for an element-wise result and a sum in one function as in two.
 
     Args:
-        function: Takes tensors and returns one of the shape and type of the first.
-        signature: `tf.TensorSpec`s of the arguments. What the function needs to know of shapes must
-            be in them; a constant is better closed over, for each constant argument makes
-            TensorFlow specialise the function for that call.
-        compiled: Whether XLA compiles it, for each shape that it meets.
+        function: A function of tensors whose result has the shape and type of the first argument.
+        signature: The `tf.TensorSpec` of each argument. It must contain everything about shapes
+            that the function needs to know. Let the function close over constants, because
+            TensorFlow specializes it for each call with a constant argument.
+        compiled: Whether XLA compiles the function, once for each shape.
     """
 
-    def gradient_to(part):
-        def gradient(upstream, *args):
+    def gradient_of(part: slice) -> Callable[..., list[tf.Tensor | None]]:
+        def gradient(upstream: tf.Tensor, *args: tf.Tensor) -> list[tf.Tensor | None]:
             with tf.GradientTape() as tape:
                 tape.watch(args[part])
                 result = function(*args)
@@ -40,21 +46,31 @@ def one_node(function, signature, compiled=False):
 
     forward = graph_function(function, signature, compiled)
     parts = (slice(1), slice(1, None)) if compiled else (slice(None),)
-    backwards = [gradient_to(part) for part in parts]
+    gradient_functions = [gradient_of(part) for part in parts]
 
     @tf.custom_gradient
-    def apply(*args):
-        def gradient(upstream):
-            found = [gradient for part in backwards for gradient in part(upstream, *args)]
-            return [_shaped(y, like) for y, like in zip(found, args)]
+    def apply(
+        *args: tf.Tensor,
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor | None]]]:
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor | None]:
+            gradients = [y for function in gradient_functions for y in function(upstream, *args)]
+            return [y if y is None else _with_shape(y, x) for y, x in zip(gradients, args)]
 
-        return _shaped(forward(*args), args[0]), gradient
+        return _with_shape(forward(*args), args[0]), gradient
 
     return apply
 
 
-def graph_function(function, signature, compiled):
-    """Returns a function that graphs call as a node; arguments are those of `one_node`."""
+def graph_function(
+    function: Callable[..., Any], signature: Sequence[tf.TensorSpec], compiled: bool
+) -> Callable[..., Any]:
+    """Returns a `tf.function` that graphs call as one node.
+
+    Args:
+        function: Any function of tensors.
+        signature: The `tf.TensorSpec` of each argument.
+        compiled: Whether XLA compiles the function, once for each shape.
+    """
     return tf.function(
         function,
         input_signature=signature,
@@ -64,23 +80,25 @@ def graph_function(function, signature, compiled):
     )
 
 
-def worth_compiling(x):
-    """Returns whether XLA is to compile a function of a tensor `[batch, ...]`."""
+def worth_compiling(x: tf.Tensor) -> bool:
+    """Returns whether XLA should compile an element-wise function of a tensor `[batch, ...]`."""
     return math.prod(n or 1 for n in x.shape[1:]) >= _WORTH_COMPILING
 
 
-def in_blocks(x):
-    """Returns a tensor `[batch, ...]` as blocks `[batch, n, 32, 32]`; None if it cannot be cut so.
+def in_blocks(x: tf.Tensor) -> tf.Tensor | None:
+    """Returns a tensor `[batch, ...]` reshaped to blocks `[batch, n, 32, 32]`.
 
-    XLA's loops over such blocks are up to twice as fast as those over other shapes.
+    XLA's loops over such blocks are up to twice as fast as its loops over other shapes.
+
+    Returns:
+        The reshaped tensor. None if the size of a sample is unknown or no multiple of `BLOCK`.
     """
     if None in x.shape[1:]:
         return None
-    count, rest = divmod(math.prod(x.shape[1:]), BLOCK)
-    return None if rest else tf.reshape(x, (-1, count, 32, 32))
+    count, remainder = divmod(math.prod(x.shape[1:]), BLOCK)
+    return None if remainder else tf.reshape(x, (-1, count, 32, 32))
 
 
-def _shaped(y, like):
-    if y is not None:
-        y.set_shape(like.shape)
+def _with_shape(y: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    y.set_shape(like.shape)
     return y

@@ -4,31 +4,39 @@
 step size (Esser et al. 2020, "Learned Step Size Quantization", arXiv 1902.08153). A zero point is
 part of the limits: `q_min = -zero_point`, `q_max = 2**bits - 1 - zero_point`.
 
-`relaxed_quantize` adds the pathwise gradient of a bit-width: a mean between two neighbouring
-candidates executes as a draw of one of them and carries the gradient of their mixture.
+`relaxed_quantize` adds the pathwise gradient of a bit-width. For a mean between two neighboring
+candidates, it runs one of them, drawn at random, and passes on the gradient of their mixture.
 """
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import tensorflow as tf
 
+_Number = TypeVar("_Number", float, tf.Tensor)
+# The step size, q_min and q_max of a quantizer.
+_Parameters = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
-def weight_limits(bit_width):
+
+def weight_limits(bit_width: _Number) -> tuple[_Number, _Number]:
     """Returns `(q_min, q_max)` of symmetric narrow-range weights, such as (-7, 7) at 4 bits."""
     q_max = 2.0 ** (bit_width - 1.0) - 1.0
     return -q_max, q_max
 
 
-def quantize(x, step, q_min, q_max):
-    """Fake-quantizes `x` with one step size.
+def quantize(x: tf.Tensor, step: tf.Tensor, q_min: tf.Tensor, q_max: tf.Tensor) -> tf.Tensor:
+    """Fake-quantizes a tensor.
 
     Args:
-        x: Tensor of any shape.
-        step: Step sizes that broadcast against `x` (same rank). 0 leaves `x` as it is: a step
-            that has not been calibrated yet.
-        q_min, q_max: Limits of the integers, shaped like `step`.
+        x: A tensor of any shape.
+        step: The step sizes, which have the rank of `x` and broadcast against it. Where the step
+            is 0, because it has not been calibrated, `x` passes unchanged.
+        q_min: The smallest integers, shaped like `step`.
+        q_max: The largest integers, shaped like `step`.
 
     Returns:
-        A tensor like `x`, on the grid. Gradients: straight-through to `x` within the limits;
-        LSQ's to `step`.
+        A tensor like `x` whose values are multiples of `step`. The gradient of `x` is straight-through
+        within the limits, the gradient of `step` is that of LSQ.
 
     Example:
 
@@ -37,8 +45,10 @@ def quantize(x, step, q_min, q_max):
     """
 
     @tf.custom_gradient
-    def apply(x, step):
-        def gradient(upstream):
+    def apply(
+        x: tf.Tensor, step: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return _gradients(upstream, x, step, q_min, q_max)
 
         return _forward(x, step, q_min, q_max), gradient
@@ -46,59 +56,76 @@ def quantize(x, step, q_min, q_max):
     return apply(x, step)
 
 
-def relaxed_quantize(x, executed, low, high, mean, slope):
-    """Fake-quantizes `x` at the executed bit-width, with a gradient to the mean bit-width.
+def relaxed_quantize(
+    x: tf.Tensor,
+    executed: _Parameters,
+    low: _Parameters,
+    high: _Parameters,
+    mean: tf.Tensor,
+    slope: tf.Tensor,
+) -> tf.Tensor:
+    """Fake-quantizes a tensor at the executed bit-width, with a gradient for the mean bit-width.
 
     Args:
-        x: Tensor of any shape.
-        executed, low, high: `(step, q_min, q_max)` of the executed candidate and of the two
-            candidates around the mean, each shaped to broadcast against `x`.
-        mean: Mean bit-widths, one value per sample or in all; its value is not used, its gradient
-            is.
-        slope: What the change of the output from `low` to `high` weighs in the gradient to
-            `mean`, shaped like `mean` (see `trapezoid_slope`).
+        x: A tensor of any shape.
+        executed: `(step, q_min, q_max)` of the executed candidate. Each broadcasts against `x`.
+        low: The same of the candidate below the mean.
+        high: The same of the candidate above the mean.
+        mean: The mean bit-widths, one value per sample or one in total. Only their gradient is
+            used, not their value.
+        slope: The weight of the change from `low` to `high` in the gradient of `mean`, shaped like
+            `mean` (see `trapezoid_slope`).
 
     Returns:
-        A tensor like `x`. The gradient to `mean` is `slope * <upstream, Q_high(x) - Q_low(x)>`.
+        A tensor like `x`. The gradient of `mean` is `slope * <upstream, Q_high(x) - Q_low(x)>`.
     """
     step, q_min, q_max = executed
 
     @tf.custom_gradient
-    def apply(x, step, mean):
-        def gradient(upstream):
+    def apply(
+        x: tf.Tensor, step: tf.Tensor, mean: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             to_x, to_step = _gradients(upstream, x, step, q_min, q_max)
-            exact, incoming = tf.cast(x, step.dtype), tf.cast(upstream, step.dtype)
-            q_low, q_high = (_values(exact, *limits)[1] * limits[0] for limits in (low, high))
-            contrast = _summed(incoming * (q_high - q_low), mean)
-            return to_x, to_step, slope * contrast
+            x_exact, upstream_exact = tf.cast(x, step.dtype), tf.cast(upstream, step.dtype)
+            q_low, q_high = (_integers(x_exact, *limits)[1] * limits[0] for limits in (low, high))
+            change = _sum_like(upstream_exact * (q_high - q_low), mean)
+            return to_x, to_step, slope * change
 
         return _forward(x, step, q_min, q_max), gradient
 
     return apply(x, step, mean)
 
 
-def _values(x, step, q_min, q_max):
+def _integers(
+    x: tf.Tensor, step: tf.Tensor, q_min: tf.Tensor, q_max: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns `x / step`, and the same rounded and clipped."""
     ratio = x / tf.where(step > 0, step, 1.0)
     return ratio, tf.clip_by_value(tf.round(ratio), q_min, q_max)
 
 
-def _forward(x, step, q_min, q_max):
-    exact = tf.cast(x, step.dtype)
-    _, integers = _values(exact, step, q_min, q_max)
-    return tf.cast(tf.where(step > 0, integers * step, exact), x.dtype)
+def _forward(x: tf.Tensor, step: tf.Tensor, q_min: tf.Tensor, q_max: tf.Tensor) -> tf.Tensor:
+    # In the type of the step: the ratio of float16 values may overflow.
+    x_exact = tf.cast(x, step.dtype)
+    _, integers = _integers(x_exact, step, q_min, q_max)
+    return tf.cast(tf.where(step > 0, integers * step, x_exact), x.dtype)
 
 
-def _gradients(upstream, x, step, q_min, q_max):
-    exact, incoming = tf.cast(x, step.dtype), tf.cast(upstream, step.dtype)
-    ratio, integers = _values(exact, step, q_min, q_max)
+def _gradients(
+    upstream: tf.Tensor, x: tf.Tensor, step: tf.Tensor, q_min: tf.Tensor, q_max: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the gradients of `x` and `step`."""
+    x_exact, upstream_exact = tf.cast(x, step.dtype), tf.cast(upstream, step.dtype)
+    ratio, integers = _integers(x_exact, step, q_min, q_max)
     inside = tf.cast((ratio >= q_min) & (ratio <= q_max), step.dtype)
-    live = tf.cast(step > 0, step.dtype)
-    to_x = incoming * (inside * live + 1.0 - live)
-    to_step = incoming * (integers - ratio * inside) * live
-    return tf.cast(to_x, x.dtype), _summed(to_step, step)
+    calibrated = tf.cast(step > 0, step.dtype)
+    to_x = upstream_exact * (inside * calibrated + 1.0 - calibrated)
+    to_step = upstream_exact * (integers - ratio * inside) * calibrated
+    return tf.cast(to_x, x.dtype), _sum_like(to_step, step)
 
 
-def _summed(values, like):
-    """Sums over the axes along which `like`, of the same rank, was broadcast."""
+def _sum_like(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Sums over the axes along which `like`, a tensor of the same rank, was broadcast."""
     axes = [i for i, n in enumerate(like.shape) if n == 1 and values.shape[i] != 1]
     return tf.reduce_sum(values, axes, keepdims=True)

@@ -1,6 +1,8 @@
 """One wrapper that quantizes the kernels of any layer."""
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,30 +16,42 @@ from dqmq_tf.policy import decision_tensor
 
 
 class Constants:
-    """Call arguments that are no tensors; Keras refuses them beside tensors in `**kwargs`."""
+    """Call arguments that are not tensors.
 
-    def __init__(self, values):
+    Keras rejects them in `**kwargs` next to tensors, so they are passed as one object.
+
+    Args:
+        values: The arguments by name.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class QuantizeWrapper(keras.layers.Layer):
-    """Runs a layer with quantized kernels, without the layer knowing.
+    """Runs a layer with quantized kernels. The layer itself does not change.
 
-    Kernels are replaced for the length of the call through `keras.StatelessScope`, so any layer,
-    custom ones included, is served by the same code. Each kernel has one learned step size per
-    candidate bit-width and output channel: symmetric, narrow range (LSQ, arXiv 1902.08153).
+    `keras.StatelessScope` replaces the kernels during the call, so that the same code serves every
+    layer, custom layers included. Each kernel has one learned step size per candidate bit-width and
+    output channel; the quantization is symmetric with a narrow range (LSQ, arXiv 1902.08153).
 
-    Weight bits are decided per group of samples. While the policy searches, the batch comes sorted
-    and each group is one contiguous, equal share of it, so the work stays one pass per sample;
-    elsewhere each group's kernels run on the batch and every sample takes its own group's result.
+    Weight bits are chosen per group of samples. During the search, the batch arrives sorted and each
+    group is one contiguous, equal share of it, so each sample is computed once. Otherwise the
+    kernels of each group run on the whole batch, and each sample takes the result of its own group.
 
     Args:
         layer: A built layer.
-        points: For each quantized variable `{"variable", "column", "channel_axes", "bit_widths"}`.
+        points: A dictionary for each quantized variable, with the keys `"variable"` (its name),
+            `"column"` (its column of the decision), `"channel_axes"` and `"bit_widths"`.
     """
 
-    def __init__(self, layer, points, **kwargs):
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        points: Sequence[Mapping[str, Any]],
+        **kwargs: Any,
+    ) -> None:
         kwargs = {"name": layer.name, "trainable": layer.trainable, **kwargs, "autocast": False}
         super().__init__(**kwargs)
         self.layer = layer
@@ -59,15 +73,15 @@ class QuantizeWrapper(keras.layers.Layer):
             )
         self.built = True
 
-    def build(self, *args, **kwargs):
-        """The layer was built before it was wrapped."""
+    def build(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the layer was built before it was wrapped."""
 
-    def kernel(self, name):
-        """Returns the float variable behind a decision point."""
+    def kernel(self, name: str) -> keras.Variable:
+        """Returns a float variable of the layer by its name."""
         return variable_names(self.layer)[name]
 
-    def fit_steps(self):
-        """Sets all step sizes to those of least squared error for the weights as they are."""
+    def fit_steps(self) -> None:
+        """Sets all step sizes to those with the least squared error for the current weights."""
         for point, log_step in zip(self.points, self.log_steps):
             weights = ops.convert_to_numpy(self.kernel(point["variable"]))
             steps = step_fitting.fit_weight_steps(
@@ -75,26 +89,48 @@ class QuantizeWrapper(keras.layers.Layer):
             )
             log_step.assign(np.log(np.maximum(steps, 1e-12)))
 
-    def step(self, variable, bit_width):
-        """Returns the step sizes of a kernel at a bit-width: float32, one per channel."""
+    def step(self, variable: str, bit_width: int) -> np.ndarray:
+        """Returns the step sizes of a kernel at a bit-width.
+
+        Returns:
+            A float32 array of the kernel's rank, with 1 on the axes that share a step.
+        """
         index = [point["variable"] for point in self.points].index(variable)
         row = self.points[index]["bit_widths"].index(bit_width)
         return np.exp(ops.convert_to_numpy(self.log_steps[index])[row])
 
-    def integers(self, variable, bit_width):
-        """Returns the integers of a kernel at a bit-width, int32 of its shape."""
+    def integers(self, variable: str, bit_width: int) -> np.ndarray:
+        """Returns the integers of a kernel at a bit-width, an int32 array of its shape."""
         weights = ops.convert_to_numpy(self.kernel(variable)).astype("float32")
         return step_fitting.weight_integers(weights, self.step(variable, bit_width), bit_width)
 
-    def observe(self):
-        """Runs the layer in floating point until `calibrate`."""
+    def observe(self) -> None:
+        """Starts calibration: the layer runs in floating point."""
         self._float = True
 
-    def calibrate(self):
-        """Ends `observe`."""
+    def calibrate(self) -> None:
+        """Ends `observe`: the layer runs with quantized kernels again."""
         self._float = False
 
-    def call(self, *args, weight_decision, group, constants=None, training=None, **kwargs):
+    def call(
+        self,
+        *args: Any,
+        weight_decision: tf.Tensor,
+        group: tf.Tensor,
+        constants: Constants | None = None,
+        training: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Calls the layer.
+
+        Args:
+            *args: The arguments of the layer.
+            weight_decision: The decision, shape `[groups, decision points, fields]`.
+            group: The group of each sample, int32, shape `[batch]`.
+            constants: The arguments of the layer that are not tensors.
+            training: Whether the model is training.
+            **kwargs: The keyword arguments of the layer.
+        """
         kwargs |= constants.values if constants else {}
         if self._float:
             return self.layer(*args, **kwargs)
@@ -107,39 +143,60 @@ class QuantizeWrapper(keras.layers.Layer):
         return keras.tree.map_structure(lambda *parts: _pick(parts, group), *results)
 
     def compute_output_spec(
-        self, *args, weight_decision, group, constants=None, training=None, **kwargs
-    ):
+        self,
+        *args: Any,
+        weight_decision: Any,
+        group: Any,
+        constants: Constants | None = None,
+        training: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
         kwargs |= constants.values if constants else {}
         return self.layer.compute_output_spec(*args, **kwargs)
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         return self.layer.compute_mask(inputs, previous_mask)
 
-    def _run_shares(self, weight_decision, args, kwargs):
-        """Each contiguous share of a sorted batch with the kernels of its own group."""
+    def _run_shares(
+        self, weight_decision: tf.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Runs each contiguous share of a sorted batch with the kernels of its own group."""
         groups = weight_decision.shape[0]
         leaves = keras.tree.flatten((args, kwargs))
         batch = next(ops.shape(x)[0] for x in leaves if ops.is_tensor(x) and len(x.shape))
         share = batch // groups
         sizes = [share] * (groups - 1) + [batch - share * (groups - 1)]
 
-        # A split's gradient is one concatenation; that of slices would pad and add.
-        def cut(x):
+        # The gradient of a split is one concatenation. That of slices would pad and add.
+        def split(x: Any) -> list[Any]:
             if ops.is_tensor(x) and len(x.shape):
                 return tf.split(x, sizes, num=groups)
             return [x] * groups
 
-        parts = [cut(x) for x in leaves]
+        shares = [split(x) for x in leaves]
         results = []
         for g in range(groups):
-            part_args, part_kwargs = keras.tree.pack_sequence_as(
-                (args, kwargs), [part[g] for part in parts]
+            share_args, share_kwargs = keras.tree.pack_sequence_as(
+                (args, kwargs), [share[g] for share in shares]
             )
-            results.append(self._run(weight_decision[g], part_args, part_kwargs, groups))
+            results.append(self._run(weight_decision[g], share_args, share_kwargs, groups))
         return keras.tree.map_structure(lambda *parts: ops.concatenate(parts, axis=0), *results)
 
-    def _run(self, decision, args, kwargs, groups=1):
-        """One call of the layer with the kernels of one row `[decision points, fields]`."""
+    def _run(
+        self,
+        decision: tf.Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        groups: int = 1,
+    ) -> Any:
+        """Calls the layer once, with kernels quantized as one group's decision says.
+
+        Args:
+            decision: The decision of the group, shape `[decision points, fields]`.
+            args: The arguments of the layer.
+            kwargs: The keyword arguments of the layer.
+            groups: The number of groups, over which the losses of the layer are averaged.
+        """
         mapping = []
         for point, log_step in zip(self.points, self.log_steps):
             kernel = self.kernel(point["variable"])
@@ -157,14 +214,14 @@ class QuantizeWrapper(keras.layers.Layer):
         for loss in scope.losses:
             self.add_loss(loss / groups)
         replaced = {id(kernel) for kernel, _ in mapping}
-        # What the layer wanted to assign (a seed, a moving mean) was only recorded: hand it on.
+        # The scope only recorded what the layer assigned (a seed, a moving mean): assign it now.
         for variable in self.layer.variables:
             value = scope.get_current_value(variable)
             if value is not None and id(variable) not in replaced:
                 variable.assign(value)
         return result
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "layer": keras.saving.serialize_keras_object(self.layer),
@@ -172,45 +229,58 @@ class QuantizeWrapper(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "QuantizeWrapper":
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         return cls(layer, **config)
 
 
 @functools.cache
-def _kernel_quantizer(reduced_axes, rank, candidates, fields):
-    """A function of a kernel, its step sizes `[K, …]` and a decision row `[fields]`."""
-    one = (1,) * rank
-    channels = [1 if axis in reduced_axes else None for axis in range(rank)]
+def _kernel_quantizer(
+    reduced_axes: tuple[int, ...], rank: int, candidates: tuple[int, ...], fields: int
+) -> Callable[..., tf.Tensor]:
+    """Returns a function of a kernel, its step sizes and a decision row.
 
-    def quantize(weights, log_step, row):
+    Args:
+        reduced_axes: The axes of the kernel that share a step.
+        rank: The rank of the kernel.
+        candidates: The K candidate bit-widths.
+        fields: The number of fields in the decision row `[fields]`.
+
+    Returns:
+        A function `(weights, log_step, row) -> quantized weights`; `log_step` has shape `[K, ...]`.
+    """
+    scalar_shape = (1,) * rank
+    step_shape = [1 if axis in reduced_axes else None for axis in range(rank)]
+
+    def quantize(weights: tf.Tensor, log_step: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
         bits = decision_tensor.bit_widths_of(row)
         table = tf.reshape(log_step, (len(candidates), -1))
         steps = tf.unstack(tf.exp(decision_tensor.look_up(table, candidates, bits)))
         steps = [tf.reshape(step, tf.shape(log_step)[1:]) for step in steps]
-        parameters = [
-            (tf.ensure_shape(step, channels), *(tf.reshape(q, one) for q in limits))
-            for step, limits in zip(steps, map(lsq.weight_limits, tf.unstack(bits)))
-        ]
+        parameters = []
+        for step, bit_width in zip(steps, tf.unstack(bits)):
+            q_min, q_max = (tf.reshape(q, scalar_shape) for q in lsq.weight_limits(bit_width))
+            parameters.append((tf.ensure_shape(step, step_shape), q_min, q_max))
         if fields == 1:
             return lsq.quantize(weights, *parameters[0])
         slope, mean = (
-            tf.reshape(row[i], one) for i in (decision_tensor.SLOPE, decision_tensor.MEAN)
+            tf.reshape(row[i], scalar_shape) for i in (decision_tensor.SLOPE, decision_tensor.MEAN)
         )
-        return lsq.relaxed_quantize(weights, *parameters, mean, slope)
+        executed, low, high = parameters
+        return lsq.relaxed_quantize(weights, executed, low, high, mean, slope)
 
     signature = [
         tf.TensorSpec([None] * rank),
-        tf.TensorSpec([len(candidates), *channels]),
+        tf.TensorSpec([len(candidates), *step_shape]),
         tf.TensorSpec([fields]),
     ]
     return one_node(quantize, signature)
 
 
-def _pick(parts, group):
-    """Takes each sample from the part of its group."""
-    result = parts[0]
-    for index, part in enumerate(parts[1:], start=1):
-        shape = (-1,) + (1,) * (len(part.shape) - 1)
-        result = ops.where(ops.reshape(ops.equal(group, index), shape), part, result)
-    return result
+def _pick(results: Sequence[tf.Tensor], group: tf.Tensor) -> tf.Tensor:
+    """Takes each sample from the result of its group."""
+    picked = results[0]
+    for index, result in enumerate(results[1:], start=1):
+        shape = (-1,) + (1,) * (len(result.shape) - 1)
+        picked = ops.where(ops.reshape(ops.equal(group, index), shape), result, picked)
+    return picked

@@ -1,45 +1,50 @@
-"""A relu and the quantizer of what it makes, in one pass."""
+"""A ReLU and the quantizer of its output in one pass."""
+
+from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from dqmq_tf.layers.activation_quantizer import ActivationQuantizer
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class RectifiedQuantizer(keras.layers.Layer):
-    """Stands for a relu, or relu6, whose output is quantized, and bears its name.
+    """Replaces a ReLU or ReLU6 whose output is quantized. It has the name of the ReLU.
 
-    Between two convolutions a training step takes its time from memory: the relu within the
-    quantizer's loop spares a pass forwards and one backwards. Values and gradients are those of the
-    one after the other.
+    Between two convolutions, memory bandwidth limits a training step. Computing the ReLU inside the
+    quantizer's loop saves one pass over the activation forward and one backward. Outputs and
+    gradients are those of a ReLU followed by the quantizer.
 
     Args:
-        quantizer: `ActivationQuantizer` of the relu's output.
-        ceiling: `inf` for a relu, 6 for relu6.
+        quantizer: The `ActivationQuantizer` of the ReLU's output.
+        ceiling: `inf` for a ReLU, 6 for a ReLU6.
 
     Input shape: any float tensor `[batch, ...]`. Output shape: the same.
     """
 
-    def __init__(self, quantizer, ceiling=np.inf, **kwargs):
+    def __init__(
+        self, quantizer: ActivationQuantizer, ceiling: float = np.inf, **kwargs: Any
+    ) -> None:
         super().__init__(**{**kwargs, "autocast": False})
         self.quantizer, self.ceiling = quantizer, float(ceiling)
         self.supports_masking = True
         self.built = True
 
-    def build(self, input_shape=None):
-        """Nothing depends on the input's shape."""
+    def build(self, input_shape: Any = None) -> None:
+        """Does nothing: no weight depends on the input shape."""
 
-    def call(self, x, decision=None):
+    def call(self, x: tf.Tensor, decision: tf.Tensor | None = None) -> tf.Tensor:
         return self.quantizer(x, decision=decision, ceiling=self.ceiling)
 
-    def compute_output_spec(self, x, decision=None):
+    def compute_output_spec(self, x: Any, decision: Any = None) -> keras.KerasTensor:
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         quantizer = keras.saving.serialize_keras_object(self.quantizer)
         return {**super().get_config(), "quantizer": quantizer, "ceiling": self.ceiling}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "RectifiedQuantizer":
         return cls(ActivationQuantizer.from_config(config.pop("quantizer")["config"]), **config)

@@ -1,28 +1,73 @@
-"""Reads a `Precision` out of trained layers: integers, steps and zero points."""
+"""Reads a `Precision` from trained layers: integers, steps and zero points."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from dqmq_tf.graph.decision_points import ActivationPoint, WeightPoint
+from dqmq_tf.layers.activation_quantizer import ActivationQuantizer
+from dqmq_tf.layers.quantize_wrapper import QuantizeWrapper
 from dqmq_tf.precision import ActivationPrecision, Precision, WeightPrecision
 
 
-def precision_of(parts, bits):
+class DecisionPoints(Protocol):
+    """The decision points of a model, as `CostModel` lists them.
+
+    Attributes:
+        activations: The `ActivationPoint`s.
+        weights: The `WeightPoint`s.
+        decided: The indices of the activation points whose bits the policy chooses.
+    """
+
+    @property
+    def activations(self) -> Sequence[ActivationPoint]: ...
+
+    @property
+    def weights(self) -> Sequence[WeightPoint]: ...
+
+    @property
+    def decided(self) -> Sequence[int]: ...
+
+
+class QuantizedLayers(Protocol):
+    """The layers of a model that quantize, as `ModelParts` lists them.
+
+    Attributes:
+        costs: The decision points.
+        quantizers: The `ActivationQuantizer` of each activation point.
+        wrappers: The `QuantizeWrapper` of each layer path.
+    """
+
+    @property
+    def costs(self) -> DecisionPoints: ...
+
+    @property
+    def quantizers(self) -> Sequence[ActivationQuantizer]: ...
+
+    @property
+    def wrappers(self) -> Mapping[str, QuantizeWrapper]: ...
+
+
+def precision_of(parts: QuantizedLayers, bits: Iterable[int]) -> Precision:
     """Returns the precision of a model at given bit-widths.
 
     Args:
-        parts: The model's `ModelParts`, for its wrappers, quantizers and decision points.
-        bits: Bit-widths `[points]`, activations first.
+        parts: The `ModelParts` of the model.
+        bits: The bit-width of each point that is decided, activations first.
     """
     costs, bits = parts.costs, [int(b) for b in bits]
-    weights, activations = {}, {}
-    for point, b in zip(costs.weights, bits[len(costs.decided) :]):
+    weights: dict[str, dict[str, WeightPrecision]] = {}
+    for point, bit_width in zip(costs.weights, bits[len(costs.decided) :]):
         wrapper = parts.wrappers[point.path]
         weights.setdefault(point.path, {})[point.variable] = WeightPrecision(
-            integers=wrapper.integers(point.variable, b),
-            step=wrapper.step(point.variable, b),
-            bit_width=b,
+            integers=wrapper.integers(point.variable, bit_width),
+            step=wrapper.step(point.variable, bit_width),
+            bit_width=bit_width,
         )
-    decided = dict(zip(costs.decided, bits))
-    for i, (point, quantizer) in enumerate(zip(costs.activations, parts.quantizers)):
-        b = decided.get(i, point.bit_widths[-1])
-        step, zero_point = quantizer.values(b)
-        entry = ActivationPrecision(step=step, zero_point=zero_point, bit_width=b)
-        activations |= dict.fromkeys(point.tensors, entry)
+    decided_bits = dict(zip(costs.decided, bits))
+    activations: dict[int, ActivationPrecision] = {}
+    for i, (activation, quantizer) in enumerate(zip(costs.activations, parts.quantizers)):
+        bit_width = decided_bits.get(i, activation.bit_widths[-1])
+        step, zero_point = quantizer.values(bit_width)
+        precision = ActivationPrecision(step=step, zero_point=zero_point, bit_width=bit_width)
+        activations |= dict.fromkeys(activation.tensors, precision)
     return Precision(weights=weights, activations=activations)

@@ -20,7 +20,7 @@ def calibrated(data, **kwargs):
 
 
 def executing(bits):
-    """A decision `[batch, 1, 1]`."""
+    """Returns a decision `[batch, 1, 1]` that executes these bit-widths."""
     return tf.reshape(tf.constant(bits, tf.float32), (-1, 1, 1))
 
 
@@ -63,7 +63,7 @@ def test_a_point_without_a_column_takes_its_only_candidate(data):
 
 
 def test_calibration_sees_all_batches_and_all_channels():
-    # As many values as make a stride over them meet one channel alone.
+    # So many values that a stride over them would hit a single channel.
     data = np.zeros((64, 32, 32, 16), "float32")
     data[..., 3] = -4.0
     data[..., 7] = 2.0
@@ -143,7 +143,7 @@ def test_search_fields_give_a_gradient_to_each_samples_mean(data):
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 2, 2, 2, 2)])
-def test_tensors_of_any_rank(shape):
+def test_tensors_of_any_rank_are_quantized(shape):
     x = np.random.default_rng(0).normal(size=shape).astype("float32")
     layer = calibrated(x)
     assert layer(x, decision=executing([8, 4, 2])).shape == shape
@@ -156,7 +156,7 @@ def test_half_precision_stays_half_precision(data):
     np.testing.assert_allclose(y, layer(data, decision=executing([4] * 6)), rtol=1e-2, atol=0.4)
 
 
-def test_masks_pass():
+def test_masks_pass_through_the_quantizer():
     x = keras.layers.Embedding(5, 3, mask_zero=True)(np.array([[1, 2, 0], [3, 0, 0]]))
     layer = calibrated(ops.convert_to_numpy(x))
     y = layer(x, decision=executing([8, 4]))
@@ -165,14 +165,14 @@ def test_masks_pass():
     np.testing.assert_allclose(pooled(y), means, rtol=1e-5)
 
 
-def test_config_and_weights_go_around(data, tmp_path):
+def test_a_saved_quantizer_loads_with_its_config_and_weights(data, tmp_path):
     x = keras.Input((5, 4))
     decision = keras.Input((1, 1))
     layer = calibrated(data, range="affine", name="quantizer")
     model = keras.Model([x, decision], layer(x, decision=decision))
     model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
     inputs = [tf.constant(data), executing([2, 4, 8, 2, 4, 8])]
-    np.testing.assert_array_equal(again(inputs), model(inputs))
+    np.testing.assert_array_equal(loaded(inputs), model(inputs))
     copy = ActivationQuantizer.from_config(layer.get_config())
     assert (copy.bit_widths, copy.column, copy.range) == (BITS, 0, "affine")

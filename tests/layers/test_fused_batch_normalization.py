@@ -1,4 +1,4 @@
-"""The fused batch normalization against Keras's own."""
+"""Compares the fused batch normalization with that of Keras."""
 
 import keras
 import numpy as np
@@ -15,8 +15,8 @@ def batch(seed):
     return (random.normal(size=SHAPE) * [0.5, 2.0, 30.0] + [0.0, 9.0, -40.0]).astype("float32")
 
 
-def made(**kwargs):
-    """A built layer with weights that are not their first ones."""
+def built_layer(**kwargs):
+    """Returns a built layer with weights other than the initial ones."""
     layer = keras.layers.BatchNormalization(name="norm", **kwargs)
     layer.build((None, *SHAPE[1:]))
     random = np.random.default_rng(7)
@@ -24,8 +24,8 @@ def made(**kwargs):
     return layer
 
 
-def trained(run, layer, seed):
-    """The output, the gradients, and what one training call leaves."""
+def train(run, layer, seed):
+    """Calls the layer in training and returns the output and the gradients."""
     x, upstream = tf.constant(batch(seed)), tf.constant(batch(seed + 100))
     variables = [weight.value for weight in layer.trainable_weights]
     with tf.GradientTape() as tape:
@@ -40,22 +40,22 @@ def trained(run, layer, seed):
     ids=str,
 )
 @pytest.mark.parametrize("compiled", [False, True])
-def test_training_is_that_of_keras(kwargs, compiled):
-    plain, layer = made(**kwargs), made(**kwargs)
+def test_training_computes_what_keras_computes(kwargs, compiled):
+    plain, layer = built_layer(**kwargs), built_layer(**kwargs)
     fused = FusedBatchNormalization(layer)
     run = tf.function(fused, jit_compile=True) if compiled else fused
     for seed in range(2):
-        expected, found = trained(plain, plain, seed), trained(run, layer, seed)
+        expected, found = train(plain, plain, seed), train(run, layer, seed)
         for value, reference in zip(found, expected, strict=True):
             scale = np.abs(reference).max()
             np.testing.assert_allclose(value / scale, reference / scale, atol=2e-4)
     for value, reference in zip(layer.get_weights(), plain.get_weights()):
         np.testing.assert_allclose(value, reference, rtol=1e-4)
-    assert not np.allclose(layer.moving_variance, made(**kwargs).moving_variance)
+    assert not np.allclose(layer.moving_variance, built_layer(**kwargs).moving_variance)
 
 
-def test_inference_and_a_frozen_layer_take_the_moving_statistics():
-    layer = made()
+def test_inference_and_a_frozen_layer_use_the_moving_statistics():
+    layer = built_layer()
     fused, before = FusedBatchNormalization(layer), layer.get_weights()
     np.testing.assert_array_equal(fused(batch(0)), layer(batch(0)))
     layer.trainable = False
@@ -64,16 +64,16 @@ def test_inference_and_a_frozen_layer_take_the_moving_statistics():
         np.testing.assert_array_equal(value, reference)
 
 
-def test_what_is_not_seen_through_a_mask_does_not_count():
-    layer, plain = made(), made()
+def test_masked_positions_do_not_count():
+    layer, plain = built_layer(), built_layer()
     mask = np.ones(SHAPE[:3], bool)
     mask[:, 2:] = False
     found = FusedBatchNormalization(layer)(batch(0), training=True, mask=mask)
     np.testing.assert_array_equal(found, plain(batch(0), training=True, mask=mask))
 
 
-def conditioned(shape, seed):
-    """A batch normalization and an affine behind it, with weights drawn by a seed."""
+def norm_and_affine(shape, seed):
+    """Returns a batch normalization and the affine behind it, with random weights."""
     random = np.random.default_rng(seed)
     layer, affine = keras.layers.BatchNormalization(name="norm"), QualityAffine()
     layer.build(shape)
@@ -83,20 +83,20 @@ def conditioned(shape, seed):
     return layer, affine
 
 
-# As plain operations, in blocks for XLA, and for XLA without them.
+# Shapes that run as plain operations, in XLA with blocks, and in XLA without blocks.
 @pytest.mark.parametrize("shape", [(6, 5, 4, 3), (4, 16, 16, 32), (4, 16, 16, 24)], ids=str)
 @pytest.mark.parametrize("compiled", [False, True])
-def test_by_quality_it_is_a_normalization_and_an_affine_behind_it(shape, compiled):
+def test_with_an_affine_it_computes_what_the_two_layers_compute(shape, compiled):
     random = np.random.default_rng(4)
-    centre, spread = random.normal(0, 20, shape[-1]), random.uniform(0.5, 5, shape[-1])
+    center, spread = random.normal(0, 20, shape[-1]), random.uniform(0.5, 5, shape[-1])
     x, upstream = (
         tf.constant(v, tf.float32)
-        for v in (random.normal(centre, spread, shape), random.normal(0.5, 1, shape))
+        for v in (random.normal(center, spread, shape), random.normal(0.5, 1, shape))
     )
     z = tf.constant(random.uniform(-1, 1, (shape[0], 5)), tf.float32)
     results = []
     for together in (True, False):
-        layer, affine = conditioned(shape, 1)
+        layer, affine = norm_and_affine(shape, 1)
         fused = FusedBatchNormalization(layer, affine)
 
         def run(x, z, fused=fused, layer=layer, affine=affine, together=together):
@@ -117,8 +117,8 @@ def test_by_quality_it_is_a_normalization_and_an_affine_behind_it(shape, compile
         np.testing.assert_allclose(value / scale, reference / scale, atol=2e-4)
 
 
-def test_by_quality_inference_takes_the_moving_statistics():
-    layer, affine = conditioned(SHAPE, 2)
+def test_with_an_affine_inference_uses_the_moving_statistics():
+    layer, affine = norm_and_affine(SHAPE, 2)
     fused, z = FusedBatchNormalization(layer, affine), np.full((SHAPE[0], 5), 0.5, "float32")
     expected = affine(layer(batch(0)), z)
     np.testing.assert_array_equal(fused(batch(0), z=z), expected)
@@ -128,7 +128,7 @@ def test_by_quality_inference_takes_the_moving_statistics():
 
 
 def test_behind_a_frozen_normalization_the_affine_still_learns():
-    layer, affine = conditioned(SHAPE, 3)
+    layer, affine = norm_and_affine(SHAPE, 3)
     layer.trainable = False
     fused, before = FusedBatchNormalization(layer, affine), layer.get_weights()
     with tf.GradientTape() as tape:
@@ -140,11 +140,11 @@ def test_behind_a_frozen_normalization_the_affine_still_learns():
         np.testing.assert_array_equal(value, reference)
 
 
-def test_it_bears_the_name_and_is_saved():
-    fused = FusedBatchNormalization(made(epsilon=0.1))
+def test_it_has_the_name_of_its_layer_and_is_saved_with_it():
+    fused = FusedBatchNormalization(built_layer(epsilon=0.1))
     config = keras.saving.serialize_keras_object(fused)
-    again = keras.saving.deserialize_keras_object(config)
-    assert again.name == fused.name == "norm" and again.layer.epsilon == 0.1
+    loaded = keras.saving.deserialize_keras_object(config)
+    assert loaded.name == fused.name == "norm" and loaded.layer.epsilon == 0.1
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_it_bears_the_name_and_is_saved():
     ],
     ids=str,
 )
-def test_what_the_operation_does_not_know_stays_with_keras(kwargs, shape, dtype):
+def test_layers_that_the_operation_does_not_support_stay_with_keras(kwargs, shape, dtype):
     assert not is_fusible(keras.layers.BatchNormalization(**kwargs), shape, dtype)
     assert is_fusible(keras.layers.BatchNormalization(), SHAPE, "float32")
     assert not is_fusible(keras.layers.LayerNormalization(), SHAPE, "float32")

@@ -1,4 +1,4 @@
-"""`one_node`: what is traced once computes, and differentiates, like the function itself."""
+"""Compares values and gradients of `one_node` with those of the function itself."""
 
 import numpy as np
 import pytest
@@ -35,12 +35,12 @@ def value_and_gradients(function, args):
 @pytest.mark.parametrize("shape", [(3, 4), (1, 7)])
 def test_values_and_gradients_are_those_of_the_function(traced, shape):
     args = arguments(*shape)
-    expected, to_expected = value_and_gradients(scaled, args)
+    expected, expected_gradients = value_and_gradients(scaled, args)
     for run in (traced, tf.function(traced)):
-        found, to_found = value_and_gradients(run, args)
+        found, gradients = value_and_gradients(run, args)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
-        assert to_found[2] is None and to_expected[2] is None
-        for gradient, reference in zip(to_found[:2], to_expected[:2]):
+        assert gradients[2] is None and expected_gradients[2] is None
+        for gradient, reference in zip(gradients[:2], expected_gradients[:2]):
             np.testing.assert_allclose(gradient, reference, rtol=1e-5)
 
 

@@ -10,8 +10,8 @@ from dqmq_tf.policy import decision_tensor
 BITS = tuple(range(2, 9))
 ACTIVATION_LIMITS = [(0.0, 15.0), (-3.0, 12.0), (0.0, 3.0), (-128.0, 127.0)]
 
-# One shape for all drawn examples, as each new shape would be compiled anew; and numbers of few
-# digits, so that what lies on a limit in NumPy lies on it in XLA, which drops subnormal numbers.
+# All examples have one shape, because XLA compiles each shape separately. The numbers have few
+# digits, so that a value on a limit in NumPy is on it in XLA as well, which drops subnormal numbers.
 values = st.lists(st.integers(-800, 800), min_size=12, max_size=12).map(
     lambda x: np.array(x, "float32") / 16
 )
@@ -87,8 +87,8 @@ def test_step_gradient_is_summed_over_the_axes_that_share_a_step():
 
 
 def test_step_gradient_descends_to_the_best_step():
-    # Straight-through gradients are biased in general; at the level of a whole tensor the LSQ
-    # gradient of the squared error has to point at a step of less error.
+    # Straight-through gradients are biased in general. For a whole tensor, however, the LSQ gradient
+    # of the squared error must point to a step with a smaller error.
     x = tf.constant(np.random.default_rng(1).normal(size=4096), tf.float32)
     log_step = tf.Variable([np.log(2.0)], dtype=tf.float32)
 
@@ -134,7 +134,7 @@ def relaxed(x, low, high, executed, mean, slope):
 
 
 @pytest.mark.parametrize("per_sample", [True, False])
-def test_gradient_to_the_mean_is_the_weighed_change_from_low_to_high(per_sample):
+def test_the_gradient_of_the_mean_is_the_weighted_change_from_low_to_high(per_sample):
     rng = np.random.default_rng(3)
     x, upstream = rng.normal(size=(2, 4, 3)).astype("float32")
     shape = (4, 1) if per_sample else (1, 1)
@@ -150,7 +150,7 @@ def test_gradient_to_the_mean_is_the_weighed_change_from_low_to_high(per_sample)
     product = upstream * change
     expected = product.sum(1, keepdims=True) if per_sample else product.sum(keepdims=True)
     np.testing.assert_allclose(to_mean, slope.numpy() * expected, rtol=1e-4, atol=1e-5)
-    # Beside that it is the plain quantizer at the executed candidate.
+    # Apart from that, it is the plain quantizer at the executed candidate.
     np.testing.assert_allclose(y, reference(x, 0.3, -3, 3), atol=1e-6)
     np.testing.assert_array_equal(to_x, np.where(np.abs(x) <= 0.9, upstream, 0))
     assert to_step.shape == shape
@@ -159,7 +159,7 @@ def test_gradient_to_the_mean_is_the_weighed_change_from_low_to_high(per_sample)
 @pytest.mark.parametrize("gap", [1.0, 2.0])
 @pytest.mark.parametrize("probability", [0.2, 0.5, 0.7])
 def test_trapezoid_is_exact_for_a_quadratic_loss(gap, probability):
-    # E over the executed end of the pathwise gradient = (loss(high) - loss(low)) / gap.
+    # The expected pathwise gradient over the executed end is (loss(high) - loss(low)) / gap.
     rng = np.random.default_rng(4)
     x, target = (tf.constant(rng.normal(size=(1, 20)), tf.float32) for _ in range(2))
     low = tuple(tf.constant([[v]]) for v in (0.8, -1.0, 1.0))
@@ -178,7 +178,7 @@ def test_trapezoid_is_exact_for_a_quadratic_loss(gap, probability):
     np.testing.assert_allclose(sum(gradients), (losses[1] - losses[0]) / gap, rtol=1e-4)
 
 
-def test_trapezoid_slope_is_bounded_where_an_end_is_rare():
+def test_trapezoid_slope_is_bounded_if_an_end_is_rare():
     slopes = decision_tensor.trapezoid_slope(
         tf.constant([0.0, 1e-9, 0.05, 0.125, 1.0]), 1.0
     ).numpy()
@@ -211,7 +211,7 @@ def test_quantizers_run_eagerly_in_graphs_and_compiled_in_any_precision(how, dty
     np.testing.assert_allclose(to_mean, [0.5 * 0.25])
 
 
-def test_large_float16_values_do_not_overflow_on_the_way():
+def test_large_float16_values_do_not_overflow():
     x = tf.constant([60000.0, -60000.0], tf.float16)
     y = lsq.quantize(x, *as_parameters(1e-4, -3.0, 3.0))
     np.testing.assert_allclose(tf.cast(y, tf.float32), [3e-4, -3e-4], rtol=1e-3)
@@ -240,7 +240,7 @@ def test_fitted_weight_steps_are_no_worse_than_the_largest_value(bits, shape, ax
         assert error(step).mean() < 0.8 * error(plain).mean()
 
 
-def test_fitted_weight_steps_have_a_row_per_candidate_and_stand_zeros_and_large_kernels():
+def test_fitted_weight_steps_have_a_row_per_candidate_and_support_zeros_and_large_kernels():
     weights = np.zeros((2, 3))
     assert step_fitting.fit_weight_steps(weights, (1,), (2, 4, 8)).shape == (3, 1, 3)
     assert np.isfinite(step_fitting.fit_weight_steps(weights, (1,), (2, 4, 8))).all()

@@ -10,7 +10,7 @@ from dqmq_tf.policy.int8_arithmetic import fake_int8
 SIZE, CHANNELS = 4, 3
 
 
-def made(spread, **kwargs):
+def random_affine(spread, **kwargs):
     layer = QualityAffine(**kwargs)
     x, z = tensors()
     layer(x, z)
@@ -26,13 +26,13 @@ def tensors(count=6):
     return x, random.uniform(-1, 1, (count, SIZE)).astype("float32")
 
 
-def test_it_starts_as_the_identity():
+def test_an_untrained_affine_is_the_identity():
     x, z = tensors()
     np.testing.assert_array_equal(QualityAffine()(x, z), x)
 
 
 def test_each_sample_and_channel_gets_its_own_scale_and_shift():
-    layer = made(0.5)
+    layer = random_affine(0.5)
     x, z = tensors()
     y = ops.convert_to_numpy(layer(x, z))
     zeros = ops.convert_to_numpy(layer(np.zeros_like(x), z))
@@ -43,20 +43,20 @@ def test_each_sample_and_channel_gets_its_own_scale_and_shift():
 
 
 def test_a_sample_does_not_depend_on_the_others():
-    layer = made(0.5)
+    layer = random_affine(0.5)
     x, z = tensors()
     np.testing.assert_allclose(layer(x, z)[2:3], layer(x[2:3], z[2:3]), atol=1e-6)
 
 
 def test_scales_stay_within_bounds_whatever_the_directions():
-    layer = made(250.0)
+    layer = random_affine(250.0)
     x, z = tensors()
     scale = ops.convert_to_numpy(layer(x, z) - layer(np.zeros_like(x), z)) / x
     assert np.abs(np.log(scale)).max() < 1.51
 
 
-def test_directions_are_of_eight_bits():
-    layer = made(0.5)
+def test_directions_have_eight_bits():
+    layer = random_affine(0.5)
     x, z = tensors()
     before = ops.convert_to_numpy(layer(x, z))
     for u in (layer.scale_direction, layer.shift_direction):
@@ -74,9 +74,7 @@ def test_channels_may_be_on_any_axis(axis):
 
 
 def test_gradients_reach_directions_and_embedding():
-    import tensorflow as tf
-
-    layer = made(0.5)
+    layer = random_affine(0.5)
     x, z = map(tf.constant, tensors())
     with tf.GradientTape() as tape:
         tape.watch(z)
@@ -85,10 +83,10 @@ def test_gradients_reach_directions_and_embedding():
     assert all(np.abs(g.numpy()).max() > 0 for g in gradients)
 
 
-def test_config_goes_around(tmp_path):
+def test_a_saved_affine_loads_with_its_config(tmp_path):
     x, z = tensors()
     inputs = [keras.Input(x.shape[1:]), keras.Input(z.shape[1:])]
-    model = keras.Model(inputs, made(0.5)(*inputs))
+    model = keras.Model(inputs, random_affine(0.5)(*inputs))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(model([x, z]), loaded([x, z]))

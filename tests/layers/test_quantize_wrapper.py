@@ -15,7 +15,7 @@ BITS = (2, 3, 4, 8)
 
 @keras.saving.register_keras_serializable(package="dqmq_tf_tests")
 class Scaled(layers.Layer):
-    """A custom layer: a kernel of a name of its own, a state, and a random part in training."""
+    """A custom layer with an unusual kernel name, a state, and randomness in training."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -73,13 +73,13 @@ def wrapped(name):
 
 
 def executing(wrapper, *rows):
-    """A decision `[groups, points, 1]`: one bit-width for all points of a group."""
+    """Returns a decision `[groups, points, 1]`: one bit-width for all points of a group."""
     bits = np.array(rows, "float32")[:, None, None]
     return tf.constant(np.tile(bits, (1, len(wrapper.points), 1)))
 
 
 def searching(wrapper, *rows):
-    """A decision with all fields: executes `bits`, between it and the next candidate."""
+    """Returns a decision with all fields. The mean lies above the executed bit-width."""
     table = np.zeros((len(rows), len(wrapper.points), FIELDS), "float32")
     for g, bits in enumerate(rows):
         table[g, :, EXECUTED] = table[g, :, LOW] = bits
@@ -98,7 +98,7 @@ def distance(a, b):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_more_bits_come_nearer_to_the_float_layer_whose_kernel_is_untouched(name):
+def test_more_bits_come_closer_to_the_float_layer_and_kernels_do_not_change(name):
     layer, wrapper = wrapped(name)
     inputs = inputs_of(name)
     before = layer.get_weights()
@@ -176,7 +176,7 @@ def test_at_inference_each_sample_takes_the_kernels_of_its_group(name):
         np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_settled_groups_need_not_be_equal_in_training():
+def test_settled_groups_may_differ_in_size_in_training():
     _, wrapper = wrapped("dense")
     inputs, group = inputs_of("dense"), np.array([1, 0, 0, 0, 0, 0])
     decision = executing(wrapper, 2, 8)
@@ -184,7 +184,7 @@ def test_settled_groups_need_not_be_equal_in_training():
     np.testing.assert_array_equal(trained[0], call(wrapper, inputs, decision, group)[0])
 
 
-# Not conv2d: TensorFlow's own gives an empty batch the shape of its input on some processors.
+# Not conv2d: on some processors TensorFlow gives an empty batch the shape of its input.
 @pytest.mark.parametrize("name", ["dense"])
 def test_a_batch_smaller_than_the_groups_goes_to_the_last(name):
     _, wrapper = wrapped(name)
@@ -201,7 +201,7 @@ def test_a_batch_smaller_than_the_groups_goes_to_the_last(name):
 
 @keras.saving.register_keras_serializable(package="dqmq_tf_tests")
 class Normalized(layers.Layer):
-    """A layer that averages over its batch, and keeps what it found."""
+    """A layer with batch statistics."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -238,7 +238,7 @@ def test_wrapped_layers_run_in_compiled_functions(name, how):
     np.testing.assert_allclose(compiled(*inputs), run(*inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_layer_assigns_is_handed_on():
+def test_assignments_of_a_layer_take_effect():
     layer, wrapper = wrapped("custom")
     layer.calls.assign(0.0)
     seed = ops.convert_to_numpy(layer.random.state)
@@ -249,7 +249,7 @@ def test_what_a_layer_assigns_is_handed_on():
     assert float(layer.calls) == 3.0
 
 
-def test_losses_of_a_layer_are_handed_on():
+def test_losses_of_a_layer_are_losses_of_the_wrapper():
     layer = layers.Dense(
         3, activity_regularizer="l2", kernel_regularizer=keras.regularizers.L1(0.5), use_bias=False
     )
@@ -299,7 +299,7 @@ def test_wrapper_is_named_and_frozen_like_its_layer():
 
 
 @pytest.mark.parametrize("dtype", ["mixed_float16", "float16", "bfloat16"])
-def test_layers_of_lower_precision(dtype):
+def test_layers_of_lower_precision_keep_their_type(dtype):
     layer = layers.Dense(5, dtype=dtype)
     layer.build((None, 6))
     wrapper = QuantizeWrapper(
@@ -330,7 +330,7 @@ def test_masks_pass_through_the_wrapper():
 
 
 @pytest.mark.parametrize("name", ["dense", "separable", "custom", "attention"])
-def test_config_and_weights_go_around(name, tmp_path):
+def test_a_saved_wrapper_loads_with_its_config_and_weights(name, tmp_path):
     layer, wrapper = wrapped(name)
     inputs = inputs_of(name)
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(wrapper))
@@ -343,7 +343,7 @@ def test_config_and_weights_go_around(name, tmp_path):
     )
 
 
-def test_one_step_for_a_whole_kernel():
+def test_a_kernel_may_have_one_step_in_total():
     layer = layers.Dense(4)
     x = tf.constant(np.random.default_rng(0).normal(size=(5, 3)), tf.float32)
     layer(x)

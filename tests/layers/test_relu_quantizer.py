@@ -1,4 +1,4 @@
-"""A relu within its quantizer against the one after the other."""
+"""Compares a ReLU inside its quantizer with a ReLU followed by the quantizer."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from dqmq_tf.layers import ActivationQuantizer, RectifiedQuantizer
 from dqmq_tf.policy.decision_tensor import FIELDS
 
 BITS = (2, 4, 8)
-# Above and below the size from which XLA makes a loop of it, and in blocks or not.
+# Below and above the size from which XLA compiles the quantizer, with and without blocks.
 SHAPES = ((6, 5, 4), (6, 32, 32, 8), (6, 30, 31, 8))
 
 
@@ -42,7 +42,9 @@ def run(function, quantizer, x, upstream, decision):
 @pytest.mark.parametrize(
     ("ceiling", "relu"), [(np.inf, keras.ops.relu), (6.0, keras.ops.relu6)], ids=["relu", "relu6"]
 )
-def test_values_and_gradients_are_those_of_the_one_after_the_other(ceiling, relu, shape, fields):
+def test_values_and_gradients_are_those_of_a_relu_followed_by_the_quantizer(
+    ceiling, relu, shape, fields
+):
     x, upstream = tensors(shape)
     quantizer = ActivationQuantizer(BITS, column=0)
     fused = RectifiedQuantizer(quantizer, ceiling)
@@ -58,7 +60,7 @@ def test_values_and_gradients_are_those_of_the_one_after_the_other(ceiling, relu
             assert (value is None) == (reference is None)
             if value is not None:
                 np.testing.assert_allclose(value, reference, rtol=1e-4, atol=1e-4)
-        # Once before it is calibrated and once after.
+        # The first round runs before calibration, the second after it.
         quantizer.observe()
         np.testing.assert_array_equal(fused(x, decision=decision), relu(x))
         quantizer.calibrate()
@@ -67,6 +69,6 @@ def test_values_and_gradients_are_those_of_the_one_after_the_other(ceiling, relu
 
 def test_it_is_saved_with_its_quantizer():
     fused = RectifiedQuantizer(ActivationQuantizer(BITS, column=3), 6.0, name="relu")
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(fused))
-    assert (again.name, again.ceiling, again.quantizer.column) == ("relu", 6.0, 3)
-    assert again.quantizer.bit_widths == BITS
+    loaded = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(fused))
+    assert (loaded.name, loaded.ceiling, loaded.quantizer.column) == ("relu", 6.0, 3)
+    assert loaded.quantizer.bit_widths == BITS

@@ -4,7 +4,7 @@ import tensorflow as tf
 from dqmq_tf.layers import Reorder
 
 
-def test_a_batch_is_put_in_order_and_back():
+def test_a_batch_is_permuted_and_restored():
     x = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
     order = tf.constant([3, 0, 5, 1, 4, 2])
     moved = Reorder()(x, order)
@@ -15,7 +15,7 @@ def test_a_batch_is_put_in_order_and_back():
     assert Reorder.from_config(Reorder(inverse=True).get_config()).inverse
 
 
-def test_samples_that_were_taken_twice_come_back_once():
+def test_samples_that_were_repeated_are_restored_once():
     x = np.arange(3.0, dtype="float32")[:, None]
     order = tf.constant([2, 0, 1, 2])
     moved = Reorder()(x, order)
