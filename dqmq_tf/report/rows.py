@@ -60,7 +60,7 @@ class LayerRow:
     input_bits: BitStatistics
     weights: int
     stored_bytes: float
-    deflated_bytes: float
+    download_bytes: float
     macs: int
     bit_ops: float
 

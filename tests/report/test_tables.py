@@ -62,7 +62,7 @@ class TestTables:
 
     def test_total_row(self, report):
         line = next(x for x in self.render(report).splitlines() if x.strip().startswith("total"))
-        assert f"{report.total('deflated_bytes'):,.0f}" in line
+        assert f"{report.total('download_bytes'):,.0f}" in line
 
     def test_several_variables_of_a_layer_are_told_apart(self, report):
         first, *rest = report.layers
@@ -80,10 +80,10 @@ class TestTables:
     @pytest.mark.parametrize(
         ("fields", "words"),
         [
-            ({"per": "static"}, "static: the same"),
-            ({"per": "profile", "profiles": 3}, "per profile: 3 precision profiles"),
-            ({"per": "profile", "profiles": 2, "phase": "search"}, "2 groups of like quality"),
-            ({"per": "sample", "profiles": 1}, "weight bits: the same for every input"),
+            ({"bits_vary_by": "static"}, "static: the same"),
+            ({"bits_vary_by": "profile", "profiles": 3}, "per profile: 3 precision profiles"),
+            ({"bits_vary_by": "profile", "profiles": 2, "phase": "search"}, "2 groups of like quality"),
+            ({"bits_vary_by": "sample", "profiles": 1}, "weight bits: the same for every input"),
         ],
     )
     def test_meaning(self, report, fields, words):
