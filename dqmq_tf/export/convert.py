@@ -17,10 +17,10 @@ from dqmq_tf.flatbuffer import checksum, file_size, metadata
 from dqmq_tf.inputs import collect
 from dqmq_tf.lowering import quantization_plan, rules, write_file
 from dqmq_tf.lowering.lowered_model import lower_model, probe_inputs
-from dqmq_tf.progress import stages
 from dqmq_tf.runtimes import claimed, tflite_micro
 from dqmq_tf.runtimes.adaptive_interpreter import AdaptiveInterpreter
 from dqmq_tf.targets import IO_TYPES
+from dqmq_tf.terminal import stages
 
 _SUFFIX = ".tflite"
 _PROBE_SAMPLES = 64

@@ -19,8 +19,8 @@ from dqmq_tf.flatbuffer import lookup_tables, metadata
 from dqmq_tf.inputs import collect
 from dqmq_tf.lowering import number_check
 from dqmq_tf.lowering.lowered_model import lower_model
-from dqmq_tf.progress import stages
 from dqmq_tf.runtimes.registry import claimed
+from dqmq_tf.terminal import stages
 
 _SECONDS = 60.0
 

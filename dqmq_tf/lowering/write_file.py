@@ -10,7 +10,7 @@ from dqmq_tf.flatbuffer import checksum, file_size, lookup_tables, metadata
 from dqmq_tf.lowering import final_pass, float_file, number_check, quantization_plan
 from dqmq_tf.lowering.lowered_model import LoweredModel, lower_graph
 from dqmq_tf.lowering.tensor_matching import match_tensors
-from dqmq_tf.progress import stages
+from dqmq_tf.terminal import stages
 
 _OP_KINDS = {
     "CONV_2D": "conv",

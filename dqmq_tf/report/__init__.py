@@ -1,1 +1,1 @@
-"""Summaries: tables and figures of what was decided."""
+"""Summaries of a quantized model: its bit-widths and their cost, as tables and figures."""

@@ -1,101 +1,156 @@
-"""Runs data through a model: scores per input, and the bits that each input gets."""
+"""Runs data through a model: a score for each input, and the bits that each input gets."""
 
+import dataclasses
 import math
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from dqmq_tf.progress import with_progress
+from dqmq_tf.budget.costs import CostModel
+from dqmq_tf.model import DQMQModel
 from dqmq_tf.quality.degradations import KINDS
 from dqmq_tf.report.rows import Distribution, QualityRow
+from dqmq_tf.terminal import with_progress
 from dqmq_tf.training.objective import per_sample_losses
 
+# Embeddings that the policy sees at once.
 _CHUNK = 1024
 _BATCH_SIZE = 256
-
-
 _ELEMENT = '(image, label) or (image, label, {"kind": index, "severity": int})'
 
 
-def checked_dataset(qmodel, data):
-    """Returns `data` in batches, its elements `(images, labels[, weights][, quality])`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The result of a run over data with N inputs.
+
+    Attributes:
+        embeddings: The quality embeddings, shape `[N, d]`.
+        metric: What `scores` holds: `"accuracy"`, `"loss"` or None.
+        scores: The accuracy or loss of each input, shape `[N]`. None without a metric.
+        kinds: The kind and the severity of each input, shape `[N, 2]`. None if they are unknown.
+    """
+
+    embeddings: np.ndarray
+    metric: Literal["accuracy", "loss"] | None = None
+    scores: np.ndarray | None = None
+    kinds: np.ndarray | None = None
+
+    def kind_names(self) -> np.ndarray | None:
+        """Returns the name of the kind of each input, or None if the kinds are unknown."""
+        return None if self.kinds is None else np.array(["clean", *KINDS])[self.kinds[:, 0]]
+
+
+def checked_dataset(qmodel: DQMQModel, data: Any) -> tf.data.Dataset:
+    """Returns the data in batches, with elements `(images, labels[, weights][, quality])`.
+
+    Args:
+        qmodel: The model that takes the images.
+        data: What the user passed to `summary`.
+
+    Raises:
+        ValueError: If the data cannot be evaluated.
+    """
     if not isinstance(data, tf.data.Dataset):
         raise ValueError(
-            f"`data` must be a tf.data.Dataset. Found {type(data).__name__}; make one with "
+            f"`data` must be a tf.data.Dataset. Found {type(data).__name__}. Create one with "
             "`tf.data.Dataset.from_tensor_slices((images, labels))`."
         )
     if not qmodel.is_calibrated:
         raise ValueError(
-            "`data` cannot be judged: the model has not seen data. Call fit, or "
-            "calibrate(images), first, or leave `data` out."
+            "`data` cannot be evaluated because the model has not seen data. Call fit or "
+            "calibrate(images) first, or omit `data`."
         )
     if data.cardinality() in (0, tf.data.INFINITE_CARDINALITY):
-        found = "an empty" if data.cardinality() == 0 else "an endless"
+        size = "an empty" if data.cardinality() == 0 else "an endless"
         raise ValueError(
-            f"`data` must be finite and hold samples. Found {found} dataset; check its split, "
+            f"`data` must be finite and not empty. Found {size} dataset. Check its split, "
             "filters, `drop_remainder` and `repeat`."
         )
     spec = data.element_spec
-    form = isinstance(spec, tuple) and 2 <= len(spec) <= 4
-    if form and isinstance(spec[-1], dict) and len(spec) > 2:
-        form = {"kind", "severity"} <= set(spec[-1])
-    else:
-        form = form and len(spec) < 4
-    if not form:
-        raise ValueError(f"`data` must have elements {_ELEMENT}. Found {spec!r}; use `data.map`.")
-    found = [tf.TensorShape(image.shape) for image in keras.tree.flatten(spec[0])]
-    wanted = [tf.TensorShape(x.shape) for x in qmodel.inputs]
-    for shapes, batched in ((wanted, True), ([shape[1:] for shape in wanted], False)):
-        same = len(found) == len(shapes) and all(
-            f.rank is not None and f.is_compatible_with(s) for f, s in zip(found, shapes)
-        )
-        if same and batched:
-            return data
-        if same:
-            return data.batch(_BATCH_SIZE if all(f.is_fully_defined() for f in found) else 1)
+    if not _has_labels(spec):
+        raise ValueError(f"`data` must have elements {_ELEMENT}. Found {spec!r}. Use `data.map`.")
+    shapes = [tf.TensorShape(image.shape) for image in keras.tree.flatten(spec[0])]
+    batch_shapes = [tf.TensorShape(x.shape) for x in qmodel.inputs]
+    if _are_compatible(shapes, batch_shapes):
+        return data
+    if _are_compatible(shapes, [shape[1:] for shape in batch_shapes]):
+        return data.batch(_BATCH_SIZE if all(s.is_fully_defined() for s in shapes) else 1)
     raise ValueError(
-        f"`data` must have images of shape {[tuple(s)[1:] for s in wanted]}, batched or not, as "
-        f"{qmodel.name!r} takes them. Found {[str(f) for f in found]}; resize them with `data.map`."
+        f"`data` must have images of shape {[tuple(s)[1:] for s in batch_shapes]}, batched or not, "
+        f"because {qmodel.name!r} takes them. Found {[str(s) for s in shapes]}. Resize the images "
+        "with `data.map`."
     )
 
 
-def evaluate(qmodel, data):
+def _has_labels(spec: Any) -> bool:
+    """Returns whether a dataset's elements have the form that `summary` documents."""
+    if not isinstance(spec, tuple) or len(spec) < 2:
+        return False
+    if isinstance(spec[-1], dict) and len(spec) > 2:
+        return len(spec) <= 4 and {"kind", "severity"} <= set(spec[-1])
+    return len(spec) <= 3
+
+
+def _are_compatible(shapes: list[tf.TensorShape], expected: list[tf.TensorShape]) -> bool:
+    return len(shapes) == len(expected) and all(
+        shape.rank is not None and shape.is_compatible_with(other)
+        for shape, other in zip(shapes, expected)
+    )
+
+
+def evaluate(qmodel: DQMQModel, data: tf.data.Dataset) -> Evaluation:
     """Runs the model once over batched data.
 
-    Returns:
-        Quality embeddings `[N, d]`; `(metric, values [N])`, where the metric is `"accuracy"`,
-        `"loss"` or None; kind and severity `[N, 2]`, or None where they are not known.
+    Raises:
+        ValueError: If the data is empty or contains an unknown kind of degradation.
     """
-    embeddings, values, kinds, metric = [], [], [], None
-    for x, y, *rest in with_progress(data):
+    metric: Literal["accuracy", "loss"] | None = None
+    embeddings: list[np.ndarray] = []
+    scores: list[np.ndarray] = []
+    kinds: list[np.ndarray] = []
+    cardinality = int(data.cardinality())
+    for x, y, *rest in with_progress(data, "Evaluating", cardinality if cardinality > 0 else None):
         prediction = qmodel.predict_on_batch(x)
         if not embeddings:
-            metric = "loss" if getattr(qmodel, "loss", None) is not None else None
-            metric = "accuracy" if _classes(y, prediction) is not None else metric
+            if _classes(y, prediction) is not None:
+                metric = "accuracy"
+            elif getattr(qmodel, "loss", None) is not None:
+                metric = "loss"
         embeddings.append(ops.convert_to_numpy(qmodel.encoder(keras.tree.flatten(x)[0])))
         if metric == "accuracy":
-            right = _classes(y, prediction) == prediction.argmax(axis=-1)
-            values.append(right.reshape(len(right), -1).mean(axis=1))
+            correct = _classes(y, prediction) == prediction.argmax(axis=-1)
+            scores.append(correct.reshape(len(correct), -1).mean(axis=1))
         elif metric == "loss":
-            values.append(ops.convert_to_numpy(per_sample_losses(qmodel.loss, y, prediction)))
+            scores.append(ops.convert_to_numpy(per_sample_losses(qmodel.loss, y, prediction)))
         if rest and isinstance(rest[-1], dict):
-            drawn = [np.asarray(rest[-1][key]).reshape(-1) for key in ("kind", "severity")]
-            kinds.append(np.stack(drawn, axis=1).astype("int64"))
+            columns = [np.asarray(rest[-1][key]).reshape(-1) for key in ("kind", "severity")]
+            kinds.append(np.stack(columns, axis=1).astype("int64"))
     if not embeddings:
         raise ValueError("`data` is empty: it gave no batch. Check its split and filters.")
-    kinds = np.concatenate(kinds) if kinds else None
-    if kinds is not None and not (0 <= kinds[:, 0].min() and kinds[:, 0].max() <= len(KINDS)):
+    return Evaluation(
+        embeddings=np.concatenate(embeddings),
+        metric=metric,
+        scores=np.concatenate(scores) if scores else None,
+        kinds=_checked_kinds(np.concatenate(kinds)) if kinds else None,
+    )
+
+
+def _checked_kinds(kinds: np.ndarray) -> np.ndarray:
+    lowest, highest = kinds[:, 0].min(), kinds[:, 0].max()
+    if lowest < 0 or highest > len(KINDS):
         raise ValueError(
             f"`data` must have kinds from 0 (clean) to {len(KINDS)}, as quality.mixed_quality "
-            f"gives them. Found {kinds[:, 0].min()} to {kinds[:, 0].max()}."
+            f"produces them. Found {lowest} to {highest}."
         )
-    return np.concatenate(embeddings), (metric, np.concatenate(values) if values else None), kinds
+    return kinds
 
 
-def _classes(y, prediction):
-    """Returns the index of the true class at each place, or None if this is no classification."""
+def _classes(y: Any, prediction: Any) -> Any:
+    """Returns the indices of the true classes, or None if the task is not a classification."""
     if keras.tree.is_nested(y) or keras.tree.is_nested(prediction):
         return None
     y, shape = np.asarray(y), prediction.shape
@@ -105,72 +160,94 @@ def _classes(y, prediction):
         y = y[..., 0]
     if y.shape == shape[:-1] and (y == np.round(y)).all():
         return y.astype("int64")
-    one_hot = y.shape == shape and np.isin(y, (0, 1)).all() and (y.sum(axis=-1) == 1).all()
-    return y.argmax(axis=-1) if one_hot else None
+    is_one_hot = y.shape == shape and np.isin(y, (0, 1)).all() and (y.sum(axis=-1) == 1).all()
+    return y.argmax(axis=-1) if is_one_hot else None
 
 
 class DecisionStatistics:
-    """Decisions and distributions at quality embeddings `z` `[N, d]`.
+    """The decisions of the policy, and its distributions, at N quality embeddings.
+
+    Args:
+        qmodel: The model.
+        embeddings: The quality embeddings, shape `[N, d]`.
 
     Attributes:
-        weights, activations, inputs: int arrays `[N, points]`: bits of weights, of decided
-            activations, and of what each layer with weights reads.
-        group_weights: int array `[groups, points]`.
-        groups, bits_vary_by: `profiles` and `bits_vary_by` of `Summary`.
+        weights: The bits of the weights, int array `[N, weight points]`.
+        activations: The bits of the activations that are decided, int array `[N, points]`.
+        inputs: The bits of each layer's input, int array `[N, weight points]`.
+        group_weights: The bits of the weights in each group, int array `[groups, weight points]`.
+        groups: The number of groups (`profiles` of a `Summary`).
+        bits_vary_by: See `Summary`.
     """
 
-    def __init__(self, qmodel, z):
+    def __init__(self, qmodel: DQMQModel, embeddings: np.ndarray) -> None:
         policy, costs = qmodel.policy, qmodel.costs
-        weights, activations, means, probabilities = [], [], 0.0, 0.0
-        for start in range(0, len(z), _CHUNK):
-            part = ops.convert_to_tensor(z[start : start + _CHUNK])
-            found = {k: ops.convert_to_numpy(v) for k, v in policy(part, training=False).items()}
-            self.group_weights = found["weights"][..., 0].astype("int64")
-            weights.append(self.group_weights[found["group"]])
-            activations.append(found["activations"][..., 0])
-            mean = policy.means(part)
-            means += ops.convert_to_numpy(mean).sum(axis=0) / len(z)
+        count = len(embeddings)
+        weights, activations, means, probabilities = [], [], [], []
+        for start in range(0, count, _CHUNK):
+            z = ops.convert_to_tensor(embeddings[start : start + _CHUNK])
+            decision = {
+                key: ops.convert_to_numpy(value) for key, value in policy(z, training=False).items()
+            }
+            self.group_weights = decision["weights"][..., 0].astype("int64")
+            weights.append(self.group_weights[decision["group"]])
+            activations.append(decision["activations"][..., 0])
+            mean = policy.means(z)
+            means.append(ops.convert_to_numpy(mean).sum(axis=0) / count)
             p = np.exp(ops.convert_to_numpy(policy.log_probabilities(mean)))
-            probabilities += p.sum(axis=0) / len(z)
+            probabilities.append(p.sum(axis=0) / count)
         self.weights = np.concatenate(weights)
         self.activations = np.concatenate(activations).astype("int64")
-        self.inputs = np.tile(costs.input_bits.astype("int64"), (len(z), 1))
-        known = costs.input_column >= 0
-        self.inputs[:, known] = self.activations[:, costs.input_column[known]]
+        self.inputs = np.tile(costs.input_bits.astype("int64"), (count, 1))
+        is_decided = costs.input_column >= 0
+        self.inputs[:, is_decided] = self.activations[:, costs.input_column[is_decided]]
         self.groups = len(self.group_weights)
         self.bits_vary_by = policy.bits_vary_by
-        self._policy, self._means, self._probabilities = policy, means, probabilities
+        self._policy = policy
+        self._means, self._probabilities = np.sum(means, axis=0), np.sum(probabilities, axis=0)
         self._sigma = ops.convert_to_numpy(policy.sigma())
 
-    def distribution(self, point):
-        """Returns the `Distribution` of a decision point, activations first."""
-        allowed = self._policy.allowed[point] > 0
+    def distribution(self, point: int) -> Distribution:
+        """Returns the `Distribution` of a decision point. Activations come first."""
+        is_allowed = self._policy.allowed[point] > 0
         return Distribution(
             mean=float(self._means[point]),
             sigma=float(self._sigma[point]),
-            bit_widths=tuple(int(b) for b in self._policy.bit_widths[allowed]),
-            probabilities=tuple(self._probabilities[point][allowed].tolist()),
+            bit_widths=tuple(int(b) for b in self._policy.bit_widths[is_allowed]),
+            probabilities=tuple(self._probabilities[point][is_allowed].tolist()),
         )
 
 
-def quality_rows(decided, costs, scores, kinds):
-    """Yields a `QualityRow` per kind and severity, and one for all."""
-    metric, values = scores
+def quality_rows(
+    statistics: DecisionStatistics, costs: CostModel, evaluation: Evaluation
+) -> Iterator[QualityRow]:
+    """Yields a row for each kind and severity, and one for all inputs.
+
+    Args:
+        statistics: The decisions at the embeddings of `evaluation`.
+        costs: The cost model.
+        evaluation: The result of the run over the data.
+    """
+    kinds, metric = evaluation.kinds, evaluation.metric
     sizes = np.array([math.prod(point.shape) for point in costs.weights], "float64")
     macs = costs.macs if costs.macs.sum() else np.ones_like(costs.macs)
-    everything = np.ones(len(decided.weights), bool)
-    cases = [] if kinds is None else [(k, s) for k, s in np.unique(kinds, axis=0).tolist()]
+    cases = [] if kinds is None else [tuple(case) for case in np.unique(kinds, axis=0).tolist()]
     for case in [*cases, None]:
-        which = everything if case is None else (kinds == case).all(axis=1)
-        weights, inputs = decided.weights[which], decided.inputs[which]
-        value = float(values[which].mean()) if metric else None
+        if case is None or kinds is None:
+            kind, severity, is_in_case = "all", None, np.ones(len(statistics.weights), bool)
+        else:
+            kind, severity = ("clean", *KINDS)[case[0]], case[1]
+            is_in_case = (kinds == case).all(axis=1)
+        weights, inputs = statistics.weights[is_in_case], statistics.inputs[is_in_case]
+        scores = evaluation.scores
+        score = None if scores is None else float(scores[is_in_case].mean())
         yield QualityRow(
-            kind="all" if case is None else ("clean", *KINDS)[case[0]],
-            severity=None if case is None else case[1],
-            samples=int(which.sum()),
-            accuracy=value if metric == "accuracy" else None,
-            loss=value if metric == "loss" else None,
+            kind=kind,
+            severity=severity,
+            samples=int(is_in_case.sum()),
+            accuracy=score if metric == "accuracy" else None,
+            loss=score if metric == "loss" else None,
             weight_bits=float(np.average(weights.mean(axis=0), weights=sizes)),
             activation_bits=float(np.average(inputs.mean(axis=0), weights=macs)),
-            bit_ops=costs.bit_ops(weights, decided.activations[which]),
+            bit_ops=costs.bit_ops(weights, statistics.activations[is_in_case]),
         )

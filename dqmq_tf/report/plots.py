@@ -1,29 +1,61 @@
 """The figure of a `Summary`: bits per layer, and accuracy and cost by quality."""
 
+import dataclasses
+import pathlib
 import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from dqmq_tf.quality.degradations import DEGRADATIONS
 from dqmq_tf.report import tables
+from dqmq_tf.report.rows import BitStatistics, QualityRow
+from dqmq_tf.report.summary import Summary
 
-# Okabe and Ito's colours, told apart by the colour-blind: one for each family of degradations, a
-# mark for each kind in it.
-_COLOURS = {
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colors, which color-blind readers can tell apart. Each family of degradations has
+# a color, and each kind in it a marker.
+_COLORS = {
     "noise": "#D55E00",
     "blur": "#0072B2",
     "resolution": "#009E73",
     "photometric": "#CC79A7",
 }
-_MARKS = ("o", "s", "^", "D")
+_MARKERS = ("o", "s", "^", "D")
 _LINES = ("-", "--", ":", "-.")
 _ROW_INCHES = 0.23
+_BITS_INCHES, _QUALITY_INCHES, _LEGEND_INCHES, _LABEL_INCHES = 3.6, 4.6, 1.9, 2.0
 
 
-def plot_summary(summary, path=None):
-    """Draws bits per layer and, where kinds are known, accuracy and cost by kind and severity.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _QualityPanel:
+    """A plot of one number by kind and severity.
+
+    Attributes:
+        title: The title.
+        label: The label of the y axis.
+        column: The attribute of a `QualityRow` that holds the number.
+        factor: The number is multiplied by this.
+    """
+
+    title: str
+    label: str
+    column: str
+    factor: float = 1.0
+
+    def value(self, row: QualityRow) -> float:
+        """Returns the number of a row."""
+        return self.factor * getattr(row, self.column)
+
+
+def plot_summary(summary: Summary, path: str | pathlib.Path | None = None) -> "Figure":
+    """Draws the bits per layer and, if kinds are known, accuracy and cost by kind and severity.
 
     Args:
         summary: A `dqmq_tf.Summary`.
-        path: File to write; its ending gives the format. None for none.
+        path: The file to write; its extension gives the format. None to write no file.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -35,85 +67,113 @@ def plot_summary(summary, path=None):
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "`plot` needs matplotlib: pip install 'dqmq_tf[plot]'. `print(summary)` does without."
+            "`plot` needs matplotlib: pip install 'dqmq_tf[plot]'. `print(summary)` works without "
+            "it."
         ) from error
-    decided = {row.name for row in summary.activations}
-    columns = [("Weight bits", [row.bits for row in summary.layers])]
-    if decided:
-        inputs = [row.input_bits if row.input in decided else None for row in summary.layers]
-        columns.append(("Bits of the layer's input", inputs))
-    kinds = [row for row in summary.qualities if row.severity is not None]
-    panels = _quality_panels(summary, kinds)
-    differing = max(len(_differing(bits)) for _, shown in columns for bits in shown)
-    row_inches = _ROW_INCHES + 0.01 * differing
-    height = max(row_inches * len(summary.layers) + 1.9, 1.2 + 2.9 * len(panels), 4.2)
-    widths = [3.6] * len(columns) + [4.6] * bool(panels) + [1.9]
-    figure = Figure(figsize=(sum(widths) + 2.0, height), layout="constrained")
+    bit_columns = _bit_columns(summary)
+    rows = [row for row in summary.qualities if row.severity is not None]
+    panels = _quality_panels(summary, rows)
+    all_bits = [bits for column in bit_columns.values() for bits in column if bits is not None]
+    most_markers = max(len(_differing_kinds(bits)) for bits in all_bits)
+    height = max(
+        (_ROW_INCHES + 0.01 * most_markers) * len(summary.layers) + 1.9,
+        1.2 + 2.9 * len(panels),
+        4.2,
+    )
+    widths = [_BITS_INCHES] * len(bit_columns)
+    if panels:
+        widths.append(_QUALITY_INCHES)
+    widths.append(_LEGEND_INCHES)
+    figure = Figure(figsize=(sum(widths) + _LABEL_INCHES, height), layout="constrained")
     grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
     axes = None
-    for number, (title, bits) in enumerate(columns):
+    for number, (title, column) in enumerate(bit_columns.items()):
         axes = figure.add_subplot(grid[0, number], sharey=axes)
-        _draw_bits(axes, title, bits, tables.layer_labels(summary) if number == 0 else None)
+        _draw_bits(axes, title, column, tables.layer_labels(summary) if number == 0 else None)
     if panels:
-        # Curves keep their proportions beside a long list of layers.
-        rest = max(height - 1.2 - 3.4 * len(panels), 0.01)
-        heights = [3.4] * len(panels) + [rest]
+        # Empty space below the panels keeps their proportions next to a long list of layers.
+        empty_inches = max(height - 1.2 - 3.4 * len(panels), 0.01)
+        heights = [3.4] * len(panels) + [empty_inches]
         cells = grid[0, -2].subgridspec(len(heights), 1, height_ratios=heights)
         for number, panel in enumerate(panels):
-            _draw_quality(figure.add_subplot(cells[number, 0]), kinds, *panel)
-    drawn = [found for _, bits in columns for found in bits if found]
-    _draw_legend(figure.add_subplot(grid[0, -1]), drawn, kinds)
-    lines = [textwrap.fill(line, int(10 * figure.get_figwidth())) for line in _title(summary)]
-    figure.suptitle("\n".join(lines), fontsize=11)
+            _draw_quality(figure.add_subplot(cells[number, 0]), rows, panel)
+    _draw_legend(figure.add_subplot(grid[0, -1]), all_bits, rows)
+    line_length = int(10 * figure.get_figwidth())
+    figure.suptitle(
+        "\n".join(textwrap.fill(line, line_length) for line in _title(summary)), fontsize=11
+    )
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
 
 
-def _title(summary):
-    """The two lines above the figure."""
+def _bit_columns(summary: Summary) -> dict[str, list[BitStatistics | None]]:
+    """Returns the bits to draw for each layer, by the title of the plot."""
+    columns: dict[str, list[BitStatistics | None]] = {
+        "Weight bits": [row.bits for row in summary.layers]
+    }
+    decided = {row.name for row in summary.activations}
+    if decided:
+        columns["Bits of the layer's input"] = [
+            row.input_bits if row.input in decided else None for row in summary.layers
+        ]
+    return columns
+
+
+def _title(summary: Summary) -> tuple[str, str]:
+    """Returns the two lines above the figure."""
     kind, result = summary.budget.kind, ""
     if summary.qualities:
-        last = summary.qualities[-1]
-        if last.accuracy is not None:
-            result = f", accuracy {100 * last.accuracy:.1f} % on {last.samples:,} inputs"
-        elif last.loss is not None:
-            result = f", loss {last.loss:.4g} on {last.samples:,} inputs"
+        overall = summary.qualities[-1]
+        if overall.accuracy is not None:
+            result = f", accuracy {100 * overall.accuracy:.1f} % on {overall.samples:,} inputs"
+        elif overall.loss is not None:
+            result = f", loss {overall.loss:.4g} on {overall.samples:,} inputs"
     limit = tables.budget_number(summary.budget.value, kind)
     cost = f"{kind} {tables.budget_number(summary.cost, kind)}, budget {limit}"
     state = f"{summary.target}, {summary.phase}; {tables.meaning(summary)}"
     return f"{summary.model}: {cost}{result}", state
 
 
-def _style(kind):
-    """Colour, mark and line of a kind of degradation."""
+def _style(kind: str) -> dict[str, Any]:
+    """Returns the color, marker and line of a kind of degradation."""
     if kind == "clean":
         return {"color": "black", "marker": "*", "linestyle": "--"}
     family = DEGRADATIONS[kind].__module__.rsplit(".", 1)[-1]
-    place = [k for k, f in DEGRADATIONS.items() if f.__module__.endswith(f".{family}")].index(kind)
-    return {"color": _COLOURS[family], "marker": _MARKS[place], "linestyle": _LINES[place]}
+    relatives = [k for k, f in DEGRADATIONS.items() if f.__module__.endswith(f".{family}")]
+    index = relatives.index(kind)
+    return {"color": _COLORS[family], "marker": _MARKERS[index], "linestyle": _LINES[index]}
 
 
-def _draw_bits(axes, title, bits, labels):
-    """One row per layer: the range over the inputs, and the mean, of each kind if they differ."""
-    for row, found in enumerate(bits):
+def _draw_bits(
+    axes: "Axes", title: str, column: Sequence[BitStatistics | None], labels: list[str] | None
+) -> None:
+    """Draws one row per layer: the range over the inputs, and the mean.
+
+    Args:
+        axes: Where to draw.
+        title: The title.
+        column: The bits of each layer. A layer with None gets an empty row.
+        labels: The names of the layers. None to share them with the plot on the left.
+    """
+    for row, bits in enumerate(column):
         if row % 2:
             axes.axhspan(row - 0.5, row + 0.5, color="0.95", linewidth=0, zorder=0)
-        if found is None:
+        if bits is None:
             continue
-        if found.least < found.most:
-            axes.plot([found.least, found.most], [row, row], color="0.7", linewidth=4, zorder=1,
+        if bits.least < bits.most:
+            axes.plot([bits.least, bits.most], [row, row], color="0.7", linewidth=4, zorder=1,
                       solid_capstyle="butt")  # fmt: skip
-        kinds = _differing(found)
-        for place, (kind, mean) in enumerate(kinds.items()):
-            offset = 0.7 * ((place + 0.5) / len(kinds) - 0.5)
-            look = {**_style(kind), "linestyle": ""}
-            axes.plot(mean, row + offset, markersize=4, zorder=3, **look)
-        if not kinds:
-            axes.plot(found.mean, row, "o", color="black", markersize=6, zorder=3)
+        means = _differing_kinds(bits)
+        for index, (kind, mean) in enumerate(means.items()):
+            offset = 0.7 * ((index + 0.5) / len(means) - 0.5)
+            style = {**_style(kind), "linestyle": ""}
+            axes.plot(mean, row + offset, markersize=4, zorder=3, **style)
+        if not means:
+            axes.plot(bits.mean, row, "o", color="black", markersize=6, zorder=3)
     axes.set_title(title, fontsize=10)
-    shown = [found for found in bits if found is not None]
-    low, high = min(b.least for b in shown), max(b.most for b in shown)
+    drawn = [bits for bits in column if bits is not None]
+    low, high = min(bits.least for bits in drawn), max(bits.most for bits in drawn)
     ticks = range(max(min(low, 2), 1), max(high, 8) + 1)
     axes.set_xlim(ticks[0] - 0.4, ticks[-1] + 0.4)
     axes.set_xticks(ticks)
@@ -128,59 +188,75 @@ def _draw_bits(axes, title, bits, labels):
     axes.tick_params(axis="y", length=0)
 
 
-def _differing(bits):
-    """`{kind: mean bits}` where the kinds differ, else empty."""
-    kinds = bits.by_kind if bits is not None else {}
-    return kinds if len({round(mean, 2) for mean in kinds.values()}) > 1 else {}
+def _differing_kinds(bits: BitStatistics) -> dict[str, float]:
+    """Returns the mean bits of each kind, or nothing if all kinds have the same."""
+    means = {round(mean, 2) for mean in bits.by_kind.values()}
+    return bits.by_kind if len(means) > 1 else {}
 
 
-def _quality_panels(summary, kinds):
-    """`(title, y label, value of a row)` of what is worth a panel."""
-    if not kinds:
+def _quality_panels(summary: Summary, rows: Sequence[QualityRow]) -> list[_QualityPanel]:
+    """Returns the panels to draw for the rows of known kind and severity."""
+    if not rows:
         return []
-    panels, counts = [], sorted({row.samples for row in kinds})
-    ends = dict.fromkeys((counts[0], counts[-1]))
-    points = f"{' to '.join(f'{n:,}' for n in ends)} inputs per point"
-    if tables.metric(summary) == "accuracy":
-        panels.append((f"Accuracy, {points}", "top-1 accuracy (%)", lambda row: 100 * row.accuracy))
-    elif tables.metric(summary) == "loss":
-        panels.append((f"Loss, {points}", "loss", lambda row: row.loss))
-    work = [row.bit_ops for row in kinds]
-    if max(work) > 1.0001 * min(work):
+    panels: list[_QualityPanel] = []
+    counts = sorted({row.samples for row in rows})
+    limits = dict.fromkeys((counts[0], counts[-1]))
+    points = f"{' to '.join(f'{n:,}' for n in limits)} inputs per point"
+    score = tables.metric(summary)
+    if score == "accuracy":
+        panels.append(
+            _QualityPanel(
+                title=f"Accuracy, {points}", label="top-1 accuracy (%)", column=score, factor=100.0
+            )
+        )
+    elif score == "loss":
+        panels.append(_QualityPanel(title=f"Loss, {points}", label="loss", column=score))
+    lowest, highest = min(row.bit_ops for row in rows), max(row.bit_ops for row in rows)
+    if highest > 1.0001 * lowest:
         units = ((1e9, " (billions)"), (1e6, " (millions)"), (1e3, " (thousands)"))
-        unit, name = next((u for u in units if max(work) >= u[0]), (1, ""))
-        label = f"BitOPs per input{name}"
-        panels.append(("Cost of the bits chosen", label, lambda row: row.bit_ops / unit))
+        unit, name = next((u for u in units if highest >= u[0]), (1.0, ""))
+        panels.append(
+            _QualityPanel(
+                title="Cost of the chosen bits",
+                label=f"BitOPs per input{name}",
+                column="bit_ops",
+                factor=1.0 / unit,
+            )
+        )
     elif panels:
-        title, *drawn = panels[0]
-        panels[0] = (f"{title}\nall inputs cost the same: {tables.si(work[0])} BitOPs", *drawn)
+        note = f"all inputs cost the same: {tables.si(highest)} BitOPs"
+        panels[0] = dataclasses.replace(panels[0], title=f"{panels[0].title}\n{note}")
     return panels
 
 
-def _draw_quality(axes, rows, title, label, value):
+def _draw_quality(axes: "Axes", rows: Sequence[QualityRow], panel: _QualityPanel) -> None:
+    """Draws a curve over the severities for each kind."""
     for kind in dict.fromkeys(row.kind for row in rows):
-        found = [row for row in rows if row.kind == kind]
+        kind_rows = [row for row in rows if row.kind == kind]
+        values = [panel.value(row) for row in kind_rows]
         if kind == "clean":
-            axes.axhline(value(found[0]), color="black", linewidth=0.8, linestyle="--", zorder=1)
-        places, values = [row.severity for row in found], [value(row) for row in found]
-        axes.plot(places, values, markersize=5, linewidth=1.4, **_style(kind))
-    severities = sorted({row.severity for row in rows})
-    axes.set_xticks(severities, [str(s) if s else "clean" for s in severities])
+            axes.axhline(values[0], color="black", linewidth=0.8, linestyle="--", zorder=1)
+        severities = [row.severity or 0 for row in kind_rows]
+        axes.plot(severities, values, markersize=5, linewidth=1.4, **_style(kind))
+    ticks = sorted({row.severity or 0 for row in rows})
+    axes.set_xticks(ticks, [str(severity) if severity else "clean" for severity in ticks])
     axes.set_xlabel("severity of the degradation")
-    axes.set_ylabel(label)
-    axes.set_title(title, fontsize=10)
+    axes.set_ylabel(panel.label)
+    axes.set_title(panel.title, fontsize=10)
     axes.grid(color="0.9", linewidth=0.6)
 
 
-def _draw_legend(axes, drawn, rows):
-    """Fills axes of its own, so that the legend covers nothing."""
+def _draw_legend(
+    axes: "Axes", all_bits: Sequence[BitStatistics], rows: Sequence[QualityRow]
+) -> None:
+    """Draws the legend in axes of its own, so that it covers nothing."""
     from matplotlib.lines import Line2D
 
-    entries, ranges = [], any(found.least < found.most for found in drawn)
-    if any(not _differing(found) for found in drawn):
-        label = "mean over all inputs" if ranges else "all inputs"
+    entries, has_ranges = [], any(bits.least < bits.most for bits in all_bits)
+    if any(not _differing_kinds(bits) for bits in all_bits):
+        label = "mean over all inputs" if has_ranges else "all inputs"
         entries.append(Line2D([], [], marker="o", color="black", linestyle="", label=label))
-    if ranges:
+    if has_ranges:
         entries.append(Line2D([], [], color="0.7", linewidth=4, label="least to most bits"))
     for kind in dict.fromkeys(row.kind for row in rows):
         entries.append(Line2D([], [], label=kind.replace("_", " "), **_style(kind)))

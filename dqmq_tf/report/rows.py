@@ -1,56 +1,58 @@
-"""Rows of a summary: what is known of each layer, activation and input quality."""
+"""Rows of a summary: one per layer, activation and quality of the input."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BitStatistics:
-    """Bit-widths that one decision point has on some inputs.
+    """The bit-widths of one decision point on a set of inputs.
 
     Attributes:
-        mean, least, most: Over the inputs.
-        by_kind: `{kind: mean}` over the inputs of each kind of degradation; empty where the kinds
-            are not known.
+        mean: The mean over the inputs.
+        least: The smallest bit-width.
+        most: The largest bit-width.
+        by_kind: The mean over the inputs of each kind of degradation. Empty if the kinds are
+            unknown.
     """
 
     mean: float
     least: int
     most: int
-    by_kind: dict
+    by_kind: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """Discretised Gaussian over candidate bit-widths, as the search left it.
+    """The discretized Gaussian over candidate bit-widths at the end of the search.
 
     Attributes:
-        mean: Mean bit-width `m + <v, z>`, averaged over the inputs.
-        sigma: Width in bits.
-        bit_widths: Candidates.
-        probabilities: Of each candidate, averaged over the inputs.
+        mean: The mean bit-width `m + <v, z>`, averaged over the inputs.
+        sigma: The standard deviation in bits.
+        bit_widths: The candidates.
+        probabilities: The probability of each candidate, averaged over the inputs.
     """
 
     mean: float
     sigma: float
-    bit_widths: tuple
-    probabilities: tuple
+    bit_widths: tuple[int, ...]
+    probabilities: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerRow:
-    """The decided weights of a layer; numbers are per input and averaged over the inputs.
+    """The quantized weights of a layer. Numbers are per input, averaged over the inputs.
 
     Attributes:
-        name: Decision point, `"path:variable"`.
-        distribution: A `Distribution`.
-        bits: `Bits` of the weights.
-        input: Name of the activation point that the layer reads; None where that is float.
-        input_bits: `Bits` of the activation that the layer reads; 32 where that is float.
-        weights: Number of weights.
-        stored_bytes: Bytes of the weights in the target's containers.
-        download_bytes: Bytes of these weights alone under deflate (zlib, level 9).
-        macs: Multiply-accumulates.
-        bit_ops: Multiply-accumulates x weight bits x input bits.
+        name: The decision point, `"path:variable"`.
+        distribution: The `Distribution` of the weight bits.
+        bits: The `BitStatistics` of the weights.
+        input: The name of the activation point that the layer reads. None if its input is float.
+        input_bits: The `BitStatistics` of that activation. 32 bits if it is float.
+        weights: The number of weights.
+        stored_bytes: The size of the weights in the target's containers.
+        download_bytes: The size of these weights alone, compressed with deflate (zlib, level 9).
+        macs: The number of multiply-accumulates.
+        bit_ops: Multiply-accumulates times weight bits times input bits.
     """
 
     name: str
@@ -67,12 +69,12 @@ class LayerRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActivationRow:
-    """An activation whose bits are decided.
+    """An activation whose bit-width the policy chooses.
 
     Attributes:
-        name: Layer, or input of the model, that makes the tensor.
-        distribution: A `Distribution`.
-        bits: `Bits` of the activation.
+        name: The layer, or input of the model, that produces the tensor.
+        distribution: The `Distribution` of its bits.
+        bits: The `BitStatistics` of the activation.
     """
 
     name: str
@@ -82,17 +84,18 @@ class ActivationRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QualityRow:
-    """Inputs of one kind and severity.
+    """The inputs of one kind and severity of degradation.
 
     Attributes:
         kind: `"clean"`, one of `quality.KINDS`, or `"all"`.
-        severity: 1 to 5; 0 for clean, None for all.
-        samples: Number of inputs.
-        accuracy: Share of inputs classified rightly; None if the task is no classification.
-        loss: Mean of the compiled loss; None for a classification, or without a compiled loss.
-        weight_bits: Bits of a weight, averaged over weights by their count.
-        activation_bits: Bits of a layer's input, averaged over layers by multiply-accumulates.
-        bit_ops: Bit operations per input.
+        severity: 1 to 5. 0 for clean inputs, None for all inputs.
+        samples: The number of inputs.
+        accuracy: The share of correctly classified inputs. None if the task is not a
+            classification.
+        loss: The mean of the compiled loss. None for a classification or without a compiled loss.
+        weight_bits: The mean bits of a weight.
+        activation_bits: The mean bits of a layer's input, weighted by multiply-accumulates.
+        bit_ops: The bit operations per input.
     """
 
     kind: str

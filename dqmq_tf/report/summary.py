@@ -1,46 +1,58 @@
-"""`summary`: what was decided, what it costs, and what inputs of each quality get for it."""
+"""`summary`: the bit-widths of a model, their cost, and what inputs of each quality get."""
 
 import dataclasses
 import json
 import math
 import os
+import pathlib
 import sys
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import tensorflow as tf
 
 from dqmq_tf.budget.costs import CostModel
+from dqmq_tf.config import Budget
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quality.degradations import KINDS
 from dqmq_tf.report import evaluation
-from dqmq_tf.report.rows import ActivationRow, BitStatistics, LayerRow
+from dqmq_tf.report.rows import ActivationRow, BitStatistics, LayerRow, QualityRow
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 _PIPED_WIDTH = 110
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Summary:
-    """What `summary` found; printing it shows tables.
+    """The result of `summary`. Printing it shows tables.
 
     Attributes:
-        model, target: Names.
-        deployable: Whether any runtime runs the target's bit-widths.
+        model: The name of the model.
+        target: The name of the target.
+        deployable: Whether any runtime supports the bit-widths of the target.
         phase: `"search"`, `"settled"` or `"frozen"`.
-        bits_vary_by: What bits differ by: `"sample"`, `"profile"` or `"static"`.
-        profiles: Number of precision profiles; during the search, of groups of like quality.
-        source: `"data"`; without, `"training"`: the inputs that training saw last; `"none"`: the
-            model has not been trained and bits are those at an embedding of zeros.
-        samples: Number of inputs that means are over.
-        layers: `LayerRow`s in the order of the network.
-        activations: `ActivationRow`s, one per decided activation.
-        qualities: `QualityRow`s of the data, the last for all; empty without data.
+        bits_vary_by: What the bits depend on: `"sample"`, `"profile"` or `"static"`.
+        profiles: The number of precision profiles. During the search, the number of groups of
+            similar quality.
+        source: The inputs that means are taken over. `"data"`: the data passed to `summary`.
+            `"training"`: the last inputs that training saw. `"none"`: the model is not trained, and
+            bits are those of an embedding of zeros.
+        samples: The number of these inputs.
+        layers: A `LayerRow` for each quantized variable, in the order of the network.
+        activations: An `ActivationRow` for each activation whose bits the policy chooses.
+        qualities: A `QualityRow` for each kind and severity in the data, and a last one for all
+            inputs. Empty without data.
         budget: The `dqmq_tf.Budget`.
-        cost: Cost reached, in the budget's unit: mean over the inputs, or, for bytes, of the
+        cost: The cost in the budget's unit: the mean over the inputs or, for bytes, the cost of the
             largest profile.
-        other_bytes: Estimated bytes of the file beside quantized weights; None for budgets that
-            are not in bytes.
-        other_parameters: Parameters that are not quantized (biases, normalization, layers left in
-            floating point); no BitOPs or bytes are counted for them.
-        encoder_macs: Multiply-accumulates of the quality encoder, per input.
+        other_bytes: The estimated bytes of the file that are not quantized weights. None if the
+            budget is not in bytes.
+        other_parameters: The number of parameters that are not quantized: biases, normalization,
+            float layers. BitOPs and bytes do not include them.
+        encoder_macs: The multiply-accumulates of the quality encoder per input.
     """
 
     model: str
@@ -49,47 +61,56 @@ class Summary:
     phase: str
     bits_vary_by: str
     profiles: int
-    source: str
+    source: Literal["data", "training", "none"]
     samples: int
-    layers: tuple
-    activations: tuple
-    qualities: tuple
-    budget: object
+    layers: tuple[LayerRow, ...]
+    activations: tuple[ActivationRow, ...]
+    qualities: tuple[QualityRow, ...]
+    budget: Budget
     cost: float
     other_bytes: float | None
     other_parameters: int
     encoder_macs: int
 
-    def total(self, column):
-        """Returns the sum over the layers of `"weights"`, `"macs"`, `"bit_ops"` or bytes."""
+    def total(self, column: str) -> float:
+        """Returns the sum of a number over the layers.
+
+        Args:
+            column: The name of the number: `"weights"`, `"macs"`, `"bit_ops"`, `"stored_bytes"` or
+                `"download_bytes"`.
+        """
         return sum(getattr(row, column) for row in self.layers)
 
-    def to_dict(self):
-        """Returns plain data for `json.dumps`; the budget becomes `{kind: value}`."""
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain data for `json.dumps`. The budget becomes `{kind: value}`."""
         data = dataclasses.asdict(self)
         data["budget"] = {self.budget.kind: self.budget.value}
         return json.loads(json.dumps(data))
 
-    def plot(self, path=None):
-        """Draws bits per layer and, where there were data, accuracy and cost by quality.
+    def plot(self, path: str | pathlib.Path | None = None) -> "Figure":
+        """Draws the bits per layer and, if the summary has data, accuracy and cost by quality.
 
         Args:
-            path: File to write, such as `"bits.png"` or `"bits.pdf"`; None for none.
+            path: The file to write, such as `"bits.png"` or `"bits.pdf"`. None to write no file.
 
         Returns:
             A `matplotlib.figure.Figure`, which a notebook shows.
 
         Raises:
             ImportError: If matplotlib is not installed.
+
+        Example:
+
+        >>> dqmq_tf.summary(qmodel).plot("bits.png")
         """
         from dqmq_tf.report import plots
 
         return plots.plot_summary(self, path)
 
-    def __str__(self):
+    def __str__(self) -> str:
         import rich.console
 
-        # `print` writes what this returns: the console says whether that may hold colours.
+        # This is what `print` writes to stdout, so stdout decides whether it may have colors.
         console = rich.console.Console(file=sys.stdout, force_jupyter=False)
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console.width = _PIPED_WIDTH
@@ -99,30 +120,30 @@ class Summary:
 
     __repr__ = __str__
 
-    def __rich_console__(self, console, options):
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
         from dqmq_tf.report import tables
 
         yield from tables.tables(self, options.ascii_only)
 
 
-def summary(qmodel, data=None):
+def summary(qmodel: DQMQModel, data: tf.data.Dataset | None = None) -> Summary:
     """Reports bits, bytes and bit operations per layer, and what inputs of each quality get.
 
     Args:
         qmodel: A `DQMQModel`.
         data: A finite `tf.data.Dataset`, batched or not, of `(image, label)`, or of
-            `(image, label, {"kind": index, "severity": int})` as `quality.mixed_quality(...,
-            with_quality=True)` makes them, which tells the kinds apart. Sample weights are
-            ignored. It is read once. None for no figures on accuracy: bits are then those of the
-            inputs that training saw last.
+            `(image, label, {"kind": index, "severity": int})` to tell the kinds of degradation
+            apart, as `quality.mixed_quality(..., with_quality=True)` produces them. Sample weights
+            are ignored. The dataset is read once. None to report no accuracy: bits are then those
+            of the last inputs that training saw.
 
     Returns:
-        A `Summary`; print it, read its attributes, or call its `plot`. Bits, bytes and BitOPs are
-        those of inference as the model is now.
+        A `Summary`. Print it, read its attributes, or call its `plot`. Bits, bytes and BitOPs are
+        those of inference with the model's current weights.
 
     Raises:
-        ValueError: If `qmodel` is no `DQMQModel`, or if `data` is empty, endless, of another form
-            than above, or given for a model that has not seen data.
+        ValueError: If `qmodel` is not a `DQMQModel`, if `data` is empty, endless or of another
+            form, or if there is `data` but the model has not seen any data yet.
 
     Example:
 
@@ -133,88 +154,127 @@ def summary(qmodel, data=None):
     """
     if not isinstance(qmodel, DQMQModel):
         raise ValueError(
-            f"`qmodel` must be a DQMQModel. Found {type(qmodel).__name__}; make one with "
+            f"`qmodel` must be a DQMQModel. Found {type(qmodel).__name__}. Create one with "
             "`dqmq_tf.quantize_model(model)`."
         )
-    scores = kinds = None
-    if data is not None:
-        source = "data"
-        z, scores, kinds = evaluation.evaluate(qmodel, evaluation.checked_dataset(qmodel, data))
+    evaluated, source = _evaluate(qmodel, data)
+    costs = qmodel.costs
+    statistics = evaluation.DecisionStatistics(qmodel, evaluated.embeddings)
+    stored = _measured_costs(qmodel, "size_bytes", statistics)
+    download = _measured_costs(qmodel, "download_bytes", statistics)
+    in_budget = {"size_bytes": stored, "download_bytes": download}.get(costs.kind)
+    if in_budget is None:
+        cost = costs.exact(statistics.weights, statistics.activations)
     else:
-        z = qmodel.policy.observed()
-        source = "training" if len(z) else "none"
-        z = z if len(z) else np.zeros((1, qmodel.config.embedding_size), "float32")
-    decided, costs = evaluation.DecisionStatistics(qmodel, z), qmodel.costs
-    names = None if kinds is None else np.array(["clean", *KINDS])[kinds[:, 0]]
-    stored = _measured(qmodel, "size_bytes", decided)
-    deflated = _measured(qmodel, "download_bytes", decided)
-    in_budget = {"size_bytes": stored, "download_bytes": deflated}.get(costs.kind)
-    if in_budget:
-        cost = max(in_budget.of_file(row, []) for row in decided.group_weights)
-    else:
-        cost = costs.exact(decided.weights, decided.activations)
-    rows, activations = [], []
-    for column, index in enumerate(costs.decided):
-        activations.append(
-            ActivationRow(
-                name=costs.activations[index].name,
-                distribution=decided.distribution(column),
-                bits=_bits(decided.activations[:, column], names),
-            )
-        )
-    for i, point in enumerate(costs.weights):
-        bits = decided.weights[:, i]
-        rows.append(
-            LayerRow(
-                name=point.name,
-                distribution=decided.distribution(len(costs.decided) + i),
-                bits=_bits(bits, names),
-                input=None if point.input is None else costs.activations[point.input].name,
-                input_bits=_bits(decided.inputs[:, i], names),
-                weights=math.prod(point.shape),
-                stored_bytes=float(np.mean([stored.table[i][b] for b in bits])),
-                download_bytes=float(np.mean([deflated.table[i][b] for b in bits])),
-                macs=point.macs,
-                bit_ops=float(np.mean(point.macs * bits * decided.inputs[:, i])),
-            )
-        )
-    qualities = () if data is None else evaluation.quality_rows(decided, costs, scores, kinds)
+        cost = max(in_budget.of_file(bits, []) for bits in statistics.group_weights)
+    kind_names = evaluated.kind_names()
+    layers = _layer_rows(statistics, costs, stored, download, kind_names)
     return Summary(
         model=qmodel.name,
         target=qmodel.target.name,
         deployable=qmodel.target.deployable,
         phase=qmodel.policy.phase,
-        bits_vary_by=decided.bits_vary_by,
-        profiles=decided.groups,
+        bits_vary_by=statistics.bits_vary_by,
+        profiles=statistics.groups,
         source=source,
-        samples=0 if source == "none" else len(z),
-        layers=tuple(rows),
-        activations=tuple(activations),
-        qualities=tuple(qualities),
+        samples=0 if source == "none" else len(evaluated.embeddings),
+        layers=layers,
+        activations=_activation_rows(statistics, costs, kind_names),
+        qualities=(
+            () if data is None else tuple(evaluation.quality_rows(statistics, costs, evaluated))
+        ),
         budget=qmodel.budget,
         cost=cost,
-        other_bytes=in_budget.constant() if in_budget else None,
-        other_parameters=qmodel._parts.body.count_params() - sum(row.weights for row in rows),
+        other_bytes=None if in_budget is None else in_budget.constant(),
+        other_parameters=qmodel._parts.body.count_params() - sum(row.weights for row in layers),
         encoder_macs=qmodel.encoder.multiply_accumulates(tuple(qmodel.inputs[0].shape)),
     )
 
 
-def _bits(bits, names):
-    kinds = [] if names is None else [k for k in ("clean", *KINDS) if (names == k).any()]
-    return BitStatistics(
-        mean=float(bits.mean()),
-        least=int(bits.min()),
-        most=int(bits.max()),
-        by_kind={kind: float(bits[names == kind].mean()) for kind in kinds},
+def _evaluate(
+    qmodel: DQMQModel, data: tf.data.Dataset | None
+) -> tuple[evaluation.Evaluation, Literal["data", "training", "none"]]:
+    """Returns the inputs to summarize, and the `source` of a `Summary` for them."""
+    if data is not None:
+        return evaluation.evaluate(qmodel, evaluation.checked_dataset(qmodel, data)), "data"
+    embeddings = qmodel.policy.observed()
+    if len(embeddings):
+        return evaluation.Evaluation(embeddings=embeddings), "training"
+    neutral = np.zeros((1, qmodel.config.embedding_size), "float32")
+    return evaluation.Evaluation(embeddings=neutral), "none"
+
+
+def _layer_rows(
+    statistics: evaluation.DecisionStatistics,
+    costs: CostModel,
+    stored: CostModel,
+    download: CostModel,
+    kind_names: np.ndarray | None,
+) -> tuple[LayerRow, ...]:
+    """Returns a row for each weight point.
+
+    Args:
+        statistics: The decisions.
+        costs: The cost model of the budget.
+        stored: The measured cost model in stored bytes.
+        download: The measured cost model in download bytes.
+        kind_names: The name of the kind of each input, or None.
+    """
+    assert stored.table is not None and download.table is not None
+    rows = []
+    for i, point in enumerate(costs.weights):
+        bits, input_bits = statistics.weights[:, i], statistics.inputs[:, i]
+        rows.append(
+            LayerRow(
+                name=point.name,
+                distribution=statistics.distribution(len(costs.decided) + i),
+                bits=_bit_statistics(bits, kind_names),
+                input=None if point.input is None else costs.activations[point.input].name,
+                input_bits=_bit_statistics(input_bits, kind_names),
+                weights=math.prod(point.shape),
+                stored_bytes=float(np.mean([stored.table[i][b] for b in bits])),
+                download_bytes=float(np.mean([download.table[i][b] for b in bits])),
+                macs=point.macs,
+                bit_ops=float(np.mean(point.macs * bits * input_bits)),
+            )
+        )
+    return tuple(rows)
+
+
+def _activation_rows(
+    statistics: evaluation.DecisionStatistics, costs: CostModel, kind_names: np.ndarray | None
+) -> tuple[ActivationRow, ...]:
+    """Returns a row for each activation whose bits the policy chooses."""
+    return tuple(
+        ActivationRow(
+            name=costs.activations[index].name,
+            distribution=statistics.distribution(column),
+            bits=_bit_statistics(statistics.activations[:, column], kind_names),
+        )
+        for column, index in enumerate(costs.decided)
     )
 
 
-def _measured(qmodel, kind, decided):
-    """Returns a `CostModel` in bytes that is measured at the bits in use and the present weights.
+def _bit_statistics(bits: np.ndarray, kind_names: np.ndarray | None) -> BitStatistics:
+    by_kind = {}
+    if kind_names is not None:
+        for kind in ("clean", *KINDS):
+            is_kind = kind_names == kind
+            if is_kind.any():
+                by_kind[kind] = float(bits[is_kind].mean())
+    return BitStatistics(
+        mean=float(bits.mean()), least=int(bits.min()), most=int(bits.max()), by_kind=by_kind
+    )
 
-    The model's own is measured for one kind of budget, and at times that suit training.
+
+def _measured_costs(
+    qmodel: DQMQModel, kind: str, statistics: evaluation.DecisionStatistics
+) -> CostModel:
+    """Returns a cost model in bytes, measured at the bits in use with the current weights.
+
+    The model's own cost model knows one kind of budget, and is measured when training needs it.
     """
-    used = [tuple(np.unique(bits).tolist()) for bits in decided.group_weights.T]
+    used = [tuple(np.unique(bits).tolist()) for bits in statistics.group_weights.T]
     points = [
         dataclasses.replace(point, bit_widths=bits)
         for point, bits in zip(qmodel.costs.weights, used)

@@ -1,4 +1,4 @@
-"""`dqmq_tf.report.evaluation`: what `summary` finds in data is checked against counts by hand."""
+"""Checks what `summary` reports about data against counts by hand."""
 
 import collections
 
@@ -6,71 +6,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.summarized_models import KINDS, SAMPLES, small_network
 
 import dqmq_tf
 from dqmq_tf import quality
 from dqmq_tf.report.summary import summary
 
-KINDS = ("gaussian_noise", "motion_blur")
-SAMPLES = 96
 
-
-def small_network():
-    inputs = keras.Input((16, 16, 3), name="image")
-    x = keras.layers.Rescaling(1 / 255.0, name="unit")(inputs)
-    x = keras.layers.Conv2D(8, 3, strides=2, name="stem")(x)
-    x = keras.layers.ReLU(name="relu")(x)
-    x = keras.layers.DepthwiseConv2D(3, name="depthwise")(x)
-    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    return keras.Model(inputs, keras.layers.Dense(10, name="classes")(x), name="small")
-
-
-def loss():
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-@pytest.fixture(scope="module")
-def data():
-    digits = quality.digits("test", size=16).take(SAMPLES).batch(32)
-    mixed = quality.mixed_quality(
-        digits, kinds=KINDS, severity=(2, 4), clean=0.3, seed=3, with_quality=True
-    )
-    return mixed.cache()
-
-
-@pytest.fixture(scope="module")
-def arrays(data):
-    """Images, labels, kinds and severities of `data`."""
-    elements = list(data.unbatch().as_numpy_iterator())
-    columns = [[e[0] for e in elements], [e[1] for e in elements]]
-    columns += [[e[2][key] for e in elements] for key in ("kind", "severity")]
-    return [np.array(column) for column in columns]
-
-
-@pytest.fixture(scope="module")
-def per_sample(data):
-    """A model with activation bits per sample and two profiles."""
-    keras.utils.set_random_seed(0)
-    qmodel = dqmq_tf.quantize_model(
-        small_network(),
-        target="simulation",
-        budget=dqmq_tf.Budget(mean_bit_width=7.0),
-        config=dqmq_tf.DQMQConfig(profiles=2),
-    )
-    qmodel.compile(optimizer="adam", loss=loss())
-    qmodel.fit(data.map(lambda x, y, drawn: (x, y)), verbose=0)
-    directions = np.random.default_rng(0).normal(0, 1.0, qmodel.policy.direction.shape)
-    qmodel.policy.direction.assign(directions)
-    qmodel.settle()
-    return qmodel
-
-
-@pytest.fixture(scope="module")
-def report(per_sample, data):
-    return summary(per_sample, data)
-
-
-class TestDecided:
+class TestDecisionStatistics:
     def test_distribution_is_averaged_over_the_inputs(self, per_sample, report, arrays):
         policy = per_sample.policy
         z = keras.ops.convert_to_numpy(per_sample.encoder(arrays[0]))
@@ -90,7 +33,7 @@ class TestDecided:
 
 
 class TestQualities:
-    def test_rows_are_those_counted_by_hand(self, per_sample, report, arrays):
+    def test_rows_agree_with_counts_by_hand(self, per_sample, report, arrays):
         images, labels, kinds, severities = arrays
         right = per_sample.predict(images, verbose=0).argmax(axis=1) == labels
         table = per_sample.decisions(images)
@@ -114,10 +57,10 @@ class TestQualities:
             assert row.loss is None
             assert row.weight_bits == pytest.approx(weight_bits / report.total("weights"))
             assert row.activation_bits == pytest.approx(input_bits / report.total("macs"))
-            # With what decides the bits.
+            # The overhead is the cost of the encoder and the policy.
             assert row.bit_ops == pytest.approx(bit_ops + per_sample.costs.overhead)
 
-    def test_order_is_clean_kinds_all(self, report):
+    def test_rows_are_ordered_clean_then_kinds_then_all(self, report):
         kinds = list(dict.fromkeys(row.kind for row in report.qualities))
         assert kinds == ["clean", *KINDS, "all"]
         severities = [row.severity for row in report.qualities if row.kind == KINDS[0]]
@@ -138,7 +81,7 @@ class TestQualities:
         (row,) = summary(per_sample, change(data)).qualities
         assert row == report.qualities[-1]
 
-    def test_other_tasks_have_a_loss(self):
+    def test_tasks_other_than_classification_have_a_loss(self):
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2, name="line")])
         x, y = np.random.default_rng(0).normal(size=(2, 40, 6)).astype("float32")
@@ -155,7 +98,7 @@ class TestQualities:
 
 
 class TestErrors:
-    def test_not_calibrated(self, data):
+    def test_data_needs_a_calibrated_model(self, data):
         qmodel = dqmq_tf.quantize_model(small_network())
         with pytest.raises(ValueError, match="`data`.*not seen data.*calibrate"):
             summary(qmodel, data)
@@ -177,6 +120,6 @@ class TestErrors:
             ),
         ],
     )
-    def test_data_of_another_form(self, per_sample, data, change, message):
+    def test_data_of_another_form_is_rejected(self, per_sample, data, change, message):
         with pytest.raises(ValueError, match=f"`data`.*{message}"):
             summary(per_sample, change(data))

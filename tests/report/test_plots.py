@@ -1,4 +1,4 @@
-"""`dqmq_tf.report.plots`: what the figure shows, and that nothing in it overlaps."""
+"""Checks what the figure of a summary shows, and that nothing in it overlaps."""
 
 import dataclasses
 import sys
@@ -15,7 +15,7 @@ from dqmq_tf.report.summary import summary
 
 @pytest.fixture(scope="module")
 def report():
-    """Summary of a model whose bits follow the sample, on two kinds and clean images."""
+    """The summary of a model with bits per sample, on clean images and two kinds."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((16, 16, 3), name="image")
     x = keras.layers.Conv2D(4, 3, strides=2, activation="relu", name="stem")(inputs)
@@ -37,7 +37,7 @@ def report():
 
 @pytest.fixture(scope="module")
 def large(report):
-    """The same with 60 layers of long names, and all kinds and severities."""
+    """The same summary with 60 layers of long names, and all kinds and severities."""
     kinds = ("clean", *quality.KINDS)
     bits = BitStatistics(
         mean=4.0, least=2, most=8, by_kind={k: 2 + 0.3 * i for i, k in enumerate(kinds)}
@@ -58,7 +58,7 @@ def large(report):
 
 
 def static(report):
-    """The same with bits that are the same for all inputs."""
+    """Returns the same summary with static bits."""
     same = BitStatistics(mean=5.0, least=5, most=5, by_kind={})
     layers = tuple(dataclasses.replace(row, bits=same, input_bits=same) for row in report.layers)
     rows = tuple(dataclasses.replace(row, bit_ops=7e6) for row in report.qualities)
@@ -101,7 +101,7 @@ class TestFigure:
         marks = {float(np.ravel(line.get_xdata())[0]) for line in report.plot().axes[1].get_lines()}
         assert set(row.input_bits.by_kind.values()) <= marks
 
-    def test_legend_names_the_kinds_in_colours_of_their_own(self, large):
+    def test_legend_gives_each_kind_a_look_of_its_own(self, large):
         legend = large.plot().axes[-1].get_legend()
         names = [text.get_text() for text in legend.get_texts()]
         assert {k.replace("_", " ") for k in ("clean", *quality.KINDS)} <= set(names)
@@ -136,7 +136,7 @@ class TestFigure:
         report.plot(tmp_path / "bits.png")
         assert (tmp_path / "bits.png").read_bytes().startswith(b"\x89PNG")
 
-    def test_matplotlib_is_an_extra(self, report, monkeypatch):
+    def test_a_missing_matplotlib_is_reported_with_the_extra_to_install(self, report, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         with pytest.raises(ImportError, match="dqmq_tf\\[plot\\]"):
             report.plot()

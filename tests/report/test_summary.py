@@ -1,4 +1,4 @@
-"""`dqmq_tf.report.summary`: what it counts is checked against the model and against sums by hand."""
+"""Checks the numbers of a summary against the model and against sums by hand."""
 
 import dataclasses
 import json
@@ -6,77 +6,20 @@ import json
 import keras
 import numpy as np
 import pytest
+from helpers.summarized_models import KINDS, small_network
 
 import dqmq_tf
 from dqmq_tf import quality
 from dqmq_tf.report.summary import summary
 
-KINDS = ("gaussian_noise", "motion_blur")
-SAMPLES = 96
-
-
-def small_network():
-    inputs = keras.Input((16, 16, 3), name="image")
-    x = keras.layers.Rescaling(1 / 255.0, name="unit")(inputs)
-    x = keras.layers.Conv2D(8, 3, strides=2, name="stem")(x)
-    x = keras.layers.ReLU(name="relu")(x)
-    x = keras.layers.DepthwiseConv2D(3, name="depthwise")(x)
-    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    return keras.Model(inputs, keras.layers.Dense(10, name="classes")(x), name="small")
-
-
-def loss():
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-@pytest.fixture(scope="module")
-def data():
-    digits = quality.digits("test", size=16).take(SAMPLES).batch(32)
-    mixed = quality.mixed_quality(
-        digits, kinds=KINDS, severity=(2, 4), clean=0.3, seed=3, with_quality=True
-    )
-    return mixed.cache()
-
-
-@pytest.fixture(scope="module")
-def arrays(data):
-    """Images, labels, kinds and severities of `data`."""
-    elements = list(data.unbatch().as_numpy_iterator())
-    columns = [[e[0] for e in elements], [e[1] for e in elements]]
-    columns += [[e[2][key] for e in elements] for key in ("kind", "severity")]
-    return [np.array(column) for column in columns]
-
-
-@pytest.fixture(scope="module")
-def per_sample(data):
-    """A model that was trained a little, with activation bits per sample and two profiles."""
-    keras.utils.set_random_seed(0)
-    qmodel = dqmq_tf.quantize_model(
-        small_network(),
-        target="simulation",
-        budget=dqmq_tf.Budget(mean_bit_width=7.0),
-        config=dqmq_tf.DQMQConfig(profiles=2),
-    )
-    qmodel.compile(optimizer="adam", loss=loss())
-    qmodel.fit(data.map(lambda x, y, drawn: (x, y)), epochs=3, verbose=0)
-    # So short a training hardly tells qualities apart.
-    directions = np.random.default_rng(0).normal(0, 1.0, qmodel.policy.direction.shape)
-    qmodel.policy.direction.assign(directions)
-    qmodel.settle()
-    return qmodel
-
 
 @pytest.fixture(scope="module")
 def static(arrays):
+    """A frozen model for android, with the same bits for every input."""
     keras.utils.set_random_seed(0)
     qmodel = dqmq_tf.quantize_model(small_network(), target="android")
     qmodel.calibrate(arrays[0])
     return qmodel.freeze()
-
-
-@pytest.fixture(scope="module")
-def report(per_sample, data):
-    return summary(per_sample, data)
 
 
 class TestLayers:
@@ -111,21 +54,21 @@ class TestLayers:
         assert report.total("weights") == 8 * 27 + 8 * 9 + 80
         assert report.other_parameters == 8 + 8 + 10
 
-    def test_bytes_are_those_of_the_weights_as_they_are(self, static):
+    def test_bytes_are_those_of_the_current_weights(self, static):
         static.measure_cost()
         report, bits = summary(static), [row.bits.least for row in summary(static).layers]
         assert report.budget.kind == "download_bytes"
         assert report.cost == static.costs.of_file(bits, [])
-        # One stream for all weights: near the sum of the layers' own, and not equal to it.
+        # All weights share one stream, so their size is close to the sum of the layers, not equal.
         parts = report.total("download_bytes") + report.other_bytes
         assert parts == pytest.approx(report.cost, rel=0.05)
         assert [r.stored_bytes for r in report.layers] == [r.weights for r in report.layers]
-        # What a model measured before its weights changed, or were loaded, does not matter.
+        # A measurement from before the weights changed or were loaded does not matter.
         static.costs.table = [{b: 0 for b in row} for row in static.costs.table]
         assert summary(static).cost == report.cost
         static.measure_cost()
 
-    def test_several_profiles_count_by_the_largest(self, arrays):
+    def test_the_largest_of_several_profiles_is_the_cost(self, arrays):
         keras.utils.set_random_seed(0)
         budget = dqmq_tf.Budget(download_bytes=1_790)
         qmodel = dqmq_tf.quantize_model(small_network(), target="android", budget=budget)
@@ -145,13 +88,13 @@ class TestLayers:
         encoder = per_sample.encoder.multiply_accumulates((None, 16, 16, 3))
         assert report.encoder_macs == encoder
 
-    def test_inputs_are_those_of_training_where_none_are_given(self, per_sample, static):
+    def test_without_data_the_inputs_are_those_of_training(self, per_sample, static):
         trained = summary(per_sample)
         assert (trained.source, trained.samples) == ("training", len(per_sample.policy.observed()))
         assert trained.qualities == ()
         assert (summary(static).source, summary(static).samples) == ("none", 0)
 
-    def test_the_model_is_left_as_it_was(self, per_sample, data):
+    def test_a_summary_does_not_change_the_model(self, per_sample, data):
         before = [v.numpy() for v in per_sample.variables]
         summary(per_sample, data)
         assert all((v.numpy() == b).all() for v, b in zip(per_sample.variables, before))
@@ -174,7 +117,7 @@ class TestText:
         monkeypatch.setenv("COLUMNS", "90")
         assert max(map(len, str(report).splitlines())) <= 90
 
-    def test_a_terminal_gets_colours(self, report, monkeypatch):
+    def test_a_terminal_gets_colors(self, report, monkeypatch):
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm-256color")
         monkeypatch.delenv("NO_COLOR", raising=False)
@@ -196,6 +139,6 @@ class TestText:
 
 
 class TestErrors:
-    def test_not_a_quantized_model(self):
+    def test_a_float_model_is_rejected(self):
         with pytest.raises(ValueError, match="`qmodel`.*Functional.*quantize_model"):
             summary(small_network())

@@ -1,4 +1,4 @@
-"""`dqmq_tf.report.tables`: what the tables show."""
+"""Checks the tables of a summary."""
 
 import dataclasses
 import io
@@ -16,7 +16,7 @@ from dqmq_tf.report.summary import summary
 
 @pytest.fixture(scope="module")
 def report():
-    """Summary of a small model on clean inputs and inputs of one kind."""
+    """The summary of a small model on clean inputs and inputs of one kind."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
@@ -60,16 +60,16 @@ class TestTables:
         mixed = dataclasses.replace(report, layers=(row, report.layers[1]))
         assert "p(bits)" in self.render(mixed)
 
-    def test_total_row(self, report):
+    def test_total_row_sums_the_layers(self, report):
         line = next(x for x in self.render(report).splitlines() if x.strip().startswith("total"))
         assert f"{report.total('download_bytes'):,.0f}" in line
 
-    def test_several_variables_of_a_layer_are_told_apart(self, report):
+    def test_labels_of_a_layer_with_several_variables_name_the_variable(self, report):
         first, *rest = report.layers
-        twins = [
+        same_layer = [
             dataclasses.replace(first, name=f"gru:{v}") for v in ("kernel", "recurrent_kernel")
         ]
-        changed = dataclasses.replace(report, layers=(*twins, *rest))
+        changed = dataclasses.replace(report, layers=(*same_layer, *rest))
         assert tables.layer_labels(changed) == [
             "gru:kernel",
             "gru:recurrent_kernel",
@@ -82,10 +82,13 @@ class TestTables:
         [
             ({"bits_vary_by": "static"}, "static: the same"),
             ({"bits_vary_by": "profile", "profiles": 3}, "per profile: 3 precision profiles"),
-            ({"bits_vary_by": "profile", "profiles": 2, "phase": "search"}, "2 groups of like quality"),
+            (
+                {"bits_vary_by": "profile", "profiles": 2, "phase": "search"},
+                "2 groups of similar quality",
+            ),
             ({"bits_vary_by": "sample", "profiles": 1}, "weight bits: the same for every input"),
         ],
     )
-    def test_meaning(self, report, fields, words):
+    def test_meaning_says_what_bits_depend_on(self, report, fields, words):
         fields = {"phase": "frozen", **fields}
         assert words in tables.meaning(dataclasses.replace(report, **fields))

@@ -1,0 +1,109 @@
+"""What the package shows on a terminal: the progress of long work, and tables.
+
+Both displays of progress look alike, write to standard error, appear only on a terminal, and only
+after the work has taken two seconds. Tables go wherever their caller prints them.
+
+Rich is imported when it is needed: `import dqmq_tf` does without it.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import rich.progress
+    import rich.table
+
+_Element = TypeVar("_Element")
+
+# Work that ends sooner shows no progress.
+_PATIENCE_SECONDS = 2.0
+
+
+def with_progress(
+    elements: Iterable[_Element], title: str, count: int | None = None
+) -> Iterator[_Element]:
+    """Yields from an iterable and shows a progress bar.
+
+    Args:
+        elements: The iterable.
+        title: What is being done, such as `"Evaluating"`.
+        count: The number of elements, or None if it is unknown.
+    """
+    with _display(has_bar=True) as progress:
+        task = progress.add_task(title, total=count)
+        for element in elements:
+            yield element
+            progress.advance(task)
+
+
+@contextlib.contextmanager
+def stages(title: str) -> Iterator[Callable[[str], None]]:
+    """Shows the stage that a piece of work is in.
+
+    Args:
+        title: What is being done, such as `"Converting"`.
+
+    Yields:
+        A function to call with the name of each stage when it begins.
+    """
+    with _display(has_bar=False) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda stage: progress.update(task, description=f"{title}: {stage}")
+
+
+def new_table(title: str, *columns: str, text_columns: int = 1) -> "rich.table.Table":
+    """Returns an empty table in the style of the package.
+
+    Args:
+        title: The title.
+        *columns: The headings of the columns.
+        text_columns: The number of leading columns that hold text and are left-aligned. The other
+            columns hold numbers and are right-aligned.
+    """
+    import rich.box
+    import rich.table
+    import rich.text
+
+    table = rich.table.Table(
+        title=rich.text.Text(title, style="bold"),
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for number, column in enumerate(columns):
+        is_text = number < text_columns
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold")
+    return table
+
+
+@contextlib.contextmanager
+def _display(has_bar: bool) -> "Iterator[rich.progress.Progress]":
+    """Yields a display of progress that appears once the block has taken two seconds.
+
+    Args:
+        has_bar: Whether to show how much of the work is done.
+    """
+    import rich.console
+    import rich.progress as rich_progress
+
+    columns = [rich_progress.SpinnerColumn(), rich_progress.TextColumn("{task.description}")]
+    if has_bar:
+        columns += [rich_progress.BarColumn(), rich_progress.TimeRemainingColumn()]
+    console = rich.console.Console(stderr=True)
+    progress = rich_progress.Progress(*columns, console=console, transient=True)
+    if not console.is_terminal:
+        yield progress
+        return
+    timer = threading.Timer(_PATIENCE_SECONDS, progress.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield progress
+    finally:
+        timer.cancel()
+        # The timer may be starting the display right now. Stop the display after that.
+        timer.join()
+        progress.stop()

@@ -1,0 +1,76 @@
+"""Tests the displays of progress and the tables of `dqmq_tf.terminal`."""
+
+import io
+import time
+
+import pytest
+import rich.console
+
+from dqmq_tf import terminal
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """A terminal that records what is shown on it, and shows progress at once."""
+    output = io.StringIO()
+    console = rich.console.Console
+
+    def on_screen(**kwargs):
+        assert kwargs == {"stderr": True}
+        return console(file=output, force_terminal=True, width=100)
+
+    monkeypatch.setattr(rich.console, "Console", on_screen)
+    monkeypatch.setattr(terminal, "_PATIENCE_SECONDS", 0.0)
+    return output
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 10.0
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_progress_yields_the_elements_and_shows_a_title(screen):
+    elements = terminal.with_progress(iter("abc"), "Evaluating", 3)
+    assert next(elements) == "a"
+    wait_until(lambda: "Evaluating" in screen.getvalue())
+    assert list(elements) == ["b", "c"]
+
+
+def test_stages_show_the_current_stage(screen):
+    with terminal.stages("Converting") as enter:
+        enter("calibrating")
+        wait_until(lambda: "Converting: calibrating" in screen.getvalue())
+
+
+def test_short_work_shows_nothing(screen, monkeypatch):
+    monkeypatch.setattr(terminal, "_PATIENCE_SECONDS", 100.0)
+    with terminal.stages("Converting") as enter:
+        enter("calibrating")
+    assert list(terminal.with_progress([1, 2], "Evaluating")) == [1, 2]
+    assert "Converting" not in screen.getvalue() and "Evaluating" not in screen.getvalue()
+
+
+def test_an_error_inside_a_stage_ends_the_display(screen):
+    with pytest.raises(KeyError), terminal.stages("Converting") as enter:
+        enter("calibrating")
+        wait_until(lambda: "calibrating" in screen.getvalue())
+        raise KeyError
+    shown = screen.getvalue()
+    assert shown.endswith("\x1b[2K") or "\x1b[?25h" in shown  # The cursor is visible again.
+
+
+def test_a_pipe_gets_no_progress(capsys, monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setattr(terminal, "_PATIENCE_SECONDS", 0.0)
+    with terminal.stages("Converting") as enter:
+        enter("calibrating")
+    assert list(terminal.with_progress([1, 2], "Evaluating")) == [1, 2]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_tables_align_text_to_the_left_and_numbers_to_the_right():
+    table = terminal.new_table("Layers", "layer", "operator", "bits", text_columns=2)
+    assert [column.justify for column in table.columns] == ["left", "left", "right"]
+    assert str(table.title) == "Layers"
