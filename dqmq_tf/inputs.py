@@ -1,68 +1,110 @@
-"""What users pass as data: arrays, datasets and generators, checked and batched."""
+"""What users pass as data, and the one contract by which it is read.
+
+`fit`'s calibration, `calibrate`, `decisions`, `freeze`, `summary`, `convert` and `verify` all take
+the same data:
+
+- an array `[N, ...]`, or a list, tuple or dictionary of arrays for a model of several inputs;
+- a `tf.data.Dataset`, batched or not, of inputs, `(inputs, labels)` or `(inputs, labels, ...)`;
+- a `keras.utils.PyDataset`, or a generator of batches, with elements of the same forms.
+
+Whether an element is a batch or a single sample is told by the shapes of `model.inputs`.
+"""
 
 import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+BATCH_SIZE = 256
+_FORMS = (
+    "an array, a list or dictionary of arrays, a tf.data.Dataset, a keras.utils.PyDataset, or a "
+    "generator of batches, of inputs or (inputs, labels)"
+)
 
-def collect(data, samples):
-    """Inputs of a data set as a list of float arrays, one per model input.
+
+def batches(
+    data: Any,
+    model: keras.Model,
+    *,
+    batch_size: int = BATCH_SIZE,
+    samples: int | None = None,
+    argument: str = "data",
+) -> Iterator[list[np.ndarray]]:
+    """Yields the inputs of a model in batches, without labels.
 
     Args:
-        data: Array, list of arrays, or `tf.data.Dataset`, as `verify` takes it.
-        samples: At most so many inputs are taken.
+        data: See the module.
+        model: The model that takes the inputs.
+        batch_size: Samples per batch where arrays or single samples are put into batches.
+        samples: Stops after this many samples; None for all.
+        argument: Name of the caller's argument, for error messages.
 
-    Returns:
-        List of arrays with a batch dimension.
+    Yields:
+        A list with one array `[batch, ...]` per model input, in the order of `model.inputs`.
+
+    Raises:
+        ValueError: If the data hold no sample, never end, or do not fit the model's inputs.
     """
-    if hasattr(data, "as_numpy_iterator"):
-        return _from_dataset(data, samples)
-    arrays = data if isinstance(data, (list, tuple)) else [data]
-    arrays = [np.asarray(array, np.float32)[:samples] for array in arrays]
-    if not arrays or not len(arrays[0]):
-        raise ValueError("data holds no inputs: pass at least one.")
-    return arrays
+    if samples is None and isinstance(data, tf.data.Dataset):
+        if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(
+                f"`{argument}` is a dataset without an end. Limit it, for example with `.take(100)`."
+            )
+    count = 0
+    for part in _parts(data, model, batch_size, argument):
+        if samples is not None:
+            part = [array[: samples - count] for array in part]
+        if len(part[0]):
+            count += len(part[0])
+            yield [np.asarray(array).astype(x.dtype) for array, x in zip(part, model.inputs)]
+        if samples is not None and count >= samples:
+            return
+    if not count:
+        raise ValueError(f"`{argument}` holds no inputs: pass at least one.")
 
 
-def _from_dataset(data, samples):
-    spec, batches, count = data.element_spec, [], 0
-    first = spec[0] if isinstance(spec, tuple) else spec
-    inner = first[0] if isinstance(first, (list, tuple)) else first
-    batched = len(inner.shape) and inner.shape[0] is None or len(inner.shape) >= 4
-    for element in data.as_numpy_iterator():
-        images = element[0] if isinstance(spec, tuple) else element
-        arrays = list(images) if isinstance(images, (list, tuple)) else [images]
-        arrays = [array if batched else array[None] for array in arrays]
-        batches.append(arrays)
-        count += len(arrays[0])
-        if count >= samples:
-            break
-    if not batches:
-        raise ValueError("data holds no inputs: pass at least one.")
-    return [np.concatenate(parts)[:samples].astype(np.float32) for parts in zip(*batches)]
+def collect(
+    data: Any, model: keras.Model, samples: int | None = None, argument: str = "data"
+) -> list[np.ndarray]:
+    """Returns the inputs of a model as one array `[N, ...]` per input.
+
+    Args and errors are those of `batches`.
+    """
+    return _joined(list(batches(data, model, samples=samples, argument=argument)))
 
 
-def steps_per_epoch(x, batch_size):
-    """Returns the number of batches in an epoch, or None if it cannot be known without reading."""
-    if isinstance(x, tf.data.Dataset):
-        count = int(x.cardinality().numpy())
-        return count if count >= 0 else None
+def structured(arrays: list[np.ndarray], model: keras.Model) -> Any:
+    """Returns a flat list of arrays in the structure in which a model takes its inputs."""
+    return keras.tree.pack_sequence_as(_input_structure(model), arrays)
+
+
+def peek(x: Any) -> tuple[Any, Any]:
+    """Returns the training data, and its first element; a generator is put together again.
+
+    Raises:
+        ValueError: If there is no first batch.
+    """
     if isinstance(x, keras.utils.PyDataset):
-        return x.num_batches
-    if hasattr(x, "__next__"):
-        return None
-    leaves = keras.tree.flatten(x)
-    if leaves and hasattr(leaves[0], "shape") and len(leaves[0].shape):
-        return -(-int(leaves[0].shape[0]) // (batch_size or 32))
-    return None
+        first = x[0] if x.num_batches else None
+    elif hasattr(x, "__next__"):
+        first = next(x, None)
+        x = _chained(first, x)
+    elif _is_dataset(x):
+        first = next(iter(x), None)
+    else:
+        return x, x
+    if first is None:
+        raise ValueError("The dataset is empty: there is no batch to train on.")
+    return x, first
 
 
-def finite(x):
-    """The inputs, with an error at run time if they hold NaN or infinity."""
+def finite(x: Any) -> Any:
+    """Returns the inputs with a check that fails at run time if they hold NaN or infinity."""
 
-    def check(leaf):
+    def check(leaf: tf.Tensor) -> tf.Tensor:
         if not leaf.dtype.is_floating:
             return leaf
         return tf.debugging.check_numerics(leaf, "the images hold NaN or infinity")
@@ -70,57 +112,161 @@ def finite(x):
     return keras.tree.map_structure(check, x)
 
 
-def batches(data, size=256):
-    """Yields batches of images from an array or from a dataset of images or `(image, label)`."""
-    if isinstance(data, tf.data.Dataset):
-        for element in data:
-            yield element[0] if isinstance(element, tuple) else element
-        return
-    count = len(keras.tree.flatten(data)[0])
-    for start in range(0, count, size):
-        stop = start + size
-        yield keras.tree.map_structure(lambda x, part=slice(start, stop): x[part], data)
-
-
-def peek(x):
-    """Returns `(x, inputs of its first batch)`; a generator is put together again."""
-    if isinstance(x, tf.data.Dataset):
-        first = next(iter(x.take(1)), None)
-    elif isinstance(x, keras.utils.PyDataset):
-        first = x[0] if x.num_batches else None
-    elif hasattr(x, "__next__"):
-        first = next(x, None)
-        x = _chained(first, x)
-    else:
-        return x, x
-    if first is None:
-        raise ValueError("The dataset is empty: there is no batch to train on.")
-    return x, keras.utils.unpack_x_y_sample_weight(first)[0]
-
-
-def _chained(first, rest):
-    # Keras takes generators, not iterators of other kinds.
-    yield from itertools.chain([first], rest)
-
-
-def checked_batch(x, most):
-    """Returns the first samples of a batch as arrays.
-
-    Args:
-        x: Inputs of a model, `[batch, ...]` or a structure of these.
-        most: Samples to return at most.
+def checked_finite(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns arrays that hold neither NaN nor infinity.
 
     Raises:
-        ValueError: If there are none, or if they hold NaN or infinity.
+        ValueError: If they do.
     """
-    leaves = [np.asarray(leaf)[:most] for leaf in keras.tree.flatten(x)]
-    if not leaves or not all(len(leaf) for leaf in leaves):
-        raise ValueError("The dataset is empty: there is no batch to calibrate on.")
-    for leaf in leaves:
-        if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
-            count = int((~np.isfinite(leaf)).sum())
+    for array in arrays:
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            count = int((~np.isfinite(array)).sum())
             raise ValueError(
                 f"The images hold {count} values that are NaN or infinite in the first batch "
-                f"(shape {leaf.shape}): clean the data first."
+                f"(shape {array.shape}): clean the data first."
             )
-    return keras.tree.pack_sequence_as(x, leaves)
+    return arrays
+
+
+def _parts(
+    data: Any, model: keras.Model, batch_size: int, argument: str
+) -> Iterator[list[np.ndarray]]:
+    """Yields batches as they come; arrays are cut, and single samples are put together."""
+    waiting: list[list[np.ndarray]] = []
+    for element in _elements(data, argument):
+        arrays, is_batch = _matched(element, model, argument)
+        if is_batch:
+            yield from _cut(arrays, batch_size) if _is_arrays(data) else [arrays]
+            continue
+        waiting.append([np.asarray(array)[np.newaxis] for array in arrays])
+        if len(waiting) == batch_size:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _elements(data: Any, argument: str) -> Iterable[Any]:
+    """Elements of a dataset or generator; arrays are a single element."""
+    if isinstance(data, keras.utils.PyDataset):
+        if data.num_batches is None:
+            raise ValueError(f"`{argument}` is a PyDataset without an end: give it a length.")
+        return (data[index] for index in range(data.num_batches))
+    if _is_dataset(data) or hasattr(data, "__next__"):
+        return data
+    if data is None:
+        raise ValueError(f"`{argument}` must be {_FORMS}. Found None.")
+    return [data]
+
+
+def _is_dataset(data: Any) -> bool:
+    distributed = (tf.distribute.DistributedDataset, tf.distribute.DistributedIterator)
+    return isinstance(data, (tf.data.Dataset, *distributed))
+
+
+def _is_arrays(data: Any) -> bool:
+    return not (
+        _is_dataset(data) or isinstance(data, keras.utils.PyDataset) or hasattr(data, "__next__")
+    )
+
+
+def _matched(element: Any, model: keras.Model, argument: str) -> tuple[list[Any], bool]:
+    """Returns the inputs in an element, one array per model input, and whether it is a batch.
+
+    A tuple is `(inputs, ...)` by Keras's rule. It is taken as a tuple of inputs only if its first
+    entry does not fit the model.
+    """
+    candidates = [element]
+    if isinstance(element, tuple) and element:
+        candidates = [element[0], element]
+    for candidate in candidates:
+        arrays = _flat(candidate, model)
+        if arrays is None:
+            continue
+        for is_batch in (True, False):
+            if all(_fits(a, x.shape, is_batch) for a, x in zip(arrays, model.inputs)):
+                return arrays, is_batch
+    wanted = ", ".join(f"{x.name} {list(x.shape[1:])}" for x in model.inputs)
+    raise ValueError(
+        f"`{argument}` must be {_FORMS}, for inputs {wanted} of model {model.name!r}, each with or "
+        f"without a batch dimension. Found {_described(element)}."
+    )
+
+
+def _flat(candidate: Any, model: keras.Model) -> list[Any] | None:
+    """The leaves of a structure of inputs in the order of `model.inputs`, or None."""
+    structure, count = _input_structure(model), len(model.inputs)
+    if isinstance(candidate, dict):
+        names = [x.name for x in model.inputs]
+        if isinstance(structure, dict) and set(structure) <= set(candidate):
+            leaves = keras.tree.flatten({key: candidate[key] for key in structure})
+        elif set(names) <= set(candidate):
+            leaves = [candidate[name] for name in names]
+        else:
+            return None
+    elif count == 1 and _is_numeric(candidate):
+        leaves = [candidate]
+    else:
+        leaves = keras.tree.flatten(candidate)
+    leaves = [_local(leaf) for leaf in leaves]
+    if len(leaves) != count or not all(hasattr(leaf, "shape") for leaf in leaves):
+        return None
+    return leaves
+
+
+def _is_numeric(candidate: Any) -> bool:
+    """Whether nested lists hold the numbers of one array, as NumPy reads them."""
+    if not isinstance(candidate, (list, tuple)):
+        return False
+    leaf = candidate
+    while isinstance(leaf, (list, tuple)) and leaf:
+        leaf = leaf[0]
+    return isinstance(leaf, (int, float))
+
+
+def _local(leaf: Any) -> Any:
+    """A leaf as one array: the replicas of a distributed dataset are put together."""
+    if isinstance(leaf, tf.distribute.DistributedValues):
+        return np.concatenate([np.asarray(part) for part in leaf.values])
+    return np.asarray(leaf) if isinstance(leaf, (list, tuple)) else leaf
+
+
+def _fits(array: Any, shape: tuple[int | None, ...], is_batch: bool) -> bool:
+    wanted = shape[1:]
+    found = tuple(array.shape)[1:] if is_batch else tuple(array.shape)
+    return len(found) == len(wanted) and all(w in (None, f) for f, w in zip(found, wanted))
+
+
+def _input_structure(model: keras.Model) -> Any:
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0]
+    return model.input
+
+
+def _cut(arrays: list[Any], size: int) -> Iterator[list[np.ndarray]]:
+    for start in range(0, max(len(arrays[0]), 1), size):
+        yield [array[start : start + size] for array in arrays]
+
+
+def _joined(parts: list[list[np.ndarray]]) -> list[np.ndarray]:
+    return [np.concatenate(arrays) for arrays in zip(*parts)]
+
+
+def _described(element: Any) -> str:
+    """Types and shapes of what was found."""
+
+    def text(leaf: Any) -> str:
+        shape = getattr(leaf, "shape", None)
+        return type(leaf).__name__ if shape is None else f"{list(shape)}"
+
+    if isinstance(element, (dict, list, tuple)):
+        leaves = keras.tree.flatten(element)[:8]
+        inner = ", ".join(text(leaf) for leaf in leaves)
+        keys = f" with keys {sorted(map(str, element))}" if isinstance(element, dict) else ""
+        return f"a {type(element).__name__}{keys} of {inner}"
+    return f"{type(element).__name__} of shape {text(element)}"
+
+
+def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    # Keras takes generators, not iterators of other kinds.
+    yield from itertools.chain([first], rest)

@@ -1,23 +1,20 @@
 """`DQMQModel`: a Keras model that learns its bit-widths while it learns its task."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import ops
 
 from dqmq_tf import assembly, inputs, targets
-from dqmq_tf.budget import assignment, sensitivity
-from dqmq_tf.budget.budget_keeper import BudgetKeeper
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.layers.trained_precision import precision_of
-from dqmq_tf.policy.bit_width_policy import FROZEN, SEARCH, SETTLED
+from dqmq_tf.policy.bit_width_policy import FROZEN, SEARCH
 from dqmq_tf.policy.decision_table import DecisionTable
-from dqmq_tf.training import objective, optimizers, policy_search
+from dqmq_tf.training import objective, optimizers
 from dqmq_tf.training.batch_statistics import BatchStatistics
+from dqmq_tf.training.bit_logs import BitLogs
+from dqmq_tf.training.bit_training import BitTraining
 from dqmq_tf.training.search_schedule import SearchSchedule
-
-_CALIBRATION_SAMPLES = 256
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -36,12 +33,15 @@ class DQMQModel(keras.Model):
 
     def __init__(self, inputs, outputs, parts, name=None):
         super().__init__(inputs=inputs, outputs=outputs, name=name)
-        # A function hides the parts from Keras's tracking: they would be saved twice.
+        # Functions hide these from Keras's tracking: they would be saved twice.
         self._get_parts = lambda: parts
+        training = BitTraining(self, parts)
+        self._get_training = lambda: training
+        self._traced: dict[str, tuple[str, int]] = {}
 
     @property
-    def _search(self):
-        return policy_search.PolicySearch(self.policy, self.costs, self.budget, self.config)
+    def _training(self):
+        return self._get_training()
 
     @property
     def _parts(self):
@@ -76,20 +76,42 @@ class DQMQModel(keras.Model):
         """Number of precision profiles that the bits are frozen to; 0 while they are not."""
         return self.policy.profiles if self.policy.phase == FROZEN else 0
 
-    @property
-    def _has_searched(self):
-        return float(self.policy.search_step.numpy()) > 0
-
-    @property
-    def is_calibrated(self):
-        """Whether activation step sizes have been set from data."""
-        return all(float(q.calibrated.numpy()) > 0 for q in self._parts.quantizers)
-
     def float_model(self):
         """Returns a new float Keras model with the trained weights and no quantization."""
         return copy_model(self._parts.body)
 
     # Training.
+
+    @property
+    def trainable_variables(self):
+        # What decides the bits has optimizers of its own. Keras pairs these variables with those
+        # of the user's optimizer, for moving averages and the like.
+        deciding = self._deciding_ids()
+        return [v for v in super().trainable_variables if id(v) not in deciding]
+
+    @property
+    def trainable_weights(self):
+        return self.trainable_variables
+
+    @property
+    def non_trainable_variables(self):
+        trained = {id(v) for v in self.trainable_variables}
+        return [v for v in self.variables if id(v) not in trained]
+
+    @property
+    def non_trainable_weights(self):
+        trained = {id(v) for v in self.trainable_variables}
+        return [v for v in self.weights if id(v) not in trained]
+
+    def _deciding_ids(self):
+        """Ids of the variables that decide the bits: of policy, encoder and normalization."""
+        parts = self._parts
+        layers = [parts.policy, parts.encoder, *parts.affines]
+        return {id(v) for layer in layers for v in layer.variables}
+
+    def count_params(self):
+        """Returns the number of parameters of the network, without those that decide its bits."""
+        return self._parts.body.count_params()
 
     def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, *args, **kwargs):
         """Compiles like any Keras model; what sees the quality gets optimizers of its own."""
@@ -104,69 +126,69 @@ class DQMQModel(keras.Model):
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
 
-    def fit(self, x=None, y=None, batch_size=None, epochs=1, callbacks=None, **kwargs):
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        *args,
+        **kwargs,
+    ):
         """Trains network and policy; arguments and result are those of `keras.Model.fit`.
+
+        Beside the compiled metrics, `history` and the callbacks get `"mean_bits"`, `"cost"` (in the
+        unit of the budget), `"multiplier"`, `"pathwise"` and the policy's terms of the objective, in
+        every epoch. Once the bits are settled, the terms are 0.
 
         Raises:
             ValueError: If the data are empty or the images hold NaN or infinity.
         """
-        steps = kwargs.get("steps_per_epoch") or inputs.steps_per_epoch(x, batch_size)
-        if steps == 0:
-            raise ValueError("The dataset is empty: there is no batch to train on.")
-        if not self.is_calibrated:
+        if not self._training.is_calibrated and epochs:
             x, first = inputs.peek(x)
             self.calibrate(first)
-        own = SearchSchedule(steps, self.config.settle), BatchStatistics(self._parts.norms, steps)
+        before = [BitLogs()]
+        steps = kwargs.get("steps_per_epoch")
+        after = [
+            SearchSchedule(self.config.settle, epochs, steps),
+            BatchStatistics(self._parts.norms, epochs, steps),
+        ]
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            for callback in own:
+            callbacks.callbacks[:0] = before
+            for callback in after:
                 callbacks.append(callback)
+            callbacks.set_model(self)
         else:
-            callbacks = [*keras.tree.flatten(callbacks or []), *own]
-        return super().fit(
-            x, y, batch_size=batch_size, epochs=epochs, callbacks=callbacks, **kwargs
-        )
+            callbacks = [*before, *keras.tree.flatten(callbacks or []), *after]
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
-    def train_on_batch(self, x, y=None, **kwargs):
-        if not self.is_calibrated:
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+        if not self._training.is_calibrated:
             self.calibrate(x)
-        return super().train_on_batch(x, y, **kwargs)
+        return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
 
     def calibrate(self, x):
-        """Sets activation step sizes and zero points, and the encoder's normalisation, on images.
+        """Sets the ranges of activations, and the encoder's normalization, from data.
 
-        For a budget in bytes it also measures what rounding each kernel adds to the loss, and puts
-        the policy there before its first search. `fit` does this on its first batch.
+        For a budget in bytes it also measures what rounding each kernel adds to the loss, and
+        moves the policy to the best bits by that before its first search. `fit` does this on its
+        first batch.
 
         Args:
-            x: Images, or whatever the model takes, `[batch, ...]`.
+            x: Inputs: an array, a list or dictionary of arrays, or a dataset (see
+                `dqmq_tf.inputs`). At most 256 samples are used.
 
         Raises:
             ValueError: If there are no images, or if they hold NaN or infinity.
         """
-        x = inputs.checked_batch(x, _CALIBRATION_SAMPLES)
-        layers = [*self._parts.quantizers, *self._parts.wrappers.values()]
-        for layer in layers:
-            layer.observe()
-        try:
-            # In training mode for batch statistics, in a scope that drops what would be assigned:
-            # the moving statistics of a new network say nothing of what training will see.
-            with keras.StatelessScope():
-                self(x, training=True)
-        finally:
-            for layer in layers:
-                layer.calibrate()
-        self.encoder.calibrate(keras.tree.flatten(x)[0])
-        self.measure_cost()
-        if self.costs.in_bytes:
-            losses = sensitivity.added_losses(self._parts, x, self.policy.bit_widths)
-            self.policy.loss_table.assign(losses)
-            if not self._has_searched:
-                self.start_at_budget()
+        self._training.calibrate(x)
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         searching = self.policy.phase == SEARCH
-        trained = self.trainable_variables
+        trained = [v for _, variables in optimizers.shares(self) for v in variables]
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         terms, expected = {}, None
         scale = self.optimizer.scale_loss(ops.ones(()))
@@ -186,21 +208,21 @@ class DQMQModel(keras.Model):
                         self._loss_weights,
                         self.output_names,
                     )
-                terms, expected = self._search.terms(result, losses)
+                terms, expected = self._training.search.terms(result, losses)
                 total = total + sum(terms.values()) / replicas
             total = total * scale
         decided = [result["activations"], result["weights"]]
         gradients = tape.gradient(total, trained + decided)
-        optimizers.apply(self, self._search.gated(zip(gradients, trained)), scale)
-        logs = self._logs(x, y, result["outputs"], sample_weight, loss * replicas)
+        optimizers.apply(self, self._training.search.gated(zip(gradients, trained)), scale)
+        pulls = [
+            ops.sum(ops.abs(g[..., -1])) for g in gradients[-2:] if searching and g is not None
+        ]
+        terms["pathwise"] = sum(pulls, ops.zeros(())) / scale
+        self._training.record(result, terms, expected)
         if searching:
-            self._search.advance()
+            self._training.search.advance()
             self.encoder.adapt(keras.tree.flatten(x)[0])
-            pulls = [ops.sum(ops.abs(g[..., -1])) for g in gradients[-2:] if g is not None]
-            logs |= {**terms, "pathwise": sum(pulls, ops.zeros(())) / scale, "cost": expected}
-            logs["multiplier"] = self.policy.multiplier.value
-        logs["mean_bits"] = policy_search.mean_bits(result, self.costs)
-        return logs
+        return self._logs(x, y, result["outputs"], sample_weight, loss * replicas)
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -223,58 +245,6 @@ class DQMQModel(keras.Model):
 
     # Phases.
 
-    def start_at_budget(self):
-        """Puts the means where they meet the budget, by what is known of the layers."""
-        self.policy.mean.assign(assignment.starting_means(self.policy, self.costs, self.budget))
-
-    def begin_search(self, total_steps):
-        """Starts the clock of the search: how many training steps `fit` will take in all."""
-        if self.costs.in_bytes and not self._has_searched:
-            self._scales(None).start()
-        self.policy.search_step.assign(0.0)
-        self.policy.search_total.assign(float(total_steps))
-        self.set_policy_rate(total_steps)
-
-    def set_policy_rate(self, total_steps, faded=0.0):
-        """Sets the rates of what sees the quality.
-
-        Args:
-            total_steps: Steps of this `fit`.
-            faded: Share by which it has fallen in the fine-tuning at settled bits.
-        """
-        rate = self.config.policy_learning_rate or self._search.rate(total_steps)
-        optimizers.set_rate(self, rate * (1.0 - faded))
-
-    def progress(self):
-        """Returns the share of the training that is done, 0.5 where its length is unknown."""
-        return float(ops.convert_to_numpy(self._search.progress()))
-
-    def measure_cost(self):
-        """Measures again what each bit-width of each kernel costs, for budgets in bytes."""
-        wrappers, points = self._parts.wrappers, self.costs.weights
-        self.costs.measure(
-            lambda i, bits: wrappers[points[i].path].integers(points[i].variable, bits)
-        )
-        if self.costs.in_bytes:
-            self.policy.byte_table.assign(self.costs.table_array(self.policy.bit_widths))
-
-    def settle(self):
-        """Fixes weight bits to the budget and ends the search; `fit` goes on training at them."""
-        self._scales(None).settle()
-        self._rebuild_functions()
-
-    def keep_budget(self, share=1.0):
-        """Brings settled bits back to the budget.
-
-        Bytes drift with the integers that are trained; bit operations are known better from what
-        was seen since than when the encoder was still learning.
-
-        Args:
-            share: Of a budget in bytes that they may take.
-        """
-        if self.policy.phase == SETTLED:
-            self._scales(None).keep(share)
-
     def freeze(self, profiles=None, data=None):
         """Fixes all bits to N precision profiles, clustered from the policy's decisions.
 
@@ -295,33 +265,40 @@ class DQMQModel(keras.Model):
         count = self.config.profiles if profiles is None else profiles
         if count not in (1, 2, 3, 4):
             raise ValueError(f"profiles={count!r}: give 1, 2, 3 or 4 precision profiles.")
-        if not self.is_calibrated:
+        if not self._training.is_calibrated:
             raise ValueError("The model has not seen data: call fit, or calibrate(images), first.")
-        self._scales(data).freeze(count)
-        self._rebuild_functions()
+        self._training.keeper.freeze(self._training.seen(data), count)
+        self.refresh_functions()
         return self
 
     def resume_search(self):
         """Lets the policy move again: the next `fit` searches and settles anew."""
         self.policy.phase = SEARCH
         self.policy.profiles = 1
-        self._rebuild_functions()
+        self.refresh_functions()
 
-    def _scales(self, data):
-        """Returns the `Scales` for data, or for what training saw last."""
-        if data is None:
-            seen = self.policy.observed()
-            seen = seen if len(seen) else np.zeros((1, self.config.embedding_size), "float32")
-        else:
-            each = [ops.convert_to_numpy(self._embed(x)) for x in inputs.batches(data)]
-            seen = np.concatenate(each)
-        return BudgetKeeper(self, seen)
+    # The phase is part of the traced functions, and travels with the weights.
 
-    def _rebuild_functions(self):
-        # The phase is part of the traced graph.
-        for make in (self.make_train_function, self.make_test_function, self.make_predict_function):
-            if self.compiled or make == self.make_predict_function:
-                make(force=True)
+    def refresh_functions(self):
+        """Traces the compiled functions anew if they were traced in another phase."""
+        if self.compiled:
+            self.make_train_function()
+            self.make_test_function()
+        self.make_predict_function()
+
+    def make_train_function(self, force=False):
+        return super().make_train_function(force or self._is_stale("train_function"))
+
+    def make_test_function(self, force=False):
+        return super().make_test_function(force or self._is_stale("test_function"))
+
+    def make_predict_function(self, force=False):
+        return super().make_predict_function(force or self._is_stale("predict_function"))
+
+    def _is_stale(self, name):
+        now = (self.policy.phase, self.policy.profiles)
+        before, self._traced[name] = self._traced.get(name, now), now
+        return before != now
 
     # What was decided.
 
@@ -336,9 +313,7 @@ class DQMQModel(keras.Model):
         >>> table = qmodel.decisions(noisy)
         >>> table["conv2d:kernel"].mean()
         """
-        found = [self._decide(x) for x in inputs.batches(images)]
-        if not found:
-            raise ValueError("There are no images to decide on.")
+        found = [self._decide(part[0]) for part in inputs.batches(images, self, argument="images")]
         return DecisionTable.of(found, self.decision_points, self.policy.bits_vary_by)
 
     @property
@@ -347,11 +322,8 @@ class DQMQModel(keras.Model):
         activations = [self.costs.activations[i].name for i in self.costs.decided]
         return (*activations, *(point.name for point in self.costs.weights))
 
-    def _embed(self, x):
-        return self.encoder(ops.convert_to_tensor(keras.tree.flatten(x)[0]))
-
     def _decide(self, x):
-        result = self.policy(self._embed(x), training=False)
+        result = self.policy(self.encoder(ops.convert_to_tensor(x)), training=False)
         return {key: ops.convert_to_numpy(value) for key, value in result.items()}
 
     def precision(self, profile=0):
@@ -380,7 +352,7 @@ class DQMQModel(keras.Model):
             "bit_ops": self._parts.bit_ops,
             "phase": self.policy.phase,
             "profiles": self.policy.profiles,
-            "file_constant": self.costs.file_constant,
+            "file_constant": self.policy.file_constant,
         }
 
     @classmethod
@@ -395,5 +367,5 @@ class DQMQModel(keras.Model):
         )
         model = cls(*made, name=config["name"])
         model.policy.phase, model.policy.profiles = config["phase"], config["profiles"]
-        model.costs.file_constant = config["file_constant"]
+        model.policy.file_constant = config["file_constant"]
         return model

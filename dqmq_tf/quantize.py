@@ -46,7 +46,8 @@ def quantize_model(model, *, target="android", budget=None, config=None):
     quantized = DQMQModel(*made, name=model.name)
     for wrapper in quantized._parts.wrappers.values():
         wrapper.fit_steps()
-    quantized.measure_cost()
+    keeper = quantized._training.keeper
+    keeper.measure()
     quantized._parts.budget = checked_budget(budget, quantized.costs)
-    quantized.start_at_budget()
+    keeper.place_means()
     return quantized

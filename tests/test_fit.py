@@ -52,7 +52,7 @@ def test_train_on_batch_and_resumed_search():
     before = qmodel.policy.mean.numpy()
     qmodel.train_on_batch(IMAGES, LABELS)
     assert (qmodel.policy.mean.numpy() != before).any()
-    qmodel.settle()
+    qmodel._training.settle()
     qmodel.resume_search()
     settled = qmodel.policy.mean.numpy()
     qmodel.train_on_batch(IMAGES, LABELS)
@@ -79,7 +79,7 @@ def test_mirrored_strategy():
         "    assert np.isfinite(h.history['loss']).all(), h.history\n"
         "    assert q.policy.phase == 'settled'\n"
         "    print('steps', float(q.policy.search_step.numpy()), target)\n"
-        "assert q.costs.file_constant\n"
+        "assert q.policy.file_constant\n"
     )
     found = in_new_process(code).split("steps")[1:]
     assert len(found) == 2 and all(float(part.split()[0]) > 0 for part in found)

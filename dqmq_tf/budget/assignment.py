@@ -47,19 +47,40 @@ def shift_to_budget(policy, costs, budget, embeddings, group=None):
         policy, costs, budget, embeddings: As for `settle`.
         group: Profile `[N]` of each embedding, None for those that the policy gives.
     """
-    decided = policy.activation_count
-    if not decided or not policy.quality_aware:
+    if not policy.activation_count or not policy.quality_aware:
         return
+    cost = _cost_of_shift(policy, costs, embeddings, group)
+    policy.shift.assign(allocation.largest_shift(cost, _MEAN_MARGIN * budget.value))
+
+
+def assigned_cost(policy, costs, embeddings):
+    """Returns the mean cost of settled or frozen bits, in the unit of a budget of operations.
+
+    Args:
+        policy, costs, embeddings: As for `settle`.
+    """
+    follows = policy.phase == SETTLED and policy.quality_aware and policy.activation_count
+    if follows:
+        shift = float(ops.convert_to_numpy(policy.shift))
+        return _cost_of_shift(policy, costs, embeddings)(shift)
+    group = ops.convert_to_numpy(policy.assign(embeddings, policy.profiles))
+    bits, count = ops.convert_to_numpy(policy.assigned)[group], policy.activation_count
+    return costs.exact(bits[:, count:], bits[:, :count])
+
+
+def _cost_of_shift(policy, costs, embeddings, group=None):
+    """Returns a function of the shift of settled activation bits that gives their mean cost."""
+    count = policy.activation_count
     if group is None:
         group = ops.convert_to_numpy(policy.assign(embeddings, policy.profiles))
     bits = ops.convert_to_numpy(policy.assigned)
-    samples = ops.convert_to_numpy(policy.means(embeddings))[:, :decided]
+    samples = ops.convert_to_numpy(policy.means(embeddings))[:, :count]
 
     def cost(shift):
-        activations = _nearest(policy, samples + shift, slice(None, decided))
-        return costs.exact(bits[group, decided:], activations)
+        activations = _nearest(policy, samples + shift, slice(None, count))
+        return costs.exact(bits[group, count:], activations)
 
-    policy.shift.assign(allocation.largest_shift(cost, _MEAN_MARGIN * budget.value))
+    return cost
 
 
 def freeze(policy, costs, budget, count, embeddings):

@@ -1,145 +1,196 @@
-"""Bits are fixed to the budget, and files are made to see that they keep it.
+"""Fixes bits to the budget, and writes files to see that they keep it.
 
-`dqmq_tf.budget.assignment` chooses bits by a table of what each kernel costs. A file has more in it than its
-kernels, and weights compress otherwise beside others than alone: for budgets in bytes the model's
-file is made, and what it weighs corrects the table.
+`dqmq_tf.budget.assignment` chooses bits by a table of what each kernel costs. A file holds more than
+kernels, and weights compress differently together than alone. For budgets in bytes, the keeper
+therefore writes the model's file and corrects the table by what that file takes.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from keras import ops
 
 from dqmq_tf.budget import assignment
 from dqmq_tf.graph import trace
+from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.lowering.bias_grid import snap_biases
 from dqmq_tf.lowering.write_file import measure_file
 from dqmq_tf.policy.bit_width_policy import SEARCH
 
-# Files made, at most, for one choice of bits.
+# Files written, at most, for one choice of bits.
 _MAX_FILES = 2
-# Share of the budget from which a frozen model's file is weighed.
+# Share of the budget from which a frozen model's file is measured.
 _MEASURED_FROM = 0.98
 
 
 class BudgetKeeper:
-    """Fixes the bits of a `DQMQModel`.
+    """Fixes the bits of a model within its budget.
 
     Args:
-        model: The model.
-        seen: Quality embeddings `[N, d]` to keep the budget on; not used to weigh.
+        parts: The `ModelParts`; policy, cost model, budget and layers are read from it each time.
     """
 
-    def __init__(self, model, seen):
-        self._model, self._seen = model, seen
-        self._policy, self._costs, self._budget = model.policy, model.costs, model.budget
+    def __init__(self, parts: Any) -> None:
+        self._parts = parts
 
-    def start(self):
-        """Puts the means at the bits of a file, so that the search begins where it is to end."""
+    def measure(self) -> None:
+        """Measures what each bit-width of each kernel costs now, for budgets in bytes."""
+        costs, policy = self._parts.costs, self._parts.policy
+        wrappers, points = self._parts.wrappers, costs.weights
+        costs.measure(lambda i, bits: wrappers[points[i].path].integers(points[i].variable, bits))
+        if costs.in_bytes:
+            policy.byte_table.assign(costs.table_array(policy.bit_widths))
+            costs.file_constant = policy.file_constant
 
-        def fix():
-            self._model.start_at_budget()
-            return ops.convert_to_numpy(self._policy.mean)
+    def place_means(self) -> None:
+        """Moves the means to where they meet the budget, by what is known of the layers."""
+        parts = self._parts
+        means = assignment.starting_means(parts.policy, parts.costs, parts.budget)
+        parts.policy.mean.assign(means)
 
-        self._weighed(fix)
+    def start(self) -> None:
+        """Moves the means to the bits of a file that meets the budget, before the search begins."""
 
-    def settle(self):
-        """Fixes weight bits for the fine-tuning."""
-        count = self._model.config.profiles
+        def fix() -> np.ndarray:
+            self.place_means()
+            return ops.convert_to_numpy(self._parts.policy.mean)
 
-        def fix():
-            assignment.settle(self._policy, self._costs, self._budget, count, self._seen)
+        if self._parts.costs.in_bytes:
+            self._fix_until_measured(fix)
+
+    def settle(self, seen: np.ndarray) -> None:
+        """Fixes weight bits for the fine-tuning.
+
+        Args:
+            seen: Quality embeddings `[N, d]` on which the budget is kept.
+        """
+        parts = self._parts
+
+        def fix() -> np.ndarray:
+            count = parts.config.profiles
+            assignment.settle(parts.policy, parts.costs, parts.budget, count, seen)
             return self._assigned()[0]
 
-        self._weighed(fix)
+        self._fix_until_measured(fix)
 
-    def _weighed(self, fix):
-        """Calls `fix`, which returns bits `[P]`, until it does so knowing what their file weighs."""
-        self._model.measure_cost()
-        bits = fix()
-        for _ in range(_MAX_FILES):
-            if not self._learn_file(bits):
-                break
-            weighed, bits = bits, fix()
-            if np.array_equal(bits, weighed):
-                break
-
-    def keep(self, share):
+    def keep(self, seen: np.ndarray, share: float = 1.0) -> None:
         """Brings settled bits back to the budget.
 
+        Bytes drift while integers are trained. Bit operations are estimated again on what was seen
+        since the bits were settled, as the encoder does not learn any more.
+
         Args:
-            share: Of a budget in bytes that they may take.
+            seen: Quality embeddings `[N, d]` on which the budget is kept.
+            share: Share of a budget in bytes that may be used.
         """
-        if not self._costs.in_bytes:
-            assignment.shift_to_budget(self._policy, self._costs, self._budget, self._seen)
+        parts = self._parts
+        if not parts.costs.in_bytes:
+            assignment.shift_to_budget(parts.policy, parts.costs, parts.budget, seen)
             return
-        self._model.measure_cost()
-        self._learn_file(self._assigned()[0])
-        if self.largest_file() > share * self._budget.value:
-            self._lower(share)
+        self.measure()
+        self._learn_file_overhead(self._assigned()[0])
+        if self.largest_file() > share * parts.budget.value:
+            self._settle_lower(seen, share)
 
-    def freeze(self, count):
-        """Fixes all bits to profiles, and the biases of one to the grid of a file.
+    def freeze(self, seen: np.ndarray, count: int) -> None:
+        """Fixes all bits to profiles. The biases of a single profile go to the grid of its file.
 
         Args:
+            seen: Quality embeddings `[N, d]` that are clustered into profiles.
             count: Number of profiles.
         """
-        self._model.measure_cost()
-        was = self._policy.phase
-        self._freeze(count)
-        if was == SEARCH and self._learn_file(self._assigned()[0]):
-            self._policy.phase = SEARCH
-            self._freeze(count)
-        self._snap()
-        # Training and rounded biases changed how well the file compresses: near the budget, weigh it.
-        near = self.largest_file() > _MEASURED_FROM * self._budget.value
-        if near and self._learn_file(self._assigned()[0]):
-            if self.largest_file() > self._budget.value:
-                self._lower(1.0)
-                self._freeze(count)
-                self._snap()
+        policy, budget = self._parts.policy, self._parts.budget
+        self.measure()
+        phase = policy.phase
+        self._freeze(seen, count)
+        if phase == SEARCH and self._learn_file_overhead(self._assigned()[0]):
+            policy.phase = SEARCH
+            self._freeze(seen, count)
+        self._snap_biases()
+        # Training and bias rounding changed how well the file compresses, so measure it again when
+        # it is close to the budget.
+        close = self.largest_file() > _MEASURED_FROM * budget.value
+        if close and self._learn_file_overhead(self._assigned()[0]):
+            if self.largest_file() > budget.value:
+                self._settle_lower(seen, 1.0)
+                self._freeze(seen, count)
+                self._snap_biases()
 
-    def _freeze(self, count):
-        assignment.freeze(self._policy, self._costs, self._budget, count, self._seen)
-
-    def _lower(self, share):
-        """Settles anew, at no more bits than are assigned, to a share of the budget."""
-        count, assigned = self._policy.profiles, self._assigned()
-        assignment.settle(
-            self._policy, self._costs, self._budget, count, self._seen, assigned, share
-        )
-
-    def _snap(self):
-        # Profiles share the biases but not the weight steps, so only one can be on its grid.
-        if self._policy.profiles == 1:
-            snap_biases(self._model._parts.body, self._model.precision())
-
-    def _learn_file(self, bits):
-        """Makes the file of bits `[P]`, to learn what it takes beside its weights.
+    def write(self, bits: np.ndarray) -> dict[str, int] | None:
+        """Writes the file for bit-widths `[P]`, to learn its size.
 
         Returns:
-            Whether that is known.
+            Its bytes by kind of budget, or None if the model cannot be written.
         """
-        if not self._costs.in_bytes:
-            return False
-        parts, decided = self._model._parts, self._policy.activation_count
-        found = measure_file(
-            trace(self._model.float_model()),
+        parts = self._parts
+        return measure_file(
+            trace(copy_model(parts.body)),
             precision_of(parts, bits),
             parts.target,
-            self._policy.get_config(),
+            parts.policy.get_config(),
         )
+
+    def largest_file(self) -> float:
+        """Returns the bytes of the largest profile's file by the cost model, 0 for bit operations."""
+        if not self._parts.costs.in_bytes:
+            return 0.0
+        count = self._parts.policy.activation_count
+        of_file = self._parts.costs.of_file
+        return max(of_file(row[count:], row[:count]) for row in self._assigned())
+
+    def assigned_cost(self, seen: np.ndarray) -> float:
+        """Returns the cost of the assigned bits, in the unit of the budget.
+
+        Args:
+            seen: Quality embeddings `[N, d]` over which bit operations are averaged.
+        """
+        parts = self._parts
+        if parts.costs.in_bytes:
+            return self.largest_file()
+        return assignment.assigned_cost(parts.policy, parts.costs, seen)
+
+    def _fix_until_measured(self, fix: Callable[[], np.ndarray]) -> None:
+        """Calls `fix`, which returns bits `[P]`, until the overhead of the file at them is known."""
+        self.measure()
+        bits = fix()
+        for _ in range(_MAX_FILES):
+            if not self._learn_file_overhead(bits):
+                break
+            measured, bits = bits, fix()
+            if np.array_equal(bits, measured):
+                break
+
+    def _freeze(self, seen: np.ndarray, count: int) -> None:
+        parts = self._parts
+        assignment.freeze(parts.policy, parts.costs, parts.budget, count, seen)
+
+    def _settle_lower(self, seen: np.ndarray, share: float) -> None:
+        """Settles again within a share of the budget, at no more bits than are assigned."""
+        parts, assigned = self._parts, self._assigned()
+        count = parts.policy.profiles
+        assignment.settle(parts.policy, parts.costs, parts.budget, count, seen, assigned, share)
+
+    def _snap_biases(self) -> None:
+        # Profiles share the biases but not the weight steps, so only one can be on its grid.
+        if self._parts.policy.profiles == 1:
+            snap_biases(self._parts.body, precision_of(self._parts, self._assigned()[0]))
+
+    def _learn_file_overhead(self, bits: np.ndarray) -> bool:
+        """Writes the file for bits `[P]` and records the bytes that are not weights.
+
+        Returns False if the model cannot be written, or if the budget is not in bytes.
+        """
+        costs, count = self._parts.costs, self._parts.policy.activation_count
+        found = self.write(bits) if costs.in_bytes else None
         if found is None:
             return False
-        self._costs.learn_file(found[self._costs.kind], bits[decided:], bits[:decided])
+        costs.learn_file(found[costs.kind], bits[count:], bits[:count])
+        self._parts.policy.file_constant = costs.file_constant
         return True
 
-    def largest_file(self):
-        """Returns the bytes of the largest profile's file by the cost model; 0 where bytes are not counted."""
-        if not self._costs.in_bytes:
-            return 0.0
-        decided = self._policy.activation_count
-        return max(self._costs.of_file(row[decided:], row[:decided]) for row in self._assigned())
-
-    def _assigned(self):
+    def _assigned(self) -> np.ndarray:
         """Bits `[profiles, P]`."""
-        return ops.convert_to_numpy(self._policy.assigned)[: self._policy.profiles]
+        policy = self._parts.policy
+        return ops.convert_to_numpy(policy.assigned)[: policy.profiles]

@@ -72,10 +72,10 @@ def fisher_traces(model, kernels, x, seed=0):
     names = [last_activation(output) for output in model.outputs]
     variables = [kernel.value for kernel in kernels]
     total = np.zeros(len(kernels))
-    for part in [*inputs.batches(x, _SLICE)] * _DRAWS:
+    for part in [*inputs.batches(x, model, batch_size=_SLICE)] * _DRAWS:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            outputs = keras.tree.flatten(model(part, training=False))
+            outputs = keras.tree.flatten(model(inputs.structured(part, model), training=False))
             scores = [_score(y, name, signs) for y, name in zip(outputs, names)]
             loss = tf.add_n(scores)
         found = tape.gradient(loss, variables, unconnected_gradients="zero")

@@ -14,7 +14,7 @@ from dqmq_tf.export.conversion_report import ConversionReport
 from dqmq_tf.export.verification_report import AdaptiveVerificationReport
 from dqmq_tf.export.verify import compare_file
 from dqmq_tf.flatbuffer import checksum, file_size, metadata
-from dqmq_tf.inputs import collect
+from dqmq_tf.inputs import collect, structured
 from dqmq_tf.lowering import quantization_plan, rules, write_file
 from dqmq_tf.lowering.lowered_model import lower_model, probe_inputs
 from dqmq_tf.runtimes import claimed, tflite_micro
@@ -103,7 +103,7 @@ def convert(
     if adaptive is not None:
         adaptives.check_request(adaptive, routing, target, data, qmodel.inputs[0].dtype)
     with stages("Converting") as stage:
-        inputs = None if data is None else collect(data, _CLUSTERED_SAMPLES)
+        inputs = None if data is None else collect(data, qmodel, _CLUSTERED_SAMPLES)
         _freeze(qmodel, adaptive, inputs, stage)
         inputs = inputs and [array[:_MEASURING_SAMPLES] for array in inputs]
         parts, verifications = [], []
@@ -163,7 +163,7 @@ def _freeze(qmodel, adaptive, inputs, stage):
         qmodel.freeze(profiles=1)
     elif adaptive is not None and qmodel.frozen_profiles != adaptive:
         stage(f"freezing to {adaptive} precision profiles")
-        qmodel.freeze(profiles=adaptive, data=inputs if len(inputs) > 1 else inputs[0])
+        qmodel.freeze(profiles=adaptive, data=structured(inputs, qmodel))
 
 
 def _verified(qmodel, path, part, inputs, stage):

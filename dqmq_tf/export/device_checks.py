@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from dqmq_tf import flatbuffer, runtimes
+from dqmq_tf import flatbuffer
 from dqmq_tf.errors import VerificationError
 from dqmq_tf.flatbuffer import lookup_tables
 from dqmq_tf.flatbuffer.lookup_tables import DECODE, decompress
@@ -45,7 +45,7 @@ def check_bit_exact(contents):
         if model.operatorCodes[operator.opcodeIndex].customCode == DECODE
     }
     inputs = tflite_micro.random_inputs(model, _PROBES)
-    kept = runtimes.run(contents, inputs, tensors=tuple(decoded)).tensors
+    kept = tflite_micro.run(contents, inputs, tensors=tuple(decoded)).tensors
     for index, name in decoded.items():
         wanted = expected[name.split("'")[0]].ravel()
         different = int((kept[index].ravel() != wanted).sum())
@@ -55,8 +55,8 @@ def check_bit_exact(contents):
                 f"{name!r} to others than were stored. Nothing was delivered; please report it."
             )
     # Once more in the memory that the file will have: there, tensors lie where others were.
-    found = runtimes.run(contents, inputs)
-    for one, other in zip(found.outputs, runtimes.run(twin_contents, inputs).outputs):
+    found = tflite_micro.run(contents, inputs)
+    for one, other in zip(found.outputs, tflite_micro.run(twin_contents, inputs).outputs):
         if not np.array_equal(one, other):
             raise VerificationError(
                 f"TFLite Micro {tflite_micro.version()} computes something else from the compressed file "

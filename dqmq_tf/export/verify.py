@@ -16,7 +16,7 @@ from dqmq_tf.export.verification_report import (
     VerificationReport,
 )
 from dqmq_tf.flatbuffer import lookup_tables, metadata
-from dqmq_tf.inputs import collect
+from dqmq_tf.inputs import collect, structured
 from dqmq_tf.lowering import number_check
 from dqmq_tf.lowering.lowered_model import lower_model
 from dqmq_tf.runtimes.registry import claimed
@@ -47,8 +47,8 @@ def verify(
     Args:
         qmodel: The frozen `DQMQModel` that the file was converted from.
         path: Path of the `.tflite` file.
-        data: Inputs: an array, a list of arrays for several inputs, or a `tf.data.Dataset` of
-            inputs or of `(inputs, labels)`, batched or not.
+        data: Inputs: an array, a list or dictionary of arrays, or a dataset, with or without
+            labels, batched or not (see `dqmq_tf.inputs`).
         samples: At most so many inputs are compared.
         runtimes: Names of runtimes (see `dqmq_tf.runtimes.RUNTIMES`), all of which must be
             installed. None for those that the model's target claims; one that is not installed then
@@ -92,7 +92,7 @@ def verify(
         )
     chosen = _named(runtimes) if runtimes is not None else claimed(qmodel.target)
     networks = adaptives.split_profiles(model) if "routing" in facts else [model]
-    inputs, reports = collect(data, samples), []
+    inputs, reports = collect(data, qmodel, samples), []
     with stages("Verifying") as stage:
         for network in networks:
             profile = metadata.facts_of(network).get("profile")
@@ -244,7 +244,7 @@ def _predictions(qmodel, profile, inputs):
         simulated = lower_model(qmodel, profile, simulate=True)
         results = simulated.model.predict(inputs, verbose=0)
     else:
-        results = qmodel.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
+        results = qmodel.predict(structured(inputs, qmodel), verbose=0)
     return [np.asarray(result) for result in keras.tree.flatten(results)]
 
 

@@ -2,17 +2,17 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
-from dqmq_tf.policy import discrete_gaussian
+from dqmq_tf.policy import discrete_gaussian, stored_variables
 from dqmq_tf.policy.curvature import follow_curvature
 from dqmq_tf.policy.decision_tensor import FIELDS, SLOPE, drawn
 from dqmq_tf.policy.int8_arithmetic import DECIDER_BITS, fake_int8
+from dqmq_tf.policy.seen_embeddings import SeenEmbeddings
 
 MAX_PROFILES = 4
-RESERVOIR = 1024
-REMEMBERED = 64
-SEARCH, SETTLED, FROZEN = "search", "settled", "frozen"
+PHASES = SEARCH, SETTLED, FROZEN = "search", "settled", "frozen"
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -56,8 +56,6 @@ class BitWidthPolicy(keras.layers.Layer):
         self.weight_candidates = [tuple(int(b) for b in point) for point in weights]
         self.groups, self.initial_sigma, self.seed = groups, initial_sigma, seed
         self.quality_aware = quality_aware
-        self.phase = SEARCH
-        self.profiles = 1
         self.pathwise = self.curvature = True
         points = self.activation_candidates + self.weight_candidates
         grid = sorted({b for point in points for b in point})
@@ -72,6 +70,34 @@ class BitWidthPolicy(keras.layers.Layer):
     @property
     def point_count(self):
         return len(self.activation_candidates) + len(self.weight_candidates)
+
+    @property
+    def phase(self):
+        """`"search"`, `"settled"` or `"frozen"`; a weight, so that it travels with the others."""
+        return PHASES[int(_value(self.phase_index))] if self.built else SEARCH
+
+    @phase.setter
+    def phase(self, phase):
+        self.phase_index.assign(float(PHASES.index(phase)))
+
+    @property
+    def profiles(self):
+        """Number of precision profiles that bits are assigned to."""
+        return int(_value(self.profile_count)) if self.built else 1
+
+    @profiles.setter
+    def profiles(self, count):
+        self.profile_count.assign(float(count))
+
+    @property
+    def file_constant(self):
+        """Bytes of the file that are not weights, or None until a file was measured."""
+        found = float(_value(self.file_bytes))
+        return found if found > 0 else None
+
+    @file_constant.setter
+    def file_constant(self, value):
+        self.file_bytes.assign(0.0 if value is None else value)
 
     @property
     def bits_vary_by(self):
@@ -144,13 +170,15 @@ class BitWidthPolicy(keras.layers.Layer):
         self.thresholds = state("thresholds", (MAX_PROFILES - 1,))
         self.centroids = state("centroids", (MAX_PROFILES, size))
         self.assigned = state("assigned", (MAX_PROFILES, points))
-        self.reservoir = state("reservoir", (RESERVOIR, size), aggregation="only_first_replica")
-        self.reservoir_fill = state("reservoir_fill", (), aggregation="only_first_replica")
+        self.phase_index = state("phase", (), aggregation="only_first_replica")
+        self.profile_count = state("profiles", (), "ones", aggregation="only_first_replica")
+        self.file_bytes = state("file_bytes", (), aggregation="only_first_replica")
+        self.seen = SeenEmbeddings(size)
 
     def call(self, z, training=False):
         # Settled bits hang on what is seen only where they follow each sample.
         if training and (self.phase == SEARCH or self.bits_vary_by == "sample"):
-            self._remember(z)
+            self.seen.add(z)
         if self.phase != SEARCH:
             return self._assigned_decision(z)
         return self._drawn_decision(z) if training else self._likeliest_decision(z)
@@ -317,20 +345,6 @@ class BitWidthPolicy(keras.layers.Layer):
         self.thresholds.assign(padded)
         self.centroids.assign(np.resize(np.asarray(centroids, "float32"), self.centroids.shape))
 
-    def observed(self):
-        """Returns the embeddings `[N, d]` of the last training samples, N at most 1,024."""
-        filled = int(min(ops.convert_to_numpy(self.reservoir_fill), RESERVOIR))
-        return ops.convert_to_numpy(self.reservoir)[:filled]
-
-    def _remember(self, z):
-        """Keeps the last embeddings."""
-        z = ops.stop_gradient(z)
-        # A dataset may sort its batches: take evenly from all of it.
-        rows = ops.arange(REMEMBERED) * ops.shape(z)[0] // REMEMBERED
-        kept = self.reservoir[: RESERVOIR - REMEMBERED]
-        self.reservoir.assign(ops.concatenate([ops.take(z, rows, axis=0), kept], axis=0))
-        self.reservoir_fill.assign(self.reservoir_fill + float(REMEMBERED))
-
     def _move_groups(self, z):
         """Moves the groups of inference towards those of a sorted batch."""
         if self.groups == 1:
@@ -349,6 +363,12 @@ class BitWidthPolicy(keras.layers.Layer):
         spare = self.centroids[self.groups :]
         self.centroids.assign(ops.concatenate([embeddings, spare]))
 
+    def save_own_variables(self, store):
+        stored_variables.save(self, store)
+
+    def load_own_variables(self, store):
+        stored_variables.load(self, store)
+
     def get_config(self):
         return {
             **super().get_config(),
@@ -359,6 +379,13 @@ class BitWidthPolicy(keras.layers.Layer):
             "quality_aware": self.quality_aware,
             "seed": self.seed,
         }
+
+
+def _value(variable):
+    """The value of a variable, which can also be read while a TensorFlow function is traced."""
+    with tf.init_scope():
+        value = variable.value
+        return ops.convert_to_numpy(value.values[0] if hasattr(value, "values") else value)
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")

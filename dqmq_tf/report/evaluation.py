@@ -59,7 +59,7 @@ def checked_dataset(qmodel: DQMQModel, data: Any) -> tf.data.Dataset:
             f"`data` must be a tf.data.Dataset. Found {type(data).__name__}. Create one with "
             "`tf.data.Dataset.from_tensor_slices((images, labels))`."
         )
-    if not qmodel.is_calibrated:
+    if not qmodel._training.is_calibrated:
         raise ValueError(
             "`data` cannot be evaluated because the model has not seen data. Call fit or "
             "calibrate(images) first, or omit `data`."

@@ -7,7 +7,7 @@ import numpy as np
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import metadata
+from dqmq_tf.flatbuffer import checksum, metadata
 from dqmq_tf.runtimes import in_process
 
 
@@ -50,7 +50,7 @@ class AdaptiveInterpreter:
     """
 
     def __init__(self, path, threads=1):
-        contents = path if isinstance(path, bytes) else flatbuffer.load(path)
+        contents = path if isinstance(path, bytes) else checksum.load(path)
         model = flatbuffer.read(contents)
         self.metadata = metadata.facts_of(model)
         if self.metadata is None or "routing" not in self.metadata:

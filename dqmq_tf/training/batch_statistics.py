@@ -33,16 +33,20 @@ class BatchStatistics(keras.callbacks.Callback):
 
     Args:
         layers: `BatchNormalization`s; those of momentum 0 or 1 stay as they are.
-        steps: Steps per epoch, or None if unknown: then nothing is done.
+        epochs, steps: Of this `fit`, for a `CallbackList` of the user's that does not know them.
     """
 
-    def __init__(self, layers, steps):
+    def __init__(self, layers, epochs=1, steps=None):
         super().__init__()
-        self.layers, self.steps = layers, steps
+        self.layers, self._epochs, self._steps = layers, epochs, steps
 
     def on_train_begin(self, logs=None):
-        self.total = (self.steps or 0) * (self.params["epochs"] or 1)
-        self.window = min(int(_SHARE * self.total), _MOST)
+        params = self.params or {}
+        # Nothing is done where the length of an epoch is not known.
+        self.steps = params.get("steps") or self._steps or 0
+        self.total = self.steps * (params.get("epochs") or self._epochs)
+        # Within the last epoch, so that a training resumed at its start averages the same steps.
+        self.window = min(int(_SHARE * self.total), _MOST, self.steps)
         # Several steps in one call leave nothing to read between them.
         if self.model.steps_per_execution != 1:
             self.window = 0
@@ -51,7 +55,7 @@ class BatchStatistics(keras.callbacks.Callback):
         self.before, self.sums, self.count = None, [0.0] * len(self.moving), 0
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.begun = epoch * (self.steps or 0)
+        self.begun = epoch * self.steps
 
     def on_train_batch_begin(self, batch, logs=None):
         begins = self.window > 0 and self.begun + batch >= self.total - self.window
@@ -67,7 +71,9 @@ class BatchStatistics(keras.callbacks.Callback):
         self.before, self.count = now, self.count + 1
 
     def on_train_end(self, logs=None):
-        if self.count:
+        # Weights that a callback restored have statistics of their own.
+        untouched = self.count and all(map(np.array_equal, self._values(), self.before))
+        if untouched:
             for (variable, _), total in zip(self.moving, self.sums):
                 variable.assign(np.asarray(total / self.count, "float32"))
 

@@ -32,13 +32,10 @@ def shares(model):
     """Returns `(optimizer, variables)` of all that is trained."""
     readers = [model.policy, *model._parts.affines]
     readers = [v for layer in readers for v in layer.trainable_variables]
-    encoder = model.encoder.trainable_variables
-    apart = {id(variable) for variable in readers + encoder}
-    network = [v for v in model.trainable_variables if id(v) not in apart]
     return [
-        (model.optimizer, network),
+        (model.optimizer, model.trainable_variables),
         (model.policy_optimizer, readers),
-        (model.encoder_optimizer, encoder),
+        (model.encoder_optimizer, model.encoder.trainable_variables),
     ]
 
 

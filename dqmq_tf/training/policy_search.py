@@ -16,14 +16,24 @@ class PolicySearch:
     """Computes the policy's terms of the hybrid objective and applies their gradients.
 
     Args:
-        policy: A `BitWidthPolicy`.
-        costs: A `CostModel`.
-        budget: A `Budget`.
-        config: A `DQMQConfig`.
+        parts: The `ModelParts`, for policy, cost model, budget and configuration.
     """
 
-    def __init__(self, policy, costs, budget, config):
-        self.policy, self.costs, self.budget, self.config = policy, costs, budget, config
+    def __init__(self, parts):
+        self._parts = parts
+        self.policy, self.costs, self.config = parts.policy, parts.costs, parts.config
+
+    @property
+    def term_names(self):
+        """Names of the terms that `terms` returns."""
+        on = self.config.terms
+        names = ["score_function", "baseline"] if on.score_function else []
+        return [*names, *["model_cost"] * on.model_cost, *["entropy"] * on.entropy]
+
+    @property
+    def budget(self):
+        # A default budget is set once costs are known, and a keeper may raise it.
+        return self._parts.budget
 
     def progress(self):
         """Returns the share of the training that is done; 0.5 where its length is unknown."""

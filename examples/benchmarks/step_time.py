@@ -135,7 +135,7 @@ def searching(model, target):
     """Returns a `DQMQModel` in the midst of its search."""
     quantized = compiled(dqmq_tf.quantize_model(model, target=target))
     quantized.calibrate(random_batch(model)[0])
-    quantized.begin_search(1_000_000)
+    quantized._training.begin(1_000_000)
     return quantized
 
 
@@ -167,7 +167,7 @@ def measure(model, width, target):
     }
     float_step = step_function(compiled(model), batch)
     yield Row(phase="search", **compare(float_step, step_function(quantized, batch)), **common)
-    quantized.settle()
+    quantized._training.settle()
     yield Row(phase="settled", **compare(float_step, step_function(quantized, batch)), **common)
 
 

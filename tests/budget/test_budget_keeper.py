@@ -31,7 +31,7 @@ def settled():
     qmodel = dqmq_tf.quantize_model(network(), target="android", budget=budget)
     fill(qmodel, 4.0)
     qmodel.calibrate(images())
-    qmodel.settle()
+    qmodel._training.settle()
     return qmodel
 
 
@@ -42,17 +42,17 @@ def test_a_search_begins_at_the_bits_of_a_file(kind, most):
     compiled(qmodel)
     qmodel.calibrate(images())
     # What a file takes beside its weights is seen in one.
-    qmodel.costs.file_constant = 0.6 * most
-    qmodel.begin_search(100)
+    qmodel.policy.file_constant = 0.6 * most
+    qmodel._training.begin(100)
     means = qmodel.policy.mean.numpy()
     assert 0.9 * most <= qmodel.costs.of_file(means, []) <= most
     assert (means == means.round()).all()
-    qmodel.settle()
+    qmodel._training.settle()
     assert (qmodel.policy.assigned.numpy()[0] >= means).all()
     # A search that has begun goes on where it is.
     qmodel.policy.mean.assign(means - 1)
     qmodel.policy.search_step.assign(3.0)
-    qmodel.begin_search(100)
+    qmodel._training.begin(100)
     np.testing.assert_array_equal(qmodel.policy.mean.numpy(), means - 1)
 
 
@@ -63,7 +63,7 @@ def test_settled_bits_use_the_budget_of_the_file(settled, tmp_path):
 def test_weights_that_compress_worse_lose_bits(settled, tmp_path):
     before = settled.policy.assigned.numpy()[0]
     fill(settled, 1.0)
-    settled.keep_budget()
+    settled._training.keep_budget()
     after = settled.policy.assigned.numpy()[0]
     assert (after <= before).all() and (after < before).any()
     settled.freeze()
@@ -84,7 +84,7 @@ def test_so_they_do_when_they_are_only_frozen(settled, tmp_path):
 
 def test_bits_of_a_kept_budget_stay(settled):
     before = settled.policy.assigned.numpy()
-    settled.keep_budget()
+    settled._training.keep_budget()
     np.testing.assert_array_equal(settled.policy.assigned.numpy(), before)
 
 
@@ -110,7 +110,7 @@ def test_operations_are_brought_back_when_the_encoder_has_moved():
     qmodel.calibrate(images())
     embeddings = keras.ops.convert_to_numpy(qmodel.encoder(images()))
     qmodel.policy(embeddings, training=True)
-    qmodel.settle()
+    qmodel._training.settle()
 
     def cost():
         found = qmodel.policy(qmodel.policy.observed(), training=False)
@@ -120,5 +120,5 @@ def test_operations_are_brought_back_when_the_encoder_has_moved():
     assert 4.3 <= cost() <= 4.5
     qmodel.policy.direction.assign(-2.0 * directions)
     assert not 4.3 <= cost() <= 4.5
-    qmodel.keep_budget()
+    qmodel._training.keep_budget()
     assert 4.3 <= cost() <= 4.5

@@ -133,8 +133,8 @@ def test_a_saved_model_starts_at_the_same_bits(calibrated, tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert len(set(loaded.policy.loss_table.numpy().ravel())) > 20
     for qmodel in (calibrated, loaded):
-        qmodel.measure_cost()
-        qmodel.start_at_budget()
+        qmodel._training.keeper.measure()
+        qmodel._training.keeper.place_means()
     np.testing.assert_array_equal(loaded.policy.mean.numpy(), calibrated.policy.mean.numpy())
 
 

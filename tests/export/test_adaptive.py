@@ -15,6 +15,7 @@ import dqmq_tf
 from dqmq_tf import export, flatbuffer, quality
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export import adaptive as adaptives
+from dqmq_tf.flatbuffer import checksum
 from dqmq_tf.runtimes import in_process
 
 layers = keras.layers
@@ -97,7 +98,7 @@ def test_routes_in_the_graph_on_tflm(profiles, tmp_path):
     )  # fmt: skip
     header = path.with_suffix(".h").read_text()
     assert "resolver.AddIf();" in header and "using Output1Type = std::int32_t;" in header
-    contents = flatbuffer.load(path)
+    contents = checksum.load(path)
     networks = [flatbuffer.write(n) for n in adaptives.split_profiles(flatbuffer.read(contents))]
     whole = tflm.Interpreter.from_bytes(contents, arena_size=500_000)
     parts = [tflm.Interpreter.from_bytes(n, arena_size=500_000) for n in networks]
@@ -185,18 +186,21 @@ def test_interpreter_refuses_other_files(small_file, frozen, tmp_path):
 
 _LATENCY = """
 import numpy as np, keras, tempfile
-from dqmq_tf.export import litert, router, runtime
-from dqmq_tf.layers import BitWidthPolicy, QualityEncoder
+from dqmq_tf.export import quality_router
+from dqmq_tf.lowering import float_file
+from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
+from dqmq_tf.policy.quality_encoder import QualityEncoder
 from dqmq_tf.precision import ActivationPrecision
+from dqmq_tf.runtimes import in_process
 from ai_edge_quantizer import quantizer, recipe
 
 network = keras.applications.MobileNetV2((96, 96, 3), weights=None)
-writer = quantizer.Quantizer(litert.export_float(network))
+writer = quantizer.Quantizer(float_file.export_float(network))
 writer.load_quantization_recipe(recipe.static_wi8_ai8())
 images = np.random.default_rng(0).uniform(size=(8, 96, 96, 3)).astype("float32")
 name = next(iter(network.inputs)).name
 ranges = writer.calibrate({"serving_default": [{"args_0": image[None]} for image in images]})
-int8 = runtime.interpreter(bytes(writer.quantize(ranges).quantized_model))
+int8 = in_process.interpreter(bytes(writer.quantize(ranges).quantized_model))
 
 class Frozen:
     encoder = QualityEncoder.for_model((None, 96, 96, 3), 54e6 * 64, 8)
@@ -207,9 +211,9 @@ Frozen.encoder.calibrate(images)
 Frozen.policy(Frozen.encoder(images))
 Frozen.policy.profiles = 2
 grid = ActivationPrecision(step=1 / 255, zero_point=0, bit_width=8)
-routes = runtime.interpreter(router.build_router(Frozen, images, grid))
+routes = in_process.interpreter(quality_router.build_router(Frozen, images, grid))
 pairs = [
-    (runtime.median_milliseconds(routes, 200), runtime.median_milliseconds(int8, 40))
+    (in_process.median_milliseconds(routes, 200), in_process.median_milliseconds(int8, 40))
     for _ in range(7)
 ]
 print(np.median([a / b for a, b in pairs]))

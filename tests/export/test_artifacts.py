@@ -6,7 +6,7 @@ from helpers.frozen_models import freeze, images, small_model
 
 from dqmq_tf import export, targets
 from dqmq_tf.errors import ConversionError
-from dqmq_tf.export import artifacts
+from dqmq_tf.export.artifacts import check_artifacts
 from dqmq_tf.runtimes import tflite_micro
 
 
@@ -67,13 +67,13 @@ def test_a_failure_leaves_all_as_they_were(micro_model, tmp_path, monkeypatch):
 )
 def test_what_cannot_be_made_is_refused(artifacts, target, error, message):
     with pytest.raises(error, match=message):
-        artifacts.check_artifacts(artifacts, targets.get(target))
+        check_artifacts(artifacts, targets.get(target))
 
 
 def test_a_c_array_needs_tflm(monkeypatch):
     monkeypatch.setattr(tflite_micro, "is_installed", lambda: False)
     with pytest.raises(ImportError, match="pip install --pre tflite-micro"):
-        artifacts.check_artifacts(("c_array",), targets.get("microcontroller"))
+        check_artifacts(("c_array",), targets.get("microcontroller"))
 
 
 def test_float_ends_on_demand(micro_model, tmp_path):

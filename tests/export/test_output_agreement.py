@@ -12,7 +12,7 @@ def test_figures():
     assert figures.samples == 3
     assert figures.top1_agreement == pytest.approx(2 / 3)
     # The second input leads by 20 steps only.
-    assert figures.decided == 2 and figures.clear_agreement == 1.0
+    assert figures.clear == 2 and figures.clear_agreement == 1.0
     assert figures.largest_quanta == pytest.approx(20, rel=1e-5)
     assert figures.mean_quanta == pytest.approx(10, rel=1e-5)
 

@@ -14,7 +14,7 @@ def row(runtime, agreement=1.0, mean=0.5, arena=None):
         version="ai-edge-litert 2.3.0",
         samples=1000,
         top1_agreement=agreement,
-        decided=900,
+        clear=900,
         clear_agreement=1.0,
         largest_quanta=12.0,
         mean_quanta=mean,
@@ -73,7 +73,7 @@ def test_no_column_without_use(report):
 
 
 def test_no_share_of_nothing(report):
-    undecided = dataclasses.replace(row("litert-xnnpack"), decided=0)
+    undecided = dataclasses.replace(row("litert-xnnpack"), clear=0)
     text = shown(dataclasses.replace(report, rows=(undecided,)))
     (line,) = [line for line in text.splitlines() if line.startswith(" litert-xnnpack")]
     assert line.split()[3] == "-"

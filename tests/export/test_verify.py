@@ -177,7 +177,7 @@ _MUTATE = """
 import collections, json, pathlib, sys
 import keras, numpy as np
 import dqmq_tf
-from dqmq_tf.export import checksum
+from dqmq_tf.flatbuffer import checksum
 
 folder = pathlib.Path(sys.argv[1])
 qmodel = keras.models.load_model(folder / "model.keras")

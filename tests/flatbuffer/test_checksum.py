@@ -6,15 +6,16 @@ from helpers.frozen_models import images
 from helpers.new_process import in_new_process
 
 import dqmq_tf
-from dqmq_tf import export, flatbuffer
+from dqmq_tf import export
 from dqmq_tf.errors import ConversionError
+from dqmq_tf.flatbuffer import checksum
 
 _MUTATIONS = 200
 # Every damaged file goes through each door; one that passes, hangs or ends Python fails the test.
 _CHILD = """
 import pathlib, sys
 import dqmq_tf
-from dqmq_tf.export.errors import ConversionError
+from dqmq_tf.errors import ConversionError
 doors = [dqmq_tf.read_metadata, dqmq_tf.AdaptiveInterpreter,
          lambda path: dqmq_tf.verify(None, path, None)]
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
@@ -42,7 +43,7 @@ def test_every_mutation_is_refused_and_python_survives(small_file, tmp_path):
 
 
 def test_whole_files_pass(small, small_file):
-    assert flatbuffer.load(small_file[0]) == small_file[0].read_bytes()
+    assert checksum.load(small_file[0]) == small_file[0].read_bytes()
     assert export.verify(small, small_file[0], images(small, 4)).different_numbers == 0
 
 

@@ -54,5 +54,5 @@ def per_sample_model(data: tf.data.Dataset) -> dqmq_tf.DQMQModel:
     # The policy hardly tells qualities apart after such a short training.
     directions = np.random.default_rng(0).normal(0, 1.0, qmodel.policy.direction.shape)
     qmodel.policy.direction.assign(directions)
-    qmodel.settle()
+    qmodel._training.settle()
     return qmodel

@@ -55,7 +55,7 @@ class TestLayers:
         assert report.other_parameters == 8 + 8 + 10
 
     def test_bytes_are_those_of_the_current_weights(self, static):
-        static.measure_cost()
+        static._training.keeper.measure()
         report, bits = summary(static), [row.bits.least for row in summary(static).layers]
         assert report.budget.kind == "download_bytes"
         assert report.cost == static.costs.of_file(bits, [])
@@ -66,7 +66,7 @@ class TestLayers:
         # A measurement from before the weights changed or were loaded does not matter.
         static.costs.table = [{b: 0 for b in row} for row in static.costs.table]
         assert summary(static).cost == report.cost
-        static.measure_cost()
+        static._training.keeper.measure()
 
     def test_the_largest_of_several_profiles_is_the_cost(self, arrays):
         keras.utils.set_random_seed(0)

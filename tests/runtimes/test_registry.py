@@ -12,7 +12,7 @@ from dqmq_tf import export, flatbuffer, runtimes, targets
 from dqmq_tf.errors import ConversionError, VerificationError
 from dqmq_tf.flatbuffer import lookup_tables
 from dqmq_tf.lowering.float_file import export_float
-from dqmq_tf.runtimes import registry
+from dqmq_tf.runtimes import process
 
 HERE = ["litert-xnnpack", "litert-builtin", "litert-reference", "tflite-micro"]
 KEY = "serving_default"
@@ -125,7 +125,7 @@ def test_a_slow_runtime_stops_early(contents, inputs):
 
 
 def test_a_runtime_that_hangs_is_ended(contents, inputs, monkeypatch):
-    monkeypatch.setattr(registry, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(process, "_PATIENCE_SECONDS", 0.01)
     with pytest.raises(VerificationError, match="did not come back within 0 seconds"):
         runtimes.run(contents, inputs, seconds=0)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from helpers.frozen_models import images
 
-from dqmq_tf import export, flatbuffer, runtimes
+from dqmq_tf import export, flatbuffer
 from dqmq_tf.errors import VerificationError
 from dqmq_tf.runtimes import tflite_micro
 
@@ -22,7 +22,7 @@ def test_it_computes_what_the_model_computes(small, int8_file):
     integers = inputs[0] / grid.scale[0] + grid.zeroPoint[0]
     assert integers.min() == pytest.approx(-128, abs=1)
     assert integers.max() == pytest.approx(127, abs=1)
-    (found,) = runtimes.run(int8_file, inputs).outputs
+    (found,) = tflite_micro.run(int8_file, inputs).outputs
     np.testing.assert_allclose(found, small.predict(inputs[0], verbose=0), atol=3 / 256)
 
 
@@ -32,8 +32,8 @@ def test_float_ends(small_file, int8_file):
         for c in (small_file[0].read_bytes(), int8_file)
     )
     np.testing.assert_array_equal(float_ends[0], int8_ends[0])
-    (found,) = runtimes.run(small_file[0].read_bytes(), float_ends).outputs
-    np.testing.assert_array_equal(found, runtimes.run(int8_file, int8_ends).outputs[0])
+    (found,) = tflite_micro.run(small_file[0].read_bytes(), float_ends).outputs
+    np.testing.assert_array_equal(found, tflite_micro.run(int8_file, int8_ends).outputs[0])
 
 
 def test_the_arena_is_the_smallest(int8_file):
@@ -52,4 +52,4 @@ def test_what_tflm_says_is_told(int8_file):
             code.builtinCode = flatbuffer.schema().BuiltinOperator.GELU
             code.deprecatedBuiltinCode = 127
     with pytest.raises(VerificationError, match="refuses the file.*GELU"):
-        runtimes.run(flatbuffer.write(model), tflite_micro.random_inputs(model, 1))
+        tflite_micro.run(flatbuffer.write(model), tflite_micro.random_inputs(model, 1))

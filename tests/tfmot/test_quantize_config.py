@@ -298,7 +298,7 @@ class TestImport:
             "import sys, tensorflow as tf",
             "sys.modules['tensorflow_model_optimization'] = None",
             "import dqmq_tf, keras",
-            "from dqmq_tf import annotate",
+            "from dqmq_tf.tfmot import annotate",
             "layer = annotate.quantize_annotate_layer(keras.layers.Dense(2))",
             "annotate.quantize_apply(keras.Sequential([keras.Input((3,)), layer]))",
             "lazy = vars(tf)['keras']",

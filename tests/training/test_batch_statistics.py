@@ -17,14 +17,16 @@ def _images(seed=0, count=_STEPS * _BATCH):
     return drawn.astype("float32")
 
 
-def _fitted(images, epochs=1, steps=_STEPS, trainable=True, momentum=0.99, **compiled):
+def _fitted(images, epochs=1, steps_known=True, trainable=True, momentum=0.99, **compiled):
     norm = keras.layers.BatchNormalization(momentum=momentum, trainable=trainable)
     model = keras.Sequential([keras.Input((4, 4, _CHANNELS)), norm])
     model.compile("sgd", "mse", **compiled)
-    own = BatchStatistics([norm], steps)
-    model.fit(
-        images, images, batch_size=_BATCH, epochs=epochs, shuffle=False, verbose=0, callbacks=[own]
-    )
+    own = BatchStatistics([norm])
+    if steps_known:
+        data = {"x": images, "y": images, "batch_size": _BATCH}
+    else:
+        data = {"x": ((x, x) for x in images.reshape(-1, _BATCH, *images.shape[1:]))}
+    model.fit(**data, epochs=epochs, shuffle=False, verbose=0, callbacks=[own])
     return [v.numpy() for v in (norm.moving_mean, norm.moving_variance)]
 
 
@@ -42,7 +44,7 @@ def test_no_more_than_a_hundred_steps_are_averaged():
     norm = keras.layers.BatchNormalization()
     model = keras.Sequential([keras.Input((1, 1, _CHANNELS)), norm])
     model.compile("sgd", "mse")
-    own = BatchStatistics([norm], len(images))
+    own = BatchStatistics([norm])
     model.fit(images, images, batch_size=1, shuffle=False, verbose=0, callbacks=[own])
     assert own.count == 100
     np.testing.assert_allclose(norm.moving_mean, images[-100:].mean(axis=(0, 1, 2)), rtol=1e-3)
@@ -50,7 +52,7 @@ def test_no_more_than_a_hundred_steps_are_averaged():
 
 @pytest.mark.parametrize(
     "case",
-    [{"steps": None}, {"steps_per_execution": 2}, {"momentum": 0.0}],
+    [{"steps_known": False}, {"steps_per_execution": 2}, {"momentum": 0.0}],
     ids=["length unknown", "steps in one call", "no momentum"],
 )
 def test_moving_means_stay_where_steps_cannot_be_told_apart(case):

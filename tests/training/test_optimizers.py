@@ -29,7 +29,8 @@ def fit(model, **options):
 def test_each_variable_is_moved_by_one_optimizer():
     model = quantized()
     shared = [v for _, variables in optimizers.shares(model) for v in variables]
-    assert sorted(v.path for v in shared) == sorted(v.path for v in model.trainable_variables)
+    trained = [v for v in model.weights if v.trainable]
+    assert sorted(v.path for v in shared) == sorted(v.path for v in trained)
     assert len({id(v) for v in shared}) == len(shared)
 
 
@@ -37,7 +38,7 @@ def test_what_sees_the_quality_does_not_wait_for_the_networks_rate():
     model = quantized(rate=0.0)
     model.calibrate(IMAGES)
     (_, network_), (_, readers), (_, encoder) = optimizers.shares(model)
-    before = {v.path: v.numpy() for v in model.trainable_variables}
+    before = {v.path: v.numpy() for v in model.weights}
     fit(model, epochs=3)
 
     def moved(variables):

@@ -23,7 +23,7 @@ LABELS = np.random.default_rng(1).integers(0, 10, 32)
 def moved(in_bytes=False, profiles=1, **on):
     """`{variable: whether two training steps moved it}` with only some terms on."""
     config = dqmq_tf.DQMQConfig(
-        terms=dqmq_tf.Terms(**{**OFF, **on}), profiles=profiles, initial_sigma=0.6
+        terms=dqmq_tf.ObjectiveTerms(**{**OFF, **on}), profiles=profiles, initial_sigma=0.6
     )
     budget = dqmq_tf.Budget(**{"download_bytes": 6_000} if in_bytes else {"mean_bit_width": 3.3})
     target = "android" if in_bytes else "simulation"
@@ -89,7 +89,6 @@ def test_files_are_searched_at_half_the_rate():
     ):
         config = dqmq_tf.DQMQConfig(settle=0.6)
         qmodel = dqmq_tf.quantize_model(network(), target=target, budget=budget, config=config)
-        search = PolicySearch(qmodel.policy, qmodel.costs, qmodel.budget, qmodel.config)
-        rates.append(search.rate(300))
+        rates.append(PolicySearch(qmodel._parts).rate(300))
     # As far as it can get: a bit and a half in half of 300 steps.
     assert rates == pytest.approx([0.01, 0.005])

@@ -25,8 +25,8 @@ class Drift(keras.callbacks.Callback):
             return
         if not self.bytes:
             policy.assigned.assign(np.minimum(policy.assigned.numpy() + 1, 8))
-        self.model.measure_cost()
-        self.bytes.append(BudgetKeeper(self.model, None).largest_file())
+        self.model._training.keeper.measure()
+        self.bytes.append(BudgetKeeper(self.model._parts).largest_file())
         self.bits.append(policy.assigned.numpy()[0])
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import rich.table
 import rich.text
 
 MISSING = "-"

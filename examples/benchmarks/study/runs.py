@@ -247,8 +247,8 @@ def _file_bytes(model, bits, run, data):
 
 def _terms(ablation):
     name = (ablation or "").removeprefix("no_")
-    known = {field.name for field in dataclasses.fields(dqmq_tf.Terms)}
-    return dqmq_tf.Terms(**({name: False} if name in known else {}))
+    known = {field.name for field in dataclasses.fields(dqmq_tf.ObjectiveTerms)}
+    return dqmq_tf.ObjectiveTerms(**({name: False} if name in known else {}))
 
 
 def _scores(predict, images, cost_of=None):

@@ -1,0 +1,158 @@
+"""What training does to the bits of a model: it calibrates, searches, settles and freezes them."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from dqmq_tf import inputs
+from dqmq_tf.budget import sensitivity
+from dqmq_tf.budget.budget_keeper import BudgetKeeper
+from dqmq_tf.policy.bit_width_policy import SEARCH, SETTLED
+from dqmq_tf.training import optimizers
+from dqmq_tf.training.policy_search import PolicySearch, mean_bits
+
+_CALIBRATION_SAMPLES = 256
+
+
+class BitTraining:
+    """The training of a model's bits; made once by `DQMQModel`, driven by `SearchSchedule`.
+
+    Args:
+        model: The `DQMQModel`.
+        parts: Its `ModelParts`.
+
+    Attributes:
+        search: The `PolicySearch`: the terms of one training step.
+        keeper: The `BudgetKeeper`: fixes bits within the budget.
+    """
+
+    def __init__(self, model: keras.Model, parts: Any) -> None:
+        self.model, self.parts = model, parts
+        self.search, self.keeper = PolicySearch(parts), BudgetKeeper(parts)
+        names = [*self.search.term_names, "pathwise", "cost", "multiplier", "mean_bits"]
+        self._figures = {name: keras.metrics.Mean(name=name) for name in names}
+        self._settled_cost: float | None = None
+
+    @property
+    def is_searching(self) -> bool:
+        return self.parts.policy.phase == SEARCH
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether activation step sizes have been set from data."""
+        return all(float(q.calibrated.numpy()) > 0 for q in self.parts.quantizers)
+
+    @property
+    def steps_searched(self) -> float:
+        """Training steps that the search has taken."""
+        return float(self.parts.policy.search_step.numpy())
+
+    @property
+    def total_steps(self) -> float:
+        """Training steps that the search was planned for, fine-tuning included; 0 if unknown."""
+        return float(self.parts.policy.search_total.numpy())
+
+    def calibrate(self, x: Any) -> None:
+        """Sets ranges and step sizes from data; see `DQMQModel.calibrate`."""
+        parts = self.parts
+        arrays = inputs.collect(x, self.model, samples=_CALIBRATION_SAMPLES)
+        x = inputs.structured(inputs.checked_finite(arrays), self.model)
+        layers = [*parts.quantizers, *parts.wrappers.values()]
+        for layer in layers:
+            layer.observe()
+        try:
+            # In training mode for batch statistics, in a scope that drops what would be assigned:
+            # the moving statistics of a new network say nothing of what training will see.
+            with keras.StatelessScope():
+                parts.instrumented(x, training=True)
+        finally:
+            for layer in layers:
+                layer.calibrate()
+        parts.encoder.calibrate(arrays[0])
+        self.keeper.measure()
+        if parts.costs.in_bytes:
+            losses = sensitivity.added_losses(parts, x, parts.policy.bit_widths)
+            parts.policy.loss_table.assign(losses)
+            if not self.steps_searched:
+                self.keeper.place_means()
+
+    def begin(self, total_steps: float) -> None:
+        """Starts the clock of a new search.
+
+        Args:
+            total_steps: Training steps in all, fine-tuning included; 0 if they are not known.
+        """
+        if not self.steps_searched:
+            self.keeper.start()
+        self.parts.policy.search_step.assign(0.0)
+        self.parts.policy.search_total.assign(float(total_steps))
+        self.set_rate(total_steps)
+
+    def set_rate(self, total_steps: float, faded: float = 0.0) -> None:
+        """Sets the learning rates of policy, normalization by quality and encoder.
+
+        Args:
+            total_steps: Steps of this training.
+            faded: Share by which the rate has fallen in the fine-tuning at settled bits.
+        """
+        if getattr(self.model, "policy_optimizer", None) is None:
+            return
+        rate = self.parts.config.policy_learning_rate or self.search.rate(max(total_steps, 1))
+        optimizers.set_rate(self.model, rate * (1.0 - faded))
+
+    def progress(self) -> float:
+        """Returns the share of the training that is done, 0.5 where its length is unknown."""
+        return float(ops.convert_to_numpy(self.search.progress()))
+
+    def settle(self) -> None:
+        """Fixes weight bits to the budget and ends the search; training goes on at them."""
+        self.keeper.settle(self.seen())
+        self._settled_cost = None
+        self.model.refresh_functions()
+
+    def keep_budget(self, share: float = 1.0) -> None:
+        """Brings settled bits back to the budget; see `BudgetKeeper.keep`."""
+        if self.parts.policy.phase == SETTLED:
+            self.keeper.keep(self.seen(), share)
+            self._settled_cost = None
+
+    def record(self, result: Any, terms: dict[str, Any], expected: Any) -> None:
+        """Records the figures of a training step.
+
+        Args:
+            result: Output of the instrumented model.
+            terms: `{name: scalar}` of the terms that were added to the loss.
+            expected: Expected cost, or None once the bits are settled.
+        """
+        figures = dict.fromkeys(self.search.term_names, 0.0) | terms
+        figures["mean_bits"] = mean_bits(result, self.parts.costs)
+        figures["multiplier"] = self.parts.policy.multiplier.value
+        figures["cost"] = 0.0 if expected is None else expected
+        for name, value in figures.items():
+            self._figures[name].update_state(value)
+
+    def reset_figures(self) -> None:
+        """Forgets what was recorded."""
+        for metric in self._figures.values():
+            metric.reset_state()
+
+    def figures(self) -> dict[str, float]:
+        """Returns the means of what was recorded, and the cost of settled bits."""
+        found = {name: float(metric.result()) for name, metric in self._figures.items()}
+        if not self.is_searching:
+            if self._settled_cost is None:
+                self._settled_cost = self.keeper.assigned_cost(self.seen())
+            found["cost"] = self._settled_cost
+        return found
+
+    def seen(self, data: Any = None) -> np.ndarray:
+        """Returns the quality embeddings `[N, d]` of data, or of what training saw last."""
+        if data is not None:
+            return np.concatenate(
+                [ops.convert_to_numpy(self.parts.encoder(ops.convert_to_tensor(part[0])))
+                 for part in inputs.batches(data, self.model)]
+            )  # fmt: skip
+        seen = self.parts.policy.seen.values()
+        return seen if len(seen) else np.zeros((1, self.parts.config.embedding_size), "float32")
