@@ -28,7 +28,7 @@ class TestBudget:
 
     def test_mean_bit_width_is_met_within_two_percent(self, simulated, by_kind):
         qmodel, history = simulated
-        decision = qmodel.policy(qmodel.policy.observed(), training=False)
+        decision = qmodel.policy(qmodel.policy.seen.values(), training=False)
         bits = np.asarray(decision["activations"])[..., 0]
         weights = np.asarray(decision["weights"])[:, :, 0]
         assert 0.96 * 3.0 <= qmodel.costs.exact(weights, bits) <= 3.0

@@ -7,7 +7,7 @@ import numpy as np
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import VerificationError
 from dqmq_tf.flatbuffer import lookup_tables
-from dqmq_tf.flatbuffer.lookup_tables import DECODE, decompress
+from dqmq_tf.flatbuffer.lookup_tables import DECODE
 from dqmq_tf.runtimes import tflite_micro, vela
 from dqmq_tf.runtimes.vela import VelaReport
 
@@ -31,7 +31,7 @@ def check_bit_exact(contents):
         VerificationError: If a single integer differs, or TFLite Micro does not run the file.
     """
     tflite_micro.require()
-    model, twin_contents = flatbuffer.read(contents), decompress(contents)
+    model, twin_contents = flatbuffer.read(contents), lookup_tables.decompress(contents)
     twin = flatbuffer.read(twin_contents)
     graph = model.subgraphs[0]
     expected = {

@@ -197,7 +197,7 @@ def _evaluate(
     """Returns the inputs to summarize, and the `source` of a `Summary` for them."""
     if data is not None:
         return evaluation.evaluate(qmodel, evaluation.checked_dataset(qmodel, data)), "data"
-    embeddings = qmodel.policy.observed()
+    embeddings = qmodel.policy.seen.values()
     if len(embeddings):
         return evaluation.Evaluation(embeddings=embeddings), "training"
     neutral = np.zeros((1, qmodel.config.embedding_size), "float32")

@@ -113,7 +113,7 @@ def test_operations_are_brought_back_when_the_encoder_has_moved():
     qmodel._training.settle()
 
     def cost():
-        found = qmodel.policy(qmodel.policy.observed(), training=False)
+        found = qmodel.policy(qmodel.policy.seen.values(), training=False)
         weights = found["weights"].numpy()[:, :, 0]
         return qmodel.costs.exact(weights, found["activations"].numpy()[..., 0])
 

@@ -4,7 +4,7 @@ from helpers.frozen_models import every_bit_width_model, freeze, images
 from tflite_micro.tensorflow.lite.micro import compression as tflm
 from tflite_micro.tensorflow.lite.micro.compression import spec
 
-from dqmq_tf import export, flatbuffer, runtimes
+from dqmq_tf import export, flatbuffer
 from dqmq_tf.errors import ConversionError, VerificationError
 from dqmq_tf.export import device_checks
 from dqmq_tf.flatbuffer import editing, lookup_tables
@@ -196,7 +196,7 @@ def test_without_tflm_nothing_is_delivered(microcontroller, tmp_path, monkeypatc
 def test_a_file_that_tflm_decodes_otherwise_is_not_delivered(
     microcontroller, tmp_path, monkeypatch
 ):
-    run = runtimes.run
+    run = tflite_micro.run
 
     def one_integer_wrong(contents, inputs, tensors=()):
         found = run(contents, inputs, tensors)

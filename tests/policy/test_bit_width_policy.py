@@ -7,8 +7,9 @@ import tensorflow as tf
 from helpers.small_policies import ACTIVATIONS, SIZE, WEIGHTS, embeddings, make, numpy
 from keras import ops
 
-from dqmq_tf.policy.bit_width_policy import FROZEN, RESERVOIR, BitWidthPolicy
+from dqmq_tf.policy.bit_width_policy import FROZEN, BitWidthPolicy
 from dqmq_tf.policy.decision_tensor import EXECUTED, FIELDS, HIGH, LOW, MEAN, SLOPE
+from dqmq_tf.policy.seen_embeddings import CAPACITY
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 4])
@@ -67,7 +68,7 @@ def test_batches_smaller_than_the_groups_are_drawn_too(groups, batch):
     assert np.all(np.isfinite(found["weights"])) and np.all(np.isfinite(found["activations"]))
     assert found["group"].max() < groups
     assert set(found["order"]) == set(range(batch))
-    assert np.all(np.isfinite(policy.observed()))
+    assert np.all(np.isfinite(policy.seen.values()))
 
 
 def test_score_is_the_mean_number_of_bits_above_the_static_mean():
@@ -189,12 +190,12 @@ def test_draws_carry_no_gradient_but_through_the_mean(curvature):
 @pytest.mark.parametrize("batch", [3, 64, 700])
 def test_what_was_observed_is_a_fair_sample_of_the_batches(groups, batch):
     policy = make(groups)
-    assert len(policy.observed()) == 0
+    assert len(policy.seen.values()) == 0
     draw = tf.function(lambda z: policy(z, training=True)["group"])
     for step in range(30):
         draw(tf.constant(embeddings(batch, step)))
-    seen = policy.observed()
-    assert seen.shape == (RESERVOIR, SIZE) or len(seen) == 30 * batch
+    seen = policy.seen.values()
+    assert seen.shape == (CAPACITY, SIZE) or len(seen) == 30 * batch
     everything = np.concatenate([embeddings(batch, step) for step in range(30)])
     assert {tuple(row) for row in seen} <= {tuple(row) for row in everything}
     if batch >= 64:

@@ -90,7 +90,10 @@ class TestLayers:
 
     def test_without_data_the_inputs_are_those_of_training(self, per_sample, static):
         trained = summary(per_sample)
-        assert (trained.source, trained.samples) == ("training", len(per_sample.policy.observed()))
+        assert (trained.source, trained.samples) == (
+            "training",
+            len(per_sample.policy.seen.values()),
+        )
         assert trained.qualities == ()
         assert (summary(static).source, summary(static).samples) == ("none", 0)
 
