@@ -1,1 +1,1 @@
-"""TFMOT's way in: `quantize_annotate_layer`, `quantize_apply`, `QuantizeConfig`."""
+"""The interface of TFMOT: `quantize_annotate_layer`, `quantize_apply`, `QuantizeConfig`."""

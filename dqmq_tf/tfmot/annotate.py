@@ -1,47 +1,57 @@
-"""Quantizing chosen layers only: annotate them, then apply, as with TFMOT."""
+"""Quantizes chosen layers only: annotate them, then apply, as in TFMOT."""
 
 import dataclasses
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 
 from dqmq_tf import graph as graphs
-from dqmq_tf.config import DQMQConfig, LayerRule
+from dqmq_tf.config import Budget, DQMQConfig, LayerRule
 from dqmq_tf.graph.kernels import kernel_variables
 from dqmq_tf.graph.rebuild import rebuild
+from dqmq_tf.model import DQMQModel
 from dqmq_tf.quantize import quantize_model
+from dqmq_tf.targets import Target
+
+# Returns the copy of a layer.
+_Copy = Callable[[keras.layers.Layer], keras.layers.Layer]
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class QuantizeAnnotate(keras.layers.Layer):
-    """Marks a layer for `quantize_apply`, and calls it; made by `quantize_annotate_layer`.
+    """Marks a layer for `quantize_apply`, and calls it. `quantize_annotate_layer` creates it.
 
-    A config is saved as the rule that it amounts to for this layer, so that a model with any TFMOT
-    `QuantizeConfig` loads without scope and without TFMOT.
+    The config is saved as the equivalent rule for this layer, so that a model with any TFMOT
+    `QuantizeConfig` loads without a custom object scope and without TFMOT.
 
     Args:
         layer: The layer.
-        config: What `quantize_annotate_layer` takes, or None.
+        config: See `quantize_annotate_layer`.
     """
 
-    def __init__(self, layer, config=None, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, config: Any = None, **kwargs: Any) -> None:
         kwargs = {"name": f"quantize_annotate_{layer.name}", **kwargs, "autocast": False}
         super().__init__(**kwargs)
         self.layer = layer
         self.quantize_config = config
         self.supports_masking = layer.supports_masking
 
-    def build(self, *args, **kwargs):
-        """The layer builds itself when it is called: it knows its own arguments."""
+    def build(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the layer builds itself in its first call, with its own arguments."""
 
-    def call(self, *args, **kwargs):
+    def call(self, *args: Any, **kwargs: Any) -> Any:
         return self.layer(*args, **kwargs)
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         return self.layer.compute_mask(inputs, previous_mask)
 
-    def rule(self, path):
-        """Returns the annotation's own `LayerRule` for the layer with path `path`, or None.
+    def rule(self, path: str) -> LayerRule | None:
+        """Returns the `LayerRule` of the annotation, or None if it has no config.
+
+        Args:
+            path: The path of the layer, which becomes the pattern of the rule.
 
         Raises:
             ValueError: If the config does not fit the layer or cannot be expressed as a rule.
@@ -52,18 +62,18 @@ class QuantizeAnnotate(keras.layers.Layer):
         if isinstance(config, LayerRule):
             rule = dataclasses.replace(config, pattern=re.escape(path))
         else:
-            # Only here may TFMOT be needed: it is an optional package, and slow to import.
+            # Import TFMOT only when it is needed: it is optional and slow to import.
             from dqmq_tf.tfmot import quantize_config
 
             rule = quantize_config.to_rule(config, self.layer, path)
         if (rule.weight_bits or rule.weights) and not kernel_variables(self.layer):
             raise ValueError(
-                f"Layer {path!r} is annotated with weight bits or names, and it has no kernel: "
-                "leave weights and weight_bits at None."
+                f"Layer {path!r} is annotated with weight bits or weight names, but has no kernel. "
+                "Leave weights and weight_bits at None."
             )
         return rule
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         rule = self.rule(self.layer.name)
         return {
             **super().get_config(),
@@ -72,26 +82,27 @@ class QuantizeAnnotate(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "QuantizeAnnotate":
         layer = keras.saving.deserialize_keras_object(config["layer"])
         rule = config["config"] and LayerRule(**config["config"])
         return cls(**{**config, "layer": layer, "config": rule})
 
 
-def quantize_annotate_layer(layer, config=None):
-    """Marks a layer to be quantized by `quantize_apply`; until then it runs in floating point.
+def quantize_annotate_layer(layer: keras.layers.Layer, config: Any = None) -> QuantizeAnnotate:
+    """Marks a layer for `quantize_apply`. Until then it runs in floating point.
 
     Args:
         layer: A Keras 3 layer, built or not. For a nested model, use `quantize_annotate_model`.
-        config: The layer's own candidates: a `DQMQQuantizeConfig`, any other TFMOT
-            `QuantizeConfig`, or a `LayerRule` (of which the pattern is not read). None for what
-            the rules of `quantize_apply` say, else all candidates of the target.
+        config: The candidates of this layer: a `DQMQQuantizeConfig`, any other TFMOT
+            `QuantizeConfig`, or a `LayerRule`, whose pattern is ignored. None to use the rules of
+            `quantize_apply`, or all candidates of the target if no rule matches.
 
     Returns:
-        A `QuantizeAnnotate` layer, to be used in place of `layer`.
+        A `QuantizeAnnotate` layer to use in place of `layer`.
 
     Raises:
-        ValueError: If `layer` is no layer or already annotated, or `config` none of these.
+        ValueError: If `layer` is not a layer or is already annotated, or if `config` is of another
+            type.
 
     Example:
 
@@ -105,38 +116,38 @@ def quantize_annotate_layer(layer, config=None):
     >>> qmodel = dqmq_tf.quantize_apply(model)
     """
     if isinstance(layer, QuantizeAnnotate):
-        raise ValueError(f"Layer {layer.layer.name!r} is already annotated: annotate it once.")
+        raise ValueError(f"Layer {layer.layer.name!r} is already annotated. Annotate it once.")
     if isinstance(layer, keras.Model):
         raise ValueError(
-            f"{layer.name!r} is a model: use quantize_annotate_model on it, which marks its layers."
+            f"{layer.name!r} is a model. Call quantize_annotate_model, which marks its layers."
         )
     if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.layers.InputLayer):
         raise ValueError(
-            f"Expected a Keras 3 layer to annotate, found {layer!r} of type "
+            f"Expected a Keras 3 layer to annotate. Found {layer!r} of type "
             f"{type(layer).__module__}.{type(layer).__name__}."
         )
     is_tfmot = hasattr(config, "get_weights_and_quantizers") and not isinstance(config, type)
     if config is not None and not isinstance(config, LayerRule) and not is_tfmot:
         raise ValueError(
-            f"Layer {layer.name!r}: config={config!r} is not known; give a "
+            f"Layer {layer.name!r}: config={config!r} is not known. Pass a "
             "dqmq_tf.DQMQQuantizeConfig, another TFMOT QuantizeConfig object, or a "
             "dqmq_tf.LayerRule."
         )
     return QuantizeAnnotate(layer, config)
 
 
-def quantize_annotate_model(model):
-    """Marks every layer of a model that has a kernel, those of nested models included.
+def quantize_annotate_model(model: keras.Model) -> keras.Model:
+    """Marks every layer of a model that has a kernel, including those of nested models.
 
     Args:
         model: A built Keras 3 Sequential or functional model. It is not changed. Layers that are
-            annotated already keep their configs.
+            already annotated keep their configs.
 
     Returns:
-        A new model with the same weights, not compiled.
+        A new, uncompiled model with the same weights.
 
     Raises:
-        ValueError: If the model is subclassed, not built or not of Keras 3, or has no kernel.
+        ValueError: If the model is subclassed, not built or not from Keras 3, or has no kernel.
 
     Example:
 
@@ -146,56 +157,65 @@ def quantize_annotate_model(model):
     if not any(isinstance(n.layer, QuantizeAnnotate) or _has_kernel(n.layer) for n in nodes):
         raise ValueError(f"Model {model.name!r} has no layer with a kernel to annotate.")
 
-    def annotate(layer, copy):
+    def annotate(layer: keras.layers.Layer, copy: _Copy) -> keras.layers.Layer:
         return QuantizeAnnotate(copy(layer)) if _has_kernel(layer) else copy(layer)
 
-    return _replaced(model, annotate)
+    return _replace_layers(model, annotate)
 
 
-def quantize_apply(model, *, target="android", budget=None, config=None):
-    """Quantizes the annotated layers of a model; all other kernels stay in floating point.
+def quantize_apply(
+    model: keras.Model,
+    *,
+    target: str | Target = "android",
+    budget: Budget | None = None,
+    config: DQMQConfig | None = None,
+) -> DQMQModel:
+    """Quantizes the annotated layers of a model. All other kernels stay in floating point.
 
-    An integer kernel reads and makes integers. So what has no kernel (batch norm, relu, pools,
-    adds) and the model's inputs are quantized where an annotated layer reads them, directly or
-    through others of these, and where they are made of the outputs of annotated layers alone;
-    `quantize_apply(quantize_annotate_model(model))` quantizes what `quantize_model(model)` does.
+    An integer kernel reads and writes integers. Therefore a layer without a kernel (batch norm,
+    ReLU, pooling, add) and an input of the model are quantized as well if an annotated layer reads
+    their output, directly or through other such layers, or if they read only outputs of annotated
+    layers. `quantize_apply(quantize_annotate_model(model))` quantizes the same tensors as
+    `quantize_model(model)`.
 
     Args:
         model: A built model with layers from `quantize_annotate_layer` or
             `quantize_annotate_model`. It is not changed.
-        target, budget: See `quantize_model`.
-        config: A `DQMQConfig`. Its rules hold, by the layers' own paths, for annotated layers
-            without a config of their own and what lies around them: a config of an annotation
-            comes first, and no rule quantizes a layer that is not annotated.
+        target: See `quantize_model`.
+        budget: See `quantize_model`.
+        config: A `DQMQConfig`. Its rules match the paths of the original layers. They apply to
+            annotated layers without a config of their own and to the layers around them. The config
+            of an annotation takes precedence, and no rule quantizes a layer that is not annotated.
 
     Returns:
-        A `DQMQModel` with the names and weights of the layers that were annotated.
+        A `DQMQModel` with the names and weights of the original layers.
 
     Raises:
-        ValueError: If there is no annotation or the model is not built, if the config of an
-            annotation names a weight that its layer lacks or bits that the target does not run,
-            and as `quantize_model` does.
+        ValueError: If there is no annotation, if the model is not built, if the config of an
+            annotation names a weight that its layer does not have or bits that the target does not
+            support, or for any reason that `quantize_model` gives.
 
     Example:
 
     >>> qmodel = dqmq_tf.quantize_apply(model, budget=dqmq_tf.Budget(download_bytes=20_000))
     >>> qmodel.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
     """
-    annotations = {}
+    # By the id of the copy of the annotated layer.
+    annotations: dict[int, QuantizeAnnotate] = {}
 
-    def unwrap(layer, copy):
+    def unwrap(layer: keras.layers.Layer, copy: _Copy) -> keras.layers.Layer:
         if not isinstance(layer, QuantizeAnnotate):
             return copy(layer)
         inner = copy(layer.layer)
         annotations[id(inner)] = layer
         return inner
 
-    plain = _replaced(model, unwrap)
+    plain = _replace_layers(model, unwrap)
     if not annotations:
         raise ValueError(
-            f"Model {model.name!r} has no annotated layer to quantize: mark some with "
-            "quantize_annotate_layer, or all with quantize_annotate_model; quantize_model "
-            "quantizes all at once."
+            f"Model {model.name!r} has no annotated layer to quantize. Mark layers with "
+            "quantize_annotate_layer, or all of them with quantize_annotate_model, or call "
+            "quantize_model to quantize the whole model."
         )
     config = config or DQMQConfig()
     rules = (*_rules(graphs.trace(plain), annotations), *config.rules)
@@ -203,70 +223,91 @@ def quantize_apply(model, *, target="android", budget=None, config=None):
     return quantize_model(plain, target=target, budget=budget, config=config)
 
 
-def _rules(graph, annotations):
-    """`LayerRule`s that quantize the annotated paths of a graph and what lies around them."""
+def _rules(graph: graphs.Graph, annotations: Mapping[int, QuantizeAnnotate]) -> list[LayerRule]:
+    """Returns the rules that quantize the annotated layers and the layers around them.
+
+    Args:
+        graph: The graph of the model without annotations.
+        annotations: The annotation of each annotated layer, by the id of the layer.
+    """
     layers = {node.path: node.layer for node in graph.nodes}
-    own = {
+    annotation_rules = {
         path: annotations[id(layer)].rule(path)
         for path, layer in layers.items()
         if id(layer) in annotations
     }
-    annotated = {path for path, rule in own.items() if rule is None or rule.quantize}
-    taking_part = annotated | _around(graph, annotated)
+    annotated = {path for path, rule in annotation_rules.items() if rule is None or rule.quantize}
+    quantized = annotated | _around(graph, annotated)
     rules = []
     for path in (*layers, *graph.input_names):
-        rule = own.get(path)
-        if path not in taking_part:
+        rule = annotation_rules.get(path)
+        if path not in quantized:
             rule = LayerRule(pattern=re.escape(path), quantize=False)
         if rule is not None:
             rules.append(rule)
     return rules
 
 
-def _around(graph, annotated):
-    """Sites without kernels, and inputs, whose integers annotated layers read or have made."""
-    made, floating, read, found = set(), set(), set(), set()
-    # Nodes are in execution order, so one pass each way follows any number of them.
+def _around(graph: graphs.Graph, annotated: set[str]) -> set[str]:
+    """Returns the layers without kernels, and the inputs, that annotated layers quantize.
+
+    These are the layers that annotated layers read, and those that read only annotated layers.
+    """
+    written: set[int] = set()
+    floating: set[int] = set()
+    read: set[int] = set()
+    around: set[str] = set()
+    # Nodes are in execution order, so one pass in each direction follows chains of any length.
     for node in graph.nodes:
         if node.path in annotated:
-            made.update(node.outputs)
+            written.update(node.outputs)
             read.update(node.inputs)
         elif _has_kernel(node.layer) or floating.intersection(node.inputs):
             floating.update(node.outputs)
-        elif made.intersection(node.inputs):
-            found.add(node.path)
-            made.update(node.outputs)
+        elif written.intersection(node.inputs):
+            around.add(node.path)
+            written.update(node.outputs)
             read.update(node.inputs)
     for node in reversed(graph.nodes):
         if read.intersection(node.outputs) and not _has_kernel(node.layer):
-            found.add(node.path)
+            around.add(node.path)
             read.update(node.inputs)
-    return found | {name for name, t in zip(graph.input_names, graph.inputs) if t in read}
+    around.update(name for name, t in zip(graph.input_names, graph.inputs) if t in read)
+    return around
 
 
-def _has_kernel(layer):
+def _has_kernel(layer: keras.layers.Layer) -> bool:
     return not isinstance(layer, QuantizeAnnotate) and bool(kernel_variables(layer))
 
 
-def _replaced(model, function):
-    """Returns a copy of a model with `function(layer, copy)` in place of each layer.
+def _replace_layers(
+    model: keras.Model, replacement: Callable[[keras.layers.Layer, _Copy], keras.layers.Layer]
+) -> keras.Model:
+    """Returns a copy of a model with other layers.
 
-    `copy(layer)` is the layer's copy, one for each layer; it has the weights once all is built.
+    Args:
+        model: The model.
+        replacement: `replacement(layer, copy)` returns the layer to use for a layer.
+            `copy(layer)` returns the copy of a layer, always the same one. It gets the weights of
+            the layer once the new model is built.
     """
-    copies, done = {}, {}
+    originals: dict[int, keras.layers.Layer] = {}
+    copies: dict[int, keras.layers.Layer] = {}
+    replacements: dict[int, keras.layers.Layer] = {}
 
-    def copy(layer):
+    def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         if id(layer) not in copies:
-            copies[id(layer)] = layer, type(layer).from_config(layer.get_config())
-        return copies[id(layer)][1]
+            originals[id(layer)] = layer
+            copies[id(layer)] = type(layer).from_config(layer.get_config())
+        return copies[id(layer)]
 
-    def call(node, args, kwargs):
-        if id(node.layer) not in done:
-            done[id(node.layer)] = function(node.layer, copy)
-        return done[id(node.layer)](*args, **kwargs)
+    def call(node: graphs.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if id(node.layer) not in replacements:
+            replacements[id(node.layer)] = replacement(node.layer, copy)
+        return replacements[id(node.layer)](*args, **kwargs)
 
     result = rebuild(graphs.trace_nested(model), model.name, call)
-    for layer, twin in copies.values():
+    for key, layer in originals.items():
         if isinstance(layer, keras.layers.Layer):
-            twin.set_weights(layer.get_weights())
+            copies[key].set_weights(layer.get_weights())
     return result

@@ -1,15 +1,20 @@
-"""TFMOT's `QuantizeConfig`: one that names candidate bit-widths, and a reader of any other.
+"""A TFMOT `QuantizeConfig` with candidate bit-widths, and a reader of any other.
 
-The only module that imports TensorFlow Model Optimization (TFMOT), which is optional and built on
-Keras 2. Import TFMOT from here (`from dqmq_tf.tfmot.quantize_config import tfmot`) to keep `tf.keras`
-and the environment as they are.
+This is the only module that imports TensorFlow Model Optimization (TFMOT), which is optional and
+built on Keras 2. To use TFMOT, import it from here
+(`from dqmq_tf.tfmot.quantize_config import tfmot`): that leaves `tf.keras` and the environment
+unchanged.
 """
 
 import importlib
 import os
 import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from dqmq_tf.config import LayerRule
@@ -17,29 +22,29 @@ from dqmq_tf.graph.kernels import kernel_variables
 from dqmq_tf.layers.lsq import quantize, weight_limits
 
 
-def _import_tfmot():
-    """Imports TFMOT without the two things that it does to the process.
+def _import_tfmot() -> Any:
+    """Imports TFMOT without its two side effects on the process.
 
-    It sets `TF_USE_LEGACY_KERAS`, and asks for `tf.keras`, which then becomes Keras 2 for good if
-    nobody used it before. While it is imported it finds Keras 3 there, whatever was there, and
-    takes Keras 2 from the package `tf_keras` instead.
+    TFMOT sets `TF_USE_LEGACY_KERAS` and reads `tf.keras`, which then stays Keras 2 if nobody used it
+    before. During the import, `tf.keras` is replaced by Keras 3, whatever it was before. TFMOT then
+    takes Keras 2 from the package `tf_keras`.
     """
     legacy = os.environ.get("TF_USE_LEGACY_KERAS")
     names = ("tensorflow", "tensorflow.compat.v1", "tensorflow.compat.v2")
-    modules = [importlib.import_module(name) for name in names]
-    found = [vars(module)["keras"] for module in modules]
+    modules: list[Any] = [importlib.import_module(name) for name in names]
+    originals = [vars(module)["keras"] for module in modules]
     try:
         for module in modules:
             module.keras = keras
         return importlib.import_module("tensorflow_model_optimization")
     except ImportError as error:
         raise ImportError(
-            "dqmq_tf.tfmot.quantize_config needs TensorFlow Model Optimization and tf_keras: "
-            f"pip install dqmq_tf[tfmot] ({error})."
+            "dqmq_tf.tfmot.quantize_config needs TensorFlow Model Optimization and tf_keras. "
+            f"Install them with pip install dqmq_tf[tfmot] ({error})."
         ) from error
     finally:
-        for module, attribute in zip(modules, found):
-            module.keras = attribute
+        for module, original in zip(modules, originals):
+            module.keras = original
         if legacy is None:
             os.environ.pop("TF_USE_LEGACY_KERAS", None)
         else:
@@ -47,22 +52,22 @@ def _import_tfmot():
 
 
 tfmot = _import_tfmot()
-_QuantizeConfig = tfmot.quantization.keras.QuantizeConfig
-# The public module does not have all of them.
-_tfmot_quantizers = importlib.import_module(
+_QuantizeConfig: Any = tfmot.quantization.keras.QuantizeConfig
+# The public module does not offer all quantizers.
+_tfmot_quantizers: Any = importlib.import_module(
     "tensorflow_model_optimization.python.core.quantization.keras.quantizers"
 )
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class CandidatesQuantizer(_tfmot_quantizers.Quantizer):
-    """A TFMOT `Quantizer` that says among which bit-widths a tensor's is chosen.
+    """A TFMOT `Quantizer` that names the candidate bit-widths of a tensor.
 
-    `dqmq_tf` reads the candidates; called as TFMOT calls a quantizer, it quantizes symmetrically
-    at the widest of them.
+    `dqmq_tf` reads the candidates. If TFMOT calls the quantizer, it quantizes symmetrically at the
+    largest of them.
 
     Args:
-        bit_widths: The candidates; None for all that the target has.
+        bit_widths: The candidates. None for all bit-widths of the target.
 
     Example:
 
@@ -70,41 +75,44 @@ class CandidatesQuantizer(_tfmot_quantizers.Quantizer):
     (2, 4, 8)
     """
 
-    def __init__(self, bit_widths=None):
-        self.bit_widths = LayerRule(pattern=".*", weight_bits=bit_widths).weight_bits
+    def __init__(self, bit_widths: int | Sequence[int] | None = None) -> None:
+        self.bit_widths = LayerRule(pattern=".*", weight_bits=_as_tuple(bit_widths)).weight_bits
 
-    def build(self, tensor_shape, name, layer):
-        """Returns no variables: the step sizes belong to the quantized model."""
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        """Returns no variables, because the step sizes belong to the quantized model."""
         return {}
 
-    def __call__(self, inputs, training, weights, **kwargs):
-        """Returns `inputs` on the grid of the widest candidate (8 bits if there are no own)."""
+    def __call__(
+        self, inputs: tf.Tensor, training: bool, weights: dict[str, Any], **kwargs: Any
+    ) -> tf.Tensor:
+        """Returns the inputs, quantized at the largest candidate (8 bits without candidates)."""
         _, q_max = weight_limits(max(self.bit_widths or (8,)))
         step = ops.max(ops.abs(inputs), keepdims=True) / q_max
         limit = ops.full_like(step, q_max)
         return quantize(inputs, step, -limit, limit)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"bit_widths": self.bit_widths}
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.bit_widths == self.bit_widths
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash((type(self), self.bit_widths))
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class DQMQQuantizeConfig(_QuantizeConfig):
-    """Which tensors of a layer are decision points, and with which candidates.
+    """Names the tensors of a layer that are decision points, and their candidates.
 
-    A TFMOT `QuantizeConfig` that works on Keras 3 layers; hand it to
+    This is a TFMOT `QuantizeConfig` for Keras 3 layers. Pass it to
     `dqmq_tf.quantize_annotate_layer`.
 
     Args:
-        weights: Names of the layer's kernels to quantize, such as `("kernel",)`; None for all.
-        weight_bits: Candidates for them; None for all that the target has.
-        activation_bits: Candidates for the tensor that the layer makes; None for all.
+        weights: The names of the layer's kernels to quantize, such as `("kernel",)`. None for all.
+        weight_bits: The candidates of the kernels. None for all bit-widths of the target.
+        activation_bits: The candidates of the layer's output. None for all bit-widths of the
+            target.
 
     Raises:
         ValueError: If a tuple is empty.
@@ -115,23 +123,30 @@ class DQMQQuantizeConfig(_QuantizeConfig):
     >>> layer = dqmq_tf.quantize_annotate_layer(keras.layers.Dense(10), config)
     """
 
-    def __init__(self, weights=None, weight_bits=None, activation_bits=None):
+    def __init__(
+        self,
+        weights: str | Sequence[str] | None = None,
+        weight_bits: int | Sequence[int] | None = None,
+        activation_bits: int | Sequence[int] | None = None,
+    ) -> None:
         rule = LayerRule(
             pattern=".*",
-            weights=(weights,) if isinstance(weights, str) else weights,
-            weight_bits=weight_bits,
-            activation_bits=activation_bits,
+            weights=_as_tuple(weights),
+            weight_bits=_as_tuple(weight_bits),
+            activation_bits=_as_tuple(activation_bits),
         )
         self.weights = rule.weights
         self.weight_bits = rule.weight_bits
         self.activation_bits = rule.activation_bits
 
-    def to_rule(self, path):
-        """Returns the `LayerRule` that says the same of the layer with path `path`."""
+    def to_rule(self, path: str) -> LayerRule:
+        """Returns the equivalent `LayerRule` for the layer with path `path`."""
         return LayerRule(pattern=re.escape(path), **self.get_config())
 
-    def get_weights_and_quantizers(self, layer):
-        """Returns `[(variable, CandidatesQuantizer)]` of a built Keras 3 layer.
+    def get_weights_and_quantizers(
+        self, layer: keras.layers.Layer
+    ) -> list[tuple[keras.Variable, CandidatesQuantizer]]:
+        """Returns the kernels of a built Keras 3 layer with their quantizers.
 
         Raises:
             ValueError: If the layer does not have one of the weights.
@@ -141,84 +156,91 @@ class DQMQQuantizeConfig(_QuantizeConfig):
         missing = [name for name in names if name not in kernels]
         if missing:
             raise ValueError(
-                f"Layer {layer.name!r} has no kernel {missing[0]!r} to quantize; "
-                f"it has {list(kernels)}."
+                f"Layer {layer.name!r} has no kernel {missing[0]!r} to quantize. "
+                f"It has {list(kernels)}."
             )
         return [(kernels[name], CandidatesQuantizer(self.weight_bits)) for name in names]
 
-    def get_activations_and_quantizers(self, layer):
-        """Returns `[(activation function, CandidatesQuantizer)]`, empty if there is none."""
+    def get_activations_and_quantizers(
+        self, layer: keras.layers.Layer
+    ) -> list[tuple[Any, CandidatesQuantizer]]:
+        """Returns the layer's activation function with its quantizer, if it has a function."""
         if not callable(getattr(layer, "activation", None)):
             return []
         return [(layer.activation, CandidatesQuantizer(self.activation_bits))]
 
-    def set_quantize_weights(self, layer, quantize_weights):
-        """Assigns quantized values to the variables of `get_weights_and_quantizers`, in its order.
+    def set_quantize_weights(
+        self, layer: keras.layers.Layer, quantize_weights: Sequence[np.ndarray]
+    ) -> None:
+        """Assigns values to the variables of `get_weights_and_quantizers`, in the same order.
 
         Raises:
-            ValueError: If number or shapes differ.
+            ValueError: If the number or shapes of the values differ from those of the variables.
         """
         variables = [variable for variable, _ in self.get_weights_and_quantizers(layer)]
         expected = [tuple(variable.shape) for variable in variables]
-        found = [tuple(weight.shape) for weight in quantize_weights]
-        if found != expected:
+        shapes = [tuple(weight.shape) for weight in quantize_weights]
+        if shapes != expected:
             raise ValueError(
-                f"Layer {layer.name!r} has weights of shapes {expected} to set, found {found}."
+                f"Layer {layer.name!r} has weights of shapes {expected} to set, found {shapes}. "
+                "Pass one array for each."
             )
         for variable, weight in zip(variables, quantize_weights):
             variable.assign(weight)
 
-    def set_quantize_activations(self, layer, quantize_activations):
+    def set_quantize_activations(
+        self, layer: keras.layers.Layer, quantize_activations: Sequence[Any]
+    ) -> None:
         """Sets the layer's activation function.
 
         Raises:
-            ValueError: If the layer does not have as many.
+            ValueError: If the number of functions is not that of the layer.
         """
         expected = len(self.get_activations_and_quantizers(layer))
         if len(quantize_activations) != expected:
             raise ValueError(
                 f"Layer {layer.name!r} has {expected} activation(s) to set, "
-                f"found {len(quantize_activations)}."
+                f"found {len(quantize_activations)}. Pass one function for each."
             )
         for activation in quantize_activations:
             layer.activation = activation
 
-    def get_output_quantizers(self, layer):
-        """Returns `[CandidatesQuantizer]` of the output, or none where the activation has it."""
+    def get_output_quantizers(self, layer: keras.layers.Layer) -> list[CandidatesQuantizer]:
+        """Returns the quantizer of the output, or none if the activation function has it."""
         if self.get_activations_and_quantizers(layer):
             return []
         return [CandidatesQuantizer(self.activation_bits)]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "weights": self.weights,
             "weight_bits": self.weight_bits,
             "activation_bits": self.activation_bits,
         }
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.get_config() == self.get_config()
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash((type(self), *self.get_config().values()))
 
 
-def to_rule(config, layer, path):
-    """Returns what any TFMOT `QuantizeConfig` says of a layer as a `LayerRule`.
+def to_rule(config: Any, layer: keras.layers.Layer, path: str) -> LayerRule:
+    """Converts any TFMOT `QuantizeConfig` of a layer to a `LayerRule`.
 
-    Its weights become the decision points and the `num_bits` of its quantizers the candidates;
-    the quantizers of activations and outputs both speak of the tensor that the layer makes. How
-    ranges are found, per tensor or per channel, is not taken over: step sizes are learned.
+    Its weights become the decision points, and the `num_bits` of its quantizers the candidates. The
+    quantizers of activations and outputs both describe the output tensor of the layer. How a
+    quantizer finds its range, per tensor or per channel, is ignored, because step sizes are learned.
 
     Args:
         config: A TFMOT `QuantizeConfig`.
         layer: A built Keras 3 layer.
-        path: Path of the layer.
+        path: The path of the layer.
 
     Raises:
-        ValueError: If the config does not fit the layer, or says what a rule cannot: bit-widths
-            that differ among the weights, a fixed range, weights without their output or the
-            other way round, or a quantizer without `num_bits`.
+        ValueError: If the config does not fit the layer, or if a rule cannot express it: different
+            bit-widths among the weights, a fixed range, weights without the output or the output
+            without the weights, or a quantizer without `num_bits`.
 
     Example:
 
@@ -230,69 +252,77 @@ def to_rule(config, layer, path):
         return config.to_rule(path)
     if not isinstance(config, _QuantizeConfig):
         raise ValueError(
-            f"Layer {path!r}: found a config of type {type(config).__name__}, give a "
+            f"Layer {path!r}: found a config of type {type(config).__name__}. Pass a "
             "dqmq_tf.DQMQQuantizeConfig, another TFMOT QuantizeConfig, or a dqmq_tf.LayerRule."
         )
-    kind = f"Layer {path!r}: {type(config).__name__}"
+    subject = f"Layer {path!r}: {type(config).__name__}"
     try:
         weights = config.get_weights_and_quantizers(layer)
-        made = [quantizer for _, quantizer in config.get_activations_and_quantizers(layer)]
-        made += config.get_output_quantizers(layer)
+        outputs = [quantizer for _, quantizer in config.get_activations_and_quantizers(layer)]
+        outputs += config.get_output_quantizers(layer)
     except AttributeError as error:
-        raise ValueError(f"{kind} does not fit the layer: {error}.") from error
-    weights = [pair for pair in weights if not _is_idle(pair[1])]
-    made = [quantizer for quantizer in made if not _is_idle(quantizer)]
-    if not weights and not made:
+        raise ValueError(f"{subject} does not fit the layer: {error}.") from error
+    weights = [(variable, quantizer) for variable, quantizer in weights if not _is_idle(quantizer)]
+    outputs = [quantizer for quantizer in outputs if not _is_idle(quantizer)]
+    if not weights and not outputs:
         return LayerRule(pattern=re.escape(path), quantize=False)
     kernels = kernel_variables(layer)
-    if weights and not made:
+    if weights and not outputs:
         raise ValueError(
-            f"{kind} quantizes weights and leaves the output in floating point, which no integer "
-            "kernel does: quantize the activation or the output too."
+            f"{subject} quantizes weights and leaves the output in floating point, but no integer "
+            "kernel does that. Quantize the activation or the output too."
         )
     if kernels and not weights:
         raise ValueError(
-            f"{kind} quantizes the output and none of the kernels {list(kernels)}, which no "
-            "integer kernel does: quantize a kernel too, or do not annotate the layer."
+            f"{subject} quantizes the output and none of the kernels {list(kernels)}, but no "
+            "integer kernel does that. Quantize a kernel too, or do not annotate the layer."
         )
     names = {id(variable): name for name, variable in kernels.items()}
-    unknown = [v for v, _ in weights if id(v) not in names]
+    unknown = [variable for variable, _ in weights if id(variable) not in names]
     if unknown:
         raise ValueError(
-            f"{kind} quantizes {getattr(unknown[0], 'name', unknown[0])!r}, which is no kernel of "
-            f"the layer; it has {list(kernels)}."
+            f"{subject} quantizes {getattr(unknown[0], 'name', unknown[0])!r}, which is not a "
+            f"kernel of the layer. Choose from {list(kernels)}."
         )
     return LayerRule(
         pattern=re.escape(path),
-        weights=tuple(names[id(v)] for v, _ in weights) or None,
-        weight_bits=_shared_bits([q for _, q in weights], f"{kind}: the weights"),
-        activation_bits=_shared_bits(made, f"{kind}: activation and output"),
+        weights=tuple(names[id(variable)] for variable, _ in weights) or None,
+        weight_bits=_shared_bits([q for _, q in weights], f"{subject}: the weights"),
+        activation_bits=_shared_bits(outputs, f"{subject}: activation and output"),
     )
 
 
-def _is_idle(quantizer):
+def _as_tuple(value: int | str | Sequence[Any] | None) -> tuple[Any, ...] | None:
+    if value is None:
+        return None
+    return (value,) if isinstance(value, (int, str)) else tuple(value)
+
+
+def _is_idle(quantizer: Any) -> bool:
     return isinstance(quantizer, _tfmot_quantizers.NoQuantizer)
 
 
-def _shared_bits(quantizers, what):
-    """Returns the one set of candidates of all quantizers, None if there are none."""
-    found = {_bit_widths(quantizer, what) for quantizer in quantizers}
-    if len(found) > 1:
+def _shared_bits(quantizers: Iterable[Any], subject: str) -> tuple[int, ...] | None:
+    """Returns the candidates that all quantizers share, or None if there are no quantizers."""
+    candidates = {_bit_widths(quantizer, subject) for quantizer in quantizers}
+    if len(candidates) > 1:
         raise ValueError(
-            f"{what} have quantizers of different bit-widths, {sorted(found, key=str)}: one set of "
-            "candidates holds for all."
+            f"{subject} have quantizers of different bit-widths, {sorted(candidates, key=str)}. "
+            "Give all of them the same."
         )
-    return found.pop() if found else None
+    return candidates.pop() if candidates else None
 
 
-def _bit_widths(quantizer, what):
+def _bit_widths(quantizer: Any, subject: str) -> tuple[int, ...] | None:
     if isinstance(quantizer, CandidatesQuantizer):
         return quantizer.bit_widths
     if isinstance(quantizer, _tfmot_quantizers.FixedQuantizer):
-        raise ValueError(f"{what} have a FixedQuantizer: ranges are learned, none can be fixed.")
+        raise ValueError(
+            f"{subject} have a FixedQuantizer, but ranges are learned. Use another quantizer."
+        )
     if not isinstance(getattr(quantizer, "num_bits", None), int):
         raise ValueError(
-            f"{what} have a {type(quantizer).__name__}, which does not say how many bits it has: "
-            "give it an attribute num_bits, or use a CandidatesQuantizer."
+            f"{subject} have a {type(quantizer).__name__}, which does not say how many bits it "
+            "has. Give it an attribute num_bits, or use a CandidatesQuantizer."
         )
     return (quantizer.num_bits,)

@@ -37,7 +37,7 @@ def sequential(*body):
 
 
 def network(annotate=lambda layer: layer):
-    """Convolution, batch norm, relu, convolution, pool, dense, softmax; a shortcut by an op."""
+    """Returns a network with a batch norm, a shortcut that an operation adds, and a softmax."""
     pixels = keras.Input((6, 6, 2), name="pixels")
     x = annotate(convolution("first"))(pixels)
     x = layers.BatchNormalization(name="norm")(x)
@@ -94,7 +94,7 @@ class TestAnnotateLayer:
         assert not quantize_apply(model).float_model().get_layer("conv").trainable
 
     @pytest.mark.parametrize("thing", ["dense", None, layers.Dense, keras.Input((3,))])
-    def test_refuses_what_is_no_layer(self, thing):
+    def test_refuses_objects_that_are_not_layers(self, thing):
         with pytest.raises(ValueError, match="Expected a Keras 3 layer"):
             quantize_annotate_layer(thing)
 
@@ -104,7 +104,7 @@ class TestAnnotateLayer:
             quantize_annotate_layer(annotated)
 
     def test_refuses_a_model(self):
-        with pytest.raises(ValueError, match="use quantize_annotate_model"):
+        with pytest.raises(ValueError, match="Call quantize_annotate_model"):
             quantize_annotate_layer(sequential(layers.Flatten()))
 
     @pytest.mark.parametrize("config", ["int8", 8, {"weight_bits": (4,)}])
@@ -135,7 +135,7 @@ class TestSaving:
 
 
 class TestAnnotateModel:
-    def test_marks_what_has_a_kernel(self, images):
+    def test_marks_layers_with_a_kernel(self, images):
         model = network()
         annotated = quantize_annotate_model(model)
         marked = [x.layer.name for x in annotated.layers if isinstance(x, QuantizeAnnotate)]
@@ -146,7 +146,7 @@ class TestAnnotateModel:
         assert annotated.layers[0].name == "pixels"
         np.testing.assert_allclose(annotated(images), model(images), atol=1e-6)
 
-    def test_applied_is_what_quantize_model_does(self):
+    def test_apply_then_quantizes_what_quantize_model_quantizes(self):
         model = network()
         applied = quantize_apply(quantize_annotate_model(model))
         direct = dqmq_tf.quantize_model(model)
@@ -191,10 +191,10 @@ class TestApply:
         marked = network(lambda x: quantize_annotate_layer(x) if x.name == "first" else x)
         qmodel = quantize_apply(marked)
         assert list(qmodel._parts.wrappers) == ["first"]
-        # Not the sum behind the relu: its other term is float.
+        # The sum behind the ReLU stays float because its other term is float.
         assert activations(qmodel) == {"pixels", "relu"}
 
-    def test_what_is_not_annotated_runs_in_float(self, images):
+    def test_layers_without_annotation_run_in_float(self, images):
         rule = LayerRule(pattern="", weight_bits=2)
         body = layers.Flatten(name="flatten"), layers.Dense(2, name="classes")
         model = sequential(quantize_annotate_layer(convolution("first"), rule), *body)
@@ -203,7 +203,7 @@ class TestApply:
         assert type(qmodel.get_layer("classes")) is layers.Dense
         assert isinstance(qmodel.get_layer("first"), QuantizeWrapper)
         assert activations(qmodel) == {"pixels", "first"}
-        # Two bits are far from float.
+        # Two bits are visibly different from float.
         assert np.abs(ops.convert_to_numpy(qmodel(images) - model(images))).max() > 1e-2
 
     def test_what_an_annotated_layer_reads_is_quantized(self):

@@ -12,7 +12,7 @@ from keras import layers
 from dqmq_tf.tfmot.annotate import quantize_annotate_layer, quantize_apply
 from dqmq_tf.tfmot.quantize_config import CandidatesQuantizer, DQMQQuantizeConfig, tfmot, to_rule
 
-# Imported by dqmq_tf.tfmot.quantize_config, which keeps the environment as it is; now these are safe.
+# dqmq_tf.tfmot.quantize_config imports TFMOT without side effects. After that, these are safe.
 CORE = "tensorflow_model_optimization.python.core.quantization.keras"
 configs_8bit = importlib.import_module(f"{CORE}.default_8bit.default_8bit_quantize_configs")
 registry_8bit = importlib.import_module(f"{CORE}.default_8bit.default_8bit_quantize_registry")
@@ -25,13 +25,13 @@ def quantizer(bits):
 
 
 class Listed(tfmot.quantization.keras.QuantizeConfig):
-    """A user's own TFMOT config: weights by attribute, quantizers as given."""
+    """A user's TFMOT config, with quantizers for chosen attributes and for the output."""
 
     def __init__(self, weights=None, outputs=()):
         self.weights, self.outputs = weights or {}, outputs
 
     def get_weights_and_quantizers(self, layer):
-        return [(getattr(layer, name), made) for name, made in self.weights.items()]
+        return [(getattr(layer, name), quantizer) for name, quantizer in self.weights.items()]
 
     def get_activations_and_quantizers(self, layer):
         return []
@@ -75,7 +75,7 @@ class TestDQMQQuantizeConfig:
     def test_is_a_tfmot_config(self):
         assert isinstance(DQMQQuantizeConfig(), tfmot.quantization.keras.QuantizeConfig)
 
-    def test_normalises_its_arguments(self):
+    def test_normalizes_its_arguments(self):
         config = DQMQQuantizeConfig("kernel", weight_bits=[8, 2, 4], activation_bits=8)
         assert config.weights == ("kernel",)
         assert config.weight_bits == (2, 4, 8)
@@ -95,7 +95,7 @@ class TestDQMQQuantizeConfig:
     def test_refuses_weights_that_the_layer_lacks(self, dense):
         with pytest.raises(
             ValueError,
-            match=re.escape("'dense' has no kernel 'bias' to quantize; it has ['kernel']"),
+            match=re.escape("'dense' has no kernel 'bias' to quantize. It has ['kernel']"),
         ):
             DQMQQuantizeConfig("bias").get_weights_and_quantizers(dense)
 
@@ -130,9 +130,9 @@ class TestDQMQQuantizeConfig:
 
     def test_round_trip_and_equality(self):
         config = DQMQQuantizeConfig(("kernel",), (4, 8))
-        again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(config))
-        assert again == config
-        assert hash(again) == hash(config)
+        loaded = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(config))
+        assert loaded == config
+        assert hash(loaded) == hash(config)
         assert DQMQQuantizeConfig.from_config(config.get_config()) == config
         assert config != DQMQQuantizeConfig(("kernel",), (4,))
 
@@ -150,7 +150,7 @@ class TestDQMQQuantizeConfig:
             widths = {point.name: point.bit_widths for point in qmodel.costs.activations}
             assert widths["own"] == (4, 8)
 
-    def test_refusals_of_apply(self):
+    def test_apply_refuses_unknown_weights_and_bits(self):
         model = model_of(
             quantize_annotate_layer(layers.Dense(3, name="d"), DQMQQuantizeConfig("w"))
         )
@@ -208,7 +208,7 @@ class TestAnyTfmotConfig:
         rule = to_rule(configs_8bit.Default8BitOutputQuantizeConfig(), layers.Add(), "add")
         assert (rule.quantize, rule.weights, rule.activation_bits) == (True, None, (8,))
 
-    def test_nothing_at_all_is_float(self, dense):
+    def test_a_config_without_quantizers_leaves_the_layer_in_float(self, dense):
         assert not to_rule(configs_8bit.NoOpQuantizeConfig(), dense, "dense").quantize
         idle = Listed({"kernel": quantizers.NoQuantizer()})
         assert not to_rule(idle, dense, "dense").quantize
@@ -224,7 +224,7 @@ class TestAnyTfmotConfig:
         [
             (Listed({"kernel": quantizer(8)}), "leaves the output in floating point"),
             (Listed({}, [quantizer(8)]), "quantizes the output and none of the kernels"),
-            (Listed({"bias": quantizer(8)}, [quantizer(8)]), "'bias', which is no kernel"),
+            (Listed({"bias": quantizer(8)}, [quantizer(8)]), "'bias', which is not a kernel"),
             (Listed({"gamma": quantizer(8)}, [quantizer(8)]), "does not fit the layer: .*'gamma'"),
             (
                 Listed({"kernel": quantizer(8)}, [quantizers.FixedQuantizer(8, 0.0, 1.0, False)]),
@@ -238,7 +238,7 @@ class TestAnyTfmotConfig:
             ("int8", "found a config of type str"),
         ],
     )
-    def test_refuses_what_a_rule_cannot_say(self, dense, config, message):
+    def test_refuses_configs_that_a_rule_cannot_express(self, dense, config, message):
         with pytest.raises(ValueError, match=f"Layer 'dense': .*{message}"):
             to_rule(config, dense, "dense")
 
@@ -249,7 +249,7 @@ class TestAnyTfmotConfig:
 
 
 class TestImport:
-    """In processes of their own: what importing TFMOT would do, it does for good."""
+    """Runs in processes of their own, because the side effects of importing TFMOT are permanent."""
 
     def run(self, *lines):
         code = "\n".join(("import os", *lines))
@@ -262,7 +262,7 @@ class TestImport:
         return result.stdout
 
     def test_leaves_an_untouched_tf_keras_alone(self):
-        # The lines after the import are those of a user: tf.keras is asked for only now.
+        # The lines after the import stand for user code, which reads tf.keras only now.
         self.run(
             "import dqmq_tf, keras, tensorflow as tf, sys",
             "assert 'tensorflow_model_optimization' not in sys.modules",
