@@ -1,17 +1,19 @@
 """Which activation function a layer or an output has."""
 
+from typing import Any
+
 import keras
 
 
-def last_activation(output):
-    """Returns the name of the function that a model's output comes from.
+def last_activation(output: Any) -> str:
+    """Returns the name of the function that computes a model's output.
 
     Args:
-        output: One of `model.outputs`; of nested models the innermost is looked at.
+        output: One of `model.outputs`. If it comes from a nested model, the innermost layer counts.
 
     Returns:
-        `"softmax"`, `"sigmoid"`, `"relu"` and so on; `"linear"` where the last layer has an
-        activation but none was chosen, and the name of its class where it has none.
+        `"softmax"`, `"sigmoid"`, `"relu"` and so on. `"linear"` if the last layer has an
+        activation argument that was not set, and the name of its class if it has no such argument.
 
     Example:
 
@@ -26,31 +28,39 @@ def last_activation(output):
     return getattr(activation, "__name__", type(operation).__name__.lower())
 
 
-# Layers and operations by class name: Keras has two classes for one thing (layers.Add, ops.add).
+# Class names of layers and operations: Keras has two classes for one thing (layers.ReLU, ops.relu),
+# and does not export the classes of its operations.
 _RELUS = {"ReLU", "Relu", "Relu6"}
 
 
-def is_relu(layer):
-    """Whether a layer is relu or relu6, which int8 kernels fuse into the op before."""
+def is_relu(layer: Any) -> bool:
+    """Whether a layer is a relu or relu6, which int8 kernels fuse into the operator before it."""
     if isinstance(layer, keras.layers.Activation):
         return layer.activation in (keras.activations.relu, keras.activations.relu6)
     if isinstance(layer, keras.layers.ReLU):
-        plain = not layer.negative_slope and not layer.threshold
-        return plain and layer.max_value in (None, 6, 6.0)
+        is_plain = not layer.negative_slope and not layer.threshold
+        return is_plain and layer.max_value in (None, 6, 6.0)
     return type(layer).__name__ in _RELUS
 
 
-def relu_ceiling(layer):
-    """Returns the largest value that a relu or relu6 lets pass: infinity or 6."""
+def relu_ceiling(layer: Any) -> float:
+    """Returns the largest value that a relu or relu6 can output: infinity or 6."""
     if isinstance(layer, keras.layers.ReLU):
         return float("inf") if layer.max_value is None else 6.0
     activation = getattr(layer, "activation", None)
-    is_six = activation is keras.activations.relu6 or type(layer).__name__ == "Relu6"
-    return 6.0 if is_six else float("inf")
+    is_relu6 = activation is keras.activations.relu6 or type(layer).__name__ == "Relu6"
+    return 6.0 if is_relu6 else float("inf")
 
 
-def fixed_range(layer):
-    """The range that the kernel of a lone activation fixes."""
+def fixed_range(layer: Any) -> str:
+    """Returns the range that the int8 kernel of an activation layer prescribes for its output.
+
+    Args:
+        layer: A layer or operation. None for a model input.
+
+    Returns:
+        `"unit"` for softmax and sigmoid, `"tanh"` for tanh, `"affine"` if the range is free.
+    """
     activation = layer.activation if isinstance(layer, keras.layers.Activation) else None
     if activation in (keras.activations.softmax, keras.activations.sigmoid):
         return "unit"

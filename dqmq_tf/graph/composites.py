@@ -1,83 +1,77 @@
-"""What stands for a layer that is several int8 kernels: its parts, called as the layer is.
+"""Replacements for a layer that is several int8 kernels: its parts, called as the layer is.
 
-Each class is made of a layer of a copied model and a function that names parts, and is called with
-the layer's arguments. It has `kernels`, `{name of a part: {name in the whole layer: name in the
-part}}`; the whole layer's weights enter the parts at the first call, which builds them.
+Each class takes a layer of a copied model and a function that names parts, and is called with the
+layer's arguments. Its attribute `kernels` is `{name of a part: {name in the whole layer: name in
+the part}}`. The first call builds the parts and copies the weights of the whole layer into them.
 """
 
 import inspect
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
+
+from dqmq_tf.graph.kernels import is_linear
 
 _FUSED_ACTIVATIONS = (
     keras.activations.linear,
     keras.activations.relu,
     keras.activations.relu6,
 )
-_WITH_ACTIVATION = (
-    keras.layers.Conv1D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2D,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Dense,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.EinsumDense,
-)
 
 
-def splits_activation(layer):
-    """Whether a layer computes an activation that no int8 kernel with weights does."""
-    return isinstance(layer, _WITH_ACTIVATION) and layer.activation not in _FUSED_ACTIVATIONS
+def splits_activation(layer: Any) -> bool:
+    """Whether a layer computes an activation that no int8 kernel with weights computes."""
+    return is_linear(layer) and layer.activation not in _FUSED_ACTIVATIONS
 
 
 class SplitActivation:
     """A layer with kernels, and its activation as a layer.
 
     Args:
-        layer: A layer with kernels; its activation is taken away at the first call.
-        named: `named(part)` gives the name of a part.
+        layer: A layer with kernels. The first call removes its activation.
+        name_part: `name_part(part)` returns the name of a part.
     """
 
-    def __init__(self, layer, named):
+    def __init__(self, layer: Any, name_part: Callable[[str], str]) -> None:
         self.layer = layer
         activation = layer.activation
-        name = named("activation")
+        name = name_part("activation")
         common = {"name": name, "dtype": layer.dtype_policy}
-        self._weights = None
+        self._source = None
         if isinstance(activation, keras.layers.Layer):
-            self._weights = activation if activation.weights else None
+            self._source = activation if activation.weights else None
             self.activation = type(activation).from_config({**activation.get_config(), **common})
         else:
             self.activation = keras.layers.Activation(activation, **common)
-        # A penalty on what a layer makes is one on what its activation makes.
+        # A penalty on the output of the layer is one on the output of its activation.
         self.activation.activity_regularizer = layer.activity_regularizer
-        self.kernels = {name: {}}
+        self.kernels: dict[str, dict[str, str]] = {name: {}}
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.layer.activation = keras.activations.linear
         self.layer.activity_regularizer = None
         outputs = self.activation(self.layer(*args, **kwargs))
-        if self._weights is not None:
-            self.activation.set_weights(self._weights.get_weights())
-            self._weights = None
+        if self._source is not None:
+            self.activation.set_weights(self._source.get_weights())
+            self._source = None
         return outputs
 
 
 class SplitSeparable:
-    """A separable convolution as a depthwise one and one over single positions.
+    """A separable convolution as a depthwise convolution and a convolution of single positions.
 
     Args:
         layer: The layer.
-        named: `named(part)` gives the name of a part.
+        name_part: `name_part(part)` returns the name of a part.
     """
 
-    def __init__(self, layer, named):
-        self.whole = layer
-        one_axis = isinstance(layer, keras.layers.SeparableConv1D)
-        depthwise = keras.layers.DepthwiseConv1D if one_axis else keras.layers.DepthwiseConv2D
-        pointwise = keras.layers.Conv1D if one_axis else keras.layers.Conv2D
+    def __init__(self, layer: Any, name_part: Callable[[str], str]) -> None:
+        self._whole: Any = layer
+        is_1d = isinstance(layer, keras.layers.SeparableConv1D)
+        depthwise = keras.layers.DepthwiseConv1D if is_1d else keras.layers.DepthwiseConv2D
+        pointwise = keras.layers.Conv1D if is_1d else keras.layers.Conv2D
         common = {
             "data_format": layer.data_format,
             "dtype": layer.dtype_policy,
@@ -93,7 +87,7 @@ class SplitSeparable:
             depthwise_initializer=layer.depthwise_initializer,
             depthwise_regularizer=layer.depthwise_regularizer,
             depthwise_constraint=layer.depthwise_constraint,
-            name=named("depthwise"),
+            name=name_part("depthwise"),
             **common,
         )
         self.pointwise = pointwise(
@@ -108,25 +102,25 @@ class SplitSeparable:
             bias_regularizer=layer.bias_regularizer,
             bias_constraint=layer.bias_constraint,
             activity_regularizer=layer.activity_regularizer,
-            name=named("pointwise"),
+            name=name_part("pointwise"),
             **common,
         )
-        self.kernels = {
+        self.kernels: dict[str, dict[str, str]] = {
             self.depthwise.name: {"depthwise_kernel": "kernel"},
             self.pointwise.name: {"pointwise_kernel": "kernel"},
         }
         self._last = self.pointwise
         if splits_activation(self.pointwise):
-            self._last = SplitActivation(self.pointwise, named)
+            self._last = SplitActivation(self.pointwise, name_part)
             self.kernels |= self._last.kernels
 
-    def __call__(self, inputs):
+    def __call__(self, inputs: Any) -> Any:
         outputs = self._last(self.depthwise(inputs))
-        if self.whole is not None:
-            depthwise, *rest = self.whole.get_weights()
+        if self._whole is not None:
+            depthwise, *rest = self._whole.get_weights()
             self.depthwise.set_weights([depthwise])
             self.pointwise.set_weights(rest)
-            self.whole = None
+            self._whole = None
         return outputs
 
 
@@ -135,64 +129,66 @@ class SplitAttention:
 
     Args:
         layer: The layer.
-        named: `named(part)` gives the name of a part.
-        lengths: Lengths of the query and of the value, None where calls differ or a size is open.
+        name_part: `name_part(part)` returns the name of a part.
+        lengths: The lengths of the query and of the value. None if calls differ or the size is
+            not known.
     """
 
-    def __init__(self, layer, named, lengths):
-        whole = {
+    def __init__(
+        self, layer: Any, name_part: Callable[[str], str], lengths: Sequence[int | None]
+    ) -> None:
+        self._whole: dict[str, Any] = {
             "query": layer.query_dense,
             "key": layer.key_dense,
             "value": layer.value_dense,
             "output": layer.output_dense,
         }
-        self._whole = whole
-        self.dense, self.kernels = {}, {}
-        of_query, of_value = lengths
-        for part, dense in whole.items():
-            config = {**dense.get_config(), "name": named(part)}
-            # The layer leaves open how long the sequence is, which what follows may have to know.
-            length = of_query if part in ("query", "output") else of_value
+        self.dense: dict[str, Any] = {}
+        self.kernels: dict[str, dict[str, str]] = {}
+        query_length, value_length = lengths
+        for part, dense in self._whole.items():
+            config = {**dense.get_config(), "name": name_part(part)}
+            # Keras leaves out the length of the sequence, but later layers may need it.
+            length = query_length if part in ("query", "output") else value_length
             config["output_shape"] = (length, *config["output_shape"][1:])
             config["trainable"] = layer.trainable and dense.trainable
             self.dense[part] = keras.layers.EinsumDense.from_config(config)
             self.kernels[config["name"]] = {f"{dense.name}/kernel": "kernel"}
 
-        def made(kind, part, *args, **kwargs):
-            name = named(part)
+        def make_part(kind: Callable[..., Any], part: str, *args: Any, **kwargs: Any) -> Any:
+            name = name_part(part)
             self.kernels[name] = {}
             return kind(*args, **kwargs, name=name, dtype=layer.dtype_policy)
 
-        # Right behind the projection, where it folds into the kernel.
+        # Directly after the projection, it folds into the kernel.
         scale = 1.0 / math.sqrt(layer.key_dim)
-        self.scale = made(keras.layers.Rescaling, "scale", scale)
-        # Heads are an axis of the batch in the products, which are BATCH_MATMUL then.
-        self.query_heads = made(keras.layers.Permute, "query_heads", (2, 1, 3))
-        self.key_heads = made(keras.layers.Permute, "key_heads", (2, 3, 1))
-        self.value_heads = made(keras.layers.Permute, "value_heads", (2, 1, 3))
-        self.softmax = made(keras.layers.Softmax, "softmax", axis=-1)
-        self.joined = made(keras.layers.Permute, "joined", (2, 1, 3))
+        self.scale = make_part(keras.layers.Rescaling, "scale", scale)
+        # In the products heads are an axis of the batch, so that they become BATCH_MATMUL.
+        self.query_heads = make_part(keras.layers.Permute, "query_heads", (2, 1, 3))
+        self.key_heads = make_part(keras.layers.Permute, "key_heads", (2, 3, 1))
+        self.value_heads = make_part(keras.layers.Permute, "value_heads", (2, 1, 3))
+        self.softmax = make_part(keras.layers.Softmax, "softmax", axis=-1)
+        self.joined = make_part(keras.layers.Permute, "joined", (2, 1, 3))
         self.dropout = None
         if layer.dropout > 0:
-            self.dropout = made(
-                keras.layers.Dropout, "dropout", layer.dropout, seed=layer.get_config()["seed"]
-            )
-        self.scores, self.attended = (_product(named(part)) for part in ("scores", "attended"))
+            seed = layer.get_config()["seed"]
+            self.dropout = make_part(keras.layers.Dropout, "dropout", layer.dropout, seed=seed)
+        self.scores, self.attended = (_product(name_part(p)) for p in ("scores", "attended"))
         self.kernels |= {self.scores.name: {}, self.attended.name: {}}
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         signature = inspect.signature(keras.layers.MultiHeadAttention.call)
-        given = signature.bind(self, *args, **kwargs).arguments
-        query, value = given["query"], given["value"]
-        key = value if given.get("key") is None else given["key"]
+        arguments = signature.bind(self, *args, **kwargs).arguments
+        query, value = arguments["query"], arguments["value"]
+        key = value if arguments.get("key") is None else arguments["key"]
         query = self.query_heads(self.scale(self.dense["query"](query)))
         key = self.key_heads(self.dense["key"](key))
         value = self.value_heads(self.dense["value"](value))
         weights = self.softmax(self.scores(query, key))
         if self.dropout is not None:
-            training = given.get("training")
-            chosen = {} if training is None else {"training": training}
-            weights = self.dropout(weights, **chosen)
+            training = arguments.get("training")
+            switches = {} if training is None else {"training": training}
+            weights = self.dropout(weights, **switches)
         outputs = self.dense["output"](self.joined(self.attended(weights, value)))
         for part, dense in self._whole.items():
             self.dense[part].set_weights(dense.get_weights())
@@ -200,11 +196,11 @@ class SplitAttention:
         return outputs
 
 
-def _product(name):
-    """`keras.ops.matmul` as an operation with a name of its own.
+def _product(name: str) -> Any:
+    """Returns `keras.ops.matmul` as an operation with the given name.
 
-    Keras would name it by a count over the process, which may be the name of another operation in a
-    model that was loaded.
+    Keras names operations by a count over the process. That name may be taken by another operation
+    in a model that was loaded.
     """
     a, b = keras.Input((1, 1)), keras.Input((1, 1))
     operation = keras.Model([a, b], keras.ops.matmul(a, b)).operations[-1]

@@ -1,18 +1,22 @@
 """Decision points: which tensors of a graph are quantized, and which share a quantizer.
 
-The rules are those of the int8 kernels (TFLite's quantization specification): a convolution with
-its batch norm and relu is one kernel with one output; pools, reshapes, pads and concatenations
-share the scale of their input; local averages share it too and round again.
+The rules are those of the int8 kernels (TFLite's quantization specification). A convolution with
+its batch norm and relu is one kernel with one output. Pools, reshapes, pads and concatenations
+share the scale of their input. Local averages share it too, and round again.
 """
 
 import collections
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import keras
 
+from dqmq_tf.config import DQMQConfig, LayerRule
 from dqmq_tf.graph.activations import fixed_range
-from dqmq_tf.graph.fusion import EXACT, fused_tensors, rounds, shares_scale, tensor_slots
+from dqmq_tf.graph.fusion import EXACT, Slot, fused_tensors, rounds, shares_scale, tensor_slots
+from dqmq_tf.graph.graph import Graph, Node
 from dqmq_tf.graph.kernels import (
     channel_axes,
     is_float,
@@ -20,6 +24,7 @@ from dqmq_tf.graph.kernels import (
     multiply_accumulates,
     op_kind,
 )
+from dqmq_tf.targets import Target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,20 +32,21 @@ class ActivationPoint:
     """A quantizer of activations and the tensors that it serves.
 
     Attributes:
-        name: Site of the first layer (or name of the input) that makes such a tensor, with
-            `"_call_1"` and so on where a shared layer makes several.
-        slots: `(path, call, output)` of each output that is quantized where it is made; the
+        name: The path of the first layer (or the name of the input) that computes such a tensor,
+            with `"_call_1"` and so on if a shared layer computes several.
+        slots: `(path, call, output)` of each output that is quantized where it is computed. The
             model's inputs have call -1.
         tensors: All tensor ids that carry this scale.
-        bit_widths: Candidates.
+        bit_widths: The candidates.
         range: `"affine"`, or `"unit"` (softmax, sigmoid: step 2**-bits) or `"tanh"`.
-        decided: Whether the policy decides: there are several candidates and a kernel reads it.
+        decided: Whether the policy decides: there are several candidates, and a kernel reads the
+            tensors.
     """
 
     name: str
-    slots: tuple
-    tensors: tuple
-    bit_widths: tuple
+    slots: tuple[Slot, ...]
+    tensors: tuple[int, ...]
+    bit_widths: tuple[int, ...]
     range: str
     decided: bool
 
@@ -51,27 +57,29 @@ class WeightPoint:
 
     Attributes:
         name: `"path:variable"`.
-        path, variable: Path of the layer and name of the variable.
+        path, variable: The path of the layer and the name of the variable.
         op_kind: One of `dqmq_tf.targets.OP_KINDS`.
-        channel_axes: Axes with a step size for each index; `()` for one step in all.
-        shape: Of the variable.
-        macs: Multiply-accumulates per input, all calls of the layer together.
-        input: Index of the activation point that the layer reads, or None where that is float.
-        bit_widths: Candidates.
+        channel_axes: The axes with a step size for each index. `()` for one step in all.
+        shape: The shape of the variable.
+        macs: The multiply-accumulates per input, of all calls of the layer together.
+        input: The index of the activation point that the layer reads. None if its input is float.
+        bit_widths: The candidates.
     """
 
     name: str
     path: str
     variable: str
     op_kind: str
-    channel_axes: tuple
-    shape: tuple
+    channel_axes: tuple[int, ...]
+    shape: tuple[int, ...]
     macs: int
     input: int | None
-    bit_widths: tuple
+    bit_widths: tuple[int, ...]
 
 
-def find_points(graph, target, config):
+def find_points(
+    graph: Graph, target: Target, config: DQMQConfig
+) -> tuple[list[ActivationPoint], list[WeightPoint]]:
     """Returns `(activation points, weight points)` of an inlined graph.
 
     Args:
@@ -81,21 +89,21 @@ def find_points(graph, target, config):
 
     Raises:
         ValueError: If a rule asks for bit-widths that the target does not have, or for a variable
-            that the layer does not have, or if nothing is left to quantize.
+            that the layer does not have, or if no kernel is left to quantize.
     """
     activations = _activation_points(graph, target, config)
     owner = {tensor: i for i, point in enumerate(activations) for tensor in point.tensors}
     layers = {node.path: node.layer for node in graph.nodes}
-    # A batch norm that is folded in gives each channel a scale of its own, come what may.
-    scaled = {
+    # Folding a batch norm gives every channel its own scale, whatever the target prefers.
+    normalized = {
         path
         for norm, path in graph.folds.items()
         if isinstance(layers[norm], keras.layers.BatchNormalization)
     }
-    weights = {}
+    weights: dict[str, WeightPoint] = {}
     for node in graph.nodes:
         rule = config.rule_for(node.path)
-        per_tensor = frozenset() if node.path in scaled else target.per_tensor
+        per_tensor = frozenset() if node.path in normalized else target.per_tensor
         for variable_name, variable in quantized_variables(node, rule).items():
             name = f"{node.path}:{variable_name}"
             macs = multiply_accumulates(graph, node, variable)
@@ -116,12 +124,19 @@ def find_points(graph, target, config):
                 ),
             )
     if not weights:
-        raise ValueError("The model has no layer with a kernel left to quantize.")
+        raise ValueError(
+            "The model has no layer with a kernel left to quantize. Remove the rules with "
+            "quantize=False or weights=() for at least one layer with a kernel."
+        )
     return activations, list(weights.values())
 
 
-def quantized_variables(node, rule):
-    """Returns `{name: variable}` of a node's layer that a `LayerRule` lets be quantized."""
+def quantized_variables(node: Node, rule: LayerRule) -> dict[str, Any]:
+    """Returns `{name: variable}` of the kernels of a node that a `LayerRule` allows to quantize.
+
+    Raises:
+        ValueError: If the rule names a variable that is not a kernel of the layer.
+    """
     kernels = kernel_variables(node.layer)
     if not rule.quantize or not kernels:
         return {}
@@ -130,13 +145,14 @@ def quantized_variables(node, rule):
     missing = [name for name in rule.weights if name not in kernels]
     if missing:
         raise ValueError(
-            f"Layer {node.path!r} has no kernel {missing[0]!r} to quantize; it has {list(kernels)}."
+            f"Layer {node.path!r} has no kernel {missing[0]!r} to quantize. Choose the rule's "
+            f"weights among {list(kernels)}."
         )
     return {name: kernels[name] for name in rule.weights}
 
 
-def float_weight_count(graph, weights):
-    """Returns the number of kernel weights that no `WeightPoint` covers: they stay float."""
+def float_weight_count(graph: Graph, weights: Iterable[WeightPoint]) -> int:
+    """Returns the number of kernel weights that no `WeightPoint` covers. They stay float."""
     covered = {(point.path, point.variable) for point in weights}
     sizes = {
         (node.path, name): math.prod(variable.shape)
@@ -146,44 +162,32 @@ def float_weight_count(graph, weights):
     return sum(size for key, size in sizes.items() if key not in covered)
 
 
-def _activation_points(graph, target, config):
+def _activation_points(graph: Graph, target: Target, config: DQMQConfig) -> list[ActivationPoint]:
+    """Returns the activation points of a graph, in the order of their first tensors."""
     slots = tensor_slots(graph)
     producers, consumers = graph.producers, graph.consumers
-    kept = {t for t in slots if is_float(graph.dtypes[t])}
-    kept -= {t for t, node in producers.items() if not config.rule_for(node.path).quantize}
     names = dict(zip(graph.inputs, graph.input_names))
-    kept -= {t for t, name in names.items() if not config.rule_for(name).quantize}
-    kept -= fused_tensors(graph) | _embedding_indices(graph)
+    quantized = {t for t in slots if is_float(graph.dtypes[t])}
+    quantized -= {t for t, node in producers.items() if not config.rule_for(node.path).quantize}
+    quantized -= {t for t, name in names.items() if not config.rule_for(name).quantize}
+    quantized -= fused_tensors(graph) | _embedding_indices(graph)
 
-    ranges, sources = {}, {}
-    for tensor in sorted(kept):
+    ranges: dict[int, str] = {}
+    sources: dict[int, tuple[int, ...]] = {}
+    for tensor in sorted(quantized):
         producer = producers.get(tensor)
-        sources[tensor] = _shared(graph, producer, kept, ranges)
-        found = {ranges[source] for source in sources[tensor]}
-        ranges[tensor] = found.pop() if found else fixed_range(producer.layer if producer else None)
-    made = [t for t in sorted(kept) if not sources[t] or rounds(graph, producers[t])]
+        sources[tensor] = _scale_sources(graph, producer, quantized, ranges)
+        source_ranges = {ranges[source] for source in sources[tensor]}
+        own_range = fixed_range(producer.layer if producer else None)
+        ranges[tensor] = source_ranges.pop() if source_ranges else own_range
+    # Tensors with new values. The others only repeat values that are on the grid already.
+    origins = {t for t in quantized if not sources[t] or rounds(producers[t])}
 
-    groups = {tensor: tensor for tensor in kept}
-
-    def root(tensor):
-        while groups[tensor] != tensor:
-            tensor = groups[tensor]
-        return tensor
-
-    first_of_slot, quantized_slots = {}, {slots[t] for t in made}
-    for tensor in sorted(kept):
-        if slots[tensor] in quantized_slots:
-            groups[root(tensor)] = root(first_of_slot.setdefault(slots[tensor], tensor))
-        for source in sources[tensor]:
-            groups[root(tensor)] = root(source)
-
-    members = collections.defaultdict(list)
-    for tensor in sorted(kept):
-        members[root(tensor)].append(tensor)
-    points, taken = [], collections.Counter()
-    for tensors in members.values():
-        origins = [t for t in tensors if t in made]
-        paths = [producers[t].path if t in producers else names[t] for t in origins]
+    points: list[ActivationPoint] = []
+    points_by_path: collections.Counter[str] = collections.Counter()
+    for tensors in _groups(quantized, sources, slots, origins):
+        first, *rest = [t for t in tensors if t in origins]
+        paths = [producers[t].path if t in producers else names[t] for t in (first, *rest)]
         allowed = [
             _candidates(
                 config.rule_for(path).activation_bits,
@@ -194,60 +198,97 @@ def _activation_points(graph, target, config):
             )
             for path in paths
         ]
-        # Tensors that share a scale share the narrowest rule; disjoint rules keep the first.
+        # Tensors that share a scale follow the narrowest rule. If rules contradict, the first wins.
         shared = set(allowed[0]).intersection(*allowed) or set(allowed[0])
-        read = any(kernel_variables(n.layer) for t in tensors for n in consumers.get(t, ()))
-        bit_widths = tuple(sorted(shared)) if read else (max(shared),)
-        # The calls of a shared layer have quantizers of their own.
-        number = taken[paths[0]]
-        taken[paths[0]] += 1
+        is_read = any(kernel_variables(n.layer) for t in tensors for n in consumers.get(t, ()))
+        bit_widths = tuple(sorted(shared)) if is_read else (max(shared),)
+        # The calls of a shared layer have one quantizer each.
+        number = points_by_path[paths[0]]
+        points_by_path[paths[0]] += 1
         points.append(
             ActivationPoint(
                 name=f"{paths[0]}_call_{number}" if number else paths[0],
-                slots=tuple(dict.fromkeys(slots[t] for t in origins)),
+                slots=tuple(dict.fromkeys(slots[t] for t in (first, *rest))),
                 tensors=tuple(tensors),
                 bit_widths=bit_widths,
-                range=_range(ranges[t] for t in origins),
+                range=_common_range(ranges[t] for t in (first, *rest)),
                 decided=len(bit_widths) > 1,
             )
         )
     return points
 
 
-def _shared(graph, node, kept, ranges):
-    """Tensors among a node's inputs whose scale its output shares."""
+def _groups(
+    quantized: set[int],
+    sources: Mapping[int, tuple[int, ...]],
+    slots: Mapping[int, Slot],
+    origins: set[int],
+) -> Iterable[list[int]]:
+    """Returns the sets of tensors that share a scale, each sorted, by their first tensor.
+
+    A tensor shares the scale of its sources, and that of the tensors in the same slot (a layer of a
+    nested model that is called twice has one quantizer).
+    """
+    parents = {tensor: tensor for tensor in quantized}
+
+    def root(tensor: int) -> int:
+        while parents[tensor] != tensor:
+            tensor = parents[tensor]
+        return tensor
+
+    first_in_slot: dict[Slot, int] = {}
+    quantized_slots = {slots[t] for t in origins}
+    for tensor in sorted(quantized):
+        if slots[tensor] in quantized_slots:
+            parents[root(tensor)] = root(first_in_slot.setdefault(slots[tensor], tensor))
+        for source in sources[tensor]:
+            parents[root(tensor)] = root(source)
+    members = collections.defaultdict(list)
+    for tensor in sorted(quantized):
+        members[root(tensor)].append(tensor)
+    return members.values()
+
+
+def _scale_sources(
+    graph: Graph, node: Node | None, quantized: set[int], ranges: Mapping[int, str]
+) -> tuple[int, ...]:
+    """Returns the inputs of a node whose scale its output shares."""
     if node is None or not shares_scale(graph, node):
         return ()
-    sources = tuple(dict.fromkeys(t for t in node.inputs if t in kept))
+    sources = tuple(dict.fromkeys(t for t in node.inputs if t in quantized))
     # Kernels fix the range of a sigmoid: one scale for it and a relu would fit neither.
     return sources if len({ranges[t] for t in sources}) <= 1 else ()
 
 
-def _embedding_indices(graph):
-    """Float tensors that hold the indices of an embedding."""
-    consumers, found = graph.consumers, set()
+def _embedding_indices(graph: Graph) -> set[int]:
+    """Returns the float tensors that hold the indices of an embedding."""
+    indices: set[int] = set()
 
-    def read_as_index(node):
+    def reads_indices(node: Node) -> bool:
         if isinstance(node.layer, keras.layers.Embedding):
             return True
         if type(node.layer).__name__ in EXACT:
-            return all(t in found for t in node.outputs)
+            return all(t in indices for t in node.outputs)
         return type(node.layer).__name__ == "Cast" and not is_float(graph.dtypes[node.outputs[0]])
 
-    made = [t for node in graph.nodes for t in node.outputs]
-    for tensor in [*reversed(made), *graph.inputs]:
-        readers = consumers.get(tensor, ())
-        if readers and tensor not in graph.outputs and all(map(read_as_index, readers)):
-            found.add(tensor)
-    return found
+    computed = [t for node in graph.nodes for t in node.outputs]
+    for tensor in [*reversed(computed), *graph.inputs]:
+        readers = graph.consumers.get(tensor, ())
+        if readers and tensor not in graph.outputs and all(map(reads_indices, readers)):
+            indices.add(tensor)
+    return indices
 
 
-def _range(found):
-    kinds = set(found)
+def _common_range(ranges: Iterable[str]) -> str:
+    """Returns the range that tensors have in common, `"affine"` if they differ."""
+    kinds = set(ranges)
     return kinds.pop() if len(kinds) == 1 else "affine"
 
 
-def _candidates(asked, offered, target, path, what):
+def _candidates(
+    asked: tuple[int, ...] | None, offered: tuple[int, ...], target: Target, path: str, what: str
+) -> tuple[int, ...]:
+    """Returns the bit-widths that a rule asks for, or all that the target offers."""
     if asked is None:
         return offered
     outside = sorted(set(asked) - set(offered))

@@ -1,17 +1,23 @@
 """Reads a Keras model into a `Graph`, through its public config alone."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 
-from dqmq_tf.graph.graph import Graph, Node, inline
+from dqmq_tf.graph.graph import CallArguments, Graph, Node, inline
+
+# `(name of the operation, number of the call, number of the output)` of a tensor, as in a config.
+_Key = tuple[str, int, int]
 
 
-def trace(model):
+def trace(model: keras.Model) -> Graph:
     """Returns the inlined `Graph` of a built Sequential or functional model.
 
     Args:
-        model: A Keras 3 Sequential or functional model, nested models and shared layers included.
+        model: A Keras 3 Sequential or functional model. Nested models and shared layers are
+            allowed.
 
     Returns:
         A `Graph` without subgraphs, in execution order.
@@ -27,67 +33,73 @@ def trace(model):
     return inline(trace_nested(model))
 
 
-def trace_nested(model, prefix=""):
-    """Returns the `Graph` of a model with nested models kept as nodes with a `subgraph`."""
+def trace_nested(model: keras.Model, prefix: str = "") -> Graph:
+    """Returns the `Graph` of a model with nested models kept as nodes with a `subgraph`.
+
+    Args:
+        model: See `trace`.
+        prefix: The beginning of each path, such as `"backbone/"`.
+    """
     functional = _functional(model)
     config = functional.get_config()
     operations = {operation.name: operation for operation in functional.operations}
-    inputs = [entry["name"] for entry in config["layers"] if not entry["inbound_nodes"]]
-    ids, shapes, dtypes, specs = {}, {}, {}, {}
+    ids: dict[_Key, int] = {}
+    shapes: dict[int, tuple[int | None, ...]] = {}
+    dtypes: dict[int, str] = {}
+    specs: dict[_Key, Any] = {}
 
-    def define(key, spec):
-        ids[key] = len(ids)
+    def define(key: _Key, spec: Any) -> int:
+        tensor = ids[key] = len(ids)
         specs[key] = spec
-        shapes[ids[key]] = tuple(spec.shape)
-        dtypes[ids[key]] = keras.backend.standardize_dtype(spec.dtype)
-        return ids[key]
+        shapes[tensor] = tuple(spec.shape)
+        dtypes[tensor] = keras.backend.standardize_dtype(spec.dtype)
+        return tensor
 
-    for name in inputs:
-        define((name, 0, 0), operations[name].output)
-    pending, subgraphs, nodes = [], {}, []
+    calls, subgraphs = [], {}
     for entry in config["layers"]:
         name = entry["name"]
-        if entry["inbound_nodes"] and _is_model(operations[name]):
+        if not entry["inbound_nodes"]:
+            define((name, 0, 0), operations[name].output)
+        elif _is_model(operations[name]):
             subgraphs[name] = trace_nested(operations[name], prefix=f"{prefix}{name}/")
-        for call, data in enumerate(entry["inbound_nodes"]):
-            taken = []
-            arguments = (_decode(data["args"], taken), _decode(data["kwargs"], taken))
-            pending.append((name, call, arguments, taken))
-    while pending:
+        calls += [_Call.decoded(name, i, data) for i, data in enumerate(entry["inbound_nodes"])]
+    nodes: list[Node] = []
+    while calls:
         waiting = []
-        for name, call, arguments, taken in pending:
-            if any(reference.key not in ids for reference in taken):
-                waiting.append((name, call, arguments, taken))
+        for call in calls:
+            if any(key not in ids for key in call.inputs):
+                waiting.append(call)
                 continue
-            args, kwargs = _fill(arguments, specs)
-            results = _results(operations[name], args, kwargs)
+            results = _results(operations[call.name], *_fill(call.arguments, specs))
+            outputs = tuple(define((call.name, call.number, i), r) for i, r in enumerate(results))
             nodes.append(
                 Node(
-                    path=prefix + name,
-                    call=call,
-                    layer=operations[name],
-                    inputs=tuple(ids[reference.key] for reference in taken),
-                    outputs=tuple(define((name, call, i), r) for i, r in enumerate(results)),
-                    arguments=_Arguments(arguments, ids),
-                    subgraph=subgraphs.get(name),
+                    path=prefix + call.name,
+                    call=call.number,
+                    layer=operations[call.name],
+                    inputs=tuple(ids[key] for key in call.inputs),
+                    outputs=outputs,
+                    arguments=_Arguments(call.arguments, ids),
+                    subgraph=subgraphs.get(call.name),
                 )
             )
-        if len(waiting) == len(pending):
+        if len(waiting) == len(calls):
             raise ValueError(
-                f"The calls of model {model.name!r} cannot be put in order: "
-                f"{sorted({item[0] for item in pending})} wait for each other."
+                f"The calls of model {model.name!r} cannot be put in order: the layers "
+                f"{sorted({call.name for call in calls})} wait for each other's outputs. Build the "
+                "model again with the functional API, keras.Model(inputs, outputs)."
             )
-        pending = waiting
+        calls = waiting
 
-    def resolve(key):
+    def tensor_of(key: _Key) -> int:
         name, call, index = key
         # Keras counts the calls of a nested functional model from 1 in this part of the config.
         shift = name in subgraphs and not isinstance(operations[name], keras.Sequential)
         return ids[(name, call - shift, index)]
 
-    names = {number: key[0] for key, number in ids.items()}
-    input_structure = _map_keys(config["input_layers"], resolve)
-    output_structure = _map_keys(config["output_layers"], resolve)
+    names = {tensor: name for (name, _, _), tensor in ids.items()}
+    input_structure = _map_keys(config["input_layers"], tensor_of)
+    output_structure = _map_keys(config["output_layers"], tensor_of)
     return Graph(
         nodes=tuple(nodes),
         inputs=tuple(keras.tree.flatten(input_structure)),
@@ -100,12 +112,12 @@ def trace_nested(model, prefix=""):
     )
 
 
-def _results(operation, args, kwargs):
-    """What a call returns, as KerasTensors."""
+def _results(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Returns the KerasTensors that a call returns."""
     results = keras.tree.flatten(operation.compute_output_spec(*args, **kwargs))
     if not isinstance(operation, keras.layers.EinsumDense):
         return results
-    # An `output_shape` of None says nothing of a size that the input has.
+    # An `output_shape` with None leaves out a size that is known from the input.
     (result,), kernel = results, keras.KerasTensor(operation.kernel.shape)
     exact = keras.ops.einsum(operation.equation, *keras.tree.flatten((args, kwargs))[:1], kernel)
     return [keras.KerasTensor(exact.shape, dtype=result.dtype)]
@@ -113,22 +125,49 @@ def _results(operation, args, kwargs):
 
 @dataclasses.dataclass(frozen=True)
 class _Reference:
-    key: tuple
+    """Stands for a tensor among the arguments of a call."""
+
+    key: _Key
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A call as the config describes it.
+
+    Attributes:
+        name: The name of the operation.
+        number: The number of the call.
+        arguments: `(args, kwargs)` with `_Reference`s in place of tensors.
+        inputs: The keys of these tensors, in order of appearance.
+    """
+
+    name: str
+    number: int
+    arguments: CallArguments
+    inputs: list[_Key]
+
+    @classmethod
+    def decoded(cls, name: str, number: int, data: dict[str, Any]) -> "_Call":
+        inputs: list[_Key] = []
+        arguments = (tuple(_decode(data["args"], inputs)), _decode(data["kwargs"], inputs))
+        return cls(name, number, arguments, inputs)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Arguments:
-    arguments: tuple
-    ids: dict
+    """`Node.arguments`: the arguments of a call, given the value of each tensor id."""
 
-    def __call__(self, values):
+    arguments: CallArguments
+    ids: dict[_Key, int]
+
+    def __call__(self, values: Mapping[int, Any]) -> CallArguments:
         return _fill(self.arguments, {key: values[i] for key, i in self.ids.items() if i in values})
 
 
-def _fill(arguments, values):
-    """`(args, kwargs)` with each reference replaced by its value."""
+def _fill(arguments: CallArguments, values: Mapping[_Key, Any]) -> CallArguments:
+    """Returns `(args, kwargs)` with each reference replaced by its value."""
 
-    def fill(value):
+    def fill(value: Any) -> Any:
         if isinstance(value, _Reference):
             return values[value.key]
         if isinstance(value, dict):
@@ -138,49 +177,51 @@ def _fill(arguments, values):
         return value
 
     args, kwargs = arguments
-    return tuple(fill(args)), fill(kwargs)
+    return tuple(fill(item) for item in args), fill(kwargs)
 
 
-def _decode(value, taken):
-    """Serialized call arguments with tensors as `_Reference`s, which are also listed in `taken`."""
+def _decode(value: Any, inputs: list[_Key]) -> Any:
+    """Returns serialized arguments with `_Reference`s for tensors, whose keys it adds to `inputs`."""
     if isinstance(value, dict):
         if value.get("class_name") == "__keras_tensor__":
-            reference = _Reference(tuple(value["config"]["keras_history"]))
-            taken.append(reference)
-            return reference
+            name, call, index = value["config"]["keras_history"]
+            inputs.append((name, call, index))
+            return _Reference(inputs[-1])
         if value.get("class_name") == "__tuple__":
-            return tuple(_decode(item, taken) for item in value["config"]["value"])
+            return tuple(_decode(item, inputs) for item in value["config"]["value"])
         if "class_name" in value and "config" in value:
             return keras.saving.deserialize_keras_object(value)
-        return {key: _decode(item, taken) for key, item in value.items()}
+        return {key: _decode(item, inputs) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_decode(item, taken) for item in value)
+        return type(value)(_decode(item, inputs) for item in value)
     return value
 
 
-def _map_keys(value, function):
+def _map_keys(value: Any, function: Callable[[_Key], int]) -> Any:
+    """Applies a function to each key in a structure of keys."""
     if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
-        return function(value)
+        return function((value[0], value[1], value[2]))
     if isinstance(value, dict):
         return {key: _map_keys(item, function) for key, item in value.items()}
     return [_map_keys(item, function) for item in value]
 
 
-def _is_model(operation):
-    # A subclassed model inside a graph is a layer like any other: it has no graph of its own.
+def _is_model(operation: Any) -> bool:
+    """Whether an operation is a model with a graph of its own, which a subclassed model is not."""
     return isinstance(operation, keras.Model) and bool(getattr(operation, "inputs", None))
 
 
-def _functional(model):
+def _functional(model: keras.Model) -> keras.Model:
+    """Returns a functional model with the inputs and outputs of a model."""
     if not isinstance(model, keras.Model):
         raise ValueError(
             f"Expected a Keras 3 model, found {type(model).__module__}.{type(model).__name__}. "
-            "Models of tf_keras or TFMOT have to be rebuilt with Keras 3 layers (import keras)."
+            "Models of tf_keras or TFMOT must be rebuilt with Keras 3 layers (import keras)."
         )
     if isinstance(model, keras.Sequential) and not model.built:
         raise ValueError(
-            f"Sequential model {model.name!r} has no input shape yet: give it a keras.Input first, "
-            "or call model.build(input_shape)."
+            f"Sequential model {model.name!r} has no input shape yet. Give it a keras.Input as the "
+            "first layer, or call model.build(input_shape)."
         )
     try:
         inputs, outputs = model.inputs, model.outputs
@@ -188,10 +229,10 @@ def _functional(model):
         inputs = None
     if not inputs:
         raise ValueError(
-            f"Model {model.name!r} is subclassed ({type(model).__name__}): its layers cannot be "
+            f"Model {model.name!r} is subclassed ({type(model).__name__}), so its layers cannot be "
             "seen. Build it as keras.Sequential or with the functional API, "
             "keras.Model(inputs, outputs)."
         )
-    structure = model.input if not isinstance(model, keras.Sequential) else inputs[0]
-    result = model.output if not isinstance(model, keras.Sequential) else outputs[0]
-    return keras.Model(structure, result, name=model.name)
+    if isinstance(model, keras.Sequential):
+        return keras.Model(inputs[0], outputs[0], name=model.name)
+    return keras.Model(model.input, model.output, name=model.name)

@@ -1,14 +1,21 @@
 """Which tensors never exist on a device, and which share one scale.
 
-The rules are those of the int8 kernels of TFLite's quantization specification.
+The rules are those of the int8 kernels in TFLite's quantization specification.
 """
 
 import keras
 
 from dqmq_tf.graph.activations import is_relu
 from dqmq_tf.graph.fold_rules import is_foldable
+from dqmq_tf.graph.graph import Graph, Node
 from dqmq_tf.graph.kernels import is_float
 
+# A slot is the place where a tensor is computed: the path of the layer, the number of the call and
+# the number of the output. The model's inputs have the empty path and the call `INPUT_CALL`.
+Slot = tuple[str, int, int]
+INPUT_CALL = -1
+# Layers and operations by class name, as Keras does not export the classes of its operations.
+# These only move or select values:
 EXACT = {
     "Concatenate", "Cropping1D", "Cropping2D", "Dropout", "Flatten", "GaussianDropout",
     "GaussianNoise", "GetItem", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "Identity",
@@ -16,23 +23,23 @@ EXACT = {
     "SpatialDropout2D", "Squeeze", "Transpose", "ExpandDims", "ZeroPadding1D", "ZeroPadding2D",
     "ActivityRegularization", "AlphaDropout",
 }  # fmt: skip
+# These compute means of neighboring values, and round them to the scale of their input:
 AVERAGES = {
     "AveragePooling1D", "AveragePooling2D", "Resizing", "UpSampling1D", "UpSampling2D",
 }  # fmt: skip
 _GLOBAL_AVERAGE = "GlobalAveragePooling"
 _FUSES_RELU = {"Add", "Subtract", "Multiply"}
-INPUT_CALL = -1
 
 
-def fused_tensors(graph):
-    """Returns the tensors that never exist on a device: their only reader is part of the same op.
+def fused_tensors(graph: Graph) -> set[int]:
+    """Returns the tensors that never exist on a device: their only reader is in the same operator.
 
     Args:
         graph: An inlined `dqmq_tf.graph.Graph` of the float model.
 
     Returns:
-        The set of their ids: what a convolution makes before its batch norm or relu, and the like.
-        No configuration has a say in it.
+        The ids of these tensors: the output of a convolution before its batch norm or relu, and
+        the like. The configuration does not change them.
 
     Example:
 
@@ -41,23 +48,23 @@ def fused_tensors(graph):
     """
     slots = tensor_slots(graph)
     floats = [t for t in slots if is_float(graph.dtypes[t])]
-    folds, producers, consumers = graph.folds, graph.producers, graph.consumers
-    fused = {t for t in floats if _is_fused(graph, folds, t, producers, consumers)}
+    fused = {t for t in floats if _is_fused(graph, t)}
     # A layer of a nested model that is called twice has one quantizer: fuse in all calls or none.
-    apart = {slots[t] for t in floats if t not in fused}
-    return {t for t in fused if slots[t] not in apart}
+    not_fused = {slots[t] for t in floats if t not in fused}
+    return {t for t in fused if slots[t] not in not_fused}
 
 
-def tensor_slots(graph):
-    """`{tensor: (path, call, output)}` of where it is made."""
-    slots = {tensor: ("", INPUT_CALL, i) for i, tensor in enumerate(graph.inputs)}
+def tensor_slots(graph: Graph) -> dict[int, Slot]:
+    """Returns `{tensor: slot where it is computed}`."""
+    slots: dict[int, Slot] = {t: ("", INPUT_CALL, i) for i, t in enumerate(graph.inputs)}
     for node in graph.nodes:
         for i, tensor in enumerate(node.outputs):
             slots[tensor] = (node.path, node.call, i)
     return slots
 
 
-def shares_scale(graph, node):
+def shares_scale(graph: Graph, node: Node) -> bool:
+    """Whether the output of a node has the scale of its input."""
     kind = type(node.layer).__name__
     if kind.startswith(_GLOBAL_AVERAGE):
         return not is_global_average(graph, node)
@@ -66,30 +73,17 @@ def shares_scale(graph, node):
     return kind in EXACT | AVERAGES and not is_global_average(graph, node)
 
 
-def rounds(graph, node):
-    """Whether a node that shares the scale of its input makes values between those of its input."""
+def rounds(node: Node) -> bool:
+    """Whether a node that shares the scale of its input computes new values, between the old."""
     return type(node.layer).__name__ in AVERAGES
 
 
-def _is_fused(graph, folds, tensor, producers, consumers):
-    """Whether a tensor never exists in an int8 kernel: its only reader is part of the same op."""
-    node, readers = producers.get(tensor), consumers.get(tensor, [])
-    if node is None or len(readers) != 1 or tensor in graph.outputs:
-        return False
-    reader = readers[0]
-    if reader.path in folds:
-        return True
-    linear = is_foldable(node.layer) or node.path in folds
-    linear = linear or isinstance(node.layer, keras.layers.BatchNormalization)
-    return is_relu(reader.layer) and (linear or type(node.layer).__name__ in _FUSES_RELU)
+def is_global_average(graph: Graph, node: Node) -> bool:
+    """Whether a node averages over the whole image: a mean, which has its own scale.
 
-
-def is_global_average(graph, node):
-    """Whether a node averages over the whole image: a mean, which has a scale of its own.
-
-    The values of a mean spread over a fraction of its input's range: sharing the input's scale, as
-    a local average pool must, would leave them a handful of integers. The mean of a single position
-    is that position.
+    The values of a mean spread over a fraction of its input's range. With the input's scale, which
+    a local average pool must share, only a few integers would be left for them. The mean of a
+    single position is that position.
     """
     by_name = type(node.layer).__name__.startswith(_GLOBAL_AVERAGE)
     if not by_name and not isinstance(node.layer, keras.layers.AveragePooling2D):
@@ -99,3 +93,19 @@ def is_global_average(graph, node):
     if all(n == 1 for n in before[spatial]):
         return False
     return by_name or after[spatial] == (1, 1) and before[spatial] == tuple(node.layer.pool_size)
+
+
+def _is_fused(graph: Graph, tensor: int) -> bool:
+    """Whether the only reader of a tensor is part of the operator that computes it."""
+    node, readers = graph.producers.get(tensor), graph.consumers.get(tensor, [])
+    if node is None or len(readers) != 1 or tensor in graph.outputs:
+        return False
+    reader = readers[0]
+    if reader.path in graph.folds:
+        return True
+    is_affine = (
+        is_foldable(node.layer)
+        or node.path in graph.folds
+        or isinstance(node.layer, keras.layers.BatchNormalization)
+    )
+    return is_relu(reader.layer) and (is_affine or type(node.layer).__name__ in _FUSES_RELU)

@@ -1,19 +1,22 @@
-"""The graph of a Keras model as data: which layer is called on which tensors, in order.
+"""The graph of a Keras model as data: which layer is called on which tensors, in which order.
 
-`trace` reads a model's public config, so nothing private of Keras is touched, and returns a
-`Graph` in which nested models are kept; `Graph.inline` puts their layers in their stead, which is
-the view that quantization and export work on. `replay` runs a graph again with other layers or
-on other values.
+`trace` (in `from_keras`) reads a model into a `Graph`. `inline` replaces nested models by their
+layers, which is the view that quantization and export work on. `replay` runs a graph again with
+other layers or on other values.
 """
 
 import collections
 import dataclasses
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import keras
 
 from dqmq_tf.graph.fold_rules import folds_into, is_foldable
+
+CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,21 +24,22 @@ class Node:
     """One call of one layer.
 
     Attributes:
-        path: Path of the layer, such as `"conv2d"` or `"backbone/conv2d"`.
+        path: The path of the layer, such as `"conv2d"` or `"backbone/conv2d"`.
         call: 0 for the first call of this layer in its own model, 1 for the next (shared layers).
-        layer: The `keras.Layer` or `keras.Operation`.
-        inputs: Ids of the tensors that the call takes, in order of appearance.
-        outputs: Ids of the tensors that it returns.
-        arguments: `arguments(values)` gives `(args, kwargs)` with each tensor id looked up.
-        subgraph: The graph of a nested model, else None.
+        layer: The `keras.layers.Layer` or `keras.Operation`.
+        inputs: The ids of the tensors that the call takes, in order of appearance.
+        outputs: The ids of the tensors that it returns.
+        arguments: `arguments(values)` returns `(args, kwargs)` with each tensor id looked up in
+            `values`.
+        subgraph: The graph of a nested model. None for a layer.
     """
 
     path: str
     call: int
     layer: Any
-    inputs: tuple
-    outputs: tuple
-    arguments: Callable
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    arguments: Callable[[Mapping[int, Any]], CallArguments]
     subgraph: "Graph | None" = None
 
 
@@ -46,109 +50,121 @@ class Graph:
     Attributes:
         nodes: The calls.
         inputs, outputs: Tensor ids, flat.
-        input_structure, output_structure: The same ids in the model's own structure.
-        shapes, dtypes: By tensor id; shapes have None for the batch.
-        input_names: Names of the model's inputs, in the order of `inputs`.
+        input_structure, output_structure: The same ids in the structure that the model has.
+        shapes, dtypes: By tensor id. Shapes have None for the batch.
+        input_names: The names of the model's inputs, in the order of `inputs`.
     """
 
-    nodes: tuple
-    inputs: tuple
-    outputs: tuple
+    nodes: tuple[Node, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
     input_structure: Any
     output_structure: Any
-    shapes: dict
-    dtypes: dict
-    input_names: tuple
+    shapes: dict[int, tuple[int | None, ...]]
+    dtypes: dict[int, str]
+    input_names: tuple[str, ...]
 
-    @property
-    def consumers(self):
+    @functools.cached_property
+    def consumers(self) -> dict[int, list[Node]]:
         """`{tensor id: [nodes that take it]}`."""
-        found = {}
+        consumers: dict[int, list[Node]] = {}
         for node in self.nodes:
             for tensor in dict.fromkeys(node.inputs):
-                found.setdefault(tensor, []).append(node)
-        return found
+                consumers.setdefault(tensor, []).append(node)
+        return consumers
 
-    @property
-    def producers(self):
+    @functools.cached_property
+    def producers(self) -> dict[int, Node]:
         """`{tensor id: node that returns it}`."""
         return {tensor: node for node in self.nodes for tensor in node.outputs}
 
-    @property
-    def folds(self):
+    @functools.cached_property
+    def folds(self) -> dict[str, str]:
         """`{path of a batch norm or rescaling: path of the linear layer that it folds into}`."""
-        consumers, producers, found = self.consumers, self.producers, {}
+        folds = {}
         for node in self.nodes:
-            if isinstance(node.layer, (keras.layers.BatchNormalization, keras.layers.Rescaling)):
-                source = producers.get(node.inputs[0])
-                alone = len(consumers[node.inputs[0]]) == 1 and node.inputs[0] not in self.outputs
-                if source and alone and is_foldable(source.layer):
-                    rank = len(self.shapes[node.inputs[0]])
-                    if folds_into(node.layer, source.layer, rank):
-                        found[node.path] = source.path
-        # A layer or a batch norm that is called more than once folds only if all calls agree.
-        calls = self.calls
-        return {bn: path for bn, path in found.items() if calls[bn] == calls[path] == 1}
+            if not isinstance(
+                node.layer, (keras.layers.BatchNormalization, keras.layers.Rescaling)
+            ):
+                continue
+            tensor = node.inputs[0]
+            source = self.producers.get(tensor)
+            is_only_reader = len(self.consumers[tensor]) == 1 and tensor not in self.outputs
+            if source and is_only_reader and is_foldable(source.layer):
+                if folds_into(node.layer, source.layer, len(self.shapes[tensor])):
+                    folds[node.path] = source.path
+        # With several calls, one kernel would have to take in several maps.
+        return {
+            path: linear
+            for path, linear in folds.items()
+            if self.calls[path] == self.calls[linear] == 1
+        }
 
-    @property
-    def calls(self):
-        """`{path: how often its layer is called}`."""
+    @functools.cached_property
+    def calls(self) -> collections.Counter[str]:
+        """`{path: number of calls of its layer}`."""
         return collections.Counter(node.path for node in self.nodes)
 
 
-def inline(graph):
+def inline(graph: Graph) -> Graph:
     """Returns `graph` with each nested model replaced by its layers, recursively."""
-    nodes, shapes, dtypes = [], {}, {}
-    counter = iter(range(10**9))
+    nodes: list[Node] = []
+    shapes: dict[int, tuple[int | None, ...]] = {}
+    dtypes: dict[int, str] = {}
+    new_ids = itertools.count()
 
-    def run(part, values):
+    def copy_tensor(part: Graph, tensor: int) -> int:
+        new = next(new_ids)
+        shapes[new], dtypes[new] = part.shapes[tensor], part.dtypes[tensor]
+        return new
+
+    def copy_nodes(part: Graph, ids: dict[int, int]) -> None:
         for node in part.nodes:
             if node.subgraph is not None:
-                inner = dict(zip(node.subgraph.inputs, (values[t] for t in node.inputs)))
-                run(node.subgraph, inner)
-                for outer, result in zip(node.outputs, node.subgraph.outputs):
-                    values[outer] = inner[result]
+                inner = dict(zip(node.subgraph.inputs, (ids[t] for t in node.inputs)))
+                copy_nodes(node.subgraph, inner)
+                for tensor, result in zip(node.outputs, node.subgraph.outputs):
+                    ids[tensor] = inner[result]
                 continue
             for tensor in node.outputs:
-                values[tensor] = fresh(part, tensor)
+                ids[tensor] = copy_tensor(part, tensor)
             nodes.append(
                 dataclasses.replace(
                     node,
-                    inputs=tuple(values[t] for t in node.inputs),
-                    outputs=tuple(values[t] for t in node.outputs),
-                    arguments=_Renamed(node.arguments, {t: values[t] for t in node.inputs}),
+                    inputs=tuple(ids[t] for t in node.inputs),
+                    outputs=tuple(ids[t] for t in node.outputs),
+                    arguments=_Renamed(node.arguments, {t: ids[t] for t in node.inputs}),
                 )
             )
 
-    def fresh(part, tensor):
-        number = next(counter)
-        shapes[number], dtypes[number] = part.shapes[tensor], part.dtypes[tensor]
-        return number
-
-    values = {tensor: fresh(graph, tensor) for tensor in graph.inputs}
-    run(graph, values)
+    ids = {tensor: copy_tensor(graph, tensor) for tensor in graph.inputs}
+    copy_nodes(graph, ids)
     return Graph(
         nodes=tuple(nodes),
-        inputs=tuple(values[t] for t in graph.inputs),
-        outputs=tuple(values[t] for t in graph.outputs),
-        input_structure=keras.tree.map_structure(lambda t: values[t], graph.input_structure),
-        output_structure=keras.tree.map_structure(lambda t: values[t], graph.output_structure),
+        inputs=tuple(ids[t] for t in graph.inputs),
+        outputs=tuple(ids[t] for t in graph.outputs),
+        input_structure=keras.tree.map_structure(lambda t: ids[t], graph.input_structure),
+        output_structure=keras.tree.map_structure(lambda t: ids[t], graph.output_structure),
         shapes=shapes,
         dtypes=dtypes,
         input_names=graph.input_names,
     )
 
 
-def replay(graph, values, call):
-    """Runs a graph: `call(node, args, kwargs)` returns the outputs of a node.
+def replay(
+    graph: Graph,
+    values: MutableMapping[int, Any],
+    call: Callable[[Node, tuple[Any, ...], dict[str, Any]], Any],
+) -> Any:
+    """Runs a graph.
 
     Args:
         graph: A `Graph`.
-        values: `{tensor id: value}` with the inputs' values; completed in place.
-        call: What is done at each node.
+        values: `{tensor id: value}` of the inputs. The values of all other tensors are added.
+        call: `call(node, args, kwargs)` returns the outputs of a node.
 
     Returns:
-        The outputs' values in the graph's output structure.
+        The values of the outputs, in the graph's output structure.
     """
     for node in graph.nodes:
         args, kwargs = node.arguments(values)
@@ -159,8 +175,10 @@ def replay(graph, values, call):
 
 @dataclasses.dataclass(frozen=True)
 class _Renamed:
-    inner: Callable
-    names: dict
+    """Arguments of a node whose tensors have new ids."""
 
-    def __call__(self, values):
-        return self.inner({old: values[new] for old, new in self.names.items()})
+    arguments: Callable[[Mapping[int, Any]], CallArguments]
+    new_ids: dict[int, int]
+
+    def __call__(self, values: Mapping[int, Any]) -> CallArguments:
+        return self.arguments({old: values[new] for old, new in self.new_ids.items()})

@@ -1,29 +1,26 @@
-"""The kernels of a layer: which variables they are, what they become, what they cost."""
+"""The kernels of a layer: which variables they are, which operator they become, what they cost."""
+
+from __future__ import annotations
 
 import math
+import re
+import typing
+from collections.abc import Collection
+from typing import Any
 
 import keras
 
-from dqmq_tf.graph.fold_rules import einsum_terms
+if typing.TYPE_CHECKING:
+    from dqmq_tf.graph.graph import Graph, Node
 
-
-def variable_names(layer):
-    """Returns `{name: variable}` of a layer's weights, named by their path inside the layer.
-
-    Most are `"kernel"` or `"bias"`; a layer made of layers has `"query/kernel"` and the like.
-    """
-    named = {}
-    for variable in layer.weights:
-        parts = variable.path.split("/")
-        if layer.name in parts[:-1]:
-            parts = parts[len(parts) - 1 - parts[-2::-1].index(layer.name) :]
-        name = "/".join(parts)
-        while name in named:
-            name += "_"
-        named[name] = variable
-    return named
-
-
+# The linear layers, one kernel and one bias each, by the kind of operator that they become (see
+# `dqmq_tf.targets.OP_KINDS`). Everything that depends on the class of a linear layer reads this.
+LINEAR_LAYERS = {
+    "depthwise": (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D),
+    "transpose": (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose),
+    "conv": (keras.layers.Conv1D, keras.layers.Conv2D),
+    "dense": (keras.layers.Dense, keras.layers.EinsumDense),
+}
 _NO_KERNEL = (
     keras.layers.BatchNormalization,
     keras.layers.GroupNormalization,
@@ -31,17 +28,43 @@ _NO_KERNEL = (
     keras.layers.Normalization,
     keras.layers.PReLU,
 )
-_OP_KINDS = {
-    "depthwise": (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D),
-    "transpose": (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose),
-    "conv": (keras.layers.Conv1D, keras.layers.Conv2D),
-    "dense": (keras.layers.Dense, keras.layers.EinsumDense),
-    "embedding": (keras.layers.Embedding,),
-}
 
 
-def kernel_variables(layer):
-    """Returns `{name: variable}` of what multiplies a layer's input: float, rank >= 2, no bias."""
+def op_kind(layer: Any) -> str:
+    """Returns the kind of operator that a layer becomes, one of `dqmq_tf.targets.OP_KINDS`."""
+    for kind, classes in LINEAR_LAYERS.items():
+        if isinstance(layer, classes):
+            return kind
+    return "embedding" if isinstance(layer, keras.layers.Embedding) else "other"
+
+
+def is_linear(layer: Any) -> bool:
+    """Whether a layer multiplies its input by one kernel and adds one bias."""
+    return op_kind(layer) in LINEAR_LAYERS
+
+
+def variable_names(layer: Any) -> dict[str, Any]:
+    """Returns `{name: variable}` of a layer's weights, named by their path inside the layer.
+
+    Most are `"kernel"` or `"bias"`. A layer made of layers has `"query/kernel"` and the like.
+    """
+    variables: dict[str, Any] = {}
+    for variable in layer.weights:
+        parts = variable.path.split("/")
+        if layer.name in parts[:-1]:
+            parts = parts[len(parts) - 1 - parts[-2::-1].index(layer.name) :]
+        name = "/".join(parts)
+        while name in variables:
+            name += "_"
+        variables[name] = variable
+    return variables
+
+
+def kernel_variables(layer: Any) -> dict[str, Any]:
+    """Returns `{name: variable}` of the kernels of a layer.
+
+    A kernel is a floating-point variable of rank 2 or more that multiplies the layer's input.
+    """
     if not isinstance(layer, keras.layers.Layer) or isinstance(layer, _NO_KERNEL):
         return {}
     return {
@@ -54,68 +77,66 @@ def kernel_variables(layer):
     }
 
 
-def op_kind(layer):
-    """Returns the kind of op that a layer becomes, one of `dqmq_tf.targets.OP_KINDS`."""
-    for kind, layers in _OP_KINDS.items():
-        if isinstance(layer, layers):
-            return kind
-    return "other"
-
-
-def channel_axes(layer, name, variable, per_tensor=frozenset()):
+def channel_axes(
+    layer: Any, name: str, variable: Any, per_tensor: Collection[str] = frozenset()
+) -> tuple[int, ...]:
     """Returns the axes of a variable that index output channels.
 
     Args:
         layer: The layer.
-        name: Of the variable in the layer.
+        name: The name of the variable in the layer.
         variable: The variable.
-        per_tensor: Kinds of op whose weights have one step for the whole tensor, as of a `Target`.
+        per_tensor: The kinds of operator whose weights have one step for the whole tensor (see
+            `dqmq_tf.targets.Target`).
 
     Returns:
-        The axes, `()` where there is one step for the whole tensor.
+        The axes. `()` if there is one step for the whole tensor.
     """
-    rank = len(variable.shape)
-    if op_kind(layer) in per_tensor:
+    rank, kind = len(variable.shape), op_kind(layer)
+    if kind in per_tensor:
         return ()
-    if "depthwise" in name or op_kind(layer) == "depthwise":
+    if "depthwise" in name or kind == "depthwise":
         return (rank - 2, rank - 1)
-    if op_kind(layer) == "transpose":
+    if kind == "transpose":
         return (rank - 2,)
-    if op_kind(layer) == "embedding":
+    if kind == "embedding":
         return (0,)
     if isinstance(layer, keras.layers.EinsumDense):
-        entered, kernel, output = einsum_terms(layer)
-        # A letter that the input has too makes no channel: a file holds steps along one axis.
-        axes = tuple(i for i, n in enumerate(kernel) if n in output and n not in entered)
+        inputs, kernel, outputs = einsum_terms(layer)
+        # A file holds steps along one axis. An axis that the input has too is no channel axis.
+        axes = tuple(i for i, n in enumerate(kernel) if n in outputs and n not in inputs)
         return axes or (rank - 1,)
     return (rank - 1,)
 
 
-def multiply_accumulates(graph, node, variable):
-    """Returns how many multiply-accumulates one call spends on a variable, per input."""
-    if isinstance(node.layer, keras.layers.Embedding):
+def multiply_accumulates(graph: Graph, node: Node, variable: Any) -> int:
+    """Returns the number of multiply-accumulates per input that one call spends on a variable."""
+    layer = node.layer
+    if isinstance(layer, keras.layers.Embedding):
         return 0
     size = math.prod(variable.shape)
-    entered, left = graph.shapes[node.inputs[0]], graph.shapes[node.outputs[0]]
-    over_time = (keras.layers.RNN, keras.layers.Bidirectional)
-    if isinstance(node.layer, over_time) or "Transpose" in type(node.layer).__name__:
-        shape = entered
-    else:
-        shape = left
-    if isinstance(node.layer, keras.layers.EinsumDense):
-        term, kernel, _ = einsum_terms(node.layer)
-        # The letters of an ellipsis are in no kernel.
-        term = term.replace("...", "." * (len(entered) - len(term.replace("...", ""))))
-        return size * math.prod(
-            n or 1 for letter, n in list(zip(term, entered))[1:] if letter not in kernel
-        )
-    if getattr(node.layer, "data_format", None) == "channels_first" and len(shape) > 2:
-        positions = shape[2:]
-    else:
-        positions = shape[1:-1]
+    input_shape, output_shape = graph.shapes[node.inputs[0]], graph.shapes[node.outputs[0]]
+    if isinstance(layer, keras.layers.EinsumDense):
+        inputs, kernel, _ = einsum_terms(layer)
+        # The kernel has none of the axes of an ellipsis.
+        inputs = inputs.replace("...", "." * (len(input_shape) - len(inputs.replace("...", ""))))
+        axes = list(zip(inputs, input_shape))[1:]
+        return size * math.prod(n or 1 for letter, n in axes if letter not in kernel)
+    # A kernel meets each position of the output once, or each position of the input: transposed
+    # convolutions spread input positions, and recurrent layers run over the input's time steps.
+    over_time = isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional))
+    by_input = over_time or "Transpose" in type(layer).__name__
+    shape = input_shape if by_input else output_shape
+    is_channels_first = getattr(layer, "data_format", None) == "channels_first"
+    positions = shape[2:] if is_channels_first and len(shape) > 2 else shape[1:-1]
     return size * math.prod(n or 1 for n in positions)
 
 
-def is_float(dtype):
-    """Whether a dtype is one of floating point."""
+def einsum_terms(layer: keras.layers.EinsumDense) -> list[str]:
+    """Returns the letters of an `EinsumDense`'s input, kernel and output."""
+    return re.split(",|->", layer.equation.replace(" ", ""))
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether a dtype is a floating-point type."""
     return str(keras.backend.standardize_dtype(dtype)).startswith(("float", "bfloat"))

@@ -1,8 +1,8 @@
-"""Layers taken apart into what an int8 kernel computes, before decision points are found.
+"""Splits layers into what an int8 kernel computes, before decision points are found.
 
 An int8 kernel writes one quantized tensor. What lies between two kernels must be rounded in
-training as it is on a device, so it must be a tensor of the graph: a convolution with a softmax
-behind it, a separable convolution and multi-head attention each become several layers.
+training as it is on a device, so it must be a tensor of the graph. A convolution with a softmax
+after it, a separable convolution and multi-head attention each become several layers.
 """
 
 import collections
@@ -10,19 +10,23 @@ import dataclasses
 import functools
 import inspect
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 
-from dqmq_tf.graph import from_keras
-from dqmq_tf.graph import graph as graphs
+from dqmq_tf.config import DQMQConfig, LayerRule
 from dqmq_tf.graph.composites import (
     SplitActivation,
     SplitAttention,
     SplitSeparable,
     splits_activation,
 )
+from dqmq_tf.graph.from_keras import trace_nested
+from dqmq_tf.graph.graph import Graph, Node, inline
 from dqmq_tf.graph.rebuild import copy_model, rebuild
 
+_Splitter = SplitActivation | SplitSeparable | SplitAttention
 # Arguments of attention that change what is computed.
 _ATTENTION_SWITCHES = (
     "query_mask",
@@ -36,7 +40,7 @@ _ATTENTION_SWITCHES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """A layer that a whole layer was split into.
+    """One of the layers that a layer was split into.
 
     Attributes:
         path: Its path in the split model.
@@ -44,28 +48,28 @@ class Part:
     """
 
     path: str
-    kernels: dict
+    kernels: dict[str, str]
 
 
-def split_layers(model):
+def split_layers(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[Part, ...]]]:
     """Returns a copy of a model in which layers of several int8 kernels are several layers.
 
-    - An activation other than relu or relu6 of a layer with kernels is a layer of its own,
+    - An activation other than relu or relu6 of a layer with kernels becomes its own layer,
       `<name>_activation`.
-    - A separable convolution is `<name>_depthwise` and `<name>_pointwise`.
-    - `MultiHeadAttention` without masks, over the one axis of a sequence, is its projections
+    - A separable convolution becomes `<name>_depthwise` and `<name>_pointwise`.
+    - `MultiHeadAttention` without masks, over the one axis of a sequence, becomes its projections
       `<name>_query`, `_key`, `_value` and `_output`, the scale of the query `_scale`, the products
-      `_scores` and `_attended` with heads as an axis of the batch, `_softmax`, and `_dropout` where
-      it has one. With masks it stays whole.
+      `_scores` and `_attended` with heads as an axis of the batch, `_softmax`, and `_dropout` if
+      it has one. With masks it is not split.
 
-    The copy computes what the model does. Split again, it is the same.
+    The copy computes what the model computes. Splitting it again changes nothing.
 
     Args:
         model: A built Sequential or functional model. It is not changed.
 
     Returns:
-        The copy, and `{path: (Part, …)}` of the layers that were split, by their path in `model`. A
-        layer whose activation was split off keeps its name and is not among its parts.
+        The copy, and `{path: (Part, ...)}` of the layers that were split, by their path in
+        `model`. A layer whose activation was split off keeps its name and is not among its parts.
 
     Raises:
         ValueError: If the model is subclassed or not of Keras 3.
@@ -76,14 +80,14 @@ def split_layers(model):
     >>> [part.path for part in parts["separable_conv2d"]]
     ['separable_conv2d_depthwise', 'separable_conv2d_pointwise']
     """
-    # A model that cannot be traced is refused before it is copied.
-    from_keras.trace_nested(model)
+    # Refuse a model that cannot be traced before copying it.
+    trace_nested(model)
     body = copy_model(model)
-    graph = from_keras.trace_nested(body)
+    graph = trace_nested(body)
     splitters, parts = _splitters(graph), {}
     if not splitters:
-        return body, parts
-    for node in graphs.inline(graph).nodes:
+        return body, {}
+    for node in inline(graph).nodes:
         if id(node.layer) in splitters:
             prefix = node.path[: len(node.path) - len(node.layer.name)]
             parts[node.path] = tuple(
@@ -91,17 +95,17 @@ def split_layers(model):
                 for name, kernels in splitters[id(node.layer)].kernels.items()
             )
 
-    def call(node, args, kwargs):
+    def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return splitters.get(id(node.layer), node.layer)(*args, **kwargs)
 
     return rebuild(graph, body.name, call), parts
 
 
-def with_part_rules(config, parts):
+def with_part_rules(config: DQMQConfig, parts: Mapping[str, Sequence[Part]]) -> DQMQConfig:
     """Returns a configuration whose rules for a layer hold for its parts too.
 
-    A rule for a part stands right before the rule of its layer, so that the first match wins as it
-    does for the layer: rules above that one may name a part by itself.
+    A rule for a part stands directly before the rule of its layer, so that the first match wins as
+    it does for the layer. Rules above that one may name a part.
 
     Args:
         config: A `DQMQConfig`.
@@ -110,24 +114,25 @@ def with_part_rules(config, parts):
     Raises:
         ValueError: If a rule names a variable that the layer does not have.
     """
-    before = collections.defaultdict(list)
-    for path, made in parts.items():
+    inserted: dict[int, list[LayerRule]] = collections.defaultdict(list)
+    for path, layer_parts in parts.items():
         rule = config.rule_for(path)
         if any(rule is other for other in config.rules):
-            _check_weights(path, rule, made)
-            before[id(rule)] += [_rule_of(part, rule) for part in made]
-    rules = []
+            _check_weights(path, rule, layer_parts)
+            inserted[id(rule)] += [_rule_of(part, rule) for part in layer_parts]
+    rules: list[LayerRule] = []
     for rule in config.rules:
-        rules += [*before.pop(id(rule), ()), rule]
-    return dataclasses.replace(config, rules=rules)
+        rules += [*inserted.pop(id(rule), ()), rule]
+    return dataclasses.replace(config, rules=tuple(rules))
 
 
-def makes_mask(layer):
-    """Whether Keras carries a mask beside what a layer makes."""
+def makes_mask(layer: Any) -> bool:
+    """Whether Keras attaches a mask to the output of a layer."""
     return isinstance(layer, keras.layers.Masking) or bool(getattr(layer, "mask_zero", False))
 
 
-def _rule_of(part, rule):
+def _rule_of(part: Part, rule: LayerRule) -> LayerRule:
+    """Returns the rule of a layer for one of its parts."""
     weights = rule.weights
     if weights is not None:
         weights = tuple(part.kernels[name] for name in weights if name in part.kernels)
@@ -139,92 +144,97 @@ def _rule_of(part, rule):
     )
 
 
-def _check_weights(path, rule, parts):
+def _check_weights(path: str, rule: LayerRule, parts: Iterable[Part]) -> None:
+    """Refuses a rule that names a variable which is a kernel of no part."""
     kernels = [name for part in parts for name in part.kernels]
     missing = [name for name in rule.weights or () if name not in kernels]
     # A layer that keeps its kernels is checked when its decision points are found.
     if kernels and missing:
         raise ValueError(
-            f"Layer {path!r} has no kernel {missing[0]!r} to quantize; it has {kernels}."
+            f"Layer {path!r} has no kernel {missing[0]!r} to quantize. Choose the rule's weights "
+            f"among {kernels}."
         )
 
 
-def _splitters(graph):
-    """`{id of a layer: what is called in its stead}`."""
-    inlined = graphs.inline(graph)
+def _splitters(graph: Graph) -> dict[int, _Splitter]:
+    """Returns `{id of a layer: what is called in its place}`."""
+    inlined = inline(graph)
     nodes = inlined.nodes
-    masked = any(makes_mask(node.layer) or _has_own_mask(node.layer) for node in nodes)
-    calls = collections.defaultdict(list)
+    has_masks = any(makes_mask(node.layer) or _has_own_mask(node.layer) for node in nodes)
+    calls: dict[int, list[Node]] = collections.defaultdict(list)
     for node in nodes:
         calls[id(node.layer)].append(node)
-    taken, splitters = _names(graph), {}
-    for key, found in calls.items():
-        layer = found[0].layer
+    names, splitters = _names(graph), {}
+    for key, layer_calls in calls.items():
+        layer = layer_calls[0].layer
         kind = _splitter_of(layer)
         if kind is None:
             continue
-        if kind is SplitAttention and (masked or not all(map(_attends_plainly, found))):
+        if kind is SplitAttention and (has_masks or not all(map(_attends_plainly, layer_calls))):
             continue
-        scopes = [taken[n.path[: len(n.path) - len(layer.name)]] for n in found]
-        more = [_lengths(inlined, found)] if kind is SplitAttention else []
-        splitters[key] = kind(layer, functools.partial(_free, layer, scopes), *more)
+        scopes = [names[n.path[: len(n.path) - len(layer.name)]] for n in layer_calls]
+        name_part = functools.partial(_free_name, layer, scopes)
+        lengths = [_lengths(inlined, layer_calls)] if kind is SplitAttention else []
+        splitters[key] = kind(layer, name_part, *lengths)
     return splitters
 
 
-def _splitter_of(layer):
+def _splitter_of(layer: Any) -> Callable[..., _Splitter] | None:
+    """Returns the class that splits a layer. None if the layer stays whole."""
     if isinstance(layer, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)):
         return SplitSeparable
-    # A subclass may attend in a way of its own.
+    # A subclass may attend in another way.
     if type(layer) is keras.layers.MultiHeadAttention:
         return SplitAttention
     return SplitActivation if splits_activation(layer) else None
 
 
-def _lengths(graph, nodes):
-    """Lengths of the query and of the value that calls of attention have in common, else None."""
+def _lengths(graph: Graph, nodes: Iterable[Node]) -> list[int | None]:
+    """Returns the lengths of query and value, None if the calls of an attention differ."""
     shapes = [
-        [graph.shapes[call[name]] for name in ("query", "value")] for call in map(_given, nodes)
+        [graph.shapes[arguments[name]] for name in ("query", "value")]
+        for arguments in map(_call_arguments, nodes)
     ]
-    found = [{shape[1] for shape in of_argument} for of_argument in zip(*shapes)]
-    return [sizes.pop() if len(sizes) == 1 else None for sizes in found]
+    lengths = [{shape[1] for shape in of_argument} for of_argument in zip(*shapes)]
+    return [sizes.pop() if len(sizes) == 1 else None for sizes in lengths]
 
 
-def _given(node):
-    """`{argument: value}` of a call, with the ids of tensors."""
+def _call_arguments(node: Node) -> dict[str, Any]:
+    """Returns `{argument: value}` of a call, with the ids of tensors."""
     args, kwargs = node.arguments({tensor: tensor for tensor in node.inputs})
     return inspect.signature(node.layer.call).bind(*args, **kwargs).arguments
 
 
-def _attends_plainly(node):
+def _attends_plainly(node: Node) -> bool:
     """Whether a call of attention is softmax(query key) value over the axis of a sequence."""
-    given = _given(node)
-    # A tensor's id may be 0.
-    if any(given.get(n) is not None and given[n] is not False for n in _ATTENTION_SWITCHES):
-        return False
+    arguments = _call_arguments(node)
+    for name in _ATTENTION_SWITCHES:
+        # The id of a tensor may be 0, which is a mask all the same.
+        if arguments.get(name) is not None and arguments[name] is not False:
+            return False
     config = node.layer.get_config()
-    special = config.get("use_gate") or config.get("sliding_window")
-    return node.layer.attention_axes == (1,) and not special
+    is_special = config.get("use_gate") or config.get("sliding_window")
+    return node.layer.attention_axes == (1,) and not is_special
 
 
-def _has_own_mask(layer):
-    """Whether a layer of the user's own says what its mask is."""
-    own = not type(layer).__module__.startswith("keras.")
-    plain = (None, keras.layers.Layer.compute_mask, keras.Model.compute_mask)
-    return own and getattr(type(layer), "compute_mask", None) not in plain
+def _has_own_mask(layer: Any) -> bool:
+    """Whether a layer of the user's own defines its mask."""
+    is_own = not type(layer).__module__.startswith("keras.")
+    defaults = (None, keras.layers.Layer.compute_mask, keras.Model.compute_mask)
+    return is_own and getattr(type(layer), "compute_mask", None) not in defaults
 
 
-def _names(graph, prefix="", found=None):
-    """`{prefix of a nested model's paths: names in that model}`."""
-    found = {} if found is None else found
-    found[prefix] = {*graph.input_names, *(node.layer.name for node in graph.nodes)}
+def _names(graph: Graph, prefix: str = "") -> dict[str, set[str]]:
+    """Returns `{prefix of a nested model's paths: names in that model}`."""
+    names = {prefix: {*graph.input_names, *(node.layer.name for node in graph.nodes)}}
     for node in graph.nodes:
         if node.subgraph is not None:
-            _names(node.subgraph, f"{node.path}/", found)
-    return found
+            names |= _names(node.subgraph, f"{node.path}/")
+    return names
 
 
-def _free(layer, scopes, part):
-    """Returns `<name>_<part>`, numbered where a model has a layer of that name already."""
+def _free_name(layer: Any, scopes: Iterable[set[str]], part: str) -> str:
+    """Returns `<name>_<part>`, with a number if a model has a layer of that name already."""
     base = name = f"{layer.name}_{part}"
     number = 0
     while any(name in scope for scope in scopes):

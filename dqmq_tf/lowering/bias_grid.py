@@ -12,6 +12,7 @@ from keras import ops
 
 from dqmq_tf.graph import trace
 from dqmq_tf.graph.fold_rules import einsum_output_axes
+from dqmq_tf.graph.kernels import is_linear
 
 
 def snap_biases(body, precision):
@@ -32,7 +33,7 @@ def snap_biases(body, precision):
         calls.setdefault(node.path, []).append(node)
     for path, variables in precision.weights.items():
         steps = {precision.activations.get(node.inputs[0]) for node in calls[path]}
-        if len(variables) != 1 or len(steps) != 1 or not _has_one_bias(layers[path]):
+        if len(variables) != 1 or len(steps) != 1 or not is_linear(layers[path]):
             continue
         (source,), (weight,) = steps, variables.values()
         unit = None if source is None else _unit(layers[path], source.step, weight.step)
@@ -46,20 +47,6 @@ def snap_biases(body, precision):
             bias = _float64(layers[path].bias) * scale + offset
             grid = unit * abs(scale)
             layers[path].bias.assign((np.round(bias / grid) * grid - offset) / scale)
-
-
-def _has_one_bias(layer):
-    kinds = (
-        keras.layers.Conv1D,
-        keras.layers.Conv1DTranspose,
-        keras.layers.Conv2D,
-        keras.layers.Conv2DTranspose,
-        keras.layers.Dense,
-        keras.layers.DepthwiseConv1D,
-        keras.layers.DepthwiseConv2D,
-        keras.layers.EinsumDense,
-    )
-    return isinstance(layer, kinds)
 
 
 def _unit(layer, input_step, weight_step):

@@ -11,25 +11,23 @@ import numpy as np
 import tensorflow as tf
 
 from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
+from dqmq_tf.graph.kernels import op_kind
 from dqmq_tf.lowering import elementwise, folding
 from dqmq_tf.lowering.stored_weights import LOOKED_UP, StoredWeights
 from dqmq_tf.precision import WeightPrecision
 
-_layers = keras.layers
+# By the kind of operator that a layer becomes.
 _KINDS = {
-    _layers.Conv1D: folding.CONVOLUTION,
-    _layers.Conv2D: folding.CONVOLUTION,
-    _layers.DepthwiseConv1D: folding.DEPTHWISE,
-    _layers.DepthwiseConv2D: folding.DEPTHWISE,
-    _layers.Conv1DTranspose: folding.TRANSPOSED,
-    _layers.Conv2DTranspose: folding.TRANSPOSED,
+    "conv": folding.CONVOLUTION,
+    "depthwise": folding.DEPTHWISE,
+    "transpose": folding.TRANSPOSED,
 }
 
 
 def check_dilation(node):
     """Refuses transposed convolutions with gaps, which TFLite has in floating point neither."""
     layer = node.layer
-    if _KINDS.get(type(layer)) == folding.TRANSPOSED and set(layer.dilation_rate) != {1}:
+    if op_kind(layer) == "transpose" and set(layer.dilation_rate) != {1}:
         raise UnsupportedLayerError(
             node.path,
             f"{type(layer).__name__}: dilation_rate={layer.dilation_rate}",
@@ -39,7 +37,7 @@ def check_dilation(node):
 
 def convolution(builder, node):
     """A convolution of any kind of signals or images."""
-    layer, kind = node.layer, _KINDS[type(node.layer)]
+    layer, kind = node.layer, _KINDS[op_kind(node.layer)]
     elementwise.check_data_format(node)
     elementwise.check_fused(layer.activation)
     if getattr(layer, "groups", 1) != 1:
