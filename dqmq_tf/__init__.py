@@ -7,11 +7,16 @@ the paper's numbers are claimed.
 
 from dqmq_tf import graph, quality, runtimes, targets
 from dqmq_tf.config import Budget, DQMQConfig, LayerRule, ObjectiveTerms
+from dqmq_tf.errors import (
+    ConversionError,
+    DQMQError,
+    FileFormatError,
+    UnsupportedLayerError,
+    VerificationError,
+)
 from dqmq_tf.export import (
     AdaptiveInterpreter,
     ConversionReport,
-    UnsupportedLayerError,
-    VerificationError,
     convert,
     read_metadata,
     verify,
@@ -29,11 +34,14 @@ __all__ = [
     "__version__",
     "AdaptiveInterpreter",
     "Budget",
+    "ConversionError",
     "ConversionReport",
     "DQMQConfig",
+    "DQMQError",
     "DQMQModel",
     "DQMQQuantizeConfig",
     "DecisionTable",
+    "FileFormatError",
     "LayerRule",
     "ObjectiveTerms",
     "Summary",

@@ -82,11 +82,7 @@ def run(arguments):
     """
     try:
         arguments.function(arguments)
-    except (
-        export.ConversionError,
-        export.VerificationError,
-        export.UnsupportedLayerError,
-    ) as error:
+    except export.DQMQError as error:
         return _told(error, arguments, FAILED)
     except (ValueError, OSError, ImportError) as error:
         return _told(error, arguments, WRONG_USE)

@@ -1,28 +1,39 @@
-"""Errors raised while a model is written to, or checked against, a file."""
+"""The errors of this package. All of them are `DQMQError`s."""
 
 
-class ConversionError(RuntimeError):
-    """A model cannot be written as it stands; the message says what to change."""
+class DQMQError(Exception):
+    """Base of the errors that this package raises about models and files."""
 
 
-class UnsupportedLayerError(ValueError):
-    """A layer has no counterpart in a file that computes the same.
+class ConversionError(DQMQError, RuntimeError):
+    """A model cannot be converted as it is. The message says what to change."""
+
+
+class UnsupportedLayerError(ConversionError, ValueError):
+    """A layer cannot be expressed in a `.tflite` file.
 
     Args:
-        path: Name of the layer in the graph, such as `"block_1/conv"`.
+        path: Path of the layer in the graph, such as `"block_1/conv"`.
         found: What was found there, such as `"LSTM: stateful=True"`.
         advice: What the user can do about it.
     """
 
-    def __init__(self, path, found, advice):
+    def __init__(self, path: str, found: str, advice: str) -> None:
         super().__init__(f"Layer {path!r} ({found}) cannot be converted. {advice}")
         self.path = path
         self.found = found
 
 
-class VerificationError(RuntimeError):
-    """A file does not compute what the model computes, or cannot be read."""
+class FileFormatError(ConversionError):
+    """A `.tflite` file cannot be read, or is not of the kind that was expected.
+
+    It is a `ConversionError`, which earlier versions raised in its place.
+    """
+
+
+class VerificationError(DQMQError, RuntimeError):
+    """A file does not compute what its model computes, or a runtime cannot run it."""
 
 
 class FloatOnly(Exception):
-    """A layer has no integer kernel, for the reason that the message gives; never leaves export."""
+    """A layer has no integer kernel, for the reason in the message. Never leaves the lowering."""

@@ -5,12 +5,10 @@ sampled. Two forms cover all kinds: bit operations are bilinear in weight and ac
 bytes are a table, one entry per weight decision point and candidate, plus a constant.
 """
 
-import zlib
-
 import numpy as np
 from keras import ops
 
-from dqmq_tf.flatbuffer import bit_packing
+from dqmq_tf.flatbuffer import bit_packing, file_size
 
 # Bytes of a TFLite file beside its weights, until `CostModel.learn_file` knows them: fitted on files
 # that the converter wrote, right within 9 % of what is not weights. The file's frame, each tensor's
@@ -118,7 +116,7 @@ class CostModel:
             for i, (point, b) in enumerate(zip(self.weights, bits))
         ]
         stream = b"".join(sorted(stored, key=bit_packing.byte_entropy, reverse=True))
-        return len(zlib.compress(stream, 9)) + self.constant()
+        return file_size.deflated_bytes(stream) + self.constant()
 
     def exact(self, weight_bits, activation_bits):
         """Returns the cost of an assignment, or the mean cost of several.
@@ -199,7 +197,7 @@ class CostModel:
             return self._storage(point, bit_width).size_bytes
         stored = self._stored(point, integers, bit_width)
         sample = stored[:_SAMPLE]
-        return len(zlib.compress(sample, 9)) * len(stored) / max(len(sample), 1)
+        return file_size.deflated_bytes(sample) * len(stored) / max(len(sample), 1)
 
     def _storage(self, point, bit_width):
         count = int(np.prod(point.shape))

@@ -1,6 +1,12 @@
 """From a trained model to a file on a device: `convert`, then `verify`."""
 
-from dqmq_tf.errors import ConversionError, UnsupportedLayerError, VerificationError
+from dqmq_tf.errors import (
+    ConversionError,
+    DQMQError,
+    FileFormatError,
+    UnsupportedLayerError,
+    VerificationError,
+)
 from dqmq_tf.export.c_array import write_c_array
 from dqmq_tf.export.conversion_report import AdaptiveReport, ConversionReport
 from dqmq_tf.export.convert import convert
@@ -12,7 +18,7 @@ from dqmq_tf.export.verification_report import (
 )
 from dqmq_tf.export.verify import verify
 from dqmq_tf.flatbuffer.lookup_tables import decompress
-from dqmq_tf.flatbuffer.metadata import read_metadata
+from dqmq_tf.flatbuffer.tflite_file import read_metadata
 from dqmq_tf.runtimes.adaptive_interpreter import AdaptiveInterpreter, AdaptiveResult
 
 __all__ = [
@@ -22,7 +28,9 @@ __all__ = [
     "AdaptiveVerificationReport",
     "ConversionError",
     "ConversionReport",
+    "DQMQError",
     "FileContents",
+    "FileFormatError",
     "RuntimeReport",
     "UnsupportedLayerError",
     "VerificationError",

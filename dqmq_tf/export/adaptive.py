@@ -6,7 +6,7 @@ from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError, VerificationError
 from dqmq_tf.export import graph_routing, quality_router
 from dqmq_tf.export.conversion_report import AdaptiveReport
-from dqmq_tf.flatbuffer import editing, merging, metadata, operator_versions
+from dqmq_tf.flatbuffer import TFLiteFile, editing, merging, metadata, operator_versions
 from dqmq_tf.quality.degradations import KINDS
 from dqmq_tf.runtimes import in_process
 
@@ -55,17 +55,17 @@ def combine_profiles(qmodel, files, inputs, grid, kind):
 
     Args:
         qmodel: The frozen `DQMQModel`.
-        files: Contents of each profile's file, from the lowest score to the highest.
+        files: `TFLiteFile` of each profile, from the lowest score to the highest.
         inputs: Typical inputs, a list of arrays.
         grid: `ActivationPrecision` of the first input, None where it is in floating point.
         kind: `"signatures"` or `"graph"`.
 
     Returns:
-        `(contents, contents of the router alone)`.
+        `(file, file of the router alone)`, `TFLiteFile`s.
     """
-    profiles = [flatbuffer.read(contents) for contents in files]
+    profiles = [file.model for file in files]
     routes = quality_router.build_router(qmodel, inputs[0], grid)
-    brain = flatbuffer.read(routes)
+    brain = routes.copy().model
     first = profiles[0].signatureDefs[0].inputs[0]
     if flatbuffer.type_name(profiles[0].subgraphs[0].tensors[first.tensorIndex]) == "INT8":
         merging.strip_input_quantization(brain)
@@ -75,29 +75,29 @@ def combine_profiles(qmodel, files, inputs, grid, kind):
         _sign_router(brain, first.name)
         names = [f"profile_{number}" for number in range(len(profiles))]
         model = merging.merge({**dict(zip(names, profiles)), _ROUTER: brain})
-    facts = metadata.describe_adaptive([metadata.facts_of(p) for p in profiles], kind)
+    facts = metadata.describe_adaptive([file.metadata for file in files], kind)
     metadata.attach(model, facts, operator_versions.set_versions(model))
     editing.share_buffers(model)
-    return flatbuffer.write(model), routes
+    return TFLiteFile.from_model(model), routes
 
 
-def split_profiles(model):
+def split_profiles(file):
     """Takes an adaptive file apart again.
 
     Args:
-        model: `ModelT` of an adaptive file.
+        file: `TFLiteFile`, adaptive.
 
     Returns:
-        `ModelT` of each profile, as a file of its own would hold it.
+        `TFLiteFile` of each profile, as a file of its own would be.
     """
-    facts, found = metadata.facts_of(model), []
+    facts, found = file.metadata, []
     for number in range(len(facts["profiles"])):
-        part = merging.extract(model, f"profile_{number}")
+        part = merging.extract(file.model, f"profile_{number}")
         metadata.attach(
             part, metadata.profile_facts(facts, number), operator_versions.set_versions(part)
         )
         editing.share_buffers(part)
-        found.append(part)
+        found.append(TFLiteFile.from_model(part))
     return found
 
 
@@ -107,12 +107,12 @@ def compare_adaptive_file(qmodel, path, files, interpreter, inputs, data, kind, 
     Args:
         qmodel: The frozen `DQMQModel`.
         path: Name of the file, for messages.
-        files: Contents of the profiles' own files, as LiteRT loads them.
+        files: `TFLiteFile`s of the profiles, as LiteRT loads them.
         interpreter: `AdaptiveInterpreter` of them in one file.
         inputs: Typical inputs, a list of arrays.
         data: The data set that they come from; one with qualities tells the shares apart.
         kind: `"signatures"` or `"graph"`.
-        routes: Contents of the router alone.
+        routes: `TFLiteFile` of the router alone.
 
     Returns:
         `AdaptiveReport`.
@@ -124,8 +124,7 @@ def compare_adaptive_file(qmodel, path, files, interpreter, inputs, data, kind, 
     for number, own in enumerate(files):
         chosen = [array[result.profile == number] for array in inputs]
         if len(chosen[0]):
-            runner = in_process.interpreter(own)
-            expected = in_process.signature_outputs(runner, flatbuffer.read(own), chosen)
+            expected = in_process.signature_outputs(own, chosen)
             found = [output[result.profile == number] for output in result.outputs]
             if not all(np.array_equal(f, e) for f, e in zip(found, expected)):
                 raise VerificationError(
@@ -142,8 +141,8 @@ def compare_adaptive_file(qmodel, path, files, interpreter, inputs, data, kind, 
         )
     return AdaptiveReport(
         routing=kind,
-        profile_bytes=tuple(len(own) for own in files),
-        router_bytes=len(routes),
+        profile_bytes=tuple(len(own.contents) for own in files),
+        router_bytes=len(routes.contents),
         router_ms=_milliseconds(routes),
         profile_ms=tuple(_milliseconds(own) for own in files),
         router_agreement=agreement,
@@ -181,9 +180,9 @@ def _shares(profile, count, names):
     }
 
 
-def _milliseconds(contents):
+def _milliseconds(file):
     """Median time of one inference at one thread."""
-    return in_process.median_milliseconds(in_process.interpreter(contents), _TIMED_RUNS)
+    return in_process.median_milliseconds(in_process.interpreter(file.contents), _TIMED_RUNS)
 
 
 def _sign_router(brain, input_name):

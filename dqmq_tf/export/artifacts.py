@@ -57,13 +57,13 @@ def artifact_paths(artifacts, path):
     )
 
 
-def render_artifacts(artifacts, path, contents, report):
+def render_artifacts(artifacts, path, file, report):
     """Contents of these files.
 
     Args:
         artifacts: Tuple of names.
         path: Path of the `.tflite` file.
-        contents: Its contents.
+        file: The file as a `TFLiteFile`.
         report: `ConversionReport`.
 
     Returns:
@@ -71,7 +71,7 @@ def render_artifacts(artifacts, path, contents, report):
     """
     files = {}
     if "c_array" in artifacts:
-        source, header = c_array.render(contents, path.stem, report.arena_bytes)
+        source, header = c_array.render(file, path.stem, report.arena_bytes)
         files = {path.with_suffix(".cc"): source, path.with_suffix(".h"): header}
     if "json" in artifacts:
         files[path.with_suffix(".json")] = report.to_json() + "\n"

@@ -9,7 +9,7 @@ import numpy as np
 from dqmq_tf import flatbuffer, runtimes
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export.atomic_write import write_together
-from dqmq_tf.flatbuffer import metadata
+from dqmq_tf.flatbuffer import TFLiteFile
 from dqmq_tf.flatbuffer.lookup_tables import DECODE
 from dqmq_tf.runtimes import tflite_micro
 
@@ -35,7 +35,7 @@ def write_c_array(contents, path, *, arena_bytes=None):
     and output, the bytes of the tensor arena, and a function that registers the operators.
 
     Args:
-        contents: Contents of a `.tflite` file.
+        contents: Contents of a `.tflite` file, or a `TFLiteFile`.
         path: Path of the source file; ends in `.cc`. The header stands beside it, in `.h`; the
             name of the file, as a C name, is the namespace.
         arena_bytes: What the network needs of a tensor arena; None to measure it in the
@@ -55,27 +55,27 @@ def write_c_array(contents, path, *, arena_bytes=None):
     path = pathlib.Path(path)
     if path.suffix != ".cc":
         raise ValueError(f"path={str(path)!r} must end in '.cc'; the header goes beside it.")
+    file = TFLiteFile.of(contents)
     if arena_bytes is None:
-        arena_bytes = tflite_micro.arena_bytes(contents)
-    source, header = render(contents, path.stem, arena_bytes)
+        arena_bytes = tflite_micro.arena_bytes(file)
+    source, header = render(file, path.stem, arena_bytes)
     write_together({path: source, path.with_suffix(".h"): header})
 
 
-def render(contents, name, arena_bytes):
+def render(file, name, arena_bytes):
     """Source and header of `write_c_array`.
 
     Args:
-        contents: Contents of a `.tflite` file.
+        file: `TFLiteFile`.
         name: Name of the files, without suffix.
         arena_bytes: What the network needs of a tensor arena.
 
     Returns:
         `(source, header)`, two strings.
     """
-    model = flatbuffer.read(contents)
-    check_signatures(model)
+    check_signatures(file.model)
     space = c_name(name)
-    return _source(contents, name, space), _header(model, contents, space, arena_bytes)
+    return _source(file.contents, name, space), _header(file, space, arena_bytes)
 
 
 def check_signatures(model):
@@ -164,9 +164,10 @@ alignas({_ALIGNMENT}) extern const unsigned char kModel[kModelBytes] = {{
 """
 
 
-def _header(model, contents, space, arena_bytes):
+def _header(file, space, arena_bytes):
+    model = file.model
     graph, guard = model.subgraphs[0], f"DQMQ_TF_{space.upper()}_H_"
-    facts = metadata.facts_of(model) or {}
+    facts = file.metadata or {}
     made = f"dqmq_tf {facts.get('version', 'unknown')}, target {facts.get('target', 'unknown')}"
     calls, names = resolver_calls(model), _signature_names(model)
     ends = "\n".join(
@@ -186,7 +187,7 @@ def _header(model, contents, space, arena_bytes):
 namespace {space} {{
 
 // The .tflite file, aligned to {_ALIGNMENT} bytes.
-constexpr std::size_t kModelBytes = {len(contents)};
+constexpr std::size_t kModelBytes = {len(file.contents)};
 extern const unsigned char kModel[kModelBytes];
 
 // The smallest tensor arena in which the reference kernels of the tflite-micro wheel ran the network

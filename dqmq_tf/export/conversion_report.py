@@ -10,13 +10,13 @@ from dqmq_tf.runtimes.vela import VelaReport
 
 
 def tensor_reports(networks):
-    """One `TensorReport` per quantized variable of each profile's `Network`."""
+    """One `TensorReport` per quantized variable of each profile's `WrittenFile`."""
     reports = []
     for profile, network in enumerate(networks):
         label = f"profile {profile}: " if len(networks) > 1 else ""
         reports += [
             dataclasses.replace(report, name=label + report.name)
-            for report in _reports_of(flatbuffer.read(network.contents), network.lowered)
+            for report in _reports_of(network.file.model, network.lowered)
         ]
     return tuple(reports)
 

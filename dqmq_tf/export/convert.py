@@ -4,7 +4,6 @@ import pathlib
 import tempfile
 import time
 
-from dqmq_tf import flatbuffer
 from dqmq_tf import graph as graphs
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export import adaptive as adaptives
@@ -13,7 +12,7 @@ from dqmq_tf.export.artifacts import artifact_paths, check_artifacts, render_art
 from dqmq_tf.export.conversion_report import ConversionReport
 from dqmq_tf.export.verification_report import AdaptiveVerificationReport
 from dqmq_tf.export.verify import compare_file
-from dqmq_tf.flatbuffer import checksum, file_size, metadata
+from dqmq_tf.flatbuffer import file_size, metadata
 from dqmq_tf.inputs import collect, structured
 from dqmq_tf.lowering import quantization_plan, rules, write_file
 from dqmq_tf.lowering.lowered_model import lower_model, probe_inputs
@@ -121,38 +120,38 @@ def convert(
                 io_dtype=io_dtype,
                 stage=stage,
             )
-            _check_budget(qmodel.budget, part.contents)
+            _check_budget(qmodel.budget, part.file)
             stage("asking the tools of the target")
-            device = device_checks.examine(part.contents, target)
+            device = device_checks.examine(part.file, target)
             parts.append(part)
             if verify:
                 verifications.append(_verified(qmodel, path, part, inputs, stage))
-        contents, routed = parts[0].contents, None
+        file, routed = parts[0].file, None
         if adaptive is not None:
             stage("building the quality router")
-            contents, routed = _adaptive(qmodel, path, parts, inputs, data, routing)
-            device = device_checks.examine_adaptive(contents, target)
-        contents = checksum.seal(contents)
+            file, routed = _adaptive(qmodel, path, parts, inputs, data, routing)
+            device = device_checks.examine_adaptive(file, target)
+        file = file.sealed()
     report = ConversionReport(
         path=str(path),
         artifacts=tuple(map(str, artifact_paths(artifacts, path))),
         target=target.name,
         profile=profile if adaptive is None else None,
         io_dtype=io_dtype,
-        size_bytes=len(contents),
-        download_bytes=file_size.deflated_bytes(contents),
+        size_bytes=len(file.contents),
+        download_bytes=file_size.deflated_bytes(file.contents),
         arena_bytes=device.arena_bytes,
         vela=device.vela,
         weights=conversion_report.tensor_reports(parts),
         float_layers=parts[0].lowered.float_layers,
-        min_runtime_version=metadata.min_runtime_version_of(flatbuffer.read(contents)),
+        min_runtime_version=metadata.min_runtime_version_of(file.model),
         package_versions=_package_versions(),
         verification=_one(verifications),
         adaptive=routed,
         seconds=time.perf_counter() - started,
     )
     atomic_write.write_together(
-        {path: contents, **render_artifacts(artifacts, path, contents, report)}
+        {path: file.contents, **render_artifacts(artifacts, path, file, report)}
     )
     return report
 
@@ -170,9 +169,7 @@ def _verified(qmodel, path, part, inputs, stage):
     return compare_file(
         qmodel,
         path,
-        part.contents,
-        flatbuffer.read(part.twin),
-        part.lowered,
+        part,
         probe_inputs(part.lowered, _PROBE_SAMPLES) if inputs is None else inputs,
         runtimes=claimed(qmodel.target),
         first_only=True,
@@ -181,21 +178,19 @@ def _verified(qmodel, path, part, inputs, stage):
 
 
 def _adaptive(qmodel, path, parts, inputs, data, routing):
-    """Contents of the adaptive file, and its report."""
+    """The adaptive file, and its report."""
     lowered = parts[0].lowered
     grid = lowered.quantization.get(lowered.inputs[0])
-    contents, routes = adaptives.combine_profiles(
-        qmodel, [part.contents for part in parts], inputs, grid, routing
-    )
-    twins = [part.twin for part in parts]
-    twin = contents
-    if twins != [part.contents for part in parts]:
-        twin, _ = adaptives.combine_profiles(qmodel, twins, inputs, grid, routing)
-    interpreter = AdaptiveInterpreter(twin)
+    files = [part.file for part in parts]
+    file, routes = adaptives.combine_profiles(qmodel, files, inputs, grid, routing)
+    runnable, uncompressed = file, [part.uncompressed for part in parts]
+    if any(part.uncompressed is not part.file for part in parts):
+        runnable, _ = adaptives.combine_profiles(qmodel, uncompressed, inputs, grid, routing)
+    interpreter = AdaptiveInterpreter(runnable)
     report = adaptives.compare_adaptive_file(
-        qmodel, path, twins, interpreter, inputs, data, routing, routes
+        qmodel, path, uncompressed, interpreter, inputs, data, routing, routes
     )
-    return contents, report
+    return file, report
 
 
 def _one(verifications):
@@ -241,10 +236,10 @@ def _check_activations(lowered, target):
             )
 
 
-def _check_budget(budget, contents):
+def _check_budget(budget, file):
     if budget is None:
         return
-    found = file_size.file_bytes(checksum.seal(contents))
+    found = file_size.file_bytes(file.sealed().contents)
     if budget.kind in found and found[budget.kind] > budget.value:
         raise ConversionError(
             f"The file takes {found[budget.kind]:,} bytes ({budget.kind}), the budget is "

@@ -9,31 +9,32 @@ from dqmq_tf.errors import VerificationError
 from dqmq_tf.flatbuffer import lookup_tables
 from dqmq_tf.flatbuffer.lookup_tables import DECODE
 from dqmq_tf.runtimes import tflite_micro, vela
+from dqmq_tf.runtimes.random_inputs import random_inputs_of
 from dqmq_tf.runtimes.vela import VelaReport
 
 _PROBES = 2
 
 
-def check_bit_exact(contents):
+def check_bit_exact(file):
     """Runs a compressed file and its uncompressed twin in TFLite Micro, which must not differ.
 
     Each tensor that TFLite Micro decodes is compared with the integers that were stored, and the
     outputs of both files on random inputs with each other.
 
     Args:
-        contents: Contents of a compressed file.
+        file: `TFLiteFile`, compressed.
 
     Returns:
-        Bytes of the tensor arena that it needs, see `micro.arena_bytes`.
+        Bytes of the tensor arena that it needs, see `tflite_micro.arena_bytes`.
 
     Raises:
         ImportError: If the `tflite-micro` wheel is not installed.
         VerificationError: If a single integer differs, or TFLite Micro does not run the file.
     """
     tflite_micro.require()
-    model, twin_contents = flatbuffer.read(contents), lookup_tables.decompress(contents)
-    twin = flatbuffer.read(twin_contents)
-    graph = model.subgraphs[0]
+    model, graph = file.model, file.model.subgraphs[0]
+    uncompressed = lookup_tables.decompress_file(file)
+    twin = uncompressed.model
     expected = {
         flatbuffer.text(tensor.name): flatbuffer.constant(twin, tensor)
         for tensor in twin.subgraphs[0].tensors
@@ -44,8 +45,8 @@ def check_bit_exact(contents):
         for operator in graph.operators
         if model.operatorCodes[operator.opcodeIndex].customCode == DECODE
     }
-    inputs = tflite_micro.random_inputs(model, _PROBES)
-    kept = tflite_micro.run(contents, inputs, tensors=tuple(decoded)).tensors
+    inputs = random_inputs_of(file, _PROBES)
+    kept = tflite_micro.run(file, inputs, tensors=tuple(decoded)).tensors
     for index, name in decoded.items():
         wanted = expected[name.split("'")[0]].ravel()
         different = int((kept[index].ravel() != wanted).sum())
@@ -55,8 +56,8 @@ def check_bit_exact(contents):
                 f"{name!r} to others than were stored. Nothing was delivered; please report it."
             )
     # Once more in the memory that the file will have: there, tensors lie where others were.
-    found = tflite_micro.run(contents, inputs)
-    for one, other in zip(found.outputs, tflite_micro.run(twin_contents, inputs).outputs):
+    found = tflite_micro.run(file, inputs)
+    for one, other in zip(found.outputs, tflite_micro.run(uncompressed, inputs).outputs):
         if not np.array_equal(one, other):
             raise VerificationError(
                 f"TFLite Micro {tflite_micro.version()} computes something else from the compressed file "
@@ -71,7 +72,7 @@ class DeviceFacts:
 
     Attributes:
         arena_bytes: Smallest tensor arena in TFLite Micro's reference kernels, see
-            `micro.arena_bytes`; None where it was not measured.
+            `tflite_micro.arena_bytes`; None where it was not measured.
         vela: `VelaReport`, or None where Vela was not run.
     """
 
@@ -79,11 +80,11 @@ class DeviceFacts:
     vela: VelaReport | None = None
 
 
-def examine(contents, target):
+def examine(file, target):
     """Runs the tools of a target on a file, as far as they are installed.
 
     Args:
-        contents: Contents of the finished file.
+        file: `TFLiteFile`, finished.
         target: `dqmq_tf.targets.Target`.
 
     Returns:
@@ -95,19 +96,19 @@ def examine(contents, target):
         VerificationError: If TFLite Micro does not run the file, or decodes other weights.
         ConversionError: If Vela refuses the file.
     """
-    if lookup_tables.is_compressed(flatbuffer.read(contents)):
-        return DeviceFacts(arena_bytes=check_bit_exact(contents))
+    if lookup_tables.is_compressed(file.model):
+        return DeviceFacts(arena_bytes=check_bit_exact(file))
     if target.compiler == "ethos-u-vela":
         if vela.program() is None:
-            vela.check_vela_can_compile(flatbuffer.read(contents))
+            vela.check_vela_can_compile(file.model)
             return DeviceFacts()
-        return DeviceFacts(vela=vela.compile_file(contents)[1])
+        return DeviceFacts(vela=vela.compile_file(file)[1])
     if "tflite-micro" in target.runtimes and tflite_micro.is_installed():
-        return DeviceFacts(arena_bytes=tflite_micro.arena_bytes(contents))
+        return DeviceFacts(arena_bytes=tflite_micro.arena_bytes(file))
     return DeviceFacts()
 
 
-def examine_adaptive(contents, target):
+def examine_adaptive(file, target):
     """Measures an adaptive file, whose profiles were examined one by one.
 
     Arguments, result and errors are those of `examine`.
@@ -117,5 +118,5 @@ def examine_adaptive(contents, target):
         and target.compiler is None
         and tflite_micro.is_installed()
     ):
-        return DeviceFacts(arena_bytes=tflite_micro.arena_bytes(contents))
+        return DeviceFacts(arena_bytes=tflite_micro.arena_bytes(file))
     return DeviceFacts()

@@ -4,8 +4,8 @@ import dataclasses
 import json
 
 from dqmq_tf import flatbuffer
-from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import file_size, metadata
+from dqmq_tf.errors import FileFormatError
+from dqmq_tf.flatbuffer import TFLiteFile, file_size, metadata
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,31 +77,31 @@ def inspect_file(path):
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ConversionError: If the file is truncated or corrupt, or dqmq_tf did not write it.
+        FileFormatError: If the file is truncated or corrupt, or dqmq_tf did not write it.
 
     Example:
 
     >>> rich.print(dqmq_tf.export.inspect_file("model.tflite"))
     """
-    contents, model = flatbuffer.load(path)
-    facts = metadata.facts_of(model)
+    file = TFLiteFile.load(path)
+    model, facts = file.model, file.metadata
     if facts is None:
-        raise ConversionError(f"{path} holds no dqmq_tf metadata.")
+        raise FileFormatError(f"{path} holds no dqmq_tf metadata.")
     return FileContents(
         path=str(path),
-        size_bytes=len(contents),
-        download_bytes=file_size.deflated_bytes(contents),
+        size_bytes=len(file.contents),
+        download_bytes=file_size.deflated_bytes(file.contents),
         min_runtime_version=metadata.min_runtime_version_of(model),
         facts=facts,
         signatures={
-            flatbuffer.text(definition.signatureKey): {
+            key: {
                 side: {flatbuffer.text(e.name): _tensor(model, definition, e) for e in entries}
                 for side, entries in (
                     ("inputs", definition.inputs),
                     ("outputs", definition.outputs),
                 )
             }
-            for definition in model.signatureDefs
+            for key, definition in file.signatures.items()
         },
         weights=tuple(
             entry for graph in model.subgraphs for entry in _weights(model, graph, facts)

@@ -9,11 +9,11 @@ _INT8_ENDS = (-128, 127)
 _DEPARTURE_QUANTA = 4.0
 
 
-def first_divergence(contents, inputs, simulated, runtime):
+def first_divergence(file, inputs, simulated, runtime):
     """Looks for the first tensor that departs.
 
     Args:
-        contents: Contents of the file.
+        file: `TFLiteFile`.
         inputs: Arrays with a batch dimension, in the model's order; the first sample is run.
         simulated: `LoweredModel` that simulates its activations.
         runtime: Name of the runtime.
@@ -22,15 +22,15 @@ def first_divergence(contents, inputs, simulated, runtime):
         Sentence that names it.
     """
     few = [array[:1] for array in inputs]
-    expected, model = simulated.values(few), flatbuffer.read(contents)
+    expected, model = simulated.values(few), file.model
     tensors = {
         index: (flatbuffer.text(tensor.name), tensor.quantization)
         for index, tensor in enumerate(model.subgraphs[0].tensors)
         if flatbuffer.text(tensor.name) in expected and _on_a_grid(tensor)
     }
     try:
-        key = flatbuffer.text(model.signatureDefs[0].signatureKey)
-        run = runtimes.run(contents, few, runtime=runtime, signature=key, tensors=list(tensors))
+        key = flatbuffer.text(file.signature.signatureKey)
+        run = runtimes.run(file, few, runtime=runtime, signature=key, tensors=list(tensors))
     except VerificationError:
         return f"Which tensor is the first to depart cannot be seen: {runtime} shows outputs only."
     where = " (seen without XNNPACK)" if runtime == "litert-xnnpack" else ""

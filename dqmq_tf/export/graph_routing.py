@@ -4,10 +4,12 @@ Its first subgraph is the quality router and an IF for each threshold, around th
 of the profiles. An app, or firmware, runs it like any other file.
 """
 
+import copy
+
 import numpy as np
 
 from dqmq_tf import flatbuffer
-from dqmq_tf.flatbuffer import merging
+from dqmq_tf.flatbuffer import editing, merging
 
 
 def routed(profiles, router, thresholds):
@@ -59,12 +61,9 @@ def _share_inputs(model, main, network):
 
 def _like(graph, tensor):
     """Adds a tensor of the same shape, type and quantization to a graph; its index."""
-    import copy
-
     twin = copy.deepcopy(tensor)
     twin.buffer = 0
-    graph.tensors.append(twin)
-    return len(graph.tensors) - 1
+    return editing.add_tensor(graph, twin)
 
 
 def _later_conditions(model, main, above):
@@ -99,14 +98,7 @@ def _nested(model, inputs, names, later):
 
 def _add_if(model, graph, condition, inputs, outputs, then, otherwise):
     schema = flatbuffer.schema()
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.IF
-    code.version = 1
-    model.operatorCodes.append(code)
-    operator = schema.OperatorT()
-    operator.opcodeIndex = len(model.operatorCodes) - 1
-    operator.inputs = np.array([condition, *inputs], np.int32)
-    operator.outputs = np.array(outputs, np.int32)
+    operator = editing.new_operator(model, "IF", [condition, *inputs], outputs)
     operator.builtinOptionsType = schema.BuiltinOptions.IfOptions
     operator.builtinOptions = schema.IfOptionsT()
     operator.builtinOptions.thenSubgraphIndex = then

@@ -32,17 +32,19 @@ def build_router(qmodel, inputs, grid):
         grid: `ActivationPrecision` of that input, None where it is in floating point.
 
     Returns:
-        Contents of a `.tflite` file: the first input in float32, a batch of one; `profile`, int32
+        `TFLiteFile`: the first input in float32, a batch of one; `profile`, int32
         `[1]`; `score`, float32 `[1]`; and for each threshold whether the score is above, bool `[1]`.
     """
     encoder, policy = qmodel.encoder, qmodel.policy
     kernel, gain = _kernel_and_gain(encoder, inputs[:_SAMPLES])
     weights = _quantized(kernel, 1.0 if grid is None else grid.step)
     model = _keras_router(encoder, policy, weights, gain, inputs.shape[1:])
-    data = float_file.export_float(model)
-    found = flatbuffer.read(data)
-    _name(found)
-    return data if grid is None else quantization_plan.quantize(found, _plan(found, weights, grid))
+    file = float_file.export_float(model)
+    if grid is None:
+        return file
+    _name(file.model)
+    file.edited()
+    return quantization_plan.quantize(file, _plan(file.model, weights, grid))
 
 
 def _kernel_and_gain(encoder, inputs):

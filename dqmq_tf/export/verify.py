@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from dqmq_tf import flatbuffer, runtimes
-from dqmq_tf.errors import ConversionError, VerificationError
+from dqmq_tf.errors import FileFormatError, VerificationError
 from dqmq_tf.export import adaptive as adaptives
 from dqmq_tf.export import output_agreement
 from dqmq_tf.export.first_divergence import first_divergence
@@ -15,11 +15,12 @@ from dqmq_tf.export.verification_report import (
     RuntimeReport,
     VerificationReport,
 )
-from dqmq_tf.flatbuffer import lookup_tables, metadata
+from dqmq_tf.flatbuffer import TFLiteFile, lookup_tables
 from dqmq_tf.inputs import collect, structured
 from dqmq_tf.lowering import number_check
 from dqmq_tf.lowering.lowered_model import lower_model
-from dqmq_tf.runtimes.registry import claimed
+from dqmq_tf.lowering.write_file import WrittenFile
+from dqmq_tf.runtimes.registry import MEAN_QUANTA, claimed
 from dqmq_tf.terminal import stages
 
 _SECONDS = 60.0
@@ -58,8 +59,7 @@ def verify(
             clear if the model's largest entry leads by more than an eighth of the output's grid:
             on the others, rounding alone may turn the order. So few inputs as make no case (three
             standard deviations) are let pass.
-        mean_quanta: Largest mean difference, in steps of the output's grid; None for each runtime's
-            own.
+        mean_quanta: Largest mean difference, in steps of the output's grid; None for 8.
         seconds: A runtime that takes longer is compared on the inputs that it came to.
 
     Returns:
@@ -82,20 +82,20 @@ def verify(
     0.997
     """
     try:
-        _, model = flatbuffer.load(path)
-        facts = metadata.facts_of(model)
-    except ConversionError as error:
+        file = TFLiteFile.load(path)
+        facts = file.metadata
+    except FileFormatError as error:
         raise VerificationError(str(error)) from error
     if facts is None:
         raise VerificationError(
             f"{path} holds no dqmq_tf metadata, so it was not written by dqmq_tf.convert."
         )
     chosen = _named(runtimes) if runtimes is not None else claimed(qmodel.target)
-    networks = adaptives.split_profiles(model) if "routing" in facts else [model]
+    networks = adaptives.split_profiles(file) if "routing" in facts else [file]
     inputs, reports = collect(data, qmodel, samples), []
     with stages("Verifying") as stage:
         for network in networks:
-            profile = metadata.facts_of(network).get("profile")
+            profile = network.metadata.get("profile")
             if not isinstance(profile, int):
                 raise VerificationError(f"{path} is corrupt: its metadata does not name a profile.")
             if profile >= qmodel.frozen_profiles:
@@ -103,15 +103,16 @@ def verify(
                     f"{path} holds precision profile {profile}, but the model is frozen to "
                     f"{qmodel.frozen_profiles} profiles: the file was written from another state of it."
                 )
-            lowered = lower_model(qmodel, profile)
-            own = flatbuffer.write(network)
+            written = WrittenFile(
+                file=network,
+                uncompressed=lookup_tables.decompress_file(network),
+                lowered=lower_model(qmodel, profile),
+            )
             reports.append(
                 compare_file(
                     qmodel,
                     path,
-                    own,
-                    flatbuffer.read(lookup_tables.decompress(own)),
-                    lowered,
+                    written,
                     inputs,
                     runtimes=chosen,
                     agreement=agreement,
@@ -126,9 +127,7 @@ def verify(
 def compare_file(
     qmodel,
     path,
-    contents,
-    model,
-    lowered,
+    written,
     inputs,
     *,
     runtimes,
@@ -142,44 +141,42 @@ def compare_file(
 
     Args:
         qmodel, path, agreement, mean_quanta, seconds: See `verify`.
-        contents: Contents of the file that runs.
-        model: `ModelT` with its numbers, in no lookup tables.
-        lowered: What `lower_model` returned.
+        written: `WrittenFile`.
         inputs: What `collect` returned.
         runtimes: `Runtime`s, whose order counts.
         first_only: Run the first of them that is there, and no other.
         stage: Function that is told what begins.
     """
     stage("comparing numbers")
-    figures = _compared_numbers(path, model, lowered)
+    model = written.uncompressed.model
+    figures = _compared_numbers(path, model, written.lowered)
     _check_shapes(path, model, inputs)
     stage(f"predicting {len(inputs[0])} outputs")
-    profile = metadata.facts_of(model)["profile"]
+    profile = written.file.metadata["profile"]
     expected = _predictions(qmodel, profile, inputs)
     exits = len(model.signatureDefs[0].outputs)
     if exits != len(expected):
         raise VerificationError(f"{path} has {exits} outputs, but the model has {len(expected)}.")
     steps, rows = output_agreement.output_steps(model, expected), []
-    twin = lookup_tables.decompress(contents)
     for runtime in runtimes:
         row = _cannot_run(runtime, model)
         if row is None:
             stage(f"running {len(inputs[0])} inputs on {runtime.name}")
-            # LiteRT does not know lookup tables: their twin stands for them.
-            own = contents if runtime.name == "tflite-micro" else twin
-            row = _row(path, own, model, inputs, expected, steps, runtime, seconds)
+            # LiteRT does not know lookup tables.
+            file = written.file if runtime.name == "tflite-micro" else written.uncompressed
+            row = _row(path, file, inputs, expected, steps, runtime, seconds)
         rows.append(row)
         if not row.ran:
             continue
         complaint = _complaint(
             row,
             runtime.agreement if agreement is None else agreement,
-            runtime.mean_quanta if mean_quanta is None else mean_quanta,
+            MEAN_QUANTA if mean_quanta is None else mean_quanta,
         )
         if complaint:
             stage("looking for the first tensor that departs")
             simulated = lower_model(qmodel, profile, simulate=True)
-            departed = first_divergence(own, inputs, simulated, runtime.name)
+            departed = first_divergence(file, inputs, simulated, runtime.name)
             raise VerificationError(
                 f"{path} departs from the model on {runtime.name}: {complaint} {departed}"
             )
@@ -260,11 +257,11 @@ def _cannot_run(runtime, model):
     return None
 
 
-def _row(path, contents, model, inputs, expected, steps, runtime, seconds):
+def _row(path, file, inputs, expected, steps, runtime, seconds):
     # The signature has inputs and outputs in the order of the model.
-    key = flatbuffer.text(model.signatureDefs[0].signatureKey)
+    key = flatbuffer.text(file.signature.signatureKey)
     try:
-        run = runtimes.run(contents, inputs, runtime=runtime.name, signature=key, seconds=seconds)
+        run = runtimes.run(file, inputs, runtime=runtime.name, signature=key, seconds=seconds)
     except VerificationError as error:
         raise VerificationError(f"{path}: {error}") from error
     found = output_agreement.compare(run.outputs, [e[: run.samples] for e in expected], steps)

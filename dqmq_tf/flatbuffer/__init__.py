@@ -2,11 +2,16 @@
 
 from dqmq_tf.flatbuffer.serialization import (
     IDENTIFIER,
+    ModelT,
+    OperatorT,
+    SignatureDefT,
+    SubGraphT,
+    TensorT,
     activation_tensors,
     builtin_name,
     constant,
     is_constant,
-    load,
+    litert_module,
     operator_name,
     read,
     schema,
@@ -14,16 +19,24 @@ from dqmq_tf.flatbuffer.serialization import (
     type_name,
     write,
 )
+from dqmq_tf.flatbuffer.tflite_file import TFLiteFile, read_metadata
 
 __all__ = [
     "IDENTIFIER",
+    "ModelT",
+    "OperatorT",
+    "SignatureDefT",
+    "SubGraphT",
+    "TFLiteFile",
+    "TensorT",
     "activation_tensors",
     "builtin_name",
     "constant",
     "is_constant",
-    "load",
+    "litert_module",
     "operator_name",
     "read",
+    "read_metadata",
     "schema",
     "text",
     "type_name",

@@ -7,7 +7,7 @@ stands behind the flatbuffer, where every runtime ignores it.
 import hashlib
 import pathlib
 
-from dqmq_tf.errors import ConversionError
+from dqmq_tf.errors import FileFormatError
 
 MAGIC = b"DQMQSEAL"
 _LENGTH = len(MAGIC) + hashlib.sha256().digest_size
@@ -29,17 +29,17 @@ def load(path):
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ConversionError: If the file is truncated or corrupt, or was not written by dqmq_tf.
+        FileFormatError: If the file is truncated or corrupt, or was not written by dqmq_tf.
     """
     contents = pathlib.Path(path).read_bytes()
     body, magic = contents[:-_LENGTH], contents[-_LENGTH:][: len(MAGIC)]
     if magic != MAGIC:
-        raise ConversionError(
+        raise FileFormatError(
             f"{path} has no seal of dqmq_tf at its end ({len(contents):,} bytes): it is truncated, "
             "or dqmq_tf.convert did not write it. Convert the model again."
         )
     if contents[-_LENGTH:] != seal(body)[-_LENGTH:]:
-        raise ConversionError(
+        raise FileFormatError(
             f"{path} is corrupt: its {len(contents):,} bytes do not match the checksum at its end. "
             "Copy it again, or convert the model again."
         )

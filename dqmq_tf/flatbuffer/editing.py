@@ -1,52 +1,68 @@
-"""Edits of a parsed file: new tensors and operators, constants, shared buffers."""
+"""Edits of a parsed file: new operators, tensors and buffers, constants, shared buffers."""
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from dqmq_tf.flatbuffer import bit_packing, serialization
-from dqmq_tf.precision import tflite_zero_point
+from dqmq_tf.flatbuffer.serialization import ModelT, OperatorT, SubGraphT, TensorT
+from dqmq_tf.precision import ActivationPrecision, tflite_zero_point
 
 
-def renumber_buffers(model):
+def renumber_buffers(model: ModelT) -> None:
     """Drops the buffers that nothing refers to."""
-    owners = [t for graph in model.subgraphs for t in graph.tensors] + list(model.metadata or ())
+    owners = _buffer_owners(model)
     kept = sorted({0, *(owner.buffer for owner in owners)})
     for owner in owners:
         owner.buffer = kept.index(owner.buffer)
     model.buffers = [model.buffers[i] for i in kept]
 
 
-def share_buffers(model):
-    """Keeps each content once, in an order that deflate likes.
+def share_buffers(model: ModelT) -> None:
+    """Stores equal contents once, in an order that deflate compresses well.
 
-    Buffer 0 stands for every tensor that has no values in the file. The others go by entropy:
-    deflate codes a stretch of the file at a time, best where the stretch is of one kind.
+    Buffer 0 belongs to every tensor that has no values in the file. The others are sorted by
+    entropy: deflate compresses a file block by block, and best where a block is of one kind.
     """
-    owners = [tensor for graph in model.subgraphs for tensor in graph.tensors] + model.metadata
-    contents = {}
-    for owner in owners:
+    owners_of: dict[bytes, list[Any]] = {}
+    for owner in _buffer_owners(model):
         data = model.buffers[owner.buffer].data
         key = b"" if data is None or not len(data) else bytes(data)
-        contents.setdefault(key, []).append(owner)
-    contents.setdefault(b"", [])
+        owners_of.setdefault(key, []).append(owner)
+    owners_of.setdefault(b"", [])
     model.buffers = []
-    for key in sorted(contents, key=bit_packing.byte_entropy):
-        buffer = serialization.schema().BufferT()
-        buffer.data = np.frombuffer(key, np.uint8) if key else None
-        for owner in contents[key]:
-            owner.buffer = len(model.buffers)
-        model.buffers.append(buffer)
+    for key in sorted(owners_of, key=bit_packing.byte_entropy):
+        index = add_buffer(model, key)
+        for owner in owners_of[key]:
+            owner.buffer = index
 
 
-def set_constant(model, tensor, values):
-    """Overwrites a constant tensor's bytes with those of an array."""
+def add_buffer(model: ModelT, data: bytes) -> int:
+    """Adds a buffer.
+
+    Args:
+        model: A `ModelT`, changed in place.
+        data: Contents of the buffer.
+
+    Returns:
+        Index of the buffer.
+    """
+    buffer = serialization.schema().BufferT()
+    buffer.data = np.frombuffer(data, np.uint8) if data else None
+    model.buffers.append(buffer)
+    return len(model.buffers) - 1
+
+
+def set_constant(model: ModelT, tensor: TensorT, values: np.ndarray) -> None:
+    """Overwrites the bytes of a constant tensor with those of an array."""
     data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
     model.buffers[tensor.buffer].data = data
 
 
-def drop_unused_tensors(model, graph):
-    """Takes out the tensors of a subgraph that no operator and no end of it refers to."""
+def drop_unused_tensors(model: ModelT, graph: SubGraphT) -> None:
+    """Removes the tensors that are no input, output or operand of a subgraph."""
     used = {*graph.inputs, *graph.outputs}
     for operator in graph.operators:
         used.update(i for i in (*operator.inputs, *operator.outputs) if i >= 0)
@@ -61,25 +77,101 @@ def drop_unused_tensors(model, graph):
             entry.tensorIndex = position[entry.tensorIndex]
 
 
-def new_operator(model, name, inputs, outputs):
-    """A new operator without options."""
+def add_operator_code(
+    model: ModelT, name: str, *, version: int = 1, custom_code: bytes | None = None
+) -> int:
+    """Adds an operator code.
+
+    Args:
+        model: A `ModelT`, changed in place.
+        name: Name of the builtin operator, `"CUSTOM"` for a custom one.
+        version: Version of the operator.
+        custom_code: Name of a custom operator.
+
+    Returns:
+        Index of the operator code.
+    """
     schema = serialization.schema()
-    code, operator = schema.OperatorCodeT(), schema.OperatorT()
+    code = schema.OperatorCodeT()
     code.builtinCode = getattr(schema.BuiltinOperator, name)
-    code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), 1
+    # Old runtimes read this field, which holds one byte.
+    code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+    code.version, code.customCode = version, custom_code
     model.operatorCodes.append(code)
-    operator.opcodeIndex = len(model.operatorCodes) - 1
+    return len(model.operatorCodes) - 1
+
+
+def make_operator(code: int, inputs: Sequence[int], outputs: Sequence[int]) -> OperatorT:
+    """Returns an operator without options.
+
+    Args:
+        code: Index of its operator code.
+        inputs: Indices of the tensors that it reads.
+        outputs: Indices of the tensors that it produces.
+    """
+    operator = serialization.schema().OperatorT()
+    operator.opcodeIndex = code
     operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
     return operator
 
 
-def new_tensor(graph, index, grid):
-    """Index of a new int8 tensor on a grid, of the shape of another one."""
-    schema = serialization.schema()
-    tensor, quantization = copy.copy(graph.tensors[index]), schema.QuantizationParametersT()
-    quantization.scale = np.array([grid.step], np.float32)
-    quantization.zeroPoint = np.array([tflite_zero_point(grid)], np.int64)
-    tensor.type, tensor.quantization = schema.TensorType.INT8, quantization
-    graph.tensors[index].name += b"f"
+def new_operator(
+    model: ModelT, name: str, inputs: Sequence[int], outputs: Sequence[int]
+) -> OperatorT:
+    """Returns a builtin operator without options, with an operator code of its own.
+
+    Args:
+        model: A `ModelT`. The operator code is added to it, the operator is not.
+        name: Name of the operator, such as `"DEQUANTIZE"`.
+        inputs: Indices of the tensors that it reads.
+        outputs: Indices of the tensors that it produces.
+    """
+    return make_operator(add_operator_code(model, name), inputs, outputs)
+
+
+def add_tensor(graph: SubGraphT, tensor: TensorT) -> int:
+    """Adds a tensor to a subgraph and returns its index."""
     graph.tensors.append(tensor)
     return len(graph.tensors) - 1
+
+
+def add_int8_tensor(graph: SubGraphT, index: int, grid: ActivationPrecision) -> int:
+    """Adds the int8 counterpart of a float tensor, which takes over its name.
+
+    Args:
+        graph: A subgraph, changed in place. The float tensor gets the suffix `f`.
+        index: Index of the float tensor.
+        grid: Quantization of the new tensor.
+
+    Returns:
+        Index of the new tensor.
+    """
+    tensor = copy.copy(graph.tensors[index])
+    graph.tensors[index].name += b"f"
+    zero_point = np.array([tflite_zero_point(grid)], np.int64)
+    quantize_tensor(tensor, np.array([grid.step], np.float32), zero_point)
+    return add_tensor(graph, tensor)
+
+
+def quantize_tensor(
+    tensor: TensorT, scales: np.ndarray, zero_points: np.ndarray, axis: int = 0
+) -> None:
+    """Makes a tensor an int8 tensor.
+
+    Args:
+        tensor: The tensor, changed in place.
+        scales: float32 array, one value, or one for each index of `axis`.
+        zero_points: int64 array of the same length.
+        axis: Axis along which the scales vary.
+    """
+    schema = serialization.schema()
+    quantization = schema.QuantizationParametersT()
+    quantization.scale, quantization.zeroPoint = scales, zero_points
+    quantization.quantizedDimension = axis
+    tensor.type, tensor.quantization = schema.TensorType.INT8, quantization
+
+
+def _buffer_owners(model: ModelT) -> list[Any]:
+    """Returns everything that refers to a buffer: tensors and metadata."""
+    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
+    return tensors + list(model.metadata or ())

@@ -11,12 +11,13 @@ No other runtime knows the operator; `decompress` gives the twin that they run.
 """
 
 import copy
+from collections.abc import Mapping
 
 import numpy as np
 
-from dqmq_tf.errors import ConversionError
+from dqmq_tf.errors import ConversionError, FileFormatError
 from dqmq_tf.flatbuffer import bit_packing, editing, serialization
-from dqmq_tf.flatbuffer.editing import renumber_buffers
+from dqmq_tf.flatbuffer.tflite_file import TFLiteFile
 
 DECODE = b"TFLM_DECODE"
 _HEADER_BYTES = 16
@@ -24,23 +25,24 @@ _LOOKUP_TABLE, _VERSION = 0, 1
 _ONE_TABLE = 15
 
 
-def compress(contents, bit_widths):
+def compress(file: TFLiteFile, bit_widths: Mapping[str, int]) -> TFLiteFile:
     """Stores weights as indices into lookup tables.
 
     Args:
-        contents: Contents of a finished file.
+        file: A finished file.
         bit_widths: `{name of an INT8 weight tensor: bits, 2 to 7}`.
 
     Returns:
-        Contents of the compressed file; the given ones where `bit_widths` is empty.
+        The compressed file, or `file` itself if `bit_widths` is empty.
 
     Raises:
         ConversionError: If an integer does not fit into its bits, a tensor is not the weights of
             an operator, or the file has several subgraphs.
     """
     if not bit_widths:
-        return contents
-    model = serialization.read(contents)
+        return file
+    file = file.copy()
+    model = file.model
     if len(model.subgraphs) != 1:
         raise ConversionError(
             f"The file has {len(model.subgraphs)} subgraphs: compress each profile's file before "
@@ -61,39 +63,48 @@ def compress(contents, bit_widths):
     missing = set(bit_widths) - writer.written
     if missing:
         raise ConversionError(f"No operator has {sorted(missing)[0]!r} as its weights.")
-    renumber_buffers(model)
-    return serialization.write(model)
+    editing.renumber_buffers(model)
+    file.edited()
+    return file
 
 
-def decompress(contents):
-    """The twin of a compressed file that every runtime loads: plain INT8 weights.
+def decompress(contents: bytes) -> bytes:
+    """Returns a compressed file with plain INT8 weights, which every runtime loads.
 
     Args:
         contents: Contents of a `.tflite` file.
 
     Returns:
-        Contents of the same network without `TFLM_DECODE`; the given ones where there is none.
+        Contents of the same network without `TFLM_DECODE`, or `contents` itself if it holds no
+        lookup tables.
 
     Raises:
-        ConversionError: If the file is corrupt, or holds what only some decoders read as meant:
-            the header for one table per tensor on weights with a scale per channel.
+        FileFormatError: If the file is corrupt, or holds lookup tables that decoders read
+            differently: the header for one table per tensor on weights with a scale per channel.
     """
-    model = serialization.read(contents)
-    if not is_compressed(model):
-        return contents
+    return decompress_file(TFLiteFile(contents)).contents
+
+
+def decompress_file(file: TFLiteFile) -> TFLiteFile:
+    """Does what `decompress` does, on a `TFLiteFile`."""
+    if not is_compressed(file.model):
+        return file
+    file = file.copy()
+    model = file.model
     try:
         for graph in model.subgraphs:
             _decode_graph(model, graph)
     except (IndexError, ValueError, TypeError, AttributeError) as error:
-        raise ConversionError(f"The file's lookup tables are corrupt ({error}).") from error
+        raise FileFormatError(f"The file's lookup tables are corrupt ({error}).") from error
     decoders = {i for i, code in enumerate(model.operatorCodes) if code.customCode == DECODE}
     kept = [i for i in range(len(model.operatorCodes)) if i not in decoders]
     for graph in model.subgraphs:
         for operator in graph.operators:
             operator.opcodeIndex = kept.index(operator.opcodeIndex)
     model.operatorCodes = [model.operatorCodes[i] for i in kept]
-    renumber_buffers(model)
-    return serialization.write(model)
+    editing.renumber_buffers(model)
+    file.edited()
+    return file
 
 
 def is_compressed(model):
@@ -126,12 +137,7 @@ class _Writer:
     def __init__(self, model):
         self.model, self.graph = model, model.subgraphs[0]
         self.written, self._coded, self._tables = set(), {}, {}
-        schema = serialization.schema()
-        code = schema.OperatorCodeT()
-        code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
-        code.customCode, code.version = DECODE, 1
-        model.operatorCodes.append(code)
-        self._code = len(model.operatorCodes) - 1
+        self._code = editing.add_operator_code(model, "CUSTOM", custom_code=DECODE)
 
     def decode(self, index, bits):
         """The operator that decodes a tensor, and the index of what it makes.
@@ -143,15 +149,10 @@ class _Writer:
             self._coded[name] = self._encode(name, self.graph.tensors[index], bits)
             self.graph.tensors[index].buffer = 0
         else:
-            self.graph.tensors.append(copy.copy(self.graph.tensors[index]))
-            index = len(self.graph.tensors) - 1
+            index = editing.add_tensor(self.graph, copy.copy(self.graph.tensors[index]))
             self.graph.tensors[index].name = f"{name}'{index}".encode()
         self.written.add(name)
-        operator = serialization.schema().OperatorT()
-        operator.opcodeIndex = self._code
-        operator.inputs = np.array(self._coded[name], np.int32)
-        operator.outputs = np.array([index], np.int32)
-        return operator, index
+        return editing.make_operator(self._code, self._coded[name], [index]), index
 
     def _encode(self, name, tensor, bits):
         integers, largest = serialization.constant(self.model, tensor), 2 ** (bits - 1) - 1
@@ -170,16 +171,14 @@ class _Writer:
         coded = bit_packing.pack_indices(integers.astype(int) + largest, bits).tobytes()
         return self._add(f"{name}c", coded), self._tables[table]
 
-    def _add(self, name, data):
+    def _add(self, name: str, data: bytes) -> int:
+        """Adds a constant uint8 tensor and returns its index."""
         schema = serialization.schema()
-        buffer, tensor = schema.BufferT(), schema.TensorT()
-        buffer.data = np.frombuffer(data, np.uint8)
-        self.model.buffers.append(buffer)
+        tensor = schema.TensorT()
         tensor.name, tensor.type = name.encode(), schema.TensorType.UINT8
         tensor.shape = np.array([len(data)], np.int32)
-        tensor.buffer = len(self.model.buffers) - 1
-        self.graph.tensors.append(tensor)
-        return len(self.graph.tensors) - 1
+        tensor.buffer = editing.add_buffer(self.model, data)
+        return editing.add_tensor(self.graph, tensor)
 
 
 def _table(axis, bits):
@@ -205,10 +204,7 @@ def _decode_graph(model, graph):
                 (graph.tensors[i] for i in operator.inputs),
             )
             integers = _integers(model, tensor, coded, table)
-            buffer = serialization.schema().BufferT()
-            buffer.data = np.frombuffer(integers.tobytes(), np.uint8)
-            model.buffers.append(buffer)
-            tensor.buffer = len(model.buffers) - 1
+            tensor.buffer = editing.add_buffer(model, integers.tobytes())
             continue
         operator.inputs = np.array([renamed.get(int(i), i) for i in operator.inputs], np.int32)
         operators.append(operator)
@@ -224,7 +220,7 @@ def _integers(model, tensor, coded, table):
     channels = len(tensor.quantization.scale)
     name = serialization.text(tensor.name)
     if axis == _ONE_TABLE and channels > 1:
-        raise ConversionError(
+        raise FileFormatError(
             f"{name!r} has a scale per channel but the header for one table per tensor, on which "
             "decoders disagree: some read past the table. Compress it with a table per channel."
         )

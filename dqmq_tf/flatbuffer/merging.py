@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 
-from dqmq_tf.errors import ConversionError
+from dqmq_tf.errors import FileFormatError
 from dqmq_tf.flatbuffer import editing, serialization
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -52,11 +52,11 @@ def extract(model, name):
         `ModelT` with that subgraph alone, under the signature `"serving_default"`.
 
     Raises:
-        ConversionError: If the file has no such subgraph.
+        FileFormatError: If the file has no such subgraph.
     """
     names = [serialization.text(graph.name) for graph in model.subgraphs]
     if name not in names:
-        raise ConversionError(f"The file has no network {name!r}; it has {', '.join(names)}.")
+        raise FileFormatError(f"The file has no network {name!r}; it has {', '.join(names)}.")
     graph = copy.deepcopy(model.subgraphs[names.index(name)])
     result = serialization.schema().ModelT()
     result.version, result.description = model.version, model.description

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import serialization
+from dqmq_tf.errors import FileFormatError
+from dqmq_tf.flatbuffer import editing, serialization
 from dqmq_tf.version import __version__
 
 NAME = "dqmq_tf"
@@ -78,11 +78,8 @@ def attach(model, facts, min_runtime_version):
     }
     schema, model.metadata = serialization.schema(), []
     for name, data in entries.items():
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer(data, np.uint8)
-        model.buffers.append(buffer)
         entry = schema.MetadataT()
-        entry.name, entry.buffer = name.encode(), len(model.buffers) - 1
+        entry.name, entry.buffer = name.encode(), editing.add_buffer(model, data)
         model.metadata.append(entry)
 
 
@@ -98,48 +95,20 @@ def facts_of(model):
     """Facts of a parsed file, or None where dqmq_tf did not write it.
 
     Raises:
-        ConversionError: If they cannot be read.
+        FileFormatError: If they cannot be read.
     """
     for entry in model.metadata or ():
         if serialization.text(entry.name) == NAME:
             try:
                 facts = json.loads(np.asarray(model.buffers[entry.buffer].data).tobytes())
             except ValueError as error:
-                raise ConversionError(
+                raise FileFormatError(
                     f"The file is corrupt: its metadata is no JSON ({error})."
                 ) from error
             if not isinstance(facts, dict):
-                raise ConversionError("The file is corrupt: its metadata holds no facts.")
+                raise FileFormatError("The file is corrupt: its metadata holds no facts.")
             return facts
     return None
-
-
-def read_metadata(path):
-    """Reads what a converted file says about itself.
-
-    Args:
-        path: Path of a `.tflite` file that `dqmq_tf.convert` wrote.
-
-    Returns:
-        Dict with `"version"`, `"target"`, `"profile"`, `"bits"` (`{layer: bit-width}`),
-        `"float"` and `"policy"`. An adaptive file has `"routing"`, and `"profile"`, `"bits"` and
-        `"float"` of each profile in the list `"profiles"`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ConversionError: If the file is truncated or corrupt, or was not written by dqmq_tf.
-
-    Example:
-
-    >>> dqmq_tf.export.read_metadata("model.tflite")["bits"]["conv2d"]
-    8
-    """
-    facts = facts_of(serialization.load(path)[1])
-    if facts is None:
-        raise ConversionError(
-            f"{path} holds no dqmq_tf metadata: dqmq_tf.convert did not write it."
-        )
-    return facts
 
 
 def _plain(value):

@@ -4,7 +4,7 @@ A runtime refuses a file whose operator versions it does not know. The quantizer
 what the float file had, so an old runtime would run the file and compute nonsense.
 """
 
-from dqmq_tf.flatbuffer import serialization
+from dqmq_tf.flatbuffer import editing, serialization
 
 # {(operator, version): oldest TensorFlow Lite release that has it}
 _RELEASES = {
@@ -214,15 +214,9 @@ def _rescale(graph, operator):
 
 
 def _rewrite(model, codes):
-    schema = serialization.schema()
-    numbers = {k: v for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
     model.operatorCodes = []
-    for name, version, custom in codes:
-        code = schema.OperatorCodeT()
-        code.builtinCode = numbers[name]
-        code.deprecatedBuiltinCode = min(numbers[name], 127)
-        code.version, code.customCode = version, custom
-        model.operatorCodes.append(code)
+    for name, version, custom_code in codes:
+        editing.add_operator_code(model, name, version=version, custom_code=custom_code)
 
 
 def _number(release):

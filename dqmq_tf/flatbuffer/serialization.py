@@ -1,52 +1,57 @@
 """A `.tflite` file as objects: read, look up, write."""
 
+import functools
+import importlib
+from types import ModuleType
+from typing import Any, TypeAlias
+
 import numpy as np
 
-from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import bit_packing, checksum, validation
+from dqmq_tf.errors import FileFormatError
+from dqmq_tf.flatbuffer import bit_packing, validation
+
+# Objects of LiteRT's generated schema, which is not typed.
+ModelT: TypeAlias = Any
+SubGraphT: TypeAlias = Any
+TensorT: TypeAlias = Any
+OperatorT: TypeAlias = Any
+OperatorCodeT: TypeAlias = Any
+SignatureDefT: TypeAlias = Any
 
 IDENTIFIER = b"TFL3"
 _ALIGNMENT = 16
 _UNPACK = {"INT4": bit_packing.unpack_int4, "INT2": bit_packing.unpack_int2}
 
 
-def schema():
-    """The generated schema module of LiteRT.
+def litert_module(name: str) -> ModuleType:
+    """Imports a module of LiteRT.
+
+    Args:
+        name: Name of the module, such as `"interpreter"`.
 
     Raises:
         ImportError: If `ai-edge-litert` is not installed.
     """
     try:
-        from ai_edge_litert import schema_py_generated
+        return importlib.import_module(f"ai_edge_litert.{name}")
     except ImportError as error:
         raise ImportError(
-            "Reading and writing .tflite files needs ai-edge-litert: pip install ai-edge-litert"
+            "Reading, writing and running .tflite files needs ai-edge-litert: "
+            "pip install ai-edge-litert"
         ) from error
-    return schema_py_generated
 
 
-def load(path):
-    """Reads and parses a file.
-
-    Args:
-        path: Path of a `.tflite` file.
-
-    Returns:
-        `(contents, model)`: bytes, and the schema's `ModelT`.
+def schema() -> ModuleType:
+    """Returns the generated schema module of LiteRT.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ConversionError: If it is truncated or corrupt, or dqmq_tf did not write it.
+        ImportError: If `ai-edge-litert` is not installed.
     """
-    contents = checksum.load(path)
-    try:
-        return contents, read(contents)
-    except ConversionError as error:
-        raise ConversionError(f"{path}: {error}") from error
+    return litert_module("schema_py_generated")
 
 
-def read(data):
-    """Parses a file.
+def read(data: bytes) -> ModelT:
+    """Parses a file. Whoever hands the file on uses a `TFLiteFile`, which parses once.
 
     Args:
         data: Contents of a `.tflite` file.
@@ -55,29 +60,29 @@ def read(data):
         The schema's `ModelT`.
 
     Raises:
-        ConversionError: If the bytes are not a complete TFLite file.
+        FileFormatError: If the bytes are not a complete TFLite file.
     """
     data = bytes(data)
     if len(data) < 8 or data[4:8] != IDENTIFIER:
-        raise ConversionError(
+        raise FileFormatError(
             f"Not a TFLite file: bytes 4 to 8 are {data[4:8]!r}, expected {IDENTIFIER!r}."
         )
     try:
         model = schema().ModelT.InitFromPackedBuf(data, 0)
-        _take_in(model, data)
+        _load_outside_buffers(model, data)
         validation.validate(model, schema())
     except Exception as error:
-        raise ConversionError(
+        raise FileFormatError(
             f"The TFLite file is truncated or corrupt ({type(error).__name__}: {error})."
         ) from error
     return model
 
 
-def write(model):
-    """Serializes a model: buffers aligned to 16 bytes, equal vectors stored once.
+def write(model: ModelT) -> bytes:
+    """Serializes a model. Buffers are aligned to 16 bytes and equal vectors are stored once.
 
     Args:
-        model: `ModelT`.
+        model: A `ModelT`.
 
     Returns:
         Contents of a `.tflite` file.
@@ -87,37 +92,37 @@ def write(model):
     return bytes(builder.Output())
 
 
-def operator_name(model, operator):
-    """Name of an operator's builtin code, such as `"CONV_2D"`."""
+def operator_name(model: ModelT, operator: OperatorT) -> str:
+    """Returns the name of an operator, such as `"CONV_2D"`, or `"CUSTOM"`."""
     return builtin_name(model.operatorCodes[operator.opcodeIndex])
 
 
-def builtin_name(code):
-    """Name of a builtin code, such as `"CONV_2D"`; `"CUSTOM"` where it is none."""
+def builtin_name(code: OperatorCodeT) -> str:
+    """Returns the name of an operator code, such as `"CONV_2D"`, or `"CUSTOM"`."""
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
     return _names(schema().BuiltinOperator)[number]
 
 
-def type_name(tensor):
-    """Name of a tensor's type, such as `"INT8"`."""
+def type_name(tensor: TensorT) -> str:
+    """Returns the name of a tensor's type, such as `"INT8"`."""
     return _names(schema().TensorType)[tensor.type]
 
 
-def is_constant(model, tensor):
-    """Whether a tensor's values stand in the file."""
+def is_constant(model: ModelT, tensor: TensorT) -> bool:
+    """Returns whether the file holds a tensor's values."""
     data = model.buffers[tensor.buffer].data
     return data is not None and len(data) > 0
 
 
-def constant(model, tensor):
-    """Values of a constant tensor.
+def constant(model: ModelT, tensor: TensorT) -> np.ndarray:
+    """Returns the values of a constant tensor.
 
     Args:
-        model: `ModelT`.
+        model: A `ModelT`.
         tensor: One of its tensors, of type FLOAT32, INT8, INT4, INT2, UINT8, INT32 or INT64.
 
     Returns:
-        Array of the tensor's shape; INT4 and INT2 values are unpacked to int8.
+        An array of the tensor's shape. INT4 and INT2 values are unpacked to int8.
     """
     data = np.asarray(model.buffers[tensor.buffer].data, np.uint8)
     shape, name = tuple(tensor.shape) if tensor.shape is not None else (), type_name(tensor)
@@ -126,25 +131,36 @@ def constant(model, tensor):
     return np.frombuffer(data.tobytes(), np.dtype(name.lower())).reshape(shape)
 
 
-def text(name):
-    """A name of the schema as str."""
+def activation_tensors(model: ModelT, graph: SubGraphT) -> list[int]:
+    """Returns the indices of the float tensors that are inputs or that operators produce.
+
+    They are in the order of execution.
+    """
+    indices = [*graph.inputs]
+    for operator in graph.operators:
+        indices.extend(operator.outputs)
+    return [i for i in dict.fromkeys(indices) if type_name(graph.tensors[i]) == "FLOAT32"]
+
+
+def text(name: bytes | str | None) -> str:
+    """Returns a name of the schema as a string."""
     return name.decode() if isinstance(name, bytes) else (name or "")
 
 
-def _sharing_builder():
+def _sharing_builder() -> Any:
     import flatbuffers
 
     class SharingBuilder(flatbuffers.Builder):
-        """Stores equal vectors once: most are the zero points of symmetric channels."""
+        """Stores equal vectors once. Most of them are the zero points of symmetric channels."""
 
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__(1024)
-            self._vectors = {}
+            self._vectors: dict[tuple[str, bytes], int] = {}
 
-        def CreateNumpyVector(self, x):  # noqa: N802 (the name is that of flatbuffers)
+        def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802 (named by flatbuffers)
             key = (x.dtype.str, x.tobytes())
             if key not in self._vectors:
-                # Bytes are tensors' contents, which kernels read as vectors of any type.
+                # Bytes are contents of tensors, which kernels read as vectors of any type.
                 alignment = _ALIGNMENT if x.dtype == np.uint8 else x.dtype.itemsize
                 self.StartVector(x.dtype.itemsize, x.size, alignment)
                 self.head = self.head - x.nbytes
@@ -155,12 +171,13 @@ def _sharing_builder():
     return SharingBuilder()
 
 
-def _names(enumeration):
+@functools.cache
+def _names(enumeration: type) -> dict[int, str]:
     return {v: k for k, v in vars(enumeration).items() if isinstance(v, int)}
 
 
-def _take_in(model, data):
-    """Takes in contents that stand behind the flatbuffer, as large files have them."""
+def _load_outside_buffers(model: ModelT, data: bytes) -> None:
+    """Loads the buffers that a large file keeps behind its flatbuffer."""
     for buffer in model.buffers or ():
         if buffer.offset > 1:
             end = buffer.offset + buffer.size
@@ -168,11 +185,3 @@ def _take_in(model, data):
                 raise ValueError(f"contents end at byte {end} of {len(data)}")
             buffer.data = np.frombuffer(data[buffer.offset : end], np.uint8)
             buffer.offset = buffer.size = 0
-
-
-def activation_tensors(model, graph):
-    """Indices of float tensors that operators make or that enter the graph, in order."""
-    indices = [*graph.inputs]
-    for operator in graph.operators:
-        indices.extend(operator.outputs)
-    return [i for i in dict.fromkeys(indices) if type_name(graph.tensors[i]) == "FLOAT32"]

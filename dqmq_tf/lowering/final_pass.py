@@ -4,32 +4,26 @@ import numpy as np
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import bit_packing, editing, metadata, operator_versions
-from dqmq_tf.flatbuffer.editing import share_buffers
+from dqmq_tf.flatbuffer import bit_packing, editing, merging, metadata, operator_versions
 from dqmq_tf.lowering import folding, integer_kernels
 
-_SIGNATURE = b"serving_default"
 _PACK = {"INT4": bit_packing.pack_int4, "INT2": bit_packing.pack_int2}
 _ADDED_BY_QUANTIZER = ("_quantized", "_dequant")
 
 
-def finish(data, lowered, containers, facts, io_dtype, merged=(), grids=None):
+def finish(file, lowered, containers, facts, io_dtype, merged, grids):
     """Turns a quantized file into the one that is delivered.
 
     Args:
-        data: Contents of the quantized file, tensors named by `litert.name_tensors`.
+        file: `TFLiteFile`, quantized, tensors named by `float_file.name_tensors`; changed in place.
         lowered: `LoweredModel`.
         containers: `{name of a weight tensor: "INT8", "INT4" or "INT2"}`.
         facts: What `metadata.describe` returned.
         io_dtype: Type of inputs and outputs, `"float32"` or `"int8"`.
         merged: Names of the tensors whose integer kernels are still to be made.
         grids: `{name of a tensor: ActivationPrecision}`, for these.
-
-    Returns:
-        Contents of the finished file.
     """
-    model = flatbuffer.read(data)
-    graph = model.subgraphs[0]
+    model, graph = file.model, file.model.subgraphs[0]
     _keep_float_outputs(model, graph)
     integer_kernels.merge_kernels(model, graph, merged, grids)
     integer_kernels.store(model, graph, lowered)
@@ -42,8 +36,8 @@ def finish(data, lowered, containers, facts, io_dtype, merged=(), grids=None):
     model.description = b"dqmq_tf"
     graph.name = b"main"
     metadata.attach(model, facts, operator_versions.set_versions(model))
-    share_buffers(model)
-    return flatbuffer.write(model)
+    editing.share_buffers(model)
+    file.edited()
 
 
 def _keep_float_outputs(model, graph):
@@ -123,7 +117,7 @@ def _integer_twin(model, graph, index, grid, entering):
                 f"io_dtype='int8', but {flatbuffer.text(graph.tensors[index].name)} is in floating "
                 "point: the layer at this end is not quantized. Use io_dtype='float32'."
             )
-        twin = editing.new_tensor(graph, index, grid)
+        twin = editing.add_int8_tensor(graph, index, grid)
     graph.operators = [
         operator
         for operator in graph.operators
@@ -144,7 +138,7 @@ def _integer_twin(model, graph, index, grid, entering):
 def _name_inputs_and_outputs(model, graph, lowered):
     """Signature and float ends get the model's names and order, their int8 twins the keys."""
     (definition,) = model.signatureDefs
-    definition.signatureKey = _SIGNATURE
+    definition.signatureKey = merging.DEFAULT_SIGNATURE.encode()
     entries = sorted(definition.inputs, key=lambda entry: (len(entry.name), entry.name))
     exits = sorted(definition.outputs, key=lambda entry: (len(entry.name), entry.name))
     definition.inputs, definition.outputs, ends = entries, exits, {}

@@ -6,6 +6,7 @@ import tempfile
 
 import keras
 
+from dqmq_tf.flatbuffer import TFLiteFile, editing
 from dqmq_tf.lowering import folding
 
 
@@ -16,7 +17,7 @@ def export_float(model):
         model: Functional model.
 
     Returns:
-        Contents of the file.
+        `TFLiteFile`.
     """
     # A batch of unknown size would leave SHAPE, STRIDED_SLICE and PACK behind.
     signature = [keras.InputSpec(shape=(1, *t.shape[1:]), dtype=t.dtype) for t in model.inputs]
@@ -29,7 +30,7 @@ def export_float(model):
             input_signature=signature if len(signature) == 1 else [signature],
         )
         with open(path, "rb") as file:
-            return file.read()
+            return TFLiteFile(file.read())
 
 
 def name_tensors(model, match, lowered):
@@ -74,9 +75,7 @@ def _own(model, graph, index, owners, owner):
         copies[owner] = index
     if owner not in copies:
         tensor = copy.copy(graph.tensors[index])
-        buffer = copy.copy(model.buffers[tensor.buffer])
-        model.buffers.append(buffer)
-        tensor.buffer = len(model.buffers) - 1
-        graph.tensors.append(tensor)
-        copies[owner] = len(graph.tensors) - 1
+        data = model.buffers[tensor.buffer].data
+        tensor.buffer = editing.add_buffer(model, b"" if data is None else bytes(data))
+        copies[owner] = editing.add_tensor(graph, tensor)
     return copies[owner]

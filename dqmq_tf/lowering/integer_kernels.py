@@ -6,7 +6,7 @@ import numpy as np
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.flatbuffer import editing
-from dqmq_tf.flatbuffer.editing import new_operator, new_tensor
+from dqmq_tf.flatbuffer.editing import add_int8_tensor, new_operator
 from dqmq_tf.lowering.stored_weights import LOOKED_UP, StoredWeights
 
 
@@ -74,7 +74,7 @@ def _source(model, graph, operator, index, grids):
             return int(ends[0])
         if name == "QUANTIZE" and ends[0] == index:
             return int(ends[1])
-    twin = new_tensor(graph, index, grids[flatbuffer.text(graph.tensors[index].name)])
+    twin = add_int8_tensor(graph, index, grids[flatbuffer.text(graph.tensors[index].name)])
     graph.operators.insert(place, new_operator(model, "QUANTIZE", [index], [twin]))
     return twin
 
@@ -88,7 +88,7 @@ def _result(model, graph, operator, index, grids):
         twin = int(quantizing.outputs[0])
         graph.operators = [other for other in graph.operators if other is not quantizing]
     else:
-        twin = new_tensor(graph, index, grids[flatbuffer.text(graph.tensors[index].name)])
+        twin = add_int8_tensor(graph, index, grids[flatbuffer.text(graph.tensors[index].name)])
     if readers or index in graph.outputs:
         place = _place(graph, operator) + 1
         graph.operators.insert(place, new_operator(model, "DEQUANTIZE", [twin], [index]))
@@ -106,8 +106,7 @@ def _on_grid_of(model, graph, index, other, reader):
         return index
     tensor = copy.copy(graph.tensors[index])
     tensor.quantization, tensor.name = wanted, tensor.name + b"q"
-    graph.tensors.append(tensor)
-    made = len(graph.tensors) - 1
+    made = editing.add_tensor(graph, tensor)
     graph.operators.insert(_place(graph, reader), new_operator(model, "QUANTIZE", [index], [made]))
     return made
 
@@ -115,17 +114,10 @@ def _on_grid_of(model, graph, index, other, reader):
 def _held(model, graph, tensor, weights):
     """Index of a new tensor with the integers of a float constant."""
     integers, scales, axis = weights.layout_of(flatbuffer.constant(model, tensor))
-    schema = flatbuffer.schema()
-    held, quantization = copy.copy(tensor), schema.QuantizationParametersT()
-    quantization.scale = scales.astype(np.float32)
-    quantization.zeroPoint = np.zeros(len(scales), np.int64)
-    quantization.quantizedDimension = axis
-    held.type, held.quantization = schema.TensorType.INT8, quantization
-    held.buffer = len(model.buffers)
-    model.buffers.append(schema.BufferT())
-    graph.tensors.append(held)
-    editing.set_constant(model, held, integers)
-    return len(graph.tensors) - 1
+    held, zero_points = copy.copy(tensor), np.zeros(len(scales), np.int64)
+    editing.quantize_tensor(held, scales.astype(np.float32), zero_points, axis)
+    held.buffer = editing.add_buffer(model, integers.tobytes())
+    return editing.add_tensor(graph, held)
 
 
 def _look_up(model, graph, table, held):

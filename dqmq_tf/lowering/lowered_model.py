@@ -11,40 +11,38 @@ import dataclasses
 from typing import Any
 
 import keras
-import numpy as np
 
 from dqmq_tf import graph as graphs
 from dqmq_tf.lowering import rules
 from dqmq_tf.lowering.builder import LoweringBuilder, tensor_key
+from dqmq_tf.runtimes.random_inputs import random_inputs
 
-_SEED = 20
 
-
-def probe_inputs(lowered, count=1, seed=_SEED):
+def probe_inputs(lowered, count):
     """Random inputs that cover the ranges that the inputs are quantized for.
 
     Args:
         lowered: `LoweredModel`.
         count: Batch size.
-        seed: Seed of the draw.
 
     Returns:
-        List of float32 arrays.
+        List of arrays of the inputs' types.
     """
-    generator, arrays = np.random.default_rng(seed), []
-    for key in lowered.inputs:
-        found, tensor = lowered.quantization.get(key), lowered.tensors[key]
-        shape = tensor.shape[1:]
-        if key in lowered.vocabulary:
-            ids = generator.integers(0, lowered.vocabulary[key], (count, *shape))
-            arrays.append(ids.astype(tensor.dtype))
-            continue
-        low, high = -1.0, 1.0
-        if found is not None:
-            low = -found.step * found.zero_point
-            high = low + found.step * (2**found.bit_width - 1)
-        arrays.append(generator.uniform(low, high, (count, *shape)).astype(np.float32))
-    return arrays
+    tensors = [lowered.tensors[key] for key in lowered.inputs]
+    shapes = [(count, *tensor.shape[1:]) for tensor in tensors]
+    arrays = random_inputs(shapes, [_input_range(lowered, key) for key in lowered.inputs])
+    return [array.astype(tensor.dtype) for array, tensor in zip(arrays, tensors)]
+
+
+def _input_range(lowered, key):
+    """Range of an input, as `random_inputs` takes it."""
+    if key in lowered.vocabulary:
+        return range(lowered.vocabulary[key])
+    precision = lowered.quantization.get(key)
+    if precision is None:
+        return None
+    low = -precision.step * precision.zero_point
+    return low, low + precision.step * (2**precision.bit_width - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

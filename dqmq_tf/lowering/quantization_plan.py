@@ -15,7 +15,7 @@ import numpy as np
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import activation_tensors
+from dqmq_tf.flatbuffer import TFLiteFile, activation_tensors
 from dqmq_tf.lowering import folding
 from dqmq_tf.precision import tflite_zero_point
 
@@ -119,25 +119,25 @@ def require_quantizer():
     return qtyping, quantizer
 
 
-def quantize(model, plan):
+def quantize(file, plan):
     """Writes a plan into a float file.
 
     Args:
-        model: `ModelT` of the float file, with unique short tensor names.
+        file: `TFLiteFile` with unique short tensor names.
         plan: `Plan`.
 
     Returns:
-        Contents of the quantized file.
+        `TFLiteFile`, quantized; the given one where ai-edge-quantizer has nothing to do.
 
     Raises:
         ImportError: If `ai-edge-quantizer` is not installed.
         ConversionError: If an operator is not covered by it.
     """
     qtyping, quantizer = require_quantizer()
-    graph = model.subgraphs[0]
+    model, graph = file.model, file.model.subgraphs[0]
     if set(plan.operators) <= set(plan.own_kernels):
-        return flatbuffer.write(model)  # ai-edge-quantizer refuses to work without a rule.
-    writer = quantizer.Quantizer(flatbuffer.write(model))
+        return file  # ai-edge-quantizer refuses to work without a rule.
+    writer = quantizer.Quantizer(file.contents)
     for index in plan.operators:
         operator = graph.operators[index]
         name = flatbuffer.operator_name(model, operator)
@@ -157,7 +157,7 @@ def quantize(model, plan):
         result = writer.quantize(
             _ranges(model, graph, plan), enable_progress_bar=False, enable_progress_report=False
         )
-    return bytes(result.quantized_model)
+    return TFLiteFile(bytes(result.quantized_model))
 
 
 def _share(model, graph, operators, known):

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from dqmq_tf import flatbuffer, runtimes
-from dqmq_tf.errors import ConversionError, UnsupportedLayerError
-from dqmq_tf.flatbuffer import checksum, file_size, lookup_tables, metadata
+from dqmq_tf.errors import ConversionError
+from dqmq_tf.flatbuffer import TFLiteFile, file_size, lookup_tables, metadata
 from dqmq_tf.lowering import final_pass, float_file, number_check, quantization_plan
 from dqmq_tf.lowering.lowered_model import LoweredModel, lower_graph
 from dqmq_tf.lowering.tensor_matching import match_tensors
@@ -26,14 +26,14 @@ class WrittenFile:
     """A finished file before its seal, and what it was made from.
 
     Attributes:
-        contents: What a device gets.
-        twin: The same with plain weights where `contents` has them in lookup tables, which LiteRT
-            cannot load.
+        file: What a device gets.
+        uncompressed: The same with plain weights where `file` has them in lookup tables, which
+            LiteRT cannot load; else `file` itself.
         lowered: `LoweredModel`.
     """
 
-    contents: bytes
-    twin: bytes
+    file: TFLiteFile
+    uncompressed: TFLiteFile
     lowered: LoweredModel
 
 
@@ -56,42 +56,57 @@ def write_file(lowered, target, policy_config, *, profile, io_dtype, stage):
             file, or it would hold other numbers.
     """
     stage("exporting the float model")
-    data = float_file.export_float(lowered.model)
-    model = flatbuffer.read(data)
+    file = float_file.export_float(lowered.model)
+    model = file.model
     stage("matching tensors")
     found = match_tensors(model, lowered)
     _check_operators(model, found, target)
     float_file.name_tensors(model, found, lowered)
+    file.edited()
     plan = quantization_plan.plan(model, found, lowered)
     stage("quantizing")
-    data = quantization_plan.quantize(model, plan)
+    quantized = quantization_plan.quantize(file, plan)
     storages = storages_of(lowered, target)
     containers = {name: storage.container for name, storage in storages.items()}
     facts = metadata.describe(lowered, target, profile, policy_config)
     tensors, operators = model.subgraphs[0].tensors, model.subgraphs[0].operators
     merged = [flatbuffer.text(tensors[operators[i].outputs[0]].name) for i in plan.own_kernels]
     grids = {flatbuffer.text(tensors[i].name): grid for i, grid in plan.activations.items()}
-    plain = final_pass.finish(data, lowered, containers, facts, io_dtype, merged, grids)
-    refused = runtimes.get(target.runtimes[0]).refuses(flatbuffer.read(plain))
+    final_pass.finish(quantized, lowered, containers, facts, io_dtype, merged, grids)
+    refused = runtimes.get(target.runtimes[0]).refuses(quantized.model)
     if refused:
         raise ConversionError(
             f"{target.runtimes[0]}, for which target {target.name!r} is, cannot run the file: "
             f"{refused}."
         )
+    _check_versions(quantized.model, target)
     tables = {
         f"w{number}": weights.bit_width
         for number, weights in enumerate(lowered.weights)
         if storages[f"w{number}"].table
     }
-    contents = lookup_tables.compress(plain, tables)
-    twin = lookup_tables.decompress(contents)
-    _, messages = number_check.differences(flatbuffer.read(twin), lowered)
+    compressed = lookup_tables.compress(quantized, tables)
+    uncompressed = lookup_tables.decompress_file(compressed)
+    _, messages = number_check.differences(uncompressed.model, lowered)
     if messages:
         raise ConversionError(
             f"The quantizer did not write our numbers: {'; '.join(messages[:3])}. Please report "
             "the model."
         )
-    return WrittenFile(contents=contents, twin=twin, lowered=lowered)
+    return WrittenFile(file=compressed, uncompressed=uncompressed, lowered=lowered)
+
+
+def _check_versions(model, target):
+    """Refuses operators that are newer than the target allows."""
+    newest = dict(target.operator_versions)
+    for code in model.operatorCodes:
+        name = flatbuffer.builtin_name(code)
+        if code.version > newest.get(name, code.version):
+            raise ConversionError(
+                f"The file needs version {code.version} of operator {name}, but target "
+                f"{target.name!r} allows version {newest[name]} at most. Raise it in the target's "
+                "operator_versions, or let the target store these weights in wider containers."
+            )
 
 
 def _check_operators(model, found, target):
@@ -130,9 +145,9 @@ def measure_file(graph, precision, target, policy_config):
             network = write_file(
                 lowered, target, policy_config, profile=0, io_dtype=target.io_dtype, stage=stage
             )
-    except (ConversionError, UnsupportedLayerError):
+    except ConversionError:
         return None
-    return file_size.file_bytes(checksum.seal(network.contents))
+    return file_size.file_bytes(network.file.sealed().contents)
 
 
 def storages_of(lowered, target):

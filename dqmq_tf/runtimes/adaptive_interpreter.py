@@ -5,9 +5,8 @@ import time
 
 import numpy as np
 
-from dqmq_tf import flatbuffer
-from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import checksum, metadata
+from dqmq_tf.errors import FileFormatError
+from dqmq_tf.flatbuffer import TFLiteFile
 from dqmq_tf.runtimes import in_process
 
 
@@ -40,7 +39,7 @@ class AdaptiveInterpreter:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ConversionError: If the file is truncated or corrupt, or is no adaptive file.
+        FileFormatError: If the file is truncated or corrupt, or is no adaptive file.
 
     Example:
 
@@ -50,21 +49,20 @@ class AdaptiveInterpreter:
     """
 
     def __init__(self, path, threads=1):
-        contents = path if isinstance(path, bytes) else checksum.load(path)
-        model = flatbuffer.read(contents)
-        self.metadata = metadata.facts_of(model)
+        is_path = not isinstance(path, (bytes, TFLiteFile))
+        file = TFLiteFile.load(path) if is_path else TFLiteFile.of(path)
+        self.metadata = file.metadata
         if self.metadata is None or "routing" not in self.metadata:
-            raise ConversionError(
-                f"{'The file' if isinstance(path, bytes) else path} holds one precision profile: "
-                "run it with ai_edge_litert's Interpreter, or convert with adaptive=2."
+            raise FileFormatError(
+                f"{path if is_path else 'The file'} holds one precision profile: run it with "
+                "ai_edge_litert's Interpreter, or convert with adaptive=2."
             )
         self.profiles = len(self.metadata["profiles"])
         self.routing = self.metadata["routing"]
-        interpreter = in_process.interpreter(contents, threads=threads)
-        definitions = {flatbuffer.text(d.signatureKey): d for d in model.signatureDefs}
+        interpreter = in_process.interpreter(file.contents, threads=threads)
         self._networks = {
-            key: in_process.Signature(interpreter, key, definition)
-            for key, definition in definitions.items()
+            key: in_process.signature_of(interpreter, definition)
+            for key, definition in file.signatures.items()
         }
 
     def __call__(self, inputs):

@@ -16,6 +16,7 @@ import numpy as np
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import VerificationError
+from dqmq_tf.flatbuffer import TFLiteFile
 from dqmq_tf.runtimes.registry import (
     BUILTIN_KERNELS,
     DEFAULT_KERNELS,
@@ -61,7 +62,7 @@ def run(contents, inputs, *, runtime="litert-xnnpack", signature=None, tensors=(
     """Runs inputs through a file one by one, in a process of its own, 1 thread.
 
     Args:
-        contents: Contents of a `.tflite` file that takes a batch of one.
+        contents: Contents of a `.tflite` file that takes a batch of one, or a `TFLiteFile`.
         inputs: Arrays `[samples, ...]` of real values, one per input. They are put on the grid of
             an integer input.
         runtime: Name of a runtime.
@@ -78,7 +79,7 @@ def run(contents, inputs, *, runtime="litert-xnnpack", signature=None, tensors=(
     Raises:
         ImportError: If the runtime is not installed.
         ValueError: If there is no such runtime or signature.
-        ConversionError: If the contents are not a complete TFLite file.
+        FileFormatError: If the contents are not a complete TFLite file.
         VerificationError: If the runtime refuses the file, crashes on it, or does not come back.
 
     Example:
@@ -91,7 +92,7 @@ def run(contents, inputs, *, runtime="litert-xnnpack", signature=None, tensors=(
     reason = runtime.missing()
     if reason:
         raise ImportError(f"Runtime {runtime.name!r} is not installed: {reason}")
-    model = flatbuffer.read(contents)
+    file = TFLiteFile.of(contents)
     request = {
         "package": runtime.package,
         "resolver": BUILTIN_KERNELS
@@ -99,12 +100,12 @@ def run(contents, inputs, *, runtime="litert-xnnpack", signature=None, tensors=(
         else runtime.resolver,
         "tensors": [int(index) for index in tensors],
         "seconds": _LONG if seconds is None else seconds,
-        "arena_limit": _arena_limit(model, contents),
-        **_entry(model, runtime, signature),
+        "arena_limit": _arena_limit(file),
+        **_entry(file, runtime, signature),
     }
     with tempfile.TemporaryDirectory(prefix="dqmq_tf_") as name:
         folder = pathlib.Path(name)
-        (folder / "model.tflite").write_bytes(contents)
+        (folder / "model.tflite").write_bytes(file.contents)
         (folder / "request.json").write_text(json.dumps(request))
         np.savez(folder / "inputs.npz", *inputs)
         _call(runtime, folder, request["seconds"] + _PATIENCE_SECONDS)
@@ -118,11 +119,11 @@ def run(contents, inputs, *, runtime="litert-xnnpack", signature=None, tensors=(
             )
 
 
-def _entry(model, runtime, signature):
+def _entry(file, runtime, signature):
     """What the process needs to know of the inputs and outputs of a signature."""
-    graph, chosen = model.subgraphs[0], None
+    graph, chosen = file.model.subgraphs[0], None
     if signature is not None:
-        chosen = _definition(model, signature)
+        chosen = _definition(file, signature)
         if chosen.subgraphIndex:
             if runtime.package == MICRO_PACKAGE:
                 raise VerificationError(
@@ -145,19 +146,19 @@ def _entry(model, runtime, signature):
     return ends
 
 
-def _definition(model, signature):
-    definitions = {flatbuffer.text(d.signatureKey): d for d in model.signatureDefs or ()}
+def _definition(file, signature):
+    definitions = file.signatures
     if signature not in definitions:
         known = ", ".join(map(repr, definitions)) or "none"
         raise ValueError(f"The file has no signature {signature!r}; it has {known}.")
     return definitions[signature]
 
 
-def _arena_limit(model, contents):
+def _arena_limit(file):
     """Bytes that no file needs: all tensors at once, four times, and its tables as objects."""
-    graph = model.subgraphs[0]
+    graph = file.model.subgraphs[0]
     elements = sum(int(np.prod(t.shape)) if t.shape is not None else 1 for t in graph.tensors)
-    return 2**20 + 2 * len(contents) + 16 * elements
+    return 2**20 + 2 * len(file.contents) + 16 * elements
 
 
 def _call(runtime, folder, limit):

@@ -54,7 +54,6 @@ class Runtime:
         lacks: Operators that it has no kernel for.
         one_scale: Operators that silently take the first of several scales of their weights.
         agreement: Least share of decided inputs with the model's largest output entry.
-        mean_quanta: Largest mean difference from the model, in steps of the output's grid.
     """
 
     name: str
@@ -64,7 +63,6 @@ class Runtime:
     lacks: frozenset = frozenset()
     one_scale: frozenset = frozenset()
     agreement: float
-    mean_quanta: float
 
     def missing(self):
         """Returns why the runtime cannot be had here, or None if it can."""
@@ -111,8 +109,11 @@ class Runtime:
         return None
 
 
-# No two runtimes round alike. Deep networks carry each rounding on: on an untrained MobileNetV2 two
-# backends of LiteRT differ from each other by 4 quanta on average. A wrong scale costs tens.
+# Largest mean difference between a runtime and the model, in steps of the output's grid. No two
+# runtimes round alike, and deep networks carry each rounding on: on an untrained MobileNetV2 two
+# backends of LiteRT differ by 4 quanta on average. A wrong scale costs tens.
+MEAN_QUANTA = 8.0
+
 RUNTIMES = {
     runtime.name: runtime
     for runtime in (
@@ -122,7 +123,6 @@ RUNTIMES = {
             package=_LITERT,
             resolver=DEFAULT_KERNELS,
             agreement=0.99,
-            mean_quanta=8.0,
         ),
         Runtime(
             name="litert-builtin",
@@ -130,7 +130,6 @@ RUNTIMES = {
             package=_LITERT,
             resolver=BUILTIN_KERNELS,
             agreement=0.98,
-            mean_quanta=8.0,
         ),
         Runtime(
             name="litert-reference",
@@ -139,7 +138,6 @@ RUNTIMES = {
             resolver=_REFERENCE,
             lacks=_REFERENCE_LACKS,
             agreement=0.98,
-            mean_quanta=8.0,
         ),
         Runtime(
             name="tflite-runtime",
@@ -148,7 +146,6 @@ RUNTIMES = {
             resolver=DEFAULT_KERNELS,
             one_scale=frozenset({"EMBEDDING_LOOKUP"}),
             agreement=0.98,
-            mean_quanta=8.0,
         ),
         Runtime(
             name="tflite-micro",
@@ -157,7 +154,6 @@ RUNTIMES = {
             lacks=_MICRO_LACKS,
             one_scale=frozenset({"DEQUANTIZE", "EMBEDDING_LOOKUP"}),
             agreement=0.98,
-            mean_quanta=8.0,
         ),
     )
 }

@@ -11,6 +11,7 @@ import tempfile
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
+from dqmq_tf.flatbuffer import TFLiteFile
 
 _LIMIT_SECONDS = 600
 _KIBIBYTE = 1024
@@ -52,7 +53,7 @@ def compile_file(contents, accelerator="ethos-u55-128"):
     """Compiles a file with Vela.
 
     Args:
-        contents: Contents of an int8 `.tflite` file.
+        contents: Contents of an int8 `.tflite` file, or a `TFLiteFile`.
         accelerator: Vela's name of the NPU.
 
     Returns:
@@ -63,20 +64,21 @@ def compile_file(contents, accelerator="ethos-u55-128"):
         ConversionError: If the file holds INT4 or INT2 weights or lookup tables, which kill Vela
             or are not for it, or if Vela fails.
     """
-    check_vela_can_compile(flatbuffer.read(contents))
+    file = TFLiteFile.of(contents)
+    check_vela_can_compile(file.model)
     if program() is None:
         raise ImportError("Compiling for Ethos-U needs Vela: pip install ethos-u-vela")
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        (folder / "model.tflite").write_bytes(contents)
+        (folder / "model.tflite").write_bytes(file.contents)
         said = _call(
             str(folder / "model.tflite"),
             f"--output-dir={folder}",
             f"--accelerator-config={accelerator}",
         )
         compiled = (folder / "model_vela.tflite").read_bytes()
-        with open(next(folder.glob("model_summary_*.csv")), newline="") as file:
-            (row,) = csv.DictReader(file)
+        with open(next(folder.glob("model_summary_*.csv")), newline="") as summary:
+            (row,) = csv.DictReader(summary)
     flash = float(row["off_chip_flash_memory_used"]) + float(row["on_chip_flash_memory_used"])
     report = VelaReport(
         version=_call("--version").strip(),

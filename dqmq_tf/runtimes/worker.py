@@ -25,60 +25,80 @@ _WARM_UP = 3
 _ARENA_STEP = 16
 
 
-class LiteRT:
-    """LiteRT and its predecessor `tflite-runtime`, which have the same interface.
+def litert_interpreter(contents, request):
+    """An allocated interpreter of LiteRT, or of its predecessor `tflite-runtime`.
 
     Args:
         contents: Contents of a `.tflite` file.
         request: See `main`.
     """
+    if request["package"] == "tflite_runtime":
+        from tflite_runtime import interpreter as package
+    else:
+        from ai_edge_litert import interpreter as package
+    interpreter = package.Interpreter(
+        model_content=contents,
+        num_threads=1,
+        experimental_op_resolver_type=package.OpResolverType[request["resolver"]],
+        experimental_preserve_all_tensors=bool(request["tensors"]),
+    )
+    interpreter.allocate_tensors()
+    return interpreter
 
-    def __init__(self, contents, request):
-        if request["package"] == "tflite_runtime":
-            from tflite_runtime import interpreter as package
-        else:
-            from ai_edge_litert import interpreter as package
-        self._interpreter = package.Interpreter(
-            model_content=contents,
-            num_threads=1,
-            experimental_op_resolver_type=package.OpResolverType[request["resolver"]],
-            experimental_preserve_all_tensors=bool(request["tensors"]),
-        )
-        self._interpreter.allocate_tensors()
-        self._entries = self._in_order(self._interpreter.get_input_details(), request["inputs"])
-        self._exits = self._in_order(self._interpreter.get_output_details(), request["outputs"])
-        self.inputs = list(map(grid_of, self._entries))
-        self.outputs = list(map(grid_of, self._exits))
+
+class FirstSubgraph:
+    """The first subgraph of a file in LiteRT, whose inputs and outputs go by their tensors.
+
+    Args:
+        interpreter: An allocated interpreter.
+        inputs: Tensor indices of the inputs.
+        outputs: Tensor indices of the outputs.
+    """
+
+    def __init__(self, interpreter, inputs, outputs):
+        self._interpreter = interpreter
+        self._input_indices, self._output_indices = inputs, outputs
+        self.inputs = self._grids(interpreter.get_input_details(), inputs)
+        self.outputs = self._grids(interpreter.get_output_details(), outputs)
 
     @staticmethod
-    def _in_order(details, indices):
+    def _grids(details, indices):
         by_index = {entry["index"]: entry for entry in details}
-        return [by_index[index] for index in indices]
+        return [grid_of(by_index[index]) for index in indices]
 
     def set(self, arrays):
-        for entry, array in zip(self._entries, arrays):
-            self._interpreter.set_tensor(entry["index"], array)
+        for index, array in zip(self._input_indices, arrays):
+            self._interpreter.set_tensor(index, array)
 
     def invoke(self):
         self._interpreter.invoke()
 
     def get(self):
-        return [self._interpreter.get_tensor(entry["index"]) for entry in self._exits]
+        return [self._interpreter.get_tensor(index) for index in self._output_indices]
 
     def tensor(self, index):
         return self._interpreter.get_tensor(index)
 
 
-class LiteRTSignature(LiteRT):
-    """A signature of a later subgraph, which LiteRT runs by its name only."""
+class Signature:
+    """A signature of a file in LiteRT, which runs any subgraph by the signature's name.
 
-    def __init__(self, contents, request):
-        super().__init__(contents, request | {"inputs": [], "outputs": []})
-        self._run = self._interpreter.get_signature_runner(request["signature"])
-        entries, exits = self._run.get_input_details(), self._run.get_output_details()
-        self._input_names, self._output_names = request["inputs"], request["outputs"]
-        self.inputs = [grid_of(entries[name]) for name in self._input_names]
-        self.outputs = [grid_of(exits[name]) for name in self._output_names]
+    Args:
+        interpreter: An allocated interpreter.
+        key: Name of the signature.
+        inputs: Names of the inputs, in the order in which they are passed.
+        outputs: Names of the outputs, in the order in which they are returned.
+    """
+
+    def __init__(self, interpreter, key, inputs, outputs):
+        self._interpreter = interpreter
+        self._run = interpreter.get_signature_runner(key)
+        self._input_names, self._output_names = inputs, outputs
+        details = self._run.get_input_details()
+        self.shapes = [tuple(int(n) for n in details[name]["shape"]) for name in inputs]
+        self.inputs = [grid_of(details[name]) for name in inputs]
+        details = self._run.get_output_details()
+        self.outputs = [grid_of(details[name]) for name in outputs]
 
     def set(self, arrays):
         self._arguments = dict(zip(self._input_names, arrays))
@@ -88,6 +108,24 @@ class LiteRTSignature(LiteRT):
 
     def get(self):
         return [self._results[name] for name in self._output_names]
+
+    def tensor(self, index):
+        return self._interpreter.get_tensor(index)
+
+    def __call__(self, arrays):
+        """Runs arrays of real values with a batch of one, and returns outputs of real values.
+
+        Raises:
+            ValueError: If an array does not have the shape of its input.
+        """
+        for name, shape, array in zip(self._input_names, self.shapes, arrays):
+            if array.shape != shape:
+                raise ValueError(
+                    f"Input {name!r} takes {shape[1:]}, but the data have {array.shape[1:]}."
+                )
+        self.set([to_file(array, grid) for array, grid in zip(arrays, self.inputs)])
+        self.invoke()
+        return [from_file(values, grid) for values, grid in zip(self.get(), self.outputs)]
 
 
 class Micro:
@@ -180,11 +218,26 @@ def from_file(values, grid):
     return ((values.astype(np.int32) - zero_point) * np.float32(scale)).astype(np.float32)
 
 
+def make_engine(contents, request):
+    """What runs the file: a `Micro`, a `Signature` or a `FirstSubgraph`.
+
+    Args:
+        contents: Contents of a `.tflite` file.
+        request: See `main`.
+    """
+    if request["package"] == "tflite_micro":
+        return Micro(contents, request)
+    interpreter, key = litert_interpreter(contents, request), request["signature"]
+    if key is not None:
+        return Signature(interpreter, key, request["inputs"], request["outputs"])
+    return FirstSubgraph(interpreter, request["inputs"], request["outputs"])
+
+
 def run(engine, inputs, seconds):
     """Runs inputs one by one.
 
     Args:
-        engine: A `LiteRT`, `LiteRTSignature` or `Micro`.
+        engine: What `make_engine` returned.
         inputs: Arrays `[samples, ...]`, real values.
         seconds: After so many no further input is begun.
 
@@ -223,8 +276,7 @@ def main(folder):
     contents = (folder / "model.tflite").read_bytes()
     with np.load(folder / "inputs.npz") as file:
         inputs = [file[f"arr_{i}"] for i in range(len(request["inputs"]))]
-    kind = LiteRTSignature if request["signature"] is not None else LiteRT
-    engine = (Micro if request["package"] == "tflite_micro" else kind)(contents, request)
+    engine = make_engine(contents, request)
     outputs, times = run(engine, inputs, request["seconds"])
     arrays = {f"output{i}": values for i, values in enumerate(outputs)}
     for index in request["tensors"]:

@@ -12,10 +12,10 @@ from helpers.new_process import in_new_process
 from tflite_micro.python.tflite_micro import runtime as tflm
 
 import dqmq_tf
-from dqmq_tf import export, flatbuffer, quality
+from dqmq_tf import export, quality
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export import adaptive as adaptives
-from dqmq_tf.flatbuffer import checksum
+from dqmq_tf.flatbuffer import TFLiteFile
 from dqmq_tf.runtimes import in_process
 
 layers = keras.layers
@@ -76,10 +76,7 @@ def test_outputs_are_those_of_the_separate_files(frozen, tmp_path, routing, io_d
         own = tmp_path / "own.tflite"
         dqmq_tf.convert(qmodel, own, profile=profile, io_dtype=io_dtype, data=x, verify=False)
         chosen = result.profile == profile
-        contents = own.read_bytes()
-        (expected,) = in_process.signature_outputs(
-            in_process.interpreter(contents), flatbuffer.read(contents), [x[chosen]]
-        )
+        (expected,) = in_process.signature_outputs(TFLiteFile.load(own), [x[chosen]])
         np.testing.assert_array_equal(result.outputs[0][chosen], expected)
     bits = [
         {layer_path: w["kernel"].bit_width for layer_path, w in p.weights.items()}
@@ -98,10 +95,12 @@ def test_routes_in_the_graph_on_tflm(profiles, tmp_path):
     )  # fmt: skip
     header = path.with_suffix(".h").read_text()
     assert "resolver.AddIf();" in header and "using Output1Type = std::int32_t;" in header
-    contents = checksum.load(path)
-    networks = [flatbuffer.write(n) for n in adaptives.split_profiles(flatbuffer.read(contents))]
-    whole = tflm.Interpreter.from_bytes(contents, arena_size=500_000)
-    parts = [tflm.Interpreter.from_bytes(n, arena_size=500_000) for n in networks]
+    file = TFLiteFile.load(path)
+    whole = tflm.Interpreter.from_bytes(file.contents, arena_size=500_000)
+    parts = [
+        tflm.Interpreter.from_bytes(network.contents, arena_size=500_000)
+        for network in adaptives.split_profiles(file)
+    ]
     details = whole.get_input_details(0)["quantization_parameters"]
     scale, zero_point = details["scales"][0], details["zero_points"][0]
     seen = set()
@@ -195,7 +194,7 @@ from dqmq_tf.runtimes import in_process
 from ai_edge_quantizer import quantizer, recipe
 
 network = keras.applications.MobileNetV2((96, 96, 3), weights=None)
-writer = quantizer.Quantizer(float_file.export_float(network))
+writer = quantizer.Quantizer(float_file.export_float(network).contents)
 writer.load_quantization_recipe(recipe.static_wi8_ai8())
 images = np.random.default_rng(0).uniform(size=(8, 96, 96, 3)).astype("float32")
 name = next(iter(network.inputs)).name
@@ -211,7 +210,7 @@ Frozen.encoder.calibrate(images)
 Frozen.policy(Frozen.encoder(images))
 Frozen.policy.profiles = 2
 grid = ActivationPrecision(step=1 / 255, zero_point=0, bit_width=8)
-routes = in_process.interpreter(quality_router.build_router(Frozen, images, grid))
+routes = in_process.interpreter(quality_router.build_router(Frozen, images, grid).contents)
 pairs = [
     (in_process.median_milliseconds(routes, 200), in_process.median_milliseconds(int8, 40))
     for _ in range(7)

@@ -9,6 +9,7 @@ from helpers.frozen_models import images
 from dqmq_tf import export, flatbuffer
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export import c_array
+from dqmq_tf.flatbuffer import TFLiteFile
 from dqmq_tf.runtimes import tflite_micro
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -70,12 +71,12 @@ def test_the_compiled_array_is_the_file(int8_file, tmp_path):
 
 
 def test_the_header_names_the_ends_of_the_model(int8_file, small_file):
-    _, header = c_array.render(int8_file, "model", 1000)
+    _, header = c_array.render(TFLiteFile(int8_file), "model", 1000)
     assert "// Input0: image\n" in header
     name = flatbuffer.read(int8_file).signatureDefs[0].outputs[0].name.decode()
     assert name.startswith("head")
     assert f"// Output0: {name}\n" in header
-    _, header = c_array.render(small_file[0].read_bytes(), "model", 1000)
+    _, header = c_array.render(TFLiteFile.load(small_file[0]), "model", 1000)
     assert "using Input0Type = float;" in header
     assert "kInput0Scale" not in header
     assert re.findall(r"resolver\.(\w+)\(\);", header)[-2:] == ["AddQuantize", "AddSoftmax"]

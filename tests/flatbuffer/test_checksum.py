@@ -7,22 +7,22 @@ from helpers.new_process import in_new_process
 
 import dqmq_tf
 from dqmq_tf import export
-from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import checksum
+from dqmq_tf.errors import FileFormatError
+from dqmq_tf.flatbuffer import TFLiteFile
 
 _MUTATIONS = 200
 # Every damaged file goes through each door; one that passes, hangs or ends Python fails the test.
 _CHILD = """
 import pathlib, sys
 import dqmq_tf
-from dqmq_tf.errors import ConversionError
+from dqmq_tf.errors import FileFormatError
 doors = [dqmq_tf.read_metadata, dqmq_tf.AdaptiveInterpreter,
          lambda path: dqmq_tf.verify(None, path, None)]
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     for door in doors:
         try:
             door(path)
-        except (ConversionError, dqmq_tf.VerificationError) as error:
+        except (FileFormatError, dqmq_tf.VerificationError) as error:
             assert path.name in str(error) and "corrupt" in str(error) or "truncated" in str(error)
         else:
             sys.exit(f"{path.name} passed")
@@ -43,14 +43,14 @@ def test_every_mutation_is_refused_and_python_survives(small_file, tmp_path):
 
 
 def test_whole_files_pass(small, small_file):
-    assert checksum.load(small_file[0]) == small_file[0].read_bytes()
+    assert TFLiteFile.load(small_file[0]).contents == small_file[0].read_bytes()
     assert export.verify(small, small_file[0], images(small, 4)).different_numbers == 0
 
 
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "other.tflite"
     path.write_bytes(b"\x1c\0\0\0TFL3" + bytes(100))
-    with pytest.raises(ConversionError, match="dqmq_tf.convert did not write it"):
+    with pytest.raises(FileFormatError, match="dqmq_tf.convert did not write it"):
         dqmq_tf.read_metadata(path)
     with pytest.raises(FileNotFoundError):
         dqmq_tf.read_metadata(tmp_path / "none.tflite")

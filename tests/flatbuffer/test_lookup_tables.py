@@ -7,7 +7,7 @@ from tflite_micro.tensorflow.lite.micro.compression import spec
 from dqmq_tf import export, flatbuffer
 from dqmq_tf.errors import ConversionError, VerificationError
 from dqmq_tf.export import device_checks
-from dqmq_tf.flatbuffer import editing, lookup_tables
+from dqmq_tf.flatbuffer import TFLiteFile, editing, lookup_tables
 from dqmq_tf.lowering import number_check
 from dqmq_tf.lowering.lowered_model import lower_model
 from dqmq_tf.runtimes import tflite_micro
@@ -26,7 +26,7 @@ def plain(tmp_path_factory):
         for number, weights in enumerate(lowered.weights)
         if weights.bit_width < 8
     }
-    return lowered, path.read_bytes(), widths
+    return lowered, TFLiteFile.load(path), widths
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +35,18 @@ def compressed(plain):
 
 
 def test_every_bit_width_of_every_kind_comes_back(plain, compressed):
-    lowered, contents, widths = plain
+    lowered, file, widths = plain
     assert len(widths) == 6 * 3 + 1  # and the head, which has 6 bits
     assert set(widths.values()) == set(range(2, 8))
-    twin = lookup_tables.decompress(compressed)
-    figures, messages = number_check.differences(flatbuffer.read(twin), lowered)
+    uncompressed = lookup_tables.decompress(compressed.contents)
+    figures, messages = number_check.differences(flatbuffer.read(uncompressed), lowered)
     assert not messages
     assert figures["different"] == 0
     assert figures["integers"] == sum(w.integers.size for w in lowered.weights)
-    # Beside the order of its buffers the twin is the file that was compressed.
+    # But for the order of its buffers, it is the file that was compressed.
     kept = [
         sorted(bytes(b.data) for b in flatbuffer.read(c).buffers if b.data is not None)
-        for c in (twin, contents)
+        for c in (uncompressed, file.contents)
     ]
     assert kept[0] == kept[1]
 
@@ -56,7 +56,7 @@ def test_tflm_decodes_and_computes_the_same_bits(compressed):
 
 
 def test_tables_are_shared_and_indices_take_their_bits(plain, compressed):
-    model, widths = flatbuffer.read(compressed), plain[2]
+    model, widths = compressed.model, plain[2]
     coded = lookup_tables.coded_tensors(model)
     assert set(coded) == set(widths)
     sizes = {t.name: int(t.shape[0]) for pair in coded.values() for t in pair}
@@ -75,25 +75,26 @@ def test_tables_are_shared_and_indices_take_their_bits(plain, compressed):
 
 def test_a_wrong_table_is_found(plain, compressed, monkeypatch):
     # As a decoder would read it that takes the distance between tables for something else.
-    model = flatbuffer.read(compressed)
+    changed = compressed.copy()
+    model = changed.model
     _, table = lookup_tables.coded_tensors(model)["w0"]
-    twin = lookup_tables.decompress(compressed)
+    uncompressed = lookup_tables.decompress_file(compressed)
     data = flatbuffer.constant(model, table).copy()
     data[6] = 1
     editing.set_constant(model, table, data)
-    monkeypatch.setattr(lookup_tables, "decompress", lambda contents: twin)
+    monkeypatch.setattr(lookup_tables, "decompress_file", lambda file: uncompressed)
     with pytest.raises(VerificationError, match=r"decodes \d+ of 2304 integers of 'w0'"):
-        device_checks.check_bit_exact(flatbuffer.write(model))
+        device_checks.check_bit_exact(changed)
 
 
 def test_other_outputs_are_found(compressed, monkeypatch):
-    model = flatbuffer.read(lookup_tables.decompress(compressed))
+    changed = lookup_tables.decompress_file(compressed).copy()
+    model = changed.model
     for tensor in model.subgraphs[0].tensors:
         if flatbuffer.text(tensor.name).startswith("b"):
             values = flatbuffer.constant(model, tensor).copy()
             editing.set_constant(model, tensor, values + 5000)
-    twin = flatbuffer.write(model)
-    monkeypatch.setattr(lookup_tables, "decompress", lambda contents: twin)
+    monkeypatch.setattr(lookup_tables, "decompress_file", lambda file: changed)
     with pytest.raises(VerificationError, match="computes something else"):
         device_checks.check_bit_exact(compressed)
 
@@ -102,26 +103,27 @@ def test_litert_does_not_load_it_but_its_twin(compressed):
     from ai_edge_litert.interpreter import Interpreter
 
     with pytest.raises(RuntimeError, match="TFLM_DECODE"):
-        Interpreter(model_content=compressed).allocate_tensors()
-    Interpreter(model_content=lookup_tables.decompress(compressed)).allocate_tensors()
+        Interpreter(model_content=compressed.contents).allocate_tensors()
+    uncompressed = lookup_tables.decompress(compressed.contents)
+    Interpreter(model_content=uncompressed).allocate_tensors()
 
 
 def test_weights_that_two_operators_read(plain):
-    model = flatbuffer.read(plain[1])
-    part = model.subgraphs[0]
+    file = plain[1].copy()
+    model, part = file.model, file.model.subgraphs[0]
     convolutions = [o for o in part.operators if flatbuffer.operator_name(model, o) == "CONV_2D"]
     first, second = convolutions[:2]
     second.inputs = np.array([second.inputs[0], first.inputs[1], second.inputs[2]], np.int32)
     editing.drop_unused_tensors(model, part)
-    both = lookup_tables.compress(flatbuffer.write(model), {"w0": 2})
+    both = lookup_tables.compress(file, {"w0": 2})
     decodes = [
         o
-        for o in flatbuffer.read(both).subgraphs[0].operators
-        if flatbuffer.operator_name(flatbuffer.read(both), o) == "CUSTOM"
+        for o in both.model.subgraphs[0].operators
+        if flatbuffer.operator_name(both.model, o) == "CUSTOM"
     ]
     assert len(decodes) == 2
     device_checks.check_bit_exact(both)
-    twin = flatbuffer.read(lookup_tables.decompress(both))
+    twin = lookup_tables.decompress_file(both).model
     weights = [
         int(o.inputs[1])
         for o in twin.subgraphs[0].operators
@@ -132,7 +134,8 @@ def test_weights_that_two_operators_read(plain):
 
 def test_a_plain_file_is_left_as_it_is(plain):
     assert lookup_tables.compress(plain[1], {}) is plain[1]
-    assert lookup_tables.decompress(plain[1]) is plain[1]
+    assert lookup_tables.decompress_file(plain[1]) is plain[1]
+    assert lookup_tables.decompress(plain[1].contents) is plain[1].contents
 
 
 def test_integers_beyond_their_bits_are_refused(plain):
@@ -146,7 +149,7 @@ def test_names_that_are_no_weights_are_refused(plain):
 
 
 def test_one_table_on_weights_with_a_scale_per_channel_is_refused(compressed):
-    model = flatbuffer.read(compressed)
+    model = flatbuffer.read(compressed.contents)
     _, table = lookup_tables.coded_tensors(model)["w0"]
     data = flatbuffer.constant(model, table).copy()
     data[5] |= 0xF0
@@ -157,7 +160,7 @@ def test_one_table_on_weights_with_a_scale_per_channel_is_refused(compressed):
 
 @pytest.mark.parametrize("position,value", [(0, 1), (1, 9), (5, 0), (6, 100)])
 def test_corrupt_tables_are_refused(compressed, position, value):
-    model = flatbuffer.read(compressed)
+    model = flatbuffer.read(compressed.contents)
     _, table = lookup_tables.coded_tensors(model)["w0"]
     data = flatbuffer.constant(model, table).copy()
     data[position] = value
@@ -168,10 +171,10 @@ def test_corrupt_tables_are_refused(compressed, position, value):
 
 def test_tables_of_tflms_own_compressor_are_read(plain):
     """A table per channel, written by code that is not ours."""
-    model = flatbuffer.read(plain[1])
+    contents, model = plain[1].contents, plain[1].model
     index = [flatbuffer.text(t.name) for t in model.subgraphs[0].tensors].index("w0")
     method = spec.LookUpTableCompression(2, mode=spec.PerChannel(axis=0))
-    theirs = bytes(tflm.compress(plain[1], [spec.Tensor(0, index, [method])]))
+    theirs = bytes(tflm.compress(contents, [spec.Tensor(0, index, [method])]))
     twin = flatbuffer.read(lookup_tables.decompress(theirs))
     convolution = next(
         o for o in twin.subgraphs[0].operators if flatbuffer.operator_name(twin, o) == "CONV_2D"

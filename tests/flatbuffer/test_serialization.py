@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dqmq_tf import flatbuffer
-from dqmq_tf.errors import ConversionError
+from dqmq_tf.errors import FileFormatError
 from dqmq_tf.flatbuffer import checksum
 
 
@@ -36,17 +36,17 @@ def test_contents_behind_the_flatbuffer_are_taken_in(small_file):
     buffer.offset = len(flatbuffer.write(model))
     outside = flatbuffer.write(model) + contents
     assert flatbuffer.write(flatbuffer.read(outside)) == data
-    with pytest.raises(ConversionError, match="truncated or corrupt"):
+    with pytest.raises(FileFormatError, match="truncated or corrupt"):
         flatbuffer.read(outside[:-1])
 
 
 def test_other_files_are_refused():
-    with pytest.raises(ConversionError, match="Not a TFLite file"):
+    with pytest.raises(FileFormatError, match="Not a TFLite file"):
         flatbuffer.read(b"something else entirely")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_truncated_file_is_refused(small_file, share):
     data = unsealed(small_file)
-    with pytest.raises(ConversionError, match="truncated or corrupt"):
+    with pytest.raises(FileFormatError, match="truncated or corrupt"):
         flatbuffer.read(data[: int(len(data) * share)])

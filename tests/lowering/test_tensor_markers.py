@@ -38,7 +38,7 @@ def model_of(numbers):
 @pytest.fixture(scope="module")
 def file():
     """File of the marked network, its markers taken out, and what was marked."""
-    model = flatbuffer.read(float_file.export_float(model_of(NUMBERS)))
+    model = float_file.export_float(model_of(NUMBERS)).model
     return model, tensor_markers.remove_markers(model)
 
 
@@ -92,7 +92,7 @@ def test_outputs_are_the_tensors_that_were_marked(file):
 
 def test_quantization_of_the_model_itself_is_left_alone():
     """A DEQUANTIZE of a constant is none of a marker's."""
-    model = flatbuffer.read(float_file.export_float(model_of(NUMBERS)))
+    model = float_file.export_float(model_of(NUMBERS)).model
     graph, schema = model.subgraphs[0], flatbuffer.schema()
     operator = next(o for o in graph.operators if flatbuffer.operator_name(model, o) == "TANH")
     code = schema.OperatorCodeT()

@@ -16,7 +16,7 @@ from dqmq_tf.lowering.lowered_model import lower_model
 @pytest.fixture(scope="module")
 def exported(small):
     lowered = lower_model(small, 0)
-    return lowered, float_file.export_float(lowered.model)
+    return lowered, float_file.export_float(lowered.model).contents
 
 
 def test_every_tensor_and_weight_is_found(exported):
@@ -45,7 +45,7 @@ def island():
         (4, 3), layers.Dense(3, name="in"), layers.GRU(2, name="gru"), layers.Dense(2, name="out")
     )
     lowered = lower_model(qmodel, 0)
-    return lowered, float_file.export_float(lowered.model)
+    return lowered, float_file.export_float(lowered.model).contents
 
 
 def test_operators_of_a_layer_in_floating_point_and_its_weights(island):

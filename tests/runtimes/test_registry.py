@@ -213,7 +213,7 @@ def float_file(request):
     """Name of an operator, and a file that has it."""
     inputs = keras.Input((4,))
     model = keras.Model(inputs, FUNCTIONS[request.param](inputs))
-    contents = export_float(model)
+    contents = export_float(model).contents
     found = flatbuffer.read(contents)
     assert [o for o in operators(found, request.param)]
     return request.param, contents

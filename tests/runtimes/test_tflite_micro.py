@@ -4,7 +4,9 @@ from helpers.frozen_models import images
 
 from dqmq_tf import export, flatbuffer
 from dqmq_tf.errors import VerificationError
+from dqmq_tf.flatbuffer import TFLiteFile
 from dqmq_tf.runtimes import tflite_micro
+from dqmq_tf.runtimes.random_inputs import random_inputs_of
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +19,7 @@ def int8_file(small, tmp_path_factory):
 def test_it_computes_what_the_model_computes(small, int8_file):
     part = flatbuffer.read(int8_file).subgraphs[0]
     grid = part.tensors[part.inputs[0]].quantization
-    inputs = tflite_micro.random_inputs(flatbuffer.read(int8_file), 20)
+    inputs = random_inputs_of(TFLiteFile(int8_file), 20)
     # All of the grid, and nothing beside it.
     integers = inputs[0] / grid.scale[0] + grid.zeroPoint[0]
     assert integers.min() == pytest.approx(-128, abs=1)
@@ -28,8 +30,7 @@ def test_it_computes_what_the_model_computes(small, int8_file):
 
 def test_float_ends(small_file, int8_file):
     float_ends, int8_ends = (
-        tflite_micro.random_inputs(flatbuffer.read(c), 2)
-        for c in (small_file[0].read_bytes(), int8_file)
+        random_inputs_of(TFLiteFile(c), 2) for c in (small_file[0].read_bytes(), int8_file)
     )
     np.testing.assert_array_equal(float_ends[0], int8_ends[0])
     (found,) = tflite_micro.run(small_file[0].read_bytes(), float_ends).outputs
@@ -46,10 +47,12 @@ def test_the_arena_is_the_smallest(int8_file):
 
 
 def test_what_tflm_says_is_told(int8_file):
-    model = flatbuffer.read(int8_file)
+    file = TFLiteFile(int8_file)
+    model = file.model
     for code in model.operatorCodes:
         if flatbuffer.builtin_name(code) == "MEAN":
             code.builtinCode = flatbuffer.schema().BuiltinOperator.GELU
             code.deprecatedBuiltinCode = 127
+    file.edited()
     with pytest.raises(VerificationError, match="refuses the file.*GELU"):
-        tflite_micro.run(flatbuffer.write(model), tflite_micro.random_inputs(model, 1))
+        tflite_micro.run(file, random_inputs_of(file, 1))

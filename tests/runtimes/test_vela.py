@@ -5,7 +5,7 @@ from helpers.frozen_models import every_bit_width_model, freeze, images, small_m
 from dqmq_tf import export, flatbuffer, targets
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export import device_checks
-from dqmq_tf.flatbuffer import lookup_tables
+from dqmq_tf.flatbuffer import TFLiteFile, lookup_tables
 from dqmq_tf.runtimes import vela
 
 
@@ -25,7 +25,7 @@ def test_int4_is_refused(tmp_path):
 
 
 def test_lookup_tables_are_refused(int8_file):
-    coded = lookup_tables.compress(int8_file, {"w0": 6})
+    coded = lookup_tables.compress(TFLiteFile(int8_file), {"w0": 6})
     with pytest.raises(ConversionError, match="TFLite Micro's own.*'ethos_u'"):
         vela.compile_file(coded)
 
@@ -46,11 +46,12 @@ def test_a_missing_vela_is_named(int8_file, monkeypatch):
 def test_without_vela_a_file_is_checked_all_the_same(int8_file, monkeypatch):
     monkeypatch.setattr(vela, "program", lambda: None)
     target = targets.get("ethos_u")
-    assert device_checks.examine(int8_file, target) == device_checks.DeviceFacts()
-    model = flatbuffer.read(int8_file)
-    model.subgraphs.append(model.subgraphs[0])
+    file = TFLiteFile(int8_file)
+    assert device_checks.examine(file, target) == device_checks.DeviceFacts()
+    file.model.subgraphs.append(file.model.subgraphs[0])
+    file.edited()
     with pytest.raises(ConversionError, match="2 subgraphs"):
-        device_checks.examine(flatbuffer.write(model), target)
+        device_checks.examine(file, target)
 
 
 def test_conversion_reports_what_vela_made_of_the_file(tmp_path):
