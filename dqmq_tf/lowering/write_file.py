@@ -102,10 +102,13 @@ def _check_versions(model, target):
     for code in model.operatorCodes:
         name = flatbuffer.builtin_name(code)
         if code.version > newest.get(name, code.version):
+            oldest = target.oldest_tflite
+            reason = "" if oldest is None else f", so that TensorFlow Lite {oldest} runs the file"
             raise ConversionError(
                 f"The file needs version {code.version} of operator {name}, but target "
-                f"{target.name!r} allows version {newest[name]} at most. Raise it in the target's "
-                "operator_versions, or let the target store these weights in wider containers."
+                f"{target.name!r} allows version {newest[name]} at most{reason}. Raise it in the "
+                "target's operator_versions, or remove the kind of layer from its int4_ops and "
+                "int2_ops."
             )
 
 
