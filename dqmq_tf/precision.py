@@ -1,25 +1,21 @@
-"""A precision profile: the integers, steps and bit-widths of one deployable network.
+"""Precision profiles: the integers, steps and bit-widths of one deployable network.
 
-Pure data, read by the converter and the reports.
+This is pure data, which the converter and the reports read.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
 
-def tflite_zero_point(precision):
-    """int8 zero point of an 8-bit activation."""
-    return precision.zero_point - 128
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightPrecision:
-    """One quantized variable: `real = step * integers`, symmetric, narrow range.
+    """One quantized variable: `real = step * integers`, symmetric, in the narrow range.
 
     Attributes:
-        integers: int32 array of the variable's shape, `|q| <= 2**(bit_width - 1) - 1`.
-        step: float32 array that broadcasts against `integers`, one value per output channel.
+        integers: An int32 array, shape that of the variable, `|q| <= 2**(bit_width - 1) - 1`.
+        step: A float32 array that broadcasts against `integers`, one value per output channel.
         bit_width: Bits per weight.
     """
 
@@ -34,7 +30,8 @@ class ActivationPrecision:
 
     Attributes:
         step: The step size.
-        zero_point: The integer that stands for 0.0. TFLite's int8 zero point is this minus 128.
+        zero_point: The integer that represents 0.0. TFLite's int8 zero point is this minus 128, see
+            `tflite_zero_point`.
         bit_width: Bits per value.
     """
 
@@ -45,14 +42,19 @@ class ActivationPrecision:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Precision:
-    """One full assignment of bit-widths, as deployed.
+    """One complete assignment of bit-widths, as it is deployed.
 
     Attributes:
-        weights: `{path: {variable name: WeightPrecision}}`; a path is a layer's path in the graph.
-        activations: `{tensor id: ActivationPrecision}`, ids as in `dqmq_tf.graph.trace` of the
-            float model. A tensor that is fused away (a convolution's output before its batch
-            norm or relu) has no entry.
+        weights: `{path: {variable name: WeightPrecision}}`, with the path of a layer in the graph.
+        activations: `{tensor id: ActivationPrecision}`, with the ids of `dqmq_tf.graph.trace` on
+            the float model. A tensor that is fused away, such as the output of a convolution
+            before its batch norm or relu, has no entry.
     """
 
-    weights: dict
-    activations: dict
+    weights: Mapping[str, Mapping[str, WeightPrecision]]
+    activations: Mapping[int, ActivationPrecision]
+
+
+def tflite_zero_point(precision: ActivationPrecision) -> int:
+    """Returns TFLite's int8 zero point of an 8-bit activation."""
+    return precision.zero_point - 128

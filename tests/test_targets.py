@@ -59,7 +59,9 @@ def test_unknown_target_is_refused_with_those_that_exist():
         ("simulation", "conv", 2, "INT8"),
     ],
 )
-def test_containers(name, op_kind, bits, container):
+def test_weights_are_stored_in_the_smallest_container_that_the_kernel_reads(
+    name, op_kind, bits, container
+):
     target = targets.get(name)
     assert target.container(op_kind, bits) == container
     stored = target.storage(op_kind, bits, 10)
@@ -134,6 +136,6 @@ def test_targets_survive_json(name):
         ({"io_dtype": "int16"}, "io_dtype='int16' is none of"),
     ],
 )
-def test_targets_that_nothing_runs_are_refused(wrong, message):
+def test_targets_with_unknown_bits_ops_or_types_are_refused(wrong, message):
     with pytest.raises(ValueError, match=f"Target 'mine': {message}"):
         targets.Target(name="mine", description="", **wrong)

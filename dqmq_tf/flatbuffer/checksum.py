@@ -1,10 +1,11 @@
-"""A seal at the end of a file, by which damage is seen before any parser or runtime reads it.
+"""The checksum at the end of a file, which detects damage before a parser or a runtime reads it.
 
-Runtimes trust a file: one flipped bit in a table of the flatbuffer can end the process. The seal
-stands behind the flatbuffer, where every runtime ignores it.
+Runtimes trust their file: one flipped bit in a table of the flatbuffer can crash the process. The
+checksum stands behind the flatbuffer, where every runtime ignores it.
 """
 
 import hashlib
+import os
 import pathlib
 
 from dqmq_tf.errors import FileFormatError
@@ -13,32 +14,39 @@ MAGIC = b"DQMQSEAL"
 _LENGTH = len(MAGIC) + hashlib.sha256().digest_size
 
 
-def seal(contents):
-    """Returns the contents of a file with its seal: 8 bytes of magic and a SHA-256 behind it."""
+def seal(contents: bytes) -> bytes:
+    """Returns the contents of a file with a checksum appended.
+
+    Args:
+        contents: Contents of a `.tflite` file.
+
+    Returns:
+        The contents, 8 bytes of magic, and the SHA-256 of the contents.
+    """
     return contents + MAGIC + hashlib.sha256(contents).digest()
 
 
-def load(path):
-    """Reads a file that dqmq_tf wrote.
+def load(path: str | os.PathLike[str]) -> bytes:
+    """Reads a file that dqmq_tf wrote, and checks it against its checksum.
 
     Args:
         path: Path of a `.tflite` file.
 
     Returns:
-        Its contents, bytes.
+        The contents of the file, checksum included.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        FileFormatError: If the file is truncated or corrupt, or was not written by dqmq_tf.
+        FileFormatError: If the file is truncated or corrupt, or dqmq_tf did not write it.
     """
     contents = pathlib.Path(path).read_bytes()
     body, magic = contents[:-_LENGTH], contents[-_LENGTH:][: len(MAGIC)]
     if magic != MAGIC:
         raise FileFormatError(
-            f"{path} has no seal of dqmq_tf at its end ({len(contents):,} bytes): it is truncated, "
-            "or dqmq_tf.convert did not write it. Convert the model again."
+            f"{path} has no dqmq_tf checksum at its end ({len(contents):,} bytes): it is "
+            "truncated, or dqmq_tf.convert did not write it. Convert the model again."
         )
-    if contents[-_LENGTH:] != seal(body)[-_LENGTH:]:
+    if contents != seal(body):
         raise FileFormatError(
             f"{path} is corrupt: its {len(contents):,} bytes do not match the checksum at its end. "
             "Copy it again, or convert the model again."

@@ -135,6 +135,26 @@ def add_tensor(graph: SubGraphT, tensor: TensorT) -> int:
     return len(graph.tensors) - 1
 
 
+def add_bytes_tensor(model: ModelT, graph: SubGraphT, name: str, data: bytes) -> int:
+    """Adds a constant uint8 tensor of rank 1 to a subgraph.
+
+    Args:
+        model: A `ModelT`, which gets a new buffer.
+        graph: A subgraph, which gets a new tensor.
+        name: Name of the tensor.
+        data: Values of the tensor.
+
+    Returns:
+        Index of the tensor.
+    """
+    schema = serialization.schema()
+    tensor = schema.TensorT()
+    tensor.name, tensor.type = name.encode(), schema.TensorType.UINT8
+    tensor.shape = np.array([len(data)], np.int32)
+    tensor.buffer = add_buffer(model, data)
+    return add_tensor(graph, tensor)
+
+
 def add_int8_tensor(graph: SubGraphT, index: int, grid: ActivationPrecision) -> int:
     """Adds the int8 counterpart of a float tensor, which takes over its name.
 

@@ -1,13 +1,14 @@
 """Lookup-table compression for TFLite Micro: weights of b bits take b bits in the file.
 
-A tensor's integers are stored as indices into a table of values, and an operator `TFLM_DECODE`
+The integers of a tensor are stored as indices into a table of values. An operator `TFLM_DECODE`
 before each operator that reads them restores the INT8 tensor in the arena. The format is that of
-TFLite Micro's own compressor with one difference: the distance between the tables of two channels
-is set to 0, so that all channels, and all tensors of the same bits, share one table. As that is not
-documented, a file is delivered only after TFLite Micro has decoded its very integers and computed
-the same bits from it as from its uncompressed twin (`check_bit_exact`).
+TFLite Micro's own compressor, with one difference: the distance between the tables of two channels
+is 0, so that all channels, and all tensors of the same bit-width, share one table. As the format is
+not documented, `export.device_checks.check_bit_exact` checks each file before it is delivered:
+TFLite Micro must decode the integers that were stored, and compute the same bits from the file as
+from its uncompressed form.
 
-No other runtime knows the operator; `decompress` gives the twin that they run.
+No other runtime knows the operator. `decompress` restores the form that all of them run.
 """
 
 import copy
@@ -17,6 +18,7 @@ import numpy as np
 
 from dqmq_tf.errors import ConversionError, FileFormatError
 from dqmq_tf.flatbuffer import bit_packing, editing, serialization
+from dqmq_tf.flatbuffer.serialization import ModelT, OperatorT, SubGraphT, TensorT
 from dqmq_tf.flatbuffer.tflite_file import TFLiteFile
 
 DECODE = b"TFLM_DECODE"
@@ -45,10 +47,10 @@ def compress(file: TFLiteFile, bit_widths: Mapping[str, int]) -> TFLiteFile:
     model = file.model
     if len(model.subgraphs) != 1:
         raise ConversionError(
-            f"The file has {len(model.subgraphs)} subgraphs: compress each profile's file before "
-            "they are merged."
+            f"The file has {len(model.subgraphs)} subgraphs: compress the file of each profile "
+            "before merging them."
         )
-    graph, writer = model.subgraphs[0], _Writer(model)
+    graph, writer = model.subgraphs[0], _TableWriter(model)
     operators = []
     for operator in graph.operators:
         inputs = list(operator.inputs)
@@ -79,8 +81,12 @@ def decompress(contents: bytes) -> bytes:
         lookup tables.
 
     Raises:
-        FileFormatError: If the file is corrupt, or holds lookup tables that decoders read
+        FileFormatError: If the file is corrupt, or holds a lookup table that decoders read
             differently: the header for one table per tensor on weights with a scale per channel.
+
+    Example:
+
+    >>> contents = dqmq_tf.export.decompress(pathlib.Path("model.tflite").read_bytes())
     """
     return decompress_file(TFLiteFile(contents)).contents
 
@@ -107,55 +113,77 @@ def decompress_file(file: TFLiteFile) -> TFLiteFile:
     return file
 
 
-def is_compressed(model):
-    """Whether a parsed file holds weights in lookup tables."""
+def is_compressed(model: ModelT) -> bool:
+    """Returns whether a parsed file holds weights in lookup tables."""
     return any(code.customCode == DECODE for code in model.operatorCodes)
 
 
-def coded_tensors(model):
-    """What a compressed file holds in the stead of weights.
+def coded_tensors(model: ModelT) -> dict[str, tuple[TensorT, TensorT]]:
+    """Maps each compressed weight tensor to its tensor of indices and its lookup table.
 
     Args:
-        model: `ModelT` of the file.
+        model: A `ModelT`.
 
     Returns:
-        `{name of a weight tensor: (its indices' tensor, its table's tensor)}`.
+        `{name of a weight tensor: (tensor of its indices, tensor of its table)}`.
     """
-    found = {}
+    coded: dict[str, tuple[TensorT, TensorT]] = {}
     for graph in model.subgraphs:
         for operator in graph.operators:
-            if model.operatorCodes[operator.opcodeIndex].customCode == DECODE:
-                coded, table = (graph.tensors[i] for i in operator.inputs)
+            if _is_decoder(model, operator):
+                indices, table = (graph.tensors[i] for i in operator.inputs)
                 name = serialization.text(graph.tensors[operator.outputs[0]].name)
-                found.setdefault(name, (coded, table))
-    return found
+                coded.setdefault(name, (indices, table))
+    return coded
 
 
-class _Writer:
-    """Adds coded tensors, tables and the operators that decode them to a model."""
+class _TableWriter:
+    """Adds indices, lookup tables and the operators that decode them to a model.
 
-    def __init__(self, model):
-        self.model, self.graph = model, model.subgraphs[0]
-        self.written, self._coded, self._tables = set(), {}, {}
+    Args:
+        model: A `ModelT` with one subgraph, changed in place.
+
+    Attributes:
+        written: Names of the weight tensors that were compressed.
+    """
+
+    def __init__(self, model: ModelT) -> None:
+        self.written: set[str] = set()
+        self._model, self._graph = model, model.subgraphs[0]
+        self._coded: dict[str, tuple[int, int]] = {}
+        self._tables: dict[bytes, int] = {}
         self._code = editing.add_operator_code(model, "CUSTOM", custom_code=DECODE)
 
-    def decode(self, index, bits):
-        """The operator that decodes a tensor, and the index of what it makes.
+    def decode(self, index: int, bits: int) -> tuple[OperatorT, int]:
+        """Compresses a weight tensor for one of its readers.
 
-        A decoded tensor lives until the next operator only, so each reader has its own.
+        A decoded tensor lives until the next operator only, so each reader needs its own.
+
+        Args:
+            index: Index of the weight tensor.
+            bits: Bits per weight.
+
+        Returns:
+            `(operator, index)`: the operator that decodes the weights, and the tensor that it
+            produces.
+
+        Raises:
+            ConversionError: If the weights cannot be compressed.
         """
-        name = serialization.text(self.graph.tensors[index].name)
+        tensor = self._graph.tensors[index]
+        name = serialization.text(tensor.name)
         if name not in self._coded:
-            self._coded[name] = self._encode(name, self.graph.tensors[index], bits)
-            self.graph.tensors[index].buffer = 0
+            self._coded[name] = self._encode(name, tensor, bits)
+            tensor.buffer = 0
         else:
-            index = editing.add_tensor(self.graph, copy.copy(self.graph.tensors[index]))
-            self.graph.tensors[index].name = f"{name}'{index}".encode()
+            index = editing.add_tensor(self._graph, copy.copy(tensor))
+            self._graph.tensors[index].name = f"{name}'{index}".encode()
         self.written.add(name)
         return editing.make_operator(self._code, self._coded[name], [index]), index
 
-    def _encode(self, name, tensor, bits):
-        integers, largest = serialization.constant(self.model, tensor), 2 ** (bits - 1) - 1
+    def _encode(self, name: str, tensor: TensorT, bits: int) -> tuple[int, int]:
+        """Adds the indices of a tensor, and its table; returns the indices of both tensors."""
+        integers, largest = serialization.constant(self._model, tensor), 2 ** (bits - 1) - 1
         if np.abs(integers.astype(int)).max(initial=0) > largest:
             raise ConversionError(
                 f"{name!r} holds integers beyond {largest}, which do not fit into {bits} bits."
@@ -163,56 +191,57 @@ class _Writer:
         axis = tensor.quantization.quantizedDimension
         if axis not in (0, len(tensor.shape) - 1):
             raise ConversionError(
-                f"{name!r} has scales along axis {axis}: decoders know the first and the last."
+                f"{name!r} has scales along axis {axis}, but decoders support the first and the "
+                "last axis only."
             )
         table = _table(axis, bits)
         if table not in self._tables:
             self._tables[table] = self._add(f"t{len(self._tables)}", table)
-        coded = bit_packing.pack_indices(integers.astype(int) + largest, bits).tobytes()
-        return self._add(f"{name}c", coded), self._tables[table]
+        indices = bit_packing.pack_indices(integers.astype(int) + largest, bits).tobytes()
+        return self._add(f"{name}c", indices), self._tables[table]
 
     def _add(self, name: str, data: bytes) -> int:
-        """Adds a constant uint8 tensor and returns its index."""
-        schema = serialization.schema()
-        tensor = schema.TensorT()
-        tensor.name, tensor.type = name.encode(), schema.TensorType.UINT8
-        tensor.shape = np.array([len(data)], np.int32)
-        tensor.buffer = editing.add_buffer(self.model, data)
-        return editing.add_tensor(self.graph, tensor)
+        return editing.add_bytes_tensor(self._model, self._graph, name, data)
 
 
-def _table(axis, bits):
-    """Header and values: the integers of so many bits in ascending order, filled up to 2**bits."""
+def _is_decoder(model: ModelT, operator: OperatorT) -> bool:
+    return model.operatorCodes[operator.opcodeIndex].customCode == DECODE
+
+
+def _table(axis: int, bits: int) -> bytes:
+    """Returns a header and all integers of so many bits in ascending order, padded to `2**bits`."""
     header = bytes([_LOOKUP_TABLE, _VERSION, 0, 0, 1, axis << 4 | bits, 0])
     largest = 2 ** (bits - 1) - 1
     values = np.array([*range(-largest, largest + 1), 0], np.int8)
     return header.ljust(_HEADER_BYTES, b"\0") + values.tobytes()
 
 
-def _decode_graph(model, graph):
-    """Puts the weights themselves where an operator would decode them."""
-    operators, owners, renamed = [], {}, {}
+def _decode_graph(model: ModelT, graph: SubGraphT) -> None:
+    """Replaces each operator that decodes weights by the weights themselves."""
+    operators = []
+    # Several operators may decode the same indices. The first one's tensor serves all readers.
+    first_output: dict[int, int] = {}
+    replacements: dict[int, int] = {}
     for operator in graph.operators:
-        if model.operatorCodes[operator.opcodeIndex].customCode == DECODE:
-            index, key = int(operator.outputs[0]), int(operator.inputs[0])
-            if key in owners:
-                renamed[index] = owners[key]
-                continue
-            owners[key] = index
-            tensor, (coded, table) = (
-                graph.tensors[index],
-                (graph.tensors[i] for i in operator.inputs),
-            )
-            integers = _integers(model, tensor, coded, table)
-            tensor.buffer = editing.add_buffer(model, integers.tobytes())
+        if not _is_decoder(model, operator):
+            inputs = [replacements.get(int(i), i) for i in operator.inputs]
+            operator.inputs = np.array(inputs, np.int32)
+            operators.append(operator)
             continue
-        operator.inputs = np.array([renamed.get(int(i), i) for i in operator.inputs], np.int32)
-        operators.append(operator)
+        output, source = int(operator.outputs[0]), int(operator.inputs[0])
+        if source in first_output:
+            replacements[output] = first_output[source]
+            continue
+        first_output[source] = output
+        indices, table = (graph.tensors[i] for i in operator.inputs)
+        integers = _integers(model, graph.tensors[output], indices, table)
+        graph.tensors[output].buffer = editing.add_buffer(model, integers.tobytes())
     graph.operators = operators
     editing.drop_unused_tensors(model, graph)
 
 
-def _integers(model, tensor, coded, table):
+def _integers(model: ModelT, tensor: TensorT, indices: TensorT, table: TensorT) -> np.ndarray:
+    """Returns the weights of a tensor, looked up in its table."""
     data = serialization.constant(model, table)
     axis, bits, stride = data[5] >> 4, data[5] & 7, int(data[6])
     if data[0] != _LOOKUP_TABLE or data[1] != _VERSION or not bits:
@@ -221,16 +250,16 @@ def _integers(model, tensor, coded, table):
     name = serialization.text(tensor.name)
     if axis == _ONE_TABLE and channels > 1:
         raise FileFormatError(
-            f"{name!r} has a scale per channel but the header for one table per tensor, on which "
-            "decoders disagree: some read past the table. Compress it with a table per channel."
+            f"{name!r} has a scale per channel but the header for one table per tensor, which some "
+            "decoders misread: they read past the table. Compress it with a table per channel."
         )
     values = data[_HEADER_BYTES:].view(np.int8)
     shape = tuple(int(n) for n in tensor.shape)
-    indices = bit_packing.unpack_indices(
-        serialization.constant(model, coded), int(np.prod(shape)), int(bits)
+    numbers = bit_packing.unpack_indices(
+        serialization.constant(model, indices), int(np.prod(shape)), int(bits)
     ).reshape(shape)
-    along = [1] * len(shape)
+    channel_shape = [1] * len(shape)
     if channels > 1:
-        along[tensor.quantization.quantizedDimension] = channels
-    offsets = np.arange(channels).reshape(along) * stride
-    return values[indices + offsets]
+        channel_shape[tensor.quantization.quantizedDimension] = channels
+    offsets = np.arange(channels).reshape(channel_shape) * stride
+    return values[numbers + offsets]

@@ -1,24 +1,26 @@
-"""Several networks in one file: a subgraph each, buffers of equal content stored once."""
+"""Several networks in one file: each has a subgraph, and equal buffers are stored once."""
 
 import copy
+from collections.abc import Mapping
 
 import numpy as np
 
 from dqmq_tf.errors import FileFormatError
 from dqmq_tf.flatbuffer import editing, serialization
+from dqmq_tf.flatbuffer.serialization import ModelT, SignatureDefT, SubGraphT
 
 DEFAULT_SIGNATURE = "serving_default"
 
 
-def merge(parts):
+def merge(parts: Mapping[str, ModelT]) -> ModelT:
     """Puts the first subgraphs of several files side by side.
 
     Args:
-        parts: `{name: ModelT}` in the order of the subgraphs, which take these names, as do their
-            signatures. The models are left as they are.
+        parts: `{name: ModelT}` in the order of the subgraphs. The subgraphs and their signatures
+            get these names. The models stay unchanged.
 
     Returns:
-        `ModelT` with all subgraphs, a signature each, and no metadata.
+        A `ModelT` with all subgraphs, a signature for each, and no metadata.
     """
     result = serialization.schema().ModelT()
     result.version = 3
@@ -41,22 +43,22 @@ def merge(parts):
     return result
 
 
-def extract(model, name):
+def extract(model: ModelT, name: str) -> ModelT:
     """Takes one network out of a merged file.
 
     Args:
-        model: `ModelT` of an adaptive file.
-        name: Name of its subgraph, such as `"profile_0"`.
+        model: The `ModelT` of an adaptive file, which stays unchanged.
+        name: Name of the network's subgraph, such as `"profile_0"`.
 
     Returns:
-        `ModelT` with that subgraph alone, under the signature `"serving_default"`.
+        A `ModelT` with that subgraph alone, under the signature `"serving_default"`.
 
     Raises:
         FileFormatError: If the file has no such subgraph.
     """
     names = [serialization.text(graph.name) for graph in model.subgraphs]
     if name not in names:
-        raise FileFormatError(f"The file has no network {name!r}; it has {', '.join(names)}.")
+        raise FileFormatError(f"The file has no network {name!r}, only {', '.join(names)}.")
     graph = copy.deepcopy(model.subgraphs[names.index(name)])
     result = serialization.schema().ModelT()
     result.version, result.description = model.version, model.description
@@ -67,29 +69,39 @@ def extract(model, name):
     return result
 
 
-def _signature(model, index, graph):
-    """The subgraph's own signature, or that of the graph that routes to it, on its tensors."""
+def _signature(model: ModelT, index: int, graph: SubGraphT) -> SignatureDefT:
+    """Returns a signature for a subgraph: its own, or that of the graph that routes to it.
+
+    Args:
+        model: The `ModelT` of an adaptive file.
+        index: Index of the subgraph.
+        graph: A copy of the subgraph, whose additional inputs for routing are removed.
+    """
     definitions = {definition.subgraphIndex: definition for definition in model.signatureDefs}
-    definition = copy.deepcopy(definitions.get(index, definitions.get(0)))
+    definition: SignatureDefT = copy.deepcopy(definitions.get(index, definitions.get(0)))
     if index not in definitions:
-        routed = model.subgraphs[0]
-        # Conditions of inner branches are handed to every network, which has no use for them.
-        graph.inputs = graph.inputs[: len(routed.inputs)]
+        router = model.subgraphs[0]
+        # Every network gets the conditions of the inner branches as inputs, but does not use them.
+        graph.inputs = graph.inputs[: len(router.inputs)]
         for entries, outer, inner in (
-            (definition.inputs, routed.inputs, graph.inputs),
-            (definition.outputs, routed.outputs, graph.outputs),
+            (definition.inputs, router.inputs, graph.inputs),
+            (definition.outputs, router.outputs, graph.outputs),
         ):
             places = {int(tensor): place for place, tensor in enumerate(outer)}
             for entry in [e for e in entries if places[e.tensorIndex] >= len(inner)]:
-                entries.remove(entry)  # The profile, which is an output of the routing alone.
+                entries.remove(entry)  # The number of the profile, which only the router outputs.
             for entry in entries:
                 entry.tensorIndex = int(inner[places[entry.tensorIndex]])
     definition.signatureKey, definition.subgraphIndex = DEFAULT_SIGNATURE.encode(), 0
     return definition
 
 
-def strip_input_quantization(model):
-    """Makes a float input of a model's first subgraph the int8 tensor that is made of it."""
+def strip_input_quantization(model: ModelT) -> None:
+    """Replaces the float input of a model by the int8 tensor that is made from it.
+
+    Args:
+        model: A `ModelT` whose first subgraph quantizes one of its inputs; changed in place.
+    """
     graph = model.subgraphs[0]
     (operator,) = [
         o

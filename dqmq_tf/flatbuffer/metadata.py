@@ -1,30 +1,66 @@
 """What a file says about itself: JSON under the name `"dqmq_tf"` in its metadata."""
 
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from dqmq_tf.errors import FileFormatError
 from dqmq_tf.flatbuffer import editing, serialization
+from dqmq_tf.flatbuffer.serialization import ModelT
+from dqmq_tf.targets import Target
 from dqmq_tf.version import __version__
 
 NAME = "dqmq_tf"
 FORMAT = 1
-_OF_A_PROFILE = ("profile", "bits", "float")
-_OF_NO_CONSEQUENCE = ("dtype", "trainable", "name")
+_RUNTIME_VERSION = "min_runtime_version"
+_PER_PROFILE = ("profile", "bits", "float")
+# Entries of every Keras layer's configuration, which say nothing about the policy.
+_IGNORED_CONFIG = ("dtype", "trainable", "name")
 
 
-def describe(lowered, target, profile, policy):
-    """The facts that a file carries.
+class Weights(Protocol):
+    """What metadata and reports need to know of a weight tensor."""
+
+    @property
+    def path(self) -> str:
+        """Path of the layer."""
+
+    @property
+    def variable(self) -> str:
+        """Name of the variable in the layer."""
+
+    @property
+    def bit_width(self) -> int:
+        """Bits per weight."""
+
+
+class Network(Protocol):
+    """What metadata need to know of a lowered model."""
+
+    @property
+    def weights(self) -> Sequence[Weights]:
+        """Weight tensors in the order of execution."""
+
+    @property
+    def float_layers(self) -> Mapping[str, str]:
+        """`{path of a layer that computes in floating point: why}`."""
+
+
+def describe(
+    lowered: Network, target: Target, profile: int, policy: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the facts that a file carries.
 
     Args:
-        lowered: `LoweredModel`.
-        target: `dqmq_tf.targets.Target`.
+        lowered: A `LoweredModel`.
+        target: The `Target` of the file.
         profile: Index of the precision profile.
-        policy: Configuration of the policy, a dict.
+        policy: Configuration of the policy.
 
     Returns:
-        Dict that JSON can hold.
+        A dict that JSON can hold.
     """
     return {
         "format": FORMAT,
@@ -33,47 +69,53 @@ def describe(lowered, target, profile, policy):
         "profile": profile,
         "bits": {weights_label(weights): weights.bit_width for weights in lowered.weights},
         "float": list(lowered.float_layers),
-        "policy": {k: v for k, v in policy.items() if k not in _OF_NO_CONSEQUENCE},
+        "policy": {k: v for k, v in policy.items() if k not in _IGNORED_CONFIG},
     }
 
 
-def describe_adaptive(facts, routing):
-    """The facts of an adaptive file, from those of its profiles.
+def describe_adaptive(facts: Sequence[Mapping[str, Any]], routing: str) -> dict[str, Any]:
+    """Returns the facts of an adaptive file.
 
     Args:
         facts: What `describe` returned for each profile.
         routing: `"signatures"` or `"graph"`.
 
     Returns:
-        Dict: what all share, `"routing"`, and under `"profiles"` what differs.
+        A dict with the facts that all profiles share, `"routing"`, and a list of the other facts
+        under `"profiles"`.
     """
-    shared = {key: value for key, value in facts[0].items() if key not in _OF_A_PROFILE}
-    own = [{key: entry[key] for key in _OF_A_PROFILE} for entry in facts]
-    return {**shared, "routing": routing, "profiles": own}
+    shared = {key: value for key, value in facts[0].items() if key not in _PER_PROFILE}
+    profiles = [{key: entry[key] for key in _PER_PROFILE} for entry in facts]
+    return {**shared, "routing": routing, "profiles": profiles}
 
 
-def profile_facts(facts, number):
-    """The facts that a profile of an adaptive file would have in a file of its own."""
+def profile_facts(facts: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Returns the facts that one profile of an adaptive file would have in a file of its own.
+
+    Args:
+        facts: Facts of the adaptive file.
+        number: Number of the profile.
+    """
     shared = {key: value for key, value in facts.items() if key not in ("routing", "profiles")}
     return {**shared, **facts["profiles"][number]}
 
 
-def weights_label(weights):
-    """Name of weights in reports: the path, and the variable where it is not the kernel."""
+def weights_label(weights: Weights) -> str:
+    """Returns the name of weights in reports: the layer, and the variable if it is no kernel."""
     return weights.path if weights.variable == "kernel" else f"{weights.path}/{weights.variable}"
 
 
-def attach(model, facts, min_runtime_version):
-    """Writes facts and the oldest runtime into a model, and drops all other metadata.
+def attach(model: ModelT, facts: Mapping[str, Any], min_runtime_version: str) -> None:
+    """Writes the metadata of a model, and drops what was there.
 
     Args:
-        model: `ModelT`; changed in place.
-        facts: What `describe` returned.
-        min_runtime_version: Such as `"2.11.0"`.
+        model: A `ModelT`, changed in place.
+        facts: What `describe` or `describe_adaptive` returned.
+        min_runtime_version: Oldest TensorFlow Lite that runs the file, such as `"2.11.0"`.
     """
     text = json.dumps(facts, separators=(",", ":"), default=_plain)
     entries = {
-        "min_runtime_version": min_runtime_version.encode().ljust(16, b"\0"),
+        _RUNTIME_VERSION: min_runtime_version.encode().ljust(16, b"\0"),
         NAME: text.encode(),
     }
     schema, model.metadata = serialization.schema(), []
@@ -83,35 +125,42 @@ def attach(model, facts, min_runtime_version):
         model.metadata.append(entry)
 
 
-def min_runtime_version_of(model):
-    """Oldest TensorFlow Lite that a parsed file asks for, such as `"2.11.0"`."""
-    for entry in model.metadata or ():
-        if serialization.text(entry.name) == "min_runtime_version":
-            return np.asarray(model.buffers[entry.buffer].data).tobytes().rstrip(b"\0").decode()
-    return ""
+def min_runtime_version_of(model: ModelT) -> str:
+    """Returns the oldest TensorFlow Lite that runs a file, such as `"2.11.0"`, or `""`."""
+    data = _entry(model, _RUNTIME_VERSION)
+    return "" if data is None else data.rstrip(b"\0").decode()
 
 
-def facts_of(model):
-    """Facts of a parsed file, or None where dqmq_tf did not write it.
+def facts_of(model: ModelT) -> dict[str, Any] | None:
+    """Returns the facts of a parsed file, or None if dqmq_tf did not write it.
 
     Raises:
         FileFormatError: If they cannot be read.
     """
+    data = _entry(model, NAME)
+    if data is None:
+        return None
+    try:
+        facts = json.loads(data)
+    except ValueError as error:
+        raise FileFormatError(
+            f"The file is corrupt: its dqmq_tf metadata is not JSON ({error})."
+        ) from error
+    if not isinstance(facts, dict):
+        raise FileFormatError("The file is corrupt: its dqmq_tf metadata is not a JSON object.")
+    return facts
+
+
+def _entry(model: ModelT, name: str) -> bytes | None:
+    """Returns the bytes of a metadata entry, or None if there is no such entry."""
     for entry in model.metadata or ():
-        if serialization.text(entry.name) == NAME:
-            try:
-                facts = json.loads(np.asarray(model.buffers[entry.buffer].data).tobytes())
-            except ValueError as error:
-                raise FileFormatError(
-                    f"The file is corrupt: its metadata is no JSON ({error})."
-                ) from error
-            if not isinstance(facts, dict):
-                raise FileFormatError("The file is corrupt: its metadata holds no facts.")
-            return facts
+        if serialization.text(entry.name) == name:
+            return np.asarray(model.buffers[entry.buffer].data).tobytes()
     return None
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
+    """Converts what JSON does not know: NumPy's numbers and arrays, and sets."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, (np.ndarray, set, frozenset)):

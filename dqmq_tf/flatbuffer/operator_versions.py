@@ -1,10 +1,13 @@
-"""Operator versions, and the oldest runtime that knows them.
+"""Operator versions, and the oldest runtime that supports them.
 
-A runtime refuses a file whose operator versions it does not know. The quantizer leaves them at
-what the float file had, so an old runtime would run the file and compute nonsense.
+A runtime refuses a file with an operator version that it does not know. The quantizer keeps the
+versions of the float file, so an old runtime would accept the file and compute nonsense.
 """
 
+from collections.abc import Iterable, Sequence
+
 from dqmq_tf.flatbuffer import editing, serialization
+from dqmq_tf.flatbuffer.serialization import ModelT, OperatorT, SubGraphT, TensorT
 
 # {(operator, version): oldest TensorFlow Lite release that has it}
 _RELEASES = {
@@ -116,53 +119,66 @@ _RELEASES = {
     ("UNPACK", 1): "1.11.0",
     ("UNPACK", 2): "1.14.0",
 }
+_OLDEST_RELEASE = "1.5.0"
+# Operators and versions that are not listed need the release that the tests run.
+_NEWEST_RELEASE = "2.21.0"
+# {operator with weights: version for INT8 activations and weights of the type}
 _INT8 = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4}
 _INT4 = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
-_UNVERSIONED = ("QUANTIZE", "RESHAPE", "HARD_SWISH", "IF")
 _INT2 = {"FULLY_CONNECTED": 14}
-# {operator that restores integers: its versions for float, int8, int8 with several scales, int4}
-_RESTORING = {"DEQUANTIZE": (1, 2, 5, 6), "EMBEDDING_LOOKUP": (1, 3, 4, 4)}
+_UNVERSIONED = ("QUANTIZE", "RESHAPE", "HARD_SWISH", "IF")
+# {operator that dequantizes: its versions for float, int8, int8 with several scales, int4}
+_DEQUANTIZING = {"DEQUANTIZE": (1, 2, 5, 6), "EMBEDDING_LOOKUP": (1, 3, 4, 4)}
+# (name, version, name of a custom operator)
+_Code = tuple[str, int, bytes | None]
 
 
-def set_versions(model):
-    """Gives every operator the version that its tensors' types call for.
+def set_versions(model: ModelT) -> str:
+    """Gives every operator the version that the types of its tensors require.
 
     Args:
-        model: `ModelT`; its operator codes are rewritten.
+        model: A `ModelT`, whose operator codes are rewritten.
 
     Returns:
-        The oldest TensorFlow Lite release that runs all of them, such as `"2.11.0"`.
+        The oldest TensorFlow Lite release that runs all operators, such as `"2.11.0"`.
     """
-    codes, indices, releases = {}, [], ["1.5.0"]
+    codes: dict[_Code, int] = {}
+    indices, releases = [], [_OLDEST_RELEASE]
     for graph in model.subgraphs:
         for operator in graph.operators:
             name = serialization.operator_name(model, operator)
-            custom = model.operatorCodes[operator.opcodeIndex].customCode
-            version = 1 if custom else operator_version(model, graph, operator)
-            key = (name, version, custom)
-            indices.append((operator, codes.setdefault(key, len(codes))))
+            custom_code = model.operatorCodes[operator.opcodeIndex].customCode
+            version = 1 if custom_code else operator_version(model, graph, operator)
+            code = (name, version, custom_code)
+            indices.append((operator, codes.setdefault(code, len(codes))))
             releases.append(oldest_release(name, version))
     for operator, index in indices:
         operator.opcodeIndex = index
     _rewrite(model, codes)
-    return max(releases, key=_number)
+    return max(releases, key=_release_number)
 
 
-def oldest_release(name, version):
-    """Oldest TensorFlow Lite that has a version of an operator, such as `"2.11.0"`."""
-    return _RELEASES.get((name, version), "2.21.0")
+def oldest_release(name: str, version: int) -> str:
+    """Returns the oldest TensorFlow Lite that has a version of an operator, such as `"2.11.0"`."""
+    return _RELEASES.get((name, version), _NEWEST_RELEASE)
 
 
-def operator_version(model, graph, operator):
-    """Version of one operator, by its name and the types of its tensors."""
+def operator_version(model: ModelT, graph: SubGraphT, operator: OperatorT) -> int:
+    """Returns the version of an operator, which depends on the types of its tensors.
+
+    Args:
+        model: A `ModelT`.
+        graph: The subgraph of the operator.
+        operator: The operator.
+    """
     name = serialization.operator_name(model, operator)
     types = [serialization.type_name(graph.tensors[i]) for i in operator.inputs if i >= 0]
     if name in _UNVERSIONED:
         return 1
     if name in _INT8:
         return _weighted_version(name, types, operator)
-    if name in _RESTORING:
-        return _restoring_version(graph.tensors[operator.inputs[-1]], *_RESTORING[name])
+    if name in _DEQUANTIZING:
+        return _dequantizing_version(graph.tensors[operator.inputs[-1]], *_DEQUANTIZING[name])
     if name == "TRANSPOSE_CONV":
         return _transposed_version(types, operator)
     if name == "BROADCAST_TO":
@@ -177,7 +193,7 @@ def operator_version(model, graph, operator):
     return 2 if types[0] == "INT8" else 1
 
 
-def _weighted_version(name, types, operator):
+def _weighted_version(name: str, types: Sequence[str], operator: OperatorT) -> int:
     if types[0] != "INT8":
         options = operator.builtinOptions
         dilated = name == "DEPTHWISE_CONV_2D" and (
@@ -192,7 +208,10 @@ def _weighted_version(name, types, operator):
     return version
 
 
-def _restoring_version(tensor, floating, int8, per_channel, int4):
+def _dequantizing_version(
+    tensor: TensorT, floating: int, int8: int, per_channel: int, int4: int
+) -> int:
+    """Returns the one of four versions that dequantizes a tensor."""
     kind = serialization.type_name(tensor)
     if kind == "INT4":
         return int4
@@ -201,23 +220,24 @@ def _restoring_version(tensor, floating, int8, per_channel, int4):
     return per_channel if len(tensor.quantization.scale) > 1 else int8
 
 
-def _transposed_version(types, operator):
-    """The data come third here, behind the shape of the output and the kernel."""
+def _transposed_version(types: Sequence[str], operator: OperatorT) -> int:
+    # The inputs are the shape of the output, the kernel, the data and, possibly, a bias.
     if operator.builtinOptions.fusedActivationFunction:
         return 4
     return 3 if len(types) == 4 else 2 if types[1] == "INT8" else 1
 
 
-def _rescale(graph, operator):
+def _rescale(graph: SubGraphT, operator: OperatorT) -> float:
+    """Returns the factor by which a multiplication rescales the product of its integers."""
     scales = [graph.tensors[i].quantization.scale[0] for i in (*operator.inputs, *operator.outputs)]
     return scales[0] * scales[1] / scales[2]
 
 
-def _rewrite(model, codes):
+def _rewrite(model: ModelT, codes: Iterable[_Code]) -> None:
     model.operatorCodes = []
     for name, version, custom_code in codes:
         editing.add_operator_code(model, name, version=version, custom_code=custom_code)
 
 
-def _number(release):
+def _release_number(release: str) -> tuple[int, ...]:
     return tuple(int(part) for part in release.split("."))

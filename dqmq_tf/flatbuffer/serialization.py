@@ -51,7 +51,7 @@ def schema() -> ModuleType:
 
 
 def read(data: bytes) -> ModelT:
-    """Parses a file. Whoever hands the file on uses a `TFLiteFile`, which parses once.
+    """Parses a file. `TFLiteFile` does so once for all steps that need the objects.
 
     Args:
         data: Contents of a `.tflite` file.
@@ -61,16 +61,17 @@ def read(data: bytes) -> ModelT:
 
     Raises:
         FileFormatError: If the bytes are not a complete TFLite file.
+        ImportError: If `ai-edge-litert` is not installed.
     """
-    data = bytes(data)
+    litert = schema()
     if len(data) < 8 or data[4:8] != IDENTIFIER:
         raise FileFormatError(
-            f"Not a TFLite file: bytes 4 to 8 are {data[4:8]!r}, expected {IDENTIFIER!r}."
+            f"Not a TFLite file: bytes 4 to 8 are {data[4:8]!r}, not {IDENTIFIER!r}."
         )
     try:
-        model = schema().ModelT.InitFromPackedBuf(data, 0)
+        model = litert.ModelT.InitFromPackedBuf(data, 0)
         _load_outside_buffers(model, data)
-        validation.validate(model, schema())
+        validation.validate(model, litert)
     except Exception as error:
         raise FileFormatError(
             f"The TFLite file is truncated or corrupt ({type(error).__name__}: {error})."
@@ -163,7 +164,7 @@ def _sharing_builder() -> Any:
                 # Bytes are contents of tensors, which kernels read as vectors of any type.
                 alignment = _ALIGNMENT if x.dtype == np.uint8 else x.dtype.itemsize
                 self.StartVector(x.dtype.itemsize, x.size, alignment)
-                self.head = self.head - x.nbytes
+                self.head = self.head - x.nbytes  # type: ignore[has-type]  # untyped base
                 self.Bytes[self.head : self.head + x.nbytes] = key[1]
                 self._vectors[key] = self.EndVector()
             return self._vectors[key]

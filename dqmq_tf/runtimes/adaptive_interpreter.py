@@ -1,9 +1,12 @@
-"""`AdaptiveInterpreter`: runs an adaptive file as an app would."""
+"""`AdaptiveInterpreter`: runs an adaptive file as an app does."""
 
 import dataclasses
+import os
 import time
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from dqmq_tf.errors import FileFormatError
 from dqmq_tf.flatbuffer import TFLiteFile
@@ -12,34 +15,35 @@ from dqmq_tf.runtimes import in_process
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptiveResult:
-    """What an adaptive file made of a batch.
+    """What an adaptive file computed for a batch.
 
     Attributes:
-        outputs: One float array per model output, `[N, ...]`.
-        profile: Precision profile that each input was given, int array `[N]`.
-        milliseconds: Time of each input, router and network together, float array `[N]`.
+        outputs: One float array per model output, shape `[N, ...]`.
+        profile: Precision profile that ran each input, int array of shape `[N]`.
+        milliseconds: Time per input, router and network together, float array of shape `[N]`.
     """
 
-    outputs: list
+    outputs: list[np.ndarray]
     profile: np.ndarray
     milliseconds: np.ndarray
 
 
 class AdaptiveInterpreter:
-    """Runs an adaptive `.tflite` file on LiteRT: the router chooses, then the profile runs.
+    """Runs an adaptive `.tflite` file on LiteRT: the router chooses a profile, which then runs.
 
     Args:
         path: Path of a file that `dqmq_tf.convert(..., adaptive=N)` wrote, or its contents.
-        threads: CPU threads.
+        threads: Number of CPU threads.
 
     Attributes:
         profiles: Number of precision profiles.
         routing: `"signatures"` or `"graph"`.
-        metadata: What `dqmq_tf.read_metadata` reads.
+        metadata: What `dqmq_tf.read_metadata` returns for the file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        FileFormatError: If the file is truncated or corrupt, or is no adaptive file.
+        FileFormatError: If the file is truncated or corrupt, or is not an adaptive file.
+        ImportError: If `ai-edge-litert` is not installed.
 
     Example:
 
@@ -48,44 +52,49 @@ class AdaptiveInterpreter:
     >>> result.outputs[0].argmax(-1), result.profile
     """
 
-    def __init__(self, path, threads=1):
-        is_path = not isinstance(path, (bytes, TFLiteFile))
-        file = TFLiteFile.load(path) if is_path else TFLiteFile.of(path)
-        self.metadata = file.metadata
-        if self.metadata is None or "routing" not in self.metadata:
+    def __init__(self, path: str | os.PathLike[str] | bytes | TFLiteFile, threads: int = 1) -> None:
+        if isinstance(path, (bytes, TFLiteFile)):
+            file, name = TFLiteFile.of(path), "The file"
+        else:
+            file, name = TFLiteFile.load(path), str(path)
+        facts = file.metadata
+        if facts is None or "routing" not in facts:
             raise FileFormatError(
-                f"{path if is_path else 'The file'} holds one precision profile: run it with "
-                "ai_edge_litert's Interpreter, or convert with adaptive=2."
+                f"{name} holds one precision profile only: run it with ai_edge_litert's "
+                "Interpreter, or convert the model with adaptive=2."
             )
-        self.profiles = len(self.metadata["profiles"])
-        self.routing = self.metadata["routing"]
+        self.metadata = facts
+        self.profiles = len(facts["profiles"])
+        self.routing: str = facts["routing"]
         interpreter = in_process.interpreter(file.contents, threads=threads)
         self._networks = {
             key: in_process.signature_of(interpreter, definition)
             for key, definition in file.signatures.items()
         }
 
-    def __call__(self, inputs):
-        """Runs a batch, input by input.
+    def __call__(self, inputs: npt.ArrayLike | Sequence[npt.ArrayLike]) -> AdaptiveResult:
+        """Runs a batch, one input at a time.
 
         Args:
-            inputs: Float array `[N, ...]`, or a list of arrays for several inputs.
+            inputs: A float array of shape `[N, ...]`, or a list of arrays, one per model input.
 
         Returns:
-            `AdaptiveResult`.
+            An `AdaptiveResult`.
 
         Raises:
-            ValueError: If there are no inputs or their shapes are not those of the model.
+            ValueError: If there are no inputs, or their shapes are not those of the model.
         """
-        arrays = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-        arrays = [np.asarray(array, np.float32) for array in arrays]
+        arrays = [
+            np.asarray(array, np.float32)
+            for array in (inputs if isinstance(inputs, (list, tuple)) else [inputs])
+        ]
         if not arrays or not len(arrays[0]):
             raise ValueError("There are no inputs: pass at least one.")
         rows, profiles, times = [], [], []
         for i in range(len(arrays[0])):
-            one = [array[i : i + 1] for array in arrays]
+            sample = [array[i : i + 1] for array in arrays]
             started = time.perf_counter()
-            profile, outputs = self._run(one)
+            profile, outputs = self._run(sample)
             times.append(1e3 * (time.perf_counter() - started))
             rows.append(outputs)
             profiles.append(profile)
@@ -95,9 +104,10 @@ class AdaptiveInterpreter:
             milliseconds=np.array(times),
         )
 
-    def _run(self, one):
+    def _run(self, sample: list[np.ndarray]) -> tuple[int, list[np.ndarray]]:
+        """Runs arrays with a batch of one; returns the profile and the outputs."""
         if self.routing == "graph":
-            *outputs, profile = next(iter(self._networks.values()))(one)
+            *outputs, profile = next(iter(self._networks.values()))(sample)
             return int(profile[0]), outputs
-        profile, _ = self._networks["router"](one[:1])
-        return int(profile[0]), self._networks[f"profile_{int(profile[0])}"](one)
+        profile, _ = self._networks["router"](sample[:1])
+        return int(profile[0]), self._networks[f"profile_{int(profile[0])}"](sample)

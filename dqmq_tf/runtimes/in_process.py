@@ -1,74 +1,80 @@
-"""LiteRT in this process, for adaptive files and timing.
+"""LiteRT in this process, for adaptive files and for timing.
 
-It trusts its file: one that was not made by this package goes through `runtimes`.
+LiteRT trusts its file: a damaged one may crash the process. Only files that this package made run
+here. All others run in a process of their own, by `runtimes.run`.
 """
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from dqmq_tf import flatbuffer
+from dqmq_tf.flatbuffer import SignatureDefT, TFLiteFile
 from dqmq_tf.runtimes.worker import Signature
 
 
-def interpreter(data, threads=1):
-    """An allocated LiteRT interpreter; XNNPACK takes what it can, as in an app.
+def interpreter(contents: bytes, threads: int = 1) -> Any:
+    """Returns an allocated LiteRT interpreter. XNNPACK runs what it supports, as in an app.
 
     Args:
-        data: Contents of a `.tflite` file.
-        threads: CPU threads.
+        contents: Contents of a `.tflite` file.
+        threads: Number of CPU threads.
 
     Returns:
-        `ai_edge_litert.interpreter.Interpreter`.
+        An `ai_edge_litert.interpreter.Interpreter`.
 
     Raises:
         ImportError: If `ai-edge-litert` is not installed.
     """
     litert = flatbuffer.litert_module("interpreter")
-    result = litert.Interpreter(model_content=bytes(data), num_threads=threads)
+    result = litert.Interpreter(model_content=contents, num_threads=threads)
     result.allocate_tensors()
     return result
 
 
-def signature_of(runner, definition):
-    """A signature of an interpreter, with inputs and outputs in the order of the file.
+def signature_of(interpreter: Any, definition: SignatureDefT) -> Signature:
+    """Returns a signature, with inputs and outputs in the order of the file.
 
     Args:
-        runner: What `interpreter` returned.
-        definition: Its `SignatureDefT`.
-
-    Returns:
-        `worker.Signature`.
+        interpreter: An allocated LiteRT interpreter.
+        definition: The `SignatureDefT` of the signature.
     """
     inputs, outputs = (
         [flatbuffer.text(entry.name) for entry in entries]
         for entries in (definition.inputs, definition.outputs)
     )
-    return Signature(runner, flatbuffer.text(definition.signatureKey), inputs, outputs)
+    return Signature(interpreter, flatbuffer.text(definition.signatureKey), inputs, outputs)
 
 
-def signature_outputs(file, inputs):
+def signature_outputs(file: TFLiteFile, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Runs the first signature of a file on a batch.
 
     Args:
-        file: A `TFLiteFile`.
-        inputs: Arrays with a batch dimension, in the order of the signature.
+        file: A file that takes a batch of one.
+        inputs: Arrays of shape `[N, ...]`, in the order of the signature.
 
     Returns:
-        List of arrays, in the order of the signature.
+        A list of arrays of shape `[N, ...]`, in the order of the signature.
     """
-    run = signature_of(interpreter(file.contents), file.signature)
-    rows = [run([array[i : i + 1] for array in inputs]) for i in range(len(inputs[0]))]
+    signature = signature_of(interpreter(file.contents), file.signature)
+    rows = [signature([array[i : i + 1] for array in inputs]) for i in range(len(inputs[0]))]
     return [np.concatenate(parts) for parts in zip(*rows)]
 
 
-def median_milliseconds(runner, runs):
-    """Median time of an inference on inputs of zeros, after a tenth as many to warm up."""
+def median_milliseconds(interpreter: Any, runs: int) -> float:
+    """Returns the median time of an inference on inputs of zeros.
+
+    Args:
+        interpreter: An allocated LiteRT interpreter.
+        runs: Number of timed runs. A tenth as many runs warm up before.
+    """
     times = []
-    for entry in runner.get_input_details():
-        runner.set_tensor(entry["index"], np.zeros(entry["shape"], entry["dtype"]))
+    for entry in interpreter.get_input_details():
+        interpreter.set_tensor(entry["index"], np.zeros(entry["shape"], entry["dtype"]))
     for _ in range(runs + runs // 10):
         started = time.perf_counter()
-        runner.invoke()
+        interpreter.invoke()
         times.append(1e3 * (time.perf_counter() - started))
     return float(np.median(times[runs // 10 :]))

@@ -1,30 +1,34 @@
-"""Runtimes that run a `.tflite` file: which there are, which are installed here, and `run`.
-
-A runtime trusts its file, and ends the process where that is a mistake. So each run is a process of
-its own, which costs a fifth of a second.
-"""
+"""The runtimes that run a `.tflite` file: which exist, and which are installed here."""
 
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
 import sys
 
 from dqmq_tf import flatbuffer
+from dqmq_tf.flatbuffer import ModelT, OperatorT, SubGraphT
+from dqmq_tf.targets import Target
 
+# Environment variable with the path of a Python that has tflite-runtime.
 PYTHON_VARIABLE = "DQMQ_TFLITE_RUNTIME_PYTHON"
-
+# Largest mean difference between a runtime and the model, in steps of the output's grid. No two
+# runtimes round alike, and deep networks carry each rounding on: on an untrained MobileNetV2 two
+# backends of LiteRT differ by 4 quanta on average. A wrong scale costs tens of quanta.
+MEAN_QUANTA = 8.0
 
 _LITERT, TFLITE_PACKAGE, MICRO_PACKAGE = "ai_edge_litert", "tflite_runtime", "tflite_micro"
+# Names of LiteRT's op resolvers.
 DEFAULT_KERNELS, BUILTIN_KERNELS, _REFERENCE = (
     "AUTO",
     "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
     "BUILTIN_REF",
 )
-_MICRO_ONLY = "TFLM_"
-_INT4_DEPTHWISE = 7
-# Operators of LiteRT that a runtime has no kernel for, found by asking each for each.
+_MICRO_PREFIX = "TFLM_"
+_INT4_DEPTHWISE_VERSION = 7
+# Builtin operators that a runtime has no kernel for, found by asking each runtime for each one.
 _REFERENCE_LACKS = frozenset({"CEIL", "ELU", "ROUND"})
 _MICRO_LACKS = frozenset(
     """
@@ -50,22 +54,23 @@ class Runtime:
         name: Key in `RUNTIMES`.
         description: One line for people.
         package: Module that it is imported from.
-        resolver: Which of its kernels LiteRT takes.
+        resolver: LiteRT's choice of kernels.
         lacks: Operators that it has no kernel for.
-        one_scale: Operators that silently take the first of several scales of their weights.
-        agreement: Least share of decided inputs with the model's largest output entry.
+        one_scale: Operators that silently use the first of several scales of their weights.
+        agreement: Smallest share of clear inputs whose largest output entry is the model's, see
+            `dqmq_tf.verify`.
     """
 
     name: str
     description: str
     package: str
     resolver: str | None = None
-    lacks: frozenset = frozenset()
-    one_scale: frozenset = frozenset()
+    lacks: frozenset[str] = frozenset()
+    one_scale: frozenset[str] = frozenset()
     agreement: float
 
-    def missing(self):
-        """Returns why the runtime cannot be had here, or None if it can."""
+    def missing(self) -> str | None:
+        """Returns how to install the runtime, or None if it is installed."""
         if self.package == TFLITE_PACKAGE:
             return _missing_in(os.environ.get(PYTHON_VARIABLE))
         if importlib.util.find_spec(self.package) is None:
@@ -74,45 +79,41 @@ class Runtime:
         return None
 
     @property
-    def version(self):
+    def version(self) -> str:
         """Name and version of the package, such as `"ai-edge-litert 2.3.0"`."""
         if self.package == TFLITE_PACKAGE:
-            return f"tflite-runtime {_answer(os.environ[PYTHON_VARIABLE])[1]}"
+            return f"tflite-runtime {_query_python(os.environ[PYTHON_VARIABLE])[1]}"
         name = self.package.replace("_", "-")
         return f"{name} {importlib.metadata.version(name)}"
 
     @property
-    def python(self):
-        """Path of the Python that has it."""
+    def python(self) -> str:
+        """Path of the Python that has the runtime."""
         return os.environ[PYTHON_VARIABLE] if self.package == TFLITE_PACKAGE else sys.executable
 
-    def refuses(self, model):
-        """Returns why a file cannot be for this runtime, or None if it can.
+    def refuses(self, model: ModelT) -> str | None:
+        """Returns why the runtime cannot run a file, or None if it can.
 
         Args:
-            model: `ModelT`.
+            model: The `ModelT` of the file.
         """
         for code in model.operatorCodes:
             name = flatbuffer.text(code.customCode)
-            if name.startswith(_MICRO_ONLY) and self.package != MICRO_PACKAGE:
+            if name.startswith(_MICRO_PREFIX) and self.package != MICRO_PACKAGE:
                 return f"the file has {name}, an operator of TFLite Micro alone"
-            if flatbuffer.builtin_name(code) in self.lacks:
-                return f"it has no kernel for {flatbuffer.builtin_name(code)}"
-            depthwise = code.builtinCode == flatbuffer.schema().BuiltinOperator.DEPTHWISE_CONV_2D
-            if self.resolver == _REFERENCE and depthwise and code.version >= _INT4_DEPTHWISE:
+            builtin = flatbuffer.builtin_name(code)
+            if builtin in self.lacks:
+                return f"it has no kernel for {builtin}"
+            is_int4 = code.version >= _INT4_DEPTHWISE_VERSION
+            if self.resolver == _REFERENCE and builtin == "DEPTHWISE_CONV_2D" and is_int4:
                 return "it has no kernel for the file's INT4 depthwise convolution"
         for graph in model.subgraphs:
             for operator in graph.operators:
                 name = flatbuffer.operator_name(model, operator)
                 if name in self.one_scale and _most_scales(graph, operator) > 1:
-                    return f"its {name} silently takes the first of several scales"
+                    return f"its {name} silently uses the first of several scales"
         return None
 
-
-# Largest mean difference between a runtime and the model, in steps of the output's grid. No two
-# runtimes round alike, and deep networks carry each rounding on: on an untrained MobileNetV2 two
-# backends of LiteRT differ by 4 quanta on average. A wrong scale costs tens.
-MEAN_QUANTA = 8.0
 
 RUNTIMES = {
     runtime.name: runtime
@@ -159,32 +160,43 @@ RUNTIMES = {
 }
 
 
-def get(name):
+def get(name: str) -> Runtime:
     """Returns a `Runtime` by name.
 
     Raises:
         ValueError: If no runtime has that name.
     """
     if name not in RUNTIMES:
-        raise ValueError(f"Unknown runtime {name!r}: choose among {', '.join(RUNTIMES)}.")
+        raise ValueError(f"Unknown runtime {name!r}: choose one of {', '.join(RUNTIMES)}.")
     return RUNTIMES[name]
 
 
-def _most_scales(graph, operator):
+def claimed(target: Target) -> list[Runtime]:
+    """Returns the runtimes that run a target's files, installed or not, the intended one first."""
+    return [get(name) for name in target.runtimes]
+
+
+def _most_scales(graph: SubGraphT, operator: OperatorT) -> int:
+    """Returns the largest number of scales that an input of an operator has."""
     grids = [graph.tensors[i].quantization for i in operator.inputs if i >= 0]
     return max(0 if g is None or g.scale is None else len(g.scale) for g in grids)
 
 
-def _missing_in(python):
+def _missing_in(python: str | None) -> str | None:
+    """Returns why a Python cannot run tflite-runtime, or None if it can."""
     if not python:
         return f"set {PYTHON_VARIABLE} to the Python of an environment that has tflite-runtime"
-    works, answer = _answer(python)
+    works, answer = _query_python(python)
     return None if works else f"{PYTHON_VARIABLE}={python} does not import it: {answer}"
 
 
 @functools.cache
-def _answer(python):
-    """`(True, version)` of the tflite-runtime that a Python has, or `(False, why it has none)`."""
+def _query_python(python: str) -> tuple[bool, str]:
+    """Asks a Python for its tflite-runtime.
+
+    Returns:
+        `(True, version)`, or `(False, why it cannot be imported)`.
+    """
     program = (
         "import importlib.metadata, tflite_runtime.interpreter;"
         "print(importlib.metadata.version('tflite-runtime'))"
@@ -198,8 +210,3 @@ def _answer(python):
     if done.returncode:
         return False, (done.stderr.strip().splitlines() or ["it failed"])[-1]
     return True, done.stdout.strip()
-
-
-def claimed(target):
-    """The runtimes that a target claims, installed or not, the one that it is for first."""
-    return [get(name) for name in target.runtimes]

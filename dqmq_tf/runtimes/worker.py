@@ -2,9 +2,10 @@
 
     python worker.py FOLDER
 
-`FOLDER` holds `model.tflite`, `inputs.npz` and `request.json`; `outputs.npz` and `result.json` are
-written to it. This file is started by its path and imports nothing but NumPy and the runtime, so
-that it starts in a tenth of a second and runs under the Python of another environment too.
+`FOLDER` holds `model.tflite`, `inputs.npz` and `request.json`. The worker adds `outputs.npz` and
+`result.json`, or `error.txt` if it fails. It is started by its path and imports nothing but NumPy
+and the runtime. So it starts in a tenth of a second, and runs under the Python of another
+environment too.
 """
 
 import contextlib
@@ -13,9 +14,11 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 if __name__ == "__main__":
-    # Started by its path, Python looks beside this file first: its neighbours are no packages.
+    # Python puts the folder of a script first on the path. The modules beside it are no packages.
     _HERE = os.path.dirname(os.path.abspath(__file__))
     sys.path = [entry for entry in sys.path if entry != _HERE]
 
@@ -23,10 +26,36 @@ import numpy as np  # noqa: E402
 
 _WARM_UP = 3
 _ARENA_STEP = 16
+# Data type, scale and zero point of an input or output. The scale is 0 if it is not quantized.
+Grid = tuple[Any, float, int]
 
 
-def litert_interpreter(contents, request):
-    """An allocated interpreter of LiteRT, or of its predecessor `tflite-runtime`.
+class Engine(Protocol):
+    """A file on a runtime.
+
+    Attributes:
+        inputs: Grids of the inputs.
+        outputs: Grids of the outputs.
+    """
+
+    inputs: list[Grid]
+    outputs: list[Grid]
+
+    def set(self, arrays: Sequence[np.ndarray]) -> None:
+        """Sets the inputs, in the types of the file."""
+
+    def invoke(self) -> None:
+        """Runs the file."""
+
+    def get(self) -> list[np.ndarray]:
+        """Returns the outputs, in the types of the file."""
+
+    def tensor(self, index: int) -> np.ndarray:
+        """Returns a tensor of the first subgraph."""
+
+
+def litert_interpreter(contents: bytes, request: Mapping[str, Any]) -> Any:
+    """Returns an allocated interpreter of LiteRT, or of its predecessor `tflite-runtime`.
 
     Args:
         contents: Contents of a `.tflite` file.
@@ -47,7 +76,7 @@ def litert_interpreter(contents, request):
 
 
 class FirstSubgraph:
-    """The first subgraph of a file in LiteRT, whose inputs and outputs go by their tensors.
+    """The first subgraph of a file in LiteRT, with inputs and outputs chosen by tensor index.
 
     Args:
         interpreter: An allocated interpreter.
@@ -55,33 +84,33 @@ class FirstSubgraph:
         outputs: Tensor indices of the outputs.
     """
 
-    def __init__(self, interpreter, inputs, outputs):
+    def __init__(self, interpreter: Any, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         self._interpreter = interpreter
         self._input_indices, self._output_indices = inputs, outputs
         self.inputs = self._grids(interpreter.get_input_details(), inputs)
         self.outputs = self._grids(interpreter.get_output_details(), outputs)
 
     @staticmethod
-    def _grids(details, indices):
+    def _grids(details: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[Grid]:
         by_index = {entry["index"]: entry for entry in details}
         return [grid_of(by_index[index]) for index in indices]
 
-    def set(self, arrays):
+    def set(self, arrays: Sequence[np.ndarray]) -> None:
         for index, array in zip(self._input_indices, arrays):
             self._interpreter.set_tensor(index, array)
 
-    def invoke(self):
+    def invoke(self) -> None:
         self._interpreter.invoke()
 
-    def get(self):
+    def get(self) -> list[np.ndarray]:
         return [self._interpreter.get_tensor(index) for index in self._output_indices]
 
-    def tensor(self, index):
+    def tensor(self, index: int) -> np.ndarray:
         return self._interpreter.get_tensor(index)
 
 
 class Signature:
-    """A signature of a file in LiteRT, which runs any subgraph by the signature's name.
+    """A signature of a file in LiteRT. Its subgraph need not be the first one.
 
     Args:
         interpreter: An allocated interpreter.
@@ -90,35 +119,37 @@ class Signature:
         outputs: Names of the outputs, in the order in which they are returned.
     """
 
-    def __init__(self, interpreter, key, inputs, outputs):
+    def __init__(
+        self, interpreter: Any, key: str, inputs: Sequence[str], outputs: Sequence[str]
+    ) -> None:
         self._interpreter = interpreter
         self._run = interpreter.get_signature_runner(key)
         self._input_names, self._output_names = inputs, outputs
         details = self._run.get_input_details()
-        self.shapes = [tuple(int(n) for n in details[name]["shape"]) for name in inputs]
+        self._shapes = [tuple(int(n) for n in details[name]["shape"]) for name in inputs]
         self.inputs = [grid_of(details[name]) for name in inputs]
         details = self._run.get_output_details()
         self.outputs = [grid_of(details[name]) for name in outputs]
 
-    def set(self, arrays):
+    def set(self, arrays: Sequence[np.ndarray]) -> None:
         self._arguments = dict(zip(self._input_names, arrays))
 
-    def invoke(self):
+    def invoke(self) -> None:
         self._results = self._run(**self._arguments)
 
-    def get(self):
+    def get(self) -> list[np.ndarray]:
         return [self._results[name] for name in self._output_names]
 
-    def tensor(self, index):
+    def tensor(self, index: int) -> np.ndarray:
         return self._interpreter.get_tensor(index)
 
-    def __call__(self, arrays):
+    def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Runs arrays of real values with a batch of one, and returns outputs of real values.
 
         Raises:
             ValueError: If an array does not have the shape of its input.
         """
-        for name, shape, array in zip(self._input_names, self.shapes, arrays):
+        for name, shape, array in zip(self._input_names, self._shapes, arrays):
             if array.shape != shape:
                 raise ValueError(
                     f"Input {name!r} takes {shape[1:]}, but the data have {array.shape[1:]}."
@@ -129,48 +160,50 @@ class Signature:
 
 
 class Micro:
-    """TFLite Micro: the first subgraph, by position.
+    """A file in TFLite Micro, which runs the first subgraph and knows tensors by position.
 
     Args:
         contents: Contents of a `.tflite` file.
         request: See `main`.
     """
 
-    def __init__(self, contents, request):
+    def __init__(self, contents: bytes, request: Mapping[str, Any]) -> None:
         from tflite_micro.python.tflite_micro import runtime
 
         modes = runtime.InterpreterConfig
         keep = modes.kPreserveAllTensors if request["tensors"] else modes.kAllocationRecording
         self._contents, self._runtime, self._limit = contents, runtime, request["arena_limit"]
-        self._interpreter = self._made(self._limit, keep)
-        self._entries, self._exits = request["inputs"], request["outputs"]
-        self.inputs = [grid_of(self._interpreter.get_input_details(i)) for i in self._entries]
-        self.outputs = [grid_of(self._interpreter.get_output_details(i)) for i in self._exits]
+        self._interpreter = self._make_interpreter(self._limit, keep)
+        self._input_places, self._output_places = request["inputs"], request["outputs"]
+        self.inputs = [grid_of(self._interpreter.get_input_details(i)) for i in self._input_places]
+        self.outputs = [
+            grid_of(self._interpreter.get_output_details(i)) for i in self._output_places
+        ]
 
-    def _made(self, arena, mode):
+    def _make_interpreter(self, arena_bytes: int, mode: Any) -> Any:
         return self._runtime.Interpreter.from_bytes(
-            self._contents, arena_size=arena, intrepreter_config=mode
+            self._contents, arena_size=arena_bytes, intrepreter_config=mode
         )
 
-    def set(self, arrays):
-        for position, array in zip(self._entries, arrays):
-            self._interpreter.set_input(array, position)
+    def set(self, arrays: Sequence[np.ndarray]) -> None:
+        for place, array in zip(self._input_places, arrays):
+            self._interpreter.set_input(array, place)
 
-    def invoke(self):
+    def invoke(self) -> None:
         self._interpreter.invoke()
 
-    def get(self):
-        # A copy: the array that comes back is the arena itself.
-        return [self._interpreter.get_output(position).copy() for position in self._exits]
+    def get(self) -> list[np.ndarray]:
+        # The array that TFLite Micro returns is a view of the arena, so it has to be copied.
+        return [self._interpreter.get_output(place).copy() for place in self._output_places]
 
-    def tensor(self, index):
+    def tensor(self, index: int) -> np.ndarray:
         return self._interpreter.GetTensor(index, 0)["tensor_data"]
 
-    def arena_bytes(self):
-        """Size of the smallest arena in which the file can be set up.
+    def arena_bytes(self) -> int:
+        """Returns the size of the smallest arena in which the file can be set up.
 
-        What TFLite Micro itself reports as used is no such size: while it plans its memory it
-        takes more, up to two fifths in small files.
+        TFLite Micro's own report of used bytes is too small: while it plans its memory it takes
+        more, up to two fifths more in small files.
         """
         low, high = 0, self._limit // _ARENA_STEP
         while high - low > 1:
@@ -178,30 +211,31 @@ class Micro:
             low, high = (low, middle) if self._fits(middle * _ARENA_STEP) else (middle, high)
         return high * _ARENA_STEP
 
-    def _fits(self, arena):
-        # In too small an arena TFLite Micro does not always fail, it may crash.
+    def _fits(self, arena_bytes: int) -> bool:
+        # If the arena is too small, TFLite Micro may crash. So it is tried in a child process.
         child = os.fork()
         if not child:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             status = 1
             try:
-                self._made(arena, self._runtime.InterpreterConfig.kAllocationRecording).invoke()
+                mode = self._runtime.InterpreterConfig.kAllocationRecording
+                self._make_interpreter(arena_bytes, mode).invoke()
                 status = 0
             finally:
                 os._exit(status)
         return os.waitpid(child, 0)[1] == 0
 
 
-def grid_of(details):
-    """`(dtype, scale, zero point)` of an input or output; the scale is 0 where it has no grid."""
+def grid_of(details: Mapping[str, Any]) -> Grid:
+    """Returns the grid of an input or output from the details that a runtime gives."""
     parameters = details["quantization_parameters"]
     if not len(parameters["scales"]):
         return details["dtype"], 0.0, 0
     return details["dtype"], float(parameters["scales"][0]), int(parameters["zero_points"][0])
 
 
-def to_file(values, grid):
-    """Real values in the type of an input: put on its grid where it has one."""
+def to_file(values: np.ndarray, grid: Grid) -> np.ndarray:
+    """Converts real values to the type of an input; quantizes them if the input is quantized."""
     dtype, scale, zero_point = grid
     if not scale or not np.issubdtype(dtype, np.integer):
         return np.ascontiguousarray(values, dtype)
@@ -210,16 +244,16 @@ def to_file(values, grid):
     return np.clip(integers, limits.min, limits.max).astype(dtype)
 
 
-def from_file(values, grid):
-    """Real values of what an output holds."""
+def from_file(values: np.ndarray, grid: Grid) -> np.ndarray:
+    """Converts an output to real values; dequantizes it if it is quantized."""
     dtype, scale, zero_point = grid
     if not scale or not np.issubdtype(dtype, np.integer):
         return values
     return ((values.astype(np.int32) - zero_point) * np.float32(scale)).astype(np.float32)
 
 
-def make_engine(contents, request):
-    """What runs the file: a `Micro`, a `Signature` or a `FirstSubgraph`.
+def make_engine(contents: bytes, request: Mapping[str, Any]) -> Engine:
+    """Loads a file into the runtime that a request names.
 
     Args:
         contents: Contents of a `.tflite` file.
@@ -233,27 +267,30 @@ def make_engine(contents, request):
     return FirstSubgraph(interpreter, request["inputs"], request["outputs"])
 
 
-def run(engine, inputs, seconds):
+def run(
+    engine: Engine, inputs: Sequence[np.ndarray], seconds: float
+) -> tuple[list[np.ndarray], list[float]]:
     """Runs inputs one by one.
 
     Args:
-        engine: What `make_engine` returned.
-        inputs: Arrays `[samples, ...]`, real values.
-        seconds: After so many no further input is begun.
+        engine: What runs the file.
+        inputs: Arrays of real values, shape `[samples, ...]`.
+        seconds: Time limit after which no further input is started.
 
     Returns:
-        `(outputs, times)`: a list of arrays `[samples run, ...]`, real values, and the seconds
-        that each input took.
+        `(outputs, times)`: a list of arrays of real values, shape `[samples run, ...]`, and the
+        seconds that each input took.
     """
-    collected, times = [[] for _ in engine.outputs], []
+    collected: list[list[np.ndarray]] = [[] for _ in engine.outputs]
+    times = []
     started = time.perf_counter()
     for sample in range(len(inputs[0])):
-        values = [to_file(a[sample : sample + 1], g) for a, g in zip(inputs, engine.inputs)]
+        arrays = [to_file(a[sample : sample + 1], g) for a, g in zip(inputs, engine.inputs)]
         for _ in range(0 if sample else _WARM_UP):
-            engine.set(values)
+            engine.set(arrays)
             engine.invoke()
-        # Each time anew: TFLite Micro puts other tensors where its inputs were.
-        engine.set(values)
+        # Inputs have to be set before each run: TFLite Micro reuses their memory.
+        engine.set(arrays)
         begun = time.perf_counter()
         engine.invoke()
         times.append(time.perf_counter() - begun)
@@ -264,13 +301,19 @@ def run(engine, inputs, seconds):
     return [np.concatenate(results) for results in collected], times
 
 
-def main(folder):
+def main(folder: pathlib.Path) -> None:
     """Does what `FOLDER/request.json` asks for.
 
-    Its keys: `package` (`"ai_edge_litert"`, `"tflite_runtime"` or `"tflite_micro"`), `resolver` (of
-    LiteRT), `signature` (None for the first subgraph), `inputs` and `outputs` (names of the
-    signature, tensor indices of the first subgraph for LiteRT, positions for TFLite Micro),
-    `tensors` (indices of tensors to read after the last input), `seconds`, `arena_limit`.
+    Its keys:
+
+    - `package`: `"ai_edge_litert"`, `"tflite_runtime"` or `"tflite_micro"`.
+    - `resolver`: LiteRT's choice of kernels.
+    - `signature`: Name of a signature, or None for the first subgraph.
+    - `inputs`, `outputs`: With a signature, names of its inputs and outputs. For the first subgraph,
+      tensor indices in LiteRT and positions in TFLite Micro.
+    - `tensors`: Indices of tensors to read after the last input.
+    - `seconds`: Time limit after which no further input is started.
+    - `arena_limit`: More bytes than TFLite Micro's arena needs.
     """
     request = json.loads((folder / "request.json").read_text())
     contents = (folder / "model.tflite").read_bytes()
@@ -278,15 +321,16 @@ def main(folder):
         inputs = [file[f"arr_{i}"] for i in range(len(request["inputs"]))]
     engine = make_engine(contents, request)
     outputs, times = run(engine, inputs, request["seconds"])
-    arrays = {f"output{i}": values for i, values in enumerate(outputs)}
+    arrays: dict[str, Any] = {f"output{i}": values for i, values in enumerate(outputs)}
     for index in request["tensors"]:
-        # Some tensors have no memory of their own, such as those that a delegate took.
+        # Some tensors have no memory, such as those inside a delegate.
         with contextlib.suppress(ValueError):
             arrays[f"tensor{index}"] = np.array(engine.tensor(index))
     np.savez(folder / "outputs.npz", **arrays)
-    result = {"latency_ms": 1000 * float(np.median(times)), "arena_bytes": None}
+    arena_bytes = None
     if isinstance(engine, Micro) and not request["tensors"]:
-        result["arena_bytes"] = engine.arena_bytes()
+        arena_bytes = engine.arena_bytes()
+    result = {"latency_ms": 1000 * float(np.median(times)), "arena_bytes": arena_bytes}
     (folder / "result.json").write_text(json.dumps(result))
 
 
@@ -295,7 +339,7 @@ if __name__ == "__main__":
     try:
         main(where)
     except Exception as failure:
-        # Those two are the runtime's own, and say what is wrong.
-        plain = isinstance(failure, (RuntimeError, ValueError)) and str(failure)
-        (where / "error.txt").write_text(str(failure).strip() if plain else repr(failure))
+        # A runtime raises RuntimeError and ValueError, whose messages say what is wrong.
+        from_runtime = isinstance(failure, (RuntimeError, ValueError)) and str(failure)
+        (where / "error.txt").write_text(str(failure).strip() if from_runtime else repr(failure))
         sys.exit(1)

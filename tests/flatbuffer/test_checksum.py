@@ -1,4 +1,4 @@
-"""Damage to a file is told apart from a bad file, before a parser or a runtime sees it."""
+"""The checksum detects damage to a file before a parser or a runtime reads it."""
 
 import numpy as np
 import pytest
@@ -11,26 +11,27 @@ from dqmq_tf.errors import FileFormatError
 from dqmq_tf.flatbuffer import TFLiteFile
 
 _MUTATIONS = 200
-# Every damaged file goes through each door; one that passes, hangs or ends Python fails the test.
+# Each damaged file goes to each function that reads files. The test fails if one accepts it, hangs,
+# or crashes.
 _CHILD = """
 import pathlib, sys
 import dqmq_tf
 from dqmq_tf.errors import FileFormatError
-doors = [dqmq_tf.read_metadata, dqmq_tf.AdaptiveInterpreter,
-         lambda path: dqmq_tf.verify(None, path, None)]
+readers = [dqmq_tf.read_metadata, dqmq_tf.AdaptiveInterpreter,
+           lambda path: dqmq_tf.verify(None, path, None)]
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
-    for door in doors:
+    for read in readers:
         try:
-            door(path)
+            read(path)
         except (FileFormatError, dqmq_tf.VerificationError) as error:
             assert path.name in str(error) and "corrupt" in str(error) or "truncated" in str(error)
         else:
-            sys.exit(f"{path.name} passed")
+            sys.exit(f"{path.name} was accepted")
 print("all refused")
 """
 
 
-def test_every_mutation_is_refused_and_python_survives(small_file, tmp_path):
+def test_every_damaged_file_is_refused_without_a_crash(small_file, tmp_path):
     contents, random = small_file[0].read_bytes(), np.random.default_rng(0)
     for number in range(_MUTATIONS):
         damaged = bytearray(contents)
@@ -42,12 +43,12 @@ def test_every_mutation_is_refused_and_python_survives(small_file, tmp_path):
     assert "all refused" in in_new_process(_CHILD, tmp_path, timeout=300)
 
 
-def test_whole_files_pass(small, small_file):
+def test_undamaged_files_are_accepted(small, small_file):
     assert TFLiteFile.load(small_file[0]).contents == small_file[0].read_bytes()
     assert export.verify(small, small_file[0], images(small, 4)).different_numbers == 0
 
 
-def test_foreign_files_are_refused(tmp_path):
+def test_files_that_dqmq_tf_did_not_write_are_refused(tmp_path):
     path = tmp_path / "other.tflite"
     path.write_bytes(b"\x1c\0\0\0TFL3" + bytes(100))
     with pytest.raises(FileFormatError, match="dqmq_tf.convert did not write it"):

@@ -34,7 +34,9 @@ def compressed(plain):
     return lookup_tables.compress(plain[1], plain[2])
 
 
-def test_every_bit_width_of_every_kind_comes_back(plain, compressed):
+def test_decompressing_gives_back_the_weights_of_every_bit_width_and_kind_of_layer(
+    plain, compressed
+):
     lowered, file, widths = plain
     assert len(widths) == 6 * 3 + 1  # and the head, which has 6 bits
     assert set(widths.values()) == set(range(2, 8))
@@ -51,7 +53,7 @@ def test_every_bit_width_of_every_kind_comes_back(plain, compressed):
     assert kept[0] == kept[1]
 
 
-def test_tflm_decodes_and_computes_the_same_bits(compressed):
+def test_tflite_micro_decodes_the_weights_and_computes_the_same_bits(compressed):
     device_checks.check_bit_exact(compressed)
 
 
@@ -73,8 +75,8 @@ def test_tables_are_shared_and_indices_take_their_bits(plain, compressed):
         assert data[6] == 0  # the distance between two channels' tables
 
 
-def test_a_wrong_table_is_found(plain, compressed, monkeypatch):
-    # As a decoder would read it that takes the distance between tables for something else.
+def test_a_table_that_decodes_to_other_weights_is_detected(plain, compressed, monkeypatch):
+    # The header now has a distance between the tables of two channels.
     changed = compressed.copy()
     model = changed.model
     _, table = lookup_tables.coded_tensors(model)["w0"]
@@ -87,7 +89,7 @@ def test_a_wrong_table_is_found(plain, compressed, monkeypatch):
         device_checks.check_bit_exact(changed)
 
 
-def test_other_outputs_are_found(compressed, monkeypatch):
+def test_outputs_that_differ_from_the_uncompressed_file_are_detected(compressed, monkeypatch):
     changed = lookup_tables.decompress_file(compressed).copy()
     model = changed.model
     for tensor in model.subgraphs[0].tensors:
@@ -99,7 +101,7 @@ def test_other_outputs_are_found(compressed, monkeypatch):
         device_checks.check_bit_exact(compressed)
 
 
-def test_litert_does_not_load_it_but_its_twin(compressed):
+def test_litert_loads_the_uncompressed_file_only(compressed):
     from ai_edge_litert.interpreter import Interpreter
 
     with pytest.raises(RuntimeError, match="TFLM_DECODE"):
@@ -108,7 +110,7 @@ def test_litert_does_not_load_it_but_its_twin(compressed):
     Interpreter(model_content=uncompressed).allocate_tensors()
 
 
-def test_weights_that_two_operators_read(plain):
+def test_weights_that_two_operators_read_are_decoded_for_each(plain):
     file = plain[1].copy()
     model, part = file.model, file.model.subgraphs[0]
     convolutions = [o for o in part.operators if flatbuffer.operator_name(model, o) == "CONV_2D"]
@@ -132,7 +134,7 @@ def test_weights_that_two_operators_read(plain):
     assert weights[0] == weights[1]
 
 
-def test_a_plain_file_is_left_as_it_is(plain):
+def test_a_file_without_tables_is_returned_as_it_is(plain):
     assert lookup_tables.compress(plain[1], {}) is plain[1]
     assert lookup_tables.decompress_file(plain[1]) is plain[1]
     assert lookup_tables.decompress(plain[1].contents) is plain[1].contents
@@ -143,7 +145,7 @@ def test_integers_beyond_their_bits_are_refused(plain):
         lookup_tables.compress(plain[1], {"w2": 2})
 
 
-def test_names_that_are_no_weights_are_refused(plain):
+def test_names_that_are_not_weights_are_refused(plain):
     with pytest.raises(ConversionError, match="No operator has 'w99'"):
         lookup_tables.compress(plain[1], {"w99": 2})
 
@@ -169,8 +171,7 @@ def test_corrupt_tables_are_refused(compressed, position, value):
         lookup_tables.decompress(flatbuffer.write(model))
 
 
-def test_tables_of_tflms_own_compressor_are_read(plain):
-    """A table per channel, written by code that is not ours."""
+def test_tables_of_tflite_micros_own_compressor_are_read(plain):
     contents, model = plain[1].contents, plain[1].model
     index = [flatbuffer.text(t.name) for t in model.subgraphs[0].tensors].index("w0")
     method = spec.LookUpTableCompression(2, mode=spec.PerChannel(axis=0))
@@ -189,14 +190,14 @@ def microcontroller():
     return freeze(model, bits, target="microcontroller")
 
 
-def test_without_tflm_nothing_is_delivered(microcontroller, tmp_path, monkeypatch):
+def test_without_tflite_micro_no_file_is_written(microcontroller, tmp_path, monkeypatch):
     monkeypatch.setattr(tflite_micro, "is_installed", lambda: False)
     with pytest.raises(ImportError, match=r"pip install --pre tflite-micro"):
         export.convert(microcontroller, tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_tflm_decodes_otherwise_is_not_delivered(
+def test_a_file_that_tflite_micro_decodes_differently_is_not_written(
     microcontroller, tmp_path, monkeypatch
 ):
     run = tflite_micro.run

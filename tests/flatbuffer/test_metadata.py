@@ -2,11 +2,11 @@ import pytest
 
 import dqmq_tf
 from dqmq_tf import export, flatbuffer
-from dqmq_tf.errors import ConversionError
+from dqmq_tf.errors import FileFormatError
 from dqmq_tf.flatbuffer import checksum
 
 
-def test_file_says_what_it_is(every_bit_width):
+def test_a_file_names_its_version_target_profile_and_bits(every_bit_width):
     qmodel, path, _ = every_bit_width
     facts = export.read_metadata(path)
     assert facts["version"] == dqmq_tf.__version__
@@ -16,10 +16,10 @@ def test_file_says_what_it_is(every_bit_width):
     assert "weights" in facts["policy"]
 
 
-def test_file_of_others_is_refused(small_file, tmp_path):
+def test_a_file_without_dqmq_tf_metadata_is_refused(small_file, tmp_path):
     model = flatbuffer.read(small_file[0].read_bytes())
     model.metadata = []
     path = tmp_path / "other.tflite"
     path.write_bytes(checksum.seal(flatbuffer.write(model)))
-    with pytest.raises(ConversionError, match="no dqmq_tf metadata"):
+    with pytest.raises(FileFormatError, match="no dqmq_tf metadata"):
         export.read_metadata(path)

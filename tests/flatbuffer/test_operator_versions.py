@@ -20,7 +20,7 @@ def versions_of(path):
     return found
 
 
-def test_versions_follow_the_types(every_bit_width):
+def test_versions_follow_the_types_of_tensors(every_bit_width):
     qmodel, path, report = every_bit_width
     found = versions_of(path)
     newest = dict(qmodel.target.operator_versions)
@@ -46,7 +46,7 @@ def test_versions_follow_the_types(every_bit_width):
 
 
 def file_of(tmp_path, shape, *stack, **options):
-    """A file's `ModelT` and `{operator: its versions}`."""
+    """Returns a file's `ModelT`, `{operator: its versions}`, and its oldest runtime."""
     model, report = written(frozen(shape, *stack, **options), tmp_path, verify=False)
     found = {}
     for operator in model.subgraphs[0].operators:
@@ -55,7 +55,7 @@ def file_of(tmp_path, shape, *stack, **options):
     return model, found, report.min_runtime_version
 
 
-def test_restored_weights_by_their_scales(tmp_path):
+def test_the_version_of_dequantize_depends_on_the_type_and_number_of_scales(tmp_path):
     several = file_of(tmp_path, (3, 3), layers.GRU(4))
     one = file_of(tmp_path, (3, 3), layers.GRU(4), target="microcontroller")
     assert several[1]["DEQUANTIZE"] == {2, 5} and several[2] == "2.7.0"
@@ -77,10 +77,12 @@ def test_restored_weights_by_their_scales(tmp_path):
         ("android_small", 3, 4, "2.21.0"),
     ],
 )
-def test_lookups_by_their_scales(target, bits, version, release, tmp_path):
+def test_the_version_of_a_lookup_depends_on_the_number_of_scales(
+    target, bits, version, release, tmp_path
+):
     table = layers.Embedding(9, 4, name="table")
     stack = table, layers.Flatten(), layers.Dense(3, name="head")
-    # The head is an operator of old.
+    # At 8 bits every release runs the head.
     _, found, oldest = file_of(
         tmp_path, (5,), *stack, target=target, bits={"table": bits, "head": 8}
     )
@@ -96,12 +98,14 @@ def test_lookups_by_their_scales(target, bits, version, release, tmp_path):
     ],
     ids=["plain", "bias", "relu"],
 )
-def test_transposed_convolutions(options, version, release, tmp_path):
+def test_the_version_of_a_transposed_convolution_depends_on_bias_and_activation(
+    options, version, release, tmp_path
+):
     _, found, oldest = file_of(tmp_path, (4, 4, 2), layers.Conv2DTranspose(3, 3, **options))
     assert found["TRANSPOSE_CONV"] == {version} and oldest == release
 
 
-def test_resizes_and_operators_with_two_versions(tmp_path):
+def test_versions_of_resizes_and_activations(tmp_path):
     parts = [
         layers.Conv2D(3, 1),
         layers.UpSampling2D(2, interpolation="bilinear"),
@@ -115,7 +119,7 @@ def test_resizes_and_operators_with_two_versions(tmp_path):
     assert oldest == "2.9.0"
 
 
-def test_products_of_tensors(tmp_path):
+def test_the_version_of_a_product_of_two_tensors(tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4, 4))
     x = layers.Dense(4)(inputs)
@@ -128,6 +132,6 @@ def test_products_of_tensors(tmp_path):
     assert found["BATCH_MATMUL"] == 2
 
 
-def test_what_is_not_known_has_the_release_that_was_tested():
+def test_versions_that_are_not_listed_need_the_release_that_was_tested():
     assert operator_versions.oldest_release("DEQUANTIZE", 6) == "2.21.0"
     assert operator_versions.oldest_release("CONV_2D", 1) == "1.5.0"

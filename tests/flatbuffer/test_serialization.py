@@ -11,12 +11,12 @@ def unsealed(small_file):
     return small_file[0].read_bytes().partition(checksum.MAGIC)[0]
 
 
-def test_write_gives_back_what_was_read(small_file):
+def test_writing_a_parsed_file_gives_the_same_bytes(small_file):
     data = unsealed(small_file)
     assert flatbuffer.write(flatbuffer.read(data)) == data
 
 
-def test_contents_are_aligned(small_file):
+def test_buffers_are_aligned_to_16_bytes(small_file):
     data = small_file[0].read_bytes()
     model = flatbuffer.schema().Model.GetRootAsModel(data, 0)
     for i in range(model.BuffersLength()):
@@ -27,7 +27,7 @@ def test_contents_are_aligned(small_file):
             assert (start - base) % 16 == 0
 
 
-def test_contents_behind_the_flatbuffer_are_taken_in(small_file):
+def test_buffers_behind_the_flatbuffer_are_loaded(small_file):
     data = unsealed(small_file)
     model = flatbuffer.read(data)
     buffer = max(model.buffers, key=lambda b: 0 if b.data is None else len(b.data))
@@ -40,7 +40,7 @@ def test_contents_behind_the_flatbuffer_are_taken_in(small_file):
         flatbuffer.read(outside[:-1])
 
 
-def test_other_files_are_refused():
+def test_files_of_other_formats_are_refused():
     with pytest.raises(FileFormatError, match="Not a TFLite file"):
         flatbuffer.read(b"something else entirely")
 

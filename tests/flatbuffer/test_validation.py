@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dqmq_tf import flatbuffer
-from dqmq_tf.errors import ConversionError
+from dqmq_tf.errors import FileFormatError
 
 
 def named(model, name):
@@ -29,7 +29,7 @@ def buffer_of_metadata(model):
     model.metadata[0].buffer = 1000
 
 
-def name_that_is_no_text(model):
+def name_that_is_not_text(model):
     named(model, "w0").name = b"\xff"
 
 
@@ -58,24 +58,24 @@ def subgraph_of_signature(model):
 
 
 DAMAGES = {
-    shape_of_another_size: "'w0' has 162 bytes, its shape asks for 3618",
-    length_that_overflows: "its shape asks for",
+    shape_of_another_size: "'w0' has 162 bytes, but its shape needs 3618",
+    length_that_overflows: "but its shape needs",
     unknown_type: "'w0' has an unknown type",
-    buffer_of_tensor: "the buffer of tensor 'w0' is not there",
-    buffer_of_metadata: "the buffer of metadata is not there",
-    name_that_is_no_text: "UnicodeDecodeError",
-    code_of_operator: "an operator's code is not there",
-    unknown_operator: "an operator's code is unknown",
-    tensor_of_operator: "a tensor of an operator is not there",
-    output_of_graph: "an input or output is not there",
-    tensor_of_signature: "a tensor of a signature is not there",
-    subgraph_of_signature: "the subgraph of a signature is not there",
+    buffer_of_tensor: "the buffer of tensor 'w0' is missing",
+    buffer_of_metadata: "the buffer of metadata is missing",
+    name_that_is_not_text: "UnicodeDecodeError",
+    code_of_operator: "the code of an operator is missing",
+    unknown_operator: "the code of an operator is unknown",
+    tensor_of_operator: "a tensor of an operator is missing",
+    output_of_graph: "an input or output is missing",
+    tensor_of_signature: "a tensor of a signature is missing",
+    subgraph_of_signature: "the subgraph of a signature is missing",
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_damage_is_refused(small_file, damage):
+def test_a_file_with_a_damaged_field_is_refused_by_the_name_of_the_field(small_file, damage):
     model = flatbuffer.read(small_file[0].read_bytes())
     damage(model)
-    with pytest.raises(ConversionError, match=f"truncated or corrupt .*{DAMAGES[damage]}"):
+    with pytest.raises(FileFormatError, match=f"truncated or corrupt .*{DAMAGES[damage]}"):
         flatbuffer.read(flatbuffer.write(model))

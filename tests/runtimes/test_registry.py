@@ -33,7 +33,7 @@ def operators(model, name):
 
 
 def two_signatures(contents):
-    """A file whose second subgraph is its first, but for the sign of what is put in."""
+    """Returns a file with a second signature, for a second subgraph that equals the first."""
     model = flatbuffer.read(contents)
     other = flatbuffer.read(contents)
     (graph,), (definition,) = other.subgraphs, other.signatureDefs
@@ -53,7 +53,7 @@ def test_each_runtime_computes_what_the_model_does(name, small, contents, inputs
     assert (run.arena_bytes is not None) == (name == "tflite-micro")
 
 
-def test_integer_ends_take_and_give_real_values(tmp_path, inputs, contents, small):
+def test_int8_inputs_and_outputs_take_and_return_real_values(tmp_path, inputs, contents, small):
     path = tmp_path / "int8.tflite"
     export.convert(small, path, data=inputs[0], io_dtype="int8", verify=False)
     graph = flatbuffer.read(path.read_bytes()).subgraphs[0]
@@ -64,7 +64,7 @@ def test_integer_ends_take_and_give_real_values(tmp_path, inputs, contents, smal
         np.testing.assert_array_equal(found, expected)
 
 
-def test_arena_is_the_smallest_that_will_do(contents, inputs):
+def test_the_arena_is_the_smallest_in_which_tflite_micro_starts(contents, inputs):
     size = runtimes.run(contents, inputs, runtime="tflite-micro").arena_bytes
     program = (
         "import sys; from tflite_micro import runtime;"
@@ -105,7 +105,7 @@ def test_inputs_and_outputs_are_in_the_order_of_the_signature(tmp_path):
     path = tmp_path / "two.tflite"
     export.convert(qmodel, path, data=x)
     model = flatbuffer.read(path.read_bytes())
-    # The first subgraph gets them the other way round.
+    # The first subgraph has them in the opposite order.
     graph, (definition,) = model.subgraphs[0], model.signatureDefs
     for end in ("inputs", "outputs"):
         indices = [entry.tensorIndex for entry in getattr(definition, end)]
@@ -119,19 +119,19 @@ def test_inputs_and_outputs_are_in_the_order_of_the_signature(tmp_path):
         np.testing.assert_array_equal(swapped[::-1], run.outputs)
 
 
-def test_a_slow_runtime_stops_early(contents, inputs):
+def test_no_input_is_started_after_the_time_limit(contents, inputs):
     run = runtimes.run(contents, inputs, seconds=0)
     assert run.samples == 1 and len(run.outputs[0]) == 1
 
 
-def test_a_runtime_that_hangs_is_ended(contents, inputs, monkeypatch):
+def test_a_runtime_that_hangs_is_stopped(contents, inputs, monkeypatch):
     monkeypatch.setattr(process, "_PATIENCE_SECONDS", 0.01)
-    with pytest.raises(VerificationError, match="did not come back within 0 seconds"):
+    with pytest.raises(VerificationError, match="did not finish within 0 seconds and was stopped"):
         runtimes.run(contents, inputs, seconds=0)
 
 
 def test_a_crash_is_an_error_that_names_the_runtime(contents, inputs):
-    # The mean is written to the convolution's input, which is of no use by then: LiteRT aborts.
+    # The mean writes to the input of the convolution, and LiteRT aborts.
     model = flatbuffer.read(contents)
     (conv,), (mean,) = operators(model, "CONV_2D"), operators(model, "MEAN")
     mean.outputs = conv.inputs[:1].copy()
@@ -145,7 +145,7 @@ def test_a_crash_is_an_error_that_names_the_runtime(contents, inputs):
         runtimes.run(flatbuffer.write(model), inputs, runtime="tflite-micro")
 
 
-def test_a_refusal_says_what_the_runtime_says(contents, inputs):
+def test_a_refusal_contains_the_message_of_the_runtime(contents, inputs):
     model = flatbuffer.read(contents)
     for code in model.operatorCodes:
         code.version = 99
@@ -155,19 +155,19 @@ def test_a_refusal_says_what_the_runtime_says(contents, inputs):
         runtimes.run(contents, [inputs[0][:, :4]])
 
 
-def test_contents_that_are_no_file(inputs):
+def test_contents_that_are_not_a_tflite_file_are_refused(inputs):
     with pytest.raises(ConversionError, match="Not a TFLite file"):
         runtimes.run(b"something else entirely", inputs)
 
 
-def test_unknown_names(contents, inputs):
+def test_unknown_runtimes_and_signatures_are_refused_with_those_that_exist(contents, inputs):
     with pytest.raises(ValueError, match="Unknown runtime 'litert'.*litert-xnnpack"):
         runtimes.run(contents, inputs, runtime="litert")
     with pytest.raises(ValueError, match="no signature 'x'; it has 'serving_default'"):
         runtimes.run(contents, inputs, signature="x")
 
 
-def test_only_int4_depthwise_is_not_for_the_reference_kernels(every_bit_width, tmp_path):
+def test_litert_reference_refuses_int4_depthwise_convolutions_only(every_bit_width, tmp_path):
     qmodel, path, _ = every_bit_width
     reference, data = runtimes.get("litert-reference"), lookup_tables.decompress(path.read_bytes())
     reason = reference.refuses(flatbuffer.read(data))
@@ -183,7 +183,7 @@ def test_only_int4_depthwise_is_not_for_the_reference_kernels(every_bit_width, t
     assert all(runtimes.get(name).refuses(flatbuffer.read(data)) is None for name in litert)
 
 
-def test_lookup_tables_are_for_tflm_alone(every_bit_width):
+def test_only_tflite_micro_accepts_lookup_tables(every_bit_width):
     qmodel, path, _ = every_bit_width
     model = flatbuffer.read(path.read_bytes())
     tables = qmodel.target.name == "microcontroller"
@@ -191,7 +191,7 @@ def test_lookup_tables_are_for_tflm_alone(every_bit_width):
     assert runtimes.get("tflite-micro").refuses(model) is None
 
 
-# Each becomes one operator of a float file, beside such as every runtime has.
+# Each becomes one operator of a float file, among others that every runtime has.
 FUNCTIONS = {
     "CEIL": keras.ops.ceil,
     "ELU": keras.ops.elu,
@@ -220,7 +220,7 @@ def float_file(request):
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_a_runtime_refuses_just_the_operators_that_it_is_said_to_lack(name, float_file):
+def test_a_runtime_refuses_exactly_the_operators_that_it_lacks(name, float_file):
     operator, contents = float_file
     x = [np.array([[0.5, 1.0, 2.0, 3.0]], "float32")]
     reason = runtimes.get(name).refuses(flatbuffer.read(contents))
@@ -233,7 +233,7 @@ def test_a_runtime_refuses_just_the_operators_that_it_is_said_to_lack(name, floa
         assert runtimes.run(contents, x, runtime=name).samples == 1
 
 
-def test_operators_of_micro_alone_are_not_for_litert(contents):
+def test_litert_refuses_operators_that_only_tflite_micro_has(contents):
     model = flatbuffer.read(contents)
     model.operatorCodes[0].customCode = b"TFLM_DECODE"
     assert "TFLM_DECODE" in runtimes.get("litert-builtin").refuses(model)
@@ -243,13 +243,13 @@ def test_operators_of_micro_alone_are_not_for_litert(contents):
 class TestOtherEnvironment:
     """`tflite-runtime`, which needs an older NumPy than this package."""
 
-    def test_no_variable(self, contents, inputs, monkeypatch):
+    def test_without_the_variable_the_error_names_it(self, contents, inputs, monkeypatch):
         monkeypatch.delenv(runtimes.PYTHON_VARIABLE, raising=False)
         with pytest.raises(ImportError, match=f"not installed: set {runtimes.PYTHON_VARIABLE}"):
             runtimes.run(contents, inputs, runtime="tflite-runtime")
 
     @pytest.mark.parametrize("python, answer", [(sys.executable, "No module"), ("/no", "No such")])
-    def test_variable_that_leads_nowhere(self, monkeypatch, python, answer):
+    def test_a_variable_that_names_a_wrong_python_is_explained(self, monkeypatch, python, answer):
         monkeypatch.setenv(runtimes.PYTHON_VARIABLE, python)
         assert answer in runtimes.get("tflite-runtime").missing()
 
@@ -286,7 +286,7 @@ def test_installed_runtimes_say_their_version():
 
 
 @pytest.mark.parametrize("layer", [keras.layers.GRU(3), keras.layers.Embedding(9, 4)])
-def test_several_scales_that_tflite_micro_takes_for_one_are_refused(layer, tmp_path):
+def test_weights_with_several_scales_of_which_tflite_micro_uses_one_are_refused(layer, tmp_path):
     words = isinstance(layer, keras.layers.Embedding)
     inputs = keras.Input((4,), dtype="int32") if words else keras.Input((4, 3))
     x = keras.layers.Flatten()(layer(inputs))
@@ -296,7 +296,7 @@ def test_several_scales_that_tflite_micro_takes_for_one_are_refused(layer, tmp_p
     own = dataclasses.replace(micro, name="own", per_tensor=frozenset())
     qmodel = freeze(model, target=own, data=data)
     name = "EMBEDDING_LOOKUP" if words else "DEQUANTIZE"
-    with pytest.raises(ConversionError, match=f"tflite-micro.*'own'.*its {name} silently takes"):
+    with pytest.raises(ConversionError, match=f"tflite-micro.*'own'.*its {name} silently uses"):
         export.convert(qmodel, tmp_path / "model.tflite", data=data)
     assert not list(tmp_path.iterdir())
     export.convert(freeze(model, target=micro, data=data), tmp_path / "model.tflite", data=data)

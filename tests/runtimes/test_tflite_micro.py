@@ -16,11 +16,11 @@ def int8_file(small, tmp_path_factory):
     return path.read_bytes()
 
 
-def test_it_computes_what_the_model_computes(small, int8_file):
+def test_tflite_micro_computes_what_the_model_computes(small, int8_file):
     part = flatbuffer.read(int8_file).subgraphs[0]
     grid = part.tensors[part.inputs[0]].quantization
     inputs = random_inputs_of(TFLiteFile(int8_file), 20)
-    # All of the grid, and nothing beside it.
+    # The inputs cover the grid and do not leave it.
     integers = inputs[0] / grid.scale[0] + grid.zeroPoint[0]
     assert integers.min() == pytest.approx(-128, abs=1)
     assert integers.max() == pytest.approx(127, abs=1)
@@ -28,7 +28,9 @@ def test_it_computes_what_the_model_computes(small, int8_file):
     np.testing.assert_allclose(found, small.predict(inputs[0], verbose=0), atol=3 / 256)
 
 
-def test_float_ends(small_file, int8_file):
+def test_a_file_with_float_inputs_gets_the_same_random_inputs_as_one_with_int8_inputs(
+    small_file, int8_file
+):
     float_ends, int8_ends = (
         random_inputs_of(TFLiteFile(c), 2) for c in (small_file[0].read_bytes(), int8_file)
     )
@@ -37,7 +39,7 @@ def test_float_ends(small_file, int8_file):
     np.testing.assert_array_equal(found, tflite_micro.run(int8_file, int8_ends).outputs[0])
 
 
-def test_the_arena_is_the_smallest(int8_file):
+def test_the_arena_is_the_smallest_in_which_a_file_starts(int8_file):
     from tflite_micro.python.tflite_micro import runtime
 
     found = tflite_micro.arena_bytes(int8_file)
@@ -46,7 +48,7 @@ def test_the_arena_is_the_smallest(int8_file):
         runtime.Interpreter.from_bytes(int8_file, arena_size=found - 16)
 
 
-def test_what_tflm_says_is_told(int8_file):
+def test_the_error_contains_the_message_of_tflite_micro(int8_file):
     file = TFLiteFile(int8_file)
     model = file.model
     for code in model.operatorCodes:

@@ -16,21 +16,21 @@ def int8_file(small, tmp_path_factory):
     return path.read_bytes()
 
 
-def test_int4_is_refused(tmp_path):
+def test_int4_weights_are_refused(tmp_path):
     qmodel = freeze(small_model(), {"conv": 4}, target="android_small")
     path = tmp_path / "model.tflite"
     export.convert(qmodel, path, verify=False)
-    with pytest.raises(ConversionError, match="'w0' is INT4, which kills Vela.*'ethos_u'"):
+    with pytest.raises(ConversionError, match="'w0' is INT4, which crashes Vela.*'ethos_u'"):
         vela.compile_file(path.read_bytes())
 
 
 def test_lookup_tables_are_refused(int8_file):
     coded = lookup_tables.compress(TFLiteFile(int8_file), {"w0": 6})
-    with pytest.raises(ConversionError, match="TFLite Micro's own.*'ethos_u'"):
+    with pytest.raises(ConversionError, match="only TFLite Micro has.*'ethos_u'"):
         vela.compile_file(coded)
 
 
-def test_several_networks_are_refused(int8_file):
+def test_files_of_several_networks_are_refused(int8_file):
     model = flatbuffer.read(int8_file)
     model.subgraphs.append(model.subgraphs[0])
     with pytest.raises(ConversionError, match="2 subgraphs"):
@@ -43,7 +43,7 @@ def test_a_missing_vela_is_named(int8_file, monkeypatch):
         vela.compile_file(int8_file)
 
 
-def test_without_vela_a_file_is_checked_all_the_same(int8_file, monkeypatch):
+def test_a_file_is_checked_for_vela_even_without_vela(int8_file, monkeypatch):
     monkeypatch.setattr(vela, "program", lambda: None)
     target = targets.get("ethos_u")
     file = TFLiteFile(int8_file)
@@ -64,11 +64,11 @@ def test_conversion_reports_what_vela_made_of_the_file(tmp_path):
     assert found.sram_bytes > 0
 
 
-def test_only_ethos_u_is_for_vela(small_file):
+def test_vela_does_not_run_for_other_targets(small_file):
     assert small_file[1].vela is None
 
 
-def test_fewer_bits_take_fewer_bytes(tmp_path):
+def test_vela_compresses_fewer_bits_to_fewer_bytes(tmp_path):
     inputs = x = keras.Input((8, 8, 32), name="image")
     for name in ("first", "second"):
         x = keras.layers.Conv2D(64, 3, activation="relu", name=name)(x)
@@ -79,10 +79,10 @@ def test_fewer_bits_take_fewer_bytes(tmp_path):
         report = export.convert(qmodel, tmp_path / "model.tflite", verify=False)
         weights.append(report.vela.weight_bytes)
     count = sum(w.count for w in report.weights)
-    # Its coder comes near the bits of each weight.
+    # The compressed weights take little more than their bits.
     assert weights[0] < 0.35 * count < weights[1] < 0.6 * count < weights[2] < 1.05 * count
 
 
-def test_a_file_that_vela_refuses(int8_file):
+def test_the_error_contains_the_message_of_vela(int8_file):
     with pytest.raises(ConversionError, match="Vela ended with"):
         vela.compile_file(int8_file, accelerator="ethos-u99")
