@@ -28,7 +28,15 @@ _EXTRAS = {
     "tfmot": ["tensorflow-model-optimization>=0.8.1"],
 }
 _EXTRAS["all"] = sorted(requirement for extra in _EXTRAS.values() for requirement in extra)
-_EXTRAS["test"] = [*_EXTRAS["all"], "hypothesis>=6.170.15", "pytest>=9.2.0", "pytest-xdist>=3.8.0"]
+_EXTRAS["test"] = [
+    *_EXTRAS["all"],
+    "hypothesis>=6.170.15",
+    "ipykernel>=6.23.0",
+    "nbclient>=0.8.0",
+    "nbformat>=5.7.0",
+    "pytest>=9.2.0",
+    "pytest-xdist>=3.8.0",
+]
 
 
 def _version():
