@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from dqmq_tf.graph.cloning import clone_layer, copy_state
 from dqmq_tf.graph.kernels import is_linear
 
 _FUSED_ACTIVATIONS = (
@@ -41,8 +42,8 @@ class SplitActivation:
         common = {"name": name, "dtype": layer.dtype_policy}
         self._source = None
         if isinstance(activation, keras.layers.Layer):
-            self._source = activation if activation.weights else None
-            self.activation = type(activation).from_config({**activation.get_config(), **common})
+            self._source = activation
+            self.activation = clone_layer(activation, lambda config: {**config, **common}, name)
         else:
             self.activation = keras.layers.Activation(activation, **common)
         # A penalty on the output of the layer is one on the output of its activation.
@@ -53,8 +54,8 @@ class SplitActivation:
         self.layer.activation = keras.activations.linear
         self.layer.activity_regularizer = None
         outputs = self.activation(self.layer(*args, **kwargs))
-        if self._source is not None:
-            self.activation.set_weights(self._source.get_weights())
+        if self._source is not None and self.activation is not self._source:
+            copy_state(self._source, self.activation)
             self._source = None
         return outputs
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from dqmq_tf.graph.cloning import lambdas_allowed
 from dqmq_tf.graph.graph import CallArguments, Graph, Node, inline
 
 # `(name of the operation, number of the call, number of the output)` of a tensor, as in a config.
@@ -41,8 +42,8 @@ def trace_nested(model: keras.Model, prefix: str = "") -> Graph:
         prefix: The beginning of each path, such as `"backbone/"`.
     """
     functional = _functional(model)
-    config = functional.get_config()
     operations = {operation.name: operation for operation in functional.operations}
+    config, is_own = _config(functional)
     ids: dict[_Key, int] = {}
     shapes: dict[int, tuple[int | None, ...]] = {}
     dtypes: dict[int, str] = {}
@@ -93,8 +94,8 @@ def trace_nested(model: keras.Model, prefix: str = "") -> Graph:
 
     def tensor_of(key: _Key) -> int:
         name, call, index = key
-        # Keras counts the calls of a nested functional model from 1 in this part of the config.
-        shift = name in subgraphs and not isinstance(operations[name], keras.Sequential)
+        # Keras counts the calls of a nested functional model from 1 in this part of its config.
+        shift = is_own and name in subgraphs and not isinstance(operations[name], keras.Sequential)
         return ids[(name, call - shift, index)]
 
     names = {tensor: name for (name, _, _), tensor in ids.items()}
@@ -110,6 +111,43 @@ def trace_nested(model: keras.Model, prefix: str = "") -> Graph:
         dtypes=dtypes,
         input_names=tuple(names[t] for t in keras.tree.flatten(input_structure)),
     )
+
+
+def _config(functional: keras.Model) -> tuple[dict[str, Any], bool]:
+    """Returns the config of a model, and whether its layers have a config.
+
+    A layer of the user's own may have none, and a lambda may hold what cannot be serialized. As only
+    the calls matter here, such layers are replaced by stand-ins.
+    """
+    with lambdas_allowed():
+        try:
+            return functional.get_config(), True
+        except Exception:
+            # The clone would name its inputs by the tensors.
+            inputs = keras.tree.map_structure(
+                lambda x: keras.Input(
+                    batch_shape=x.shape, dtype=x.dtype, name=x._keras_history.operation.name
+                ),
+                functional.input,
+            )
+            stand_ins = keras.models.clone_model(
+                functional, input_tensors=inputs, clone_function=_StandIn
+            )
+            return stand_ins.get_config(), False
+
+
+class _StandIn(keras.Operation):
+    """Takes the place of a layer: it has its name and its outputs, and a config."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(name=layer.name)
+        self._layer = layer
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        return self._layer.compute_output_spec(*args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"name": self.name}
 
 
 def _results(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -227,6 +265,11 @@ def _functional(model: keras.Model) -> keras.Model:
         inputs, outputs = model.inputs, model.outputs
     except AttributeError:
         inputs = None
+    if not inputs and isinstance(model, keras.Sequential):
+        raise ValueError(
+            f"Sequential model {model.name!r} has no outputs: one of its layers cannot be called "
+            "on its input shape. Call the model on a batch of data to see why."
+        )
     if not inputs:
         raise ValueError(
             f"Model {model.name!r} is subclassed ({type(model).__name__}), so its layers cannot be "

@@ -5,25 +5,63 @@ from typing import Any
 
 import keras
 
+from dqmq_tf.graph.cloning import clone_layer, copy_state
+from dqmq_tf.graph.from_keras import trace_nested
 from dqmq_tf.graph.graph import Graph, Node, replay
 
 
 def copy_model(model: keras.Model) -> keras.Model:
-    """Returns a new model of the same architecture, names and weights."""
-    config = _without_compilation(keras.saving.serialize_keras_object(model))
-    copy = keras.saving.deserialize_keras_object(config)
-    copy.set_weights(model.get_weights())
+    """Returns a new model of the same architecture, names and state.
+
+    Args:
+        model: A Sequential or functional model. It is not changed.
+
+    Returns:
+        A Sequential model for a Sequential model, else a functional model. So are nested models.
+
+    Raises:
+        ValueError: If the model is subclassed, or if a layer with weights cannot be copied.
+    """
+    copies: dict[int, Any] = {}
+    # Layers without variables so far: their clones get a state once they are built.
+    waiting: list[tuple[Any, Any]] = []
+
+    def copy_layer(layer: Any) -> Any:
+        clone = clone_layer(layer)
+        if isinstance(layer, keras.layers.Layer) and clone is not layer:
+            # The state may decide the shape of the output, as a vocabulary does.
+            if clone.built:
+                copy_state(layer, clone)
+            else:
+                waiting.append((layer, clone))
+        return clone
+
+    def copy_of(node: Node) -> Any:
+        if id(node.layer) not in copies:
+            copies[id(node.layer)] = (
+                copy_layer(node.layer)
+                if node.subgraph is None
+                else copy_graph(node.subgraph, node.layer)
+            )
+        return copies[id(node.layer)]
+
+    def copy_graph(graph: Graph, source: keras.Model) -> keras.Model:
+        inputs = new_inputs(graph)
+        if isinstance(source, keras.Sequential):
+            layers = [copy_of(node) for node in graph.nodes]
+            copy = keras.Sequential([*inputs, *layers], name=source.name)
+        else:
+            values = dict(zip(graph.inputs, inputs))
+            outputs = replay(graph, values, lambda node, args, kw: copy_of(node)(*args, **kw))
+            copy = keras.Model(structured(graph, inputs), single(outputs), name=source.name)
+        if not source.trainable:
+            copy.trainable = False
+        return copy
+
+    copy = copy_graph(trace_nested(model), model)
+    for layer, clone in waiting:
+        copy_state(layer, clone)
     return copy
-
-
-def _without_compilation(config: Any) -> Any:
-    """Removes loss and optimizer from a serialized model, as they may be private functions."""
-    if isinstance(config, dict):
-        kept = {key: value for key, value in config.items() if key != "compile_config"}
-        return {key: _without_compilation(value) for key, value in kept.items()}
-    if isinstance(config, list):
-        return [_without_compilation(item) for item in config]
-    return config
 
 
 def rebuild(

@@ -80,8 +80,6 @@ def split_layers(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[Part,
     >>> [part.path for part in parts["separable_conv2d"]]
     ['separable_conv2d_depthwise', 'separable_conv2d_pointwise']
     """
-    # Refuse a model that cannot be traced before copying it.
-    trace_nested(model)
     body = copy_model(model)
     graph = trace_nested(body)
     splitters, parts = _splitters(graph), {}

@@ -67,6 +67,10 @@ class ActivationQuantizer(keras.layers.Layer):
     def call(
         self, x: tf.Tensor, decision: tf.Tensor | None = None, ceiling: float | None = None
     ) -> tf.Tensor:
+        if not x.dtype.is_floating:
+            # Some layers return integers where their output is declared as floating point, such as
+            # `IntegerLookup` with one-hot outputs.
+            x = tf.cast(x, self.compute_dtype)
         if self._observed is not None:
             x = _apply_relu(x, ceiling)
             self._observe(x)

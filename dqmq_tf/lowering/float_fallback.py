@@ -9,6 +9,7 @@ import keras
 
 from dqmq_tf.errors import UnsupportedLayerError
 from dqmq_tf.graph import kernels
+from dqmq_tf.graph.cloning import clone_layer, copy_state
 from dqmq_tf.lowering.stored_weights import DEQUANTIZED, StoredWeights
 
 
@@ -25,8 +26,14 @@ def lower(builder, node, reason):
     """
     args, kwargs = node.arguments(builder.values)
     if isinstance(node.layer, keras.layers.Layer):
-        results = _layer(builder, node)(*args, **kwargs)
-        _fill(builder, node)
+        layer = _layer(builder, node)
+        # Its state may be needed for the call, but some layers have variables only after it.
+        is_filled = layer.built
+        if is_filled:
+            _fill(builder, node)
+        results = layer(*args, **kwargs)
+        if not is_filled:
+            _fill(builder, node)
     else:
         results = node.layer(*args, **kwargs)
     builder.float_layers[node.path] = reason
@@ -38,15 +45,11 @@ def _layer(builder, node):
     """The layer's double, the same for each call of a shared layer."""
     key = (node.path, "float")
     if key not in builder.layers:
-        config = _prepared(node.layer.get_config()) | {"name": f"float_{len(builder.layers)}"}
+        name = f"float_{len(builder.layers)}"
         try:
-            builder.layers[key] = type(node.layer).from_config(config)
-        except Exception as error:
-            raise UnsupportedLayerError(
-                node.path,
-                type(node.layer).__name__,
-                f"It cannot be built from its own config ({error}): mend its get_config.",
-            ) from error
+            builder.layers[key] = clone_layer(node.layer, _prepared, name)
+        except ValueError as error:
+            raise UnsupportedLayerError(node.path, type(node.layer).__name__, str(error)) from error
     return builder.layers[key]
 
 
@@ -67,11 +70,13 @@ def _prepared(config):
 def _fill(builder, node):
     """Gives the double its weights: those of the layer, or the values of their integers."""
     double = builder.layers[node.path, "float"]
+    if double is node.layer:
+        return
+    copy_state(node.layer, double)
     precisions = builder.precision.weights.get(node.path, {})
     named = kernels.variable_names(node.layer)
-    for (name, variable), own in zip(named.items(), double.weights):
+    for name, own in zip(named, double.weights):
         if name not in precisions:
-            own.assign(keras.ops.convert_to_numpy(variable))
             continue
         key = f"{node.path}:{name}"
         if key not in builder.weights:

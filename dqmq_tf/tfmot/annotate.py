@@ -9,6 +9,7 @@ import keras
 
 from dqmq_tf import graph as graphs
 from dqmq_tf.config import Budget, DQMQConfig, LayerRule
+from dqmq_tf.graph.cloning import clone_layer, copy_state
 from dqmq_tf.graph.kernels import kernel_variables
 from dqmq_tf.graph.rebuild import rebuild
 from dqmq_tf.model import DQMQModel
@@ -298,7 +299,7 @@ def _replace_layers(
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         if id(layer) not in copies:
             originals[id(layer)] = layer
-            copies[id(layer)] = type(layer).from_config(layer.get_config())
+            copies[id(layer)] = clone_layer(layer)
         return copies[id(layer)]
 
     def call(node: graphs.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -308,6 +309,6 @@ def _replace_layers(
 
     result = rebuild(graphs.trace_nested(model), model.name, call)
     for key, layer in originals.items():
-        if isinstance(layer, keras.layers.Layer):
-            copies[key].set_weights(layer.get_weights())
+        if isinstance(layer, keras.layers.Layer) and copies[key] is not layer:
+            copy_state(layer, copies[key])
     return result

@@ -50,6 +50,16 @@ class Forgetful(layers.Layer):
         return super(layers.Layer, self).get_config()
 
 
+class ForgetfulShift(Forgetful):
+    """Its config lacks what it needs to be built, and it has a weight."""
+
+    def build(self, shape):
+        self.shift = self.add_weight(name="shift", shape=(shape[-1],))
+
+    def call(self, x):
+        return super().call(x) + self.shift
+
+
 @pytest.mark.parametrize(
     "keep, reasons",
     [
@@ -173,10 +183,18 @@ def test_no_integer_at_all(tmp_path):
     assert "QUANTIZE" not in names(model)
 
 
-def test_layer_that_cannot_be_built_anew_is_refused_by_name():
-    traced = graph.trace(chain((6,), layers.Dense(4), Forgetful(2.0, name="forgets")))
-    with pytest.raises(UnsupportedLayerError, match="(?s)'forgets'.*mend its get_config"):
+def test_layer_with_weights_that_cannot_be_built_anew_is_refused_by_name():
+    traced = graph.trace(chain((6,), layers.Dense(4), ForgetfulShift(2.0, name="forgets")))
+    with pytest.raises(UnsupportedLayerError, match="(?s)'forgets'.*Implement get_config"):
         lower_graph(traced, Precision(weights={}, activations={}))
+
+
+def test_layer_without_weights_that_cannot_be_built_anew_is_called_as_it_is(tmp_path):
+    keras.utils.set_random_seed(0)
+    qmodel = freeze(chain((6,), layers.Dense(4), Forgetful(2.0, name="forgets")))
+    assert_simulates(qmodel)
+    _, report = written(qmodel, tmp_path)
+    assert list(report.float_layers) == ["forgets"]
 
 
 @pytest.mark.parametrize(
