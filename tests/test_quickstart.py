@@ -50,7 +50,7 @@ class TestQuickstart:
     def test_file_is_as_large_as_it_says_and_keeps_the_budget(self, digits):
         printed, figures, output = digits
         size = (output / "model.tflite").stat().st_size
-        assert f"{size:,} bytes, {figures['deflated_bytes']:,} under deflate" in printed
+        assert f"{size:,} bytes, {figures['download_bytes']:,} under deflate" in printed
         assert figures["file_bytes"] == size
         assert figures["download_bytes"] <= 30_000
 

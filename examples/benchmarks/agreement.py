@@ -1,14 +1,14 @@
-"""How often a file and its Keras model name the same class, on each runtime of its target.
+"""Measures how often a file and its Keras model predict the same class, on each runtime.
 
-MLPerf Tiny's ResNet-8, and a small MobileNetV2 that is trained in float first, are trained for a
-short while with learned bit-widths on CIFAR-10 images of mixed quality, once for Android and once
-for microcontrollers. Each is converted, and its file runs the first 2,000 test images on every
-runtime that the target claims. Half an hour or so on two cores.
+The networks are MLPerf Tiny's ResNet-8 and a small MobileNetV2, which is first trained in float. Each
+is trained briefly with learned bit-widths on CIFAR-10 images of mixed quality, once for Android and
+once for microcontrollers. Then it is converted, and the file runs the first 2,000 test images on every
+runtime of its target. The benchmark takes about half an hour on two cores.
 
     python examples/benchmarks/agreement.py --output=agreement.json
 
-`tflite-runtime` 2.14 is measured where `DQMQ_TFLITE_RUNTIME_PYTHON` names the Python of its
-environment, TFLite Micro where the wheel `tflite-micro` is installed. The exit code is 1 where a
+`tflite-runtime` 2.14 is measured if `DQMQ_TFLITE_RUNTIME_PYTHON` is set to the Python of an environment
+that has it. TFLite Micro is measured if the wheel `tflite-micro` is installed. The exit code is 1 if a
 bound is missed.
 """
 
@@ -37,46 +37,49 @@ _RESNET = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     "../shared/data/tfds",
-    "Folder of prepared tensorflow-datasets; where it is not there, CIFAR-10 is downloaded to the "
-    "default one.",
+    "Folder of prepared tensorflow-datasets. If it does not exist, CIFAR-10 is downloaded to the "
+    "default folder.",
 )
 _NETWORKS = flags.DEFINE_list("networks", ["resnet8", "mobilenet_v2"], "Networks to run.")
 _TARGETS = flags.DEFINE_list("targets", ["android", "microcontroller"], "Targets to run.")
 _SAMPLES = flags.DEFINE_integer("samples", 2_000, "Test images.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 400, "Steps of 128 images with learned bits.", lower_bound=4)
+_STEPS = flags.DEFINE_integer(
+    "steps", 400, "Training steps of 128 images with learned bits.", lower_bound=4
+)
 _FLOAT_STEPS = flags.DEFINE_integer(
-    "float_steps", 2_000, "Steps of 128 images of the MobileNetV2 in float.", lower_bound=1
+    "float_steps", 2_000, "Float training steps of the MobileNetV2.", lower_bound=1
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
 _BATCH_SIZE = 128
 _EPOCHS = 4
 _SEED = 0
-# Far more than any runtime needs here: each is to run all images.
+# Enough for every runtime to run all images.
 _SECONDS = 1_200.0
 _BOUNDS = {"litert-xnnpack": 0.995}
 _OTHER_BOUND = 0.98
-# Bytes per parameter that a file may take: between 4 and 6 bits a weight, and what is not weights.
+# Budget in bytes per parameter: between 4 and 6 bits per weight, plus what is not weights.
 _BYTES_PER_PARAMETER = {"download_bytes": 0.65, "size_bytes": 0.7}
 _KINDS = {"android": "download_bytes"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A file on a runtime.
+    """Result of one file on one runtime.
 
     Attributes:
-        network, target, runtime: What ran where.
-        note: Why it did not run; None if it did, and then all that follows is a number.
-        samples: Images.
-        agreement: Share of them with the same largest output entry as the Keras model.
-        bound: Least share that is asked for.
+        network, target, runtime: Names of the network, the target and the runtime.
+        note: Why the runtime did not run the file; None if it ran. If it did not run, `samples`,
+            `agreement`, the differences and the latency are None.
+        samples: Number of images.
+        agreement: Share of the images with the same largest output entry as the Keras model.
+        bound: Smallest share that is required.
         largest_quanta, mean_quanta: Differences from the Keras model, in steps of the output.
-        latency_ms: Median of one image, 1 thread.
-        arena_bytes: Of TFLite Micro.
-        accuracy: Share of the images that the Keras model, quantized and frozen, has right.
+        latency_ms: Median time of one image, 1 thread.
+        arena_bytes: Tensor arena that TFLite Micro needs; None for other runtimes.
+        accuracy: Share of the images that the quantized and frozen Keras model classifies correctly.
         file_bytes: Size of the file.
-        bit_widths: Weight bit-widths in it.
+        bit_widths: Weight bit-widths in the file.
     """
 
     network: str
@@ -96,21 +99,21 @@ class Row:
 
     @property
     def verdict(self):
-        """What the row says of its bound."""
+        """Whether the bound is kept, as text."""
         if self.note is not None:
             return "not run"
         return "kept" if self.agreement >= self.bound else "MISSED"
 
 
 def mobilenet_v2(classes=10):
-    """Returns an untrained MobileNetV2 for 32 x 32 images: narrow, and with fewer strides.
+    """Returns an untrained MobileNetV2 for 32 x 32 images: narrower, and with fewer strides.
 
     Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv 1801.04381.
     """
     layers = keras.layers
 
     def normalized(x, activation=True):
-        # Few steps: the moving averages have to keep up.
+        # The training is short, so the moving averages must adapt quickly.
         x = layers.BatchNormalization(momentum=0.95)(x)
         return layers.ReLU(max_value=6)(x) if activation else x
 
@@ -140,7 +143,7 @@ def images(split):
 
 
 def training_batches():
-    """Returns endless batches of mixed quality, images from 0 to 255."""
+    """Returns an endless dataset of mixed-quality batches, with values from 0 to 255."""
     data = images("train").cache().shuffle(50_000, seed=_SEED, reshuffle_each_iteration=False)
     mixed = quality.mixed_quality(data.repeat().batch(_BATCH_SIZE), seed=_SEED)
     cast = mixed.map(lambda image, label: (tf.cast(image, tf.float32), label))
@@ -177,7 +180,7 @@ def float_network(name):
 
 
 def measure(network, model, target, test, labels):
-    """Quantizes, trains, converts and verifies; returns a `Row` per runtime."""
+    """Quantizes, trains, converts and verifies a network. Returns a `Row` per runtime."""
     print(f"\n{network} for {target}", flush=True)
     kind = _KINDS.get(target, "size_bytes")
     budget = int(_BYTES_PER_PARAMETER[kind] * model.count_params()) + 10_000
@@ -192,7 +195,7 @@ def measure(network, model, target, test, labels):
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / f"{network}.tflite"
         converted = dqmq_tf.convert(qmodel, path, data=test, verify=False)
-        # The figures are wanted, whatever they are: no tolerance.
+        # No tolerance: the benchmark reports the figures, whatever they are.
         report = dqmq_tf.verify(
             qmodel,
             path,
@@ -226,7 +229,7 @@ def measure(network, model, target, test, labels):
 
 
 def table_of(rows):
-    """Returns a table of rows."""
+    """Returns the rows as a table."""
     head = ("network", "target", "runtime", "images", "agree", "bound", "")
     table = rich.table.Table(*head, box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
@@ -247,11 +250,11 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
     if "resnet8" in _NETWORKS.value and not pathlib.Path(_RESNET.value).exists():
-        raise app.UsageError(f"--resnet={_RESNET.value}: there is no such file.")
+        raise app.UsageError(f"--resnet={_RESNET.value} does not exist.")
     unknown = set(_NETWORKS.value) - {"resnet8", "mobilenet_v2"}
     if unknown:
-        raise app.UsageError(f"--networks={unknown.pop()}: there are resnet8 and mobilenet_v2.")
-    # TensorFlow's export talks at the level of information.
+        raise app.UsageError(f"--networks={unknown.pop()}: choose from resnet8 and mobilenet_v2.")
+    # TensorFlow's exporter logs its progress at the level INFO.
     logging.set_verbosity(logging.ERROR)
     started, rows = time.perf_counter(), []
     batch = next(iter(images("test").batch(_SAMPLES.value)))

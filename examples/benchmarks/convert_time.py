@@ -1,6 +1,8 @@
-"""Time and memory of a conversion, verification apart, each network in a process of its own.
+"""Measures time and memory of a conversion, with and without verification.
 
-python examples/benchmarks/convert_time.py --output=convert_time.json
+Each network is converted in its own process.
+
+    python examples/benchmarks/convert_time.py --output=convert_time.json
 """
 
 import dataclasses
@@ -26,17 +28,17 @@ _BOUNDS = {"ResNet-8": 15.0, "MobileNetV2 1.0, 224 x 224": 90.0}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A conversion.
+    """Result of one conversion.
 
     Attributes:
-        network: Its name.
-        seconds: Time of `convert`, without verification.
-        verified_seconds: Time of `convert` with verification, in the same process afterwards.
-        before_megabytes: Largest memory of the process before the conversion: TensorFlow, and the
-            quantized model.
-        peak_megabytes: Largest memory of the process after it.
+        network: Name of the network.
+        seconds: Time of `convert` without verification.
+        verified_seconds: Time of `convert` with verification, measured afterwards in the same process.
+        before_megabytes: Peak memory of the process before the conversion. It holds TensorFlow and
+            the quantized model.
+        peak_megabytes: Peak memory of the process after the conversion.
         size_bytes: Size of the file.
-        bound: Largest time without verification.
+        bound: Longest time that is allowed without verification.
     """
 
     network: str
@@ -53,7 +55,7 @@ class Row:
 
 
 def peak_megabytes():
-    """Returns the largest resident memory of this process so far."""
+    """Returns the peak resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -77,7 +79,7 @@ def measure(name, target, connection):
 
 
 def in_a_child(name, target):
-    """Returns what `measure` found in a process of its own."""
+    """Runs `measure` in its own process and returns the `Row`."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=measure, args=(name, target, there))
@@ -87,13 +89,13 @@ def in_a_child(name, target):
         return Row(**here.recv())
     except EOFError:
         child.join()
-        raise RuntimeError(f"{name}: the process ended with {child.exitcode}.") from None
+        raise RuntimeError(f"{name}: the process ended with exit code {child.exitcode}.") from None
     finally:
         child.join()
 
 
 def table_of(rows):
-    """Returns a table of rows."""
+    """Returns the rows as a table."""
     table = rich.table.Table(title=f"Conversion, {_TARGET.value}", title_justify="left")
     for title in ("network", "seconds", "with verification", "peak MB (before)", "bytes", "bound"):
         table.add_column(title, justify="left" if title == "network" else "right")

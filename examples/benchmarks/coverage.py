@@ -1,8 +1,8 @@
-"""Which models of `keras.applications` quantize, train, save, load and predict the same.
+"""Tests which models of `keras.applications` can be quantized, trained, saved and loaded.
 
-Each model is built without pretrained weights for ten classes on small images, quantized, trained
-for one step, saved, and loaded again; the loaded model must predict exactly what the saved one did.
-Each model has a process of its own, which bounds its memory and time.
+Each model is built without pretrained weights, for ten classes on small images. It is quantized,
+trained for one step, saved, and loaded again. The loaded model must predict exactly what the saved one
+predicted. Each model runs in its own process, with a limit on its time.
 
     python examples/benchmarks/coverage.py --output=coverage.json
     python examples/benchmarks/coverage.py --models="MobileNet.*"
@@ -19,32 +19,34 @@ import time
 import rich.table
 from absl import app, flags
 
-_MODELS = flags.DEFINE_string("models", ".*", "Regular expression that whole names must match.")
+_MODELS = flags.DEFINE_string("models", ".*", "Regular expression that must match the whole name.")
 _TARGET = flags.DEFINE_string("target", "simulation", "Deployment target (see dqmq_tf.targets).")
-_TIMEOUT = flags.DEFINE_integer("timeout", 900, "Seconds that a model may take.", lower_bound=1)
+_TIMEOUT = flags.DEFINE_integer(
+    "timeout", 900, "Time limit for each model, in seconds.", lower_bound=1
+)
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "JSON file for the results, written as they come. Models that it already holds are not measured "
-    "again: a run that was stopped goes on, and `--models` can fill it in parts.",
+    "JSON file for the results, updated after each model. Models that it already contains are not "
+    "measured again, so a stopped run continues, and `--models` can fill the file in parts.",
 )
 
 _BOUND = 34
 _BATCH, _CLASSES = 2, 10
-# Smallest image sides that the models take; 32 for all others.
+# Smallest image sides that these models accept; all others accept 32.
 _SIDES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a model did.
+    """Result of one model.
 
     Attributes:
-        name: Of the function in `keras.applications`.
-        passed: Whether it went all the way.
+        name: Name of the function in `keras.applications`.
+        passed: Whether the model passed all stages.
         reason: What went wrong, or "".
         points: Number of decision points.
-        seconds: Time of each stage, by its name.
+        seconds: `{stage: time in seconds}`.
     """
 
     name: str
@@ -63,7 +65,7 @@ def model_functions():
 
 
 def measure(name, target, connection):
-    """Takes one model all the way and sends its `Result`; runs in a process of its own."""
+    """Runs one model through all stages and sends its `Result`; called in a new process."""
     seconds, points, stage, started = {}, 0, "import", time.perf_counter()
 
     def finish(next_stage):
@@ -89,7 +91,7 @@ def measure(name, target, connection):
         qmodel = dqmq_tf.quantize_model(model, target=target)
         points = len(qmodel.decision_points)
         finish("train")
-        # Clipped: random weights and images from 0 to 255 make for any gradient.
+        # With random weights and images from 0 to 255, gradients can be very large.
         optimizer = keras.optimizers.SGD(global_clipnorm=1.0)
         qmodel.compile(optimizer=optimizer, loss="sparse_categorical_crossentropy")
         before = [np.array(v) for v in qmodel.trainable_variables]
@@ -113,7 +115,7 @@ def measure(name, target, connection):
             raise ArithmeticError("the predictions hold NaN or infinity")
         if not np.array_equal(found, expected):
             largest = np.abs(found - expected).max()
-            raise ArithmeticError(f"the loaded model predicts otherwise, by up to {largest:.3g}")
+            raise ArithmeticError(f"the loaded model's predictions differ by up to {largest:.3g}")
         result = Result(name, True, "", points, seconds)
     except Exception as error:
         finish("")
@@ -145,14 +147,14 @@ def run(name, target, timeout):
 
 
 def earlier_results(path):
-    """Returns the `Result`s that a file holds, none if there is no such file."""
+    """Returns the `Result`s in a file, or an empty list if the file does not exist."""
     if path is None or not pathlib.Path(path).exists():
         return []
     return [Result(**row) for row in json.loads(pathlib.Path(path).read_text())]
 
 
 def table_of(results):
-    """Returns a table of results."""
+    """Returns the results as a table."""
     table = rich.table.Table("model", "decision points", "seconds", "result", title="Coverage")
     for result in results:
         table.add_row(
@@ -169,7 +171,9 @@ def main(argv):
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
     names = [name for name in model_functions() if re.fullmatch(_MODELS.value, name)]
     if not names:
-        raise app.UsageError(f"--models={_MODELS.value} matches none of {model_functions()}.")
+        raise app.UsageError(
+            f"--models={_MODELS.value} matches no model. Available: {', '.join(model_functions())}."
+        )
     results = earlier_results(_OUTPUT.value)
     names = [name for name in names if name not in {result.name for result in results}]
     for number, name in enumerate(names, start=1):

@@ -1,9 +1,9 @@
-"""Latency of an `android` file over that of an all-int8 file by ai-edge-quantizer alone.
+"""Compares the latency of an `android` file with that of an int8 file by ai-edge-quantizer alone.
 
-Both files of a network, with int8 inputs and outputs, run in turn on LiteRT with XNNPACK on one
-thread, so that whatever else the machine does falls on both. A pair is a few milliseconds of each; the
-figure is the median of the pairs' ratios. What the bits buy, the file's size under deflate, stands beside
-it (`size.py` has more).
+Both files of a network have int8 inputs and outputs. They run alternately on LiteRT with XNNPACK on one
+thread, so that other load on the machine affects both. A pair of measurements is a few milliseconds of
+each file, and the result is the median of the pairs' ratios. The benchmark also shows what fewer bits
+save: the size of the file after deflate (see also `size.py`).
 
     python examples/benchmarks/latency.py --output=latency.json
 """
@@ -23,7 +23,7 @@ from dqmq_tf.flatbuffer import file_size
 from dqmq_tf.runtimes import in_process
 
 _PAIRS = flags.DEFINE_integer("pairs", 600, "Pairs of measurements.", lower_bound=10)
-_BITS = flags.DEFINE_integer("bits", 4, "Mean bits of a weight.", lower_bound=2, upper_bound=8)
+_BITS = flags.DEFINE_integer("bits", 4, "Mean weight bit-width.", lower_bound=2, upper_bound=8)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
 _BOUND = 1.02
@@ -37,16 +37,17 @@ _NETWORKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A network's two files.
+    """Result for the two files of one network.
 
     Attributes:
-        network: Its name.
-        mean_bits: Mean bits of a weight in our file.
-        ours_ms, int8_ms: Medians of an inference.
-        ratio: Median of the pairs' ratios of ours over int8.
+        network: Name of the network.
+        mean_bits: Mean weight bit-width in our file.
+        ours_ms, int8_ms: Median time of an inference.
+        ratio: Median over the pairs of our time divided by that of the int8 file.
         low, high: Quartiles of that ratio.
-        processor_ratio: The same median of processor time, which other programs disturb less.
-        deflated_ratio: Our file's size over the other's under deflate by zlib at level 9.
+        processor_ratio: The same median for processor time, which other programs affect less.
+        deflated_ratio: Size of our file divided by that of the int8 file, both after deflate (zlib,
+            level 9).
     """
 
     network: str
@@ -61,7 +62,7 @@ class Row:
 
 
 def invoker(contents):
-    """Returns a function that runs a file as often as fills a block, and the number of runs."""
+    """Returns a function that runs a file repeatedly, and how many runs fill a block of time."""
     runner = in_process.interpreter(contents, threads=1)
     (entry,) = runner.get_input_details()
     random = np.random.default_rng(0)
@@ -80,7 +81,7 @@ def invoker(contents):
 
 
 def seconds(block, count):
-    """Returns the time, and the processor time, of one inference."""
+    """Returns the wall time and the processor time of one inference."""
     started = time.perf_counter(), time.process_time()
     block(count)
     wall, processor = time.perf_counter() - started[0], time.process_time() - started[1]
@@ -96,7 +97,7 @@ def compare(name, model):
     (ours, count), (int8, _) = invoker(contents), invoker(other)
     pairs = []
     for number in range(_PAIRS.value):
-        # Who goes first alternates too.
+        # The order alternates as well.
         if number % 2:
             second = seconds(int8, count)
             pairs.append((seconds(ours, count), second))
@@ -120,7 +121,7 @@ def compare(name, model):
 
 
 def table_of(rows):
-    """Returns a table of rows."""
+    """Returns the rows as a table."""
     table = rich.table.Table(title=f"android, mean {_BITS.value} bits", title_justify="left")
     names = ("network", "ours ms", "int8 ms", "ratio (quartiles)", "CPU ratio", "deflated")
     for name in (*names, f"<= {_BOUND}"):

@@ -1,18 +1,18 @@
-"""DQMQ against fixed and mixed precision at equal cost, on images of mixed quality.
+"""Compares DQMQ with other quantization methods at equal cost, on images of mixed quality.
 
-CIFAR-10 under seven kinds of degradation at severities 1 to 5, with a fifth of the training images
-clean. Each network was first trained in float on the mixture (`--starts`); from there every method
-has the same images in the same order, the same steps and the same trials of the learning rate. Costs
-are mean bit operations per image, over every layer, with what decides the bits; or bytes of the
-`.tflite` file.
+The data is CIFAR-10 under seven kinds of degradation at severities 1 to 5, with a fifth of the training
+images clean. Each network is first trained in float on this mixture (`--starts`). From there every method
+gets the same images in the same order, the same number of steps, and the same number of trials of the
+learning rate. The cost is the mean number of bit operations per image, over all layers and including what
+decides the bits, or the size of the `.tflite` file in bytes.
 
     python examples/benchmarks/mixed_quality.py
 
-HGQ2 has an environment of its own (`pip install "HGQ2[tensorflow]" absl-py`), whose Python
-`DQMQ_HGQ2_PYTHON` names; without it the others are run.
+HGQ2 needs an environment of its own (`pip install "HGQ2[tensorflow]" absl-py`). Set `DQMQ_HGQ2_PYTHON` to
+its Python; without it, the other methods run.
 
-Runs are appended to `--results`, one JSON line each, and what stands there is not run again: stop
-and start it as you like. `examples/benchmarks/plot.py` draws and prints what has been found.
+Each run appends one line of JSON to `--results`. Runs that are in the file are not repeated, so you can
+stop and restart the benchmark at any time. `examples/benchmarks/plot.py` prints and draws the results.
 """
 
 import concurrent.futures
@@ -38,13 +38,15 @@ from study import (
 )
 
 _RESULTS = flags.DEFINE_string(
-    "results", "examples/benchmarks/results/mixed_quality.jsonl", "JSON lines, one a run."
+    "results", "examples/benchmarks/results/mixed_quality.jsonl", "File of JSON lines, one per run."
 )
 _CACHE = flags.DEFINE_string(
     "cache", "build/mixed_quality", "Folder for degraded images and sensitivities."
 )
 _STARTS = flags.DEFINE_string(
-    "starts", "examples/benchmarks/starts", "Folder of float networks; what it lacks is trained."
+    "starts",
+    "examples/benchmarks/starts",
+    "Folder of trained float networks. Missing networks are trained and saved there.",
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "../shared/data/tfds", "Folder of prepared tensorflow-datasets."
@@ -55,33 +57,39 @@ _RESNET = flags.DEFINE_string(
     "MLPerf Tiny's trained ResNet-8 (.h5).",
 )
 _PARTS = flags.DEFINE_list(
-    "parts", ["trials", "table", "files", "ablations", "oracle"], "What to run, in this order."
+    "parts", ["trials", "table", "files", "ablations", "oracle"], "Parts to run, in this order."
 )
 _NETWORKS = flags.DEFINE_list("networks", list(float_networks.NETWORKS), "Networks to run.")
 _METHODS = flags.DEFINE_list("methods", list(runs.METHODS), "Methods to run.")
 _SEEDS = flags.DEFINE_list("seeds", list(map(str, plan.ALL_SEEDS)), "Seeds to run.")
-_STEPS = flags.DEFINE_integer("steps", 600, "Steps of 128 images in each run.", lower_bound=4)
-_WORKERS = flags.DEFINE_integer("workers", 2, "Runs at a time, each on one thread.", lower_bound=1)
-_MINUTES = flags.DEFINE_float("minutes", None, "Begin no run after so long.", lower_bound=0.0)
-_ONE = flags.DEFINE_string("one", None, "Run this one, as `Run.key` has it, and print its record.")
+_STEPS = flags.DEFINE_integer(
+    "steps", 600, "Training steps of 128 images in each run.", lower_bound=4
+)
+_WORKERS = flags.DEFINE_integer(
+    "workers", 2, "Number of parallel runs, each on one thread.", lower_bound=1
+)
+_MINUTES = flags.DEFINE_float(
+    "minutes", None, "Start no new run after this many minutes.", lower_bound=0.0
+)
+_ONE = flags.DEFINE_string("one", None, "Execute only this run, a `Run.key`, and print its record.")
 
 _MARK = "record: "
 
 
 def bench():
-    """Returns the `Bench` of the flags."""
+    """Returns the `Bench` that the flags describe."""
     folder = _DATA_DIR.value if pathlib.Path(_DATA_DIR.value).exists() else None
     return runs.Bench(folder, _CACHE.value, _RESNET.value, _STARTS.value)
 
 
 def records():
-    """Returns what has been found so far."""
+    """Returns the records of the runs so far."""
     path = pathlib.Path(_RESULTS.value)
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def planned(part, costs, found):
-    """Returns the runs of a part that the flags ask for."""
+    """Returns the runs of one part that the flags select."""
     chosen = learning_rates.Rates(found)
     every = {
         "trials": lambda: plan.trials(costs),
@@ -101,13 +109,13 @@ def planned(part, costs, found):
 
 
 def left_out():
-    """Returns a line about each method of the flags that cannot be run here."""
+    """Returns a message for each selected method that cannot run here."""
     reasons = {method: external_methods.missing(method) for method in _METHODS.value}
     return [f"{results.METHODS[m]} is left out: {why}." for m, why in reasons.items() if why]
 
 
 def executed(run):
-    """Runs in a process of its own, on one thread; returns the record."""
+    """Executes a run in its own process, on one thread, and returns the record."""
     names = ("cache", "data_dir", "resnet", "starts")
     passed = [f"--{name}={flags.FLAGS[name].value}" for name in names]
     command = [sys.executable, __file__, f"--one={run.key}", *passed]
@@ -119,8 +127,8 @@ def executed(run):
     return json.loads(lines[-1].removeprefix(_MARK))
 
 
-def one(run):
-    """Executes a run in this process and prints its record."""
+def execute_here(run):
+    """Executes a run in this process, on one thread, and prints its record."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -128,8 +136,8 @@ def one(run):
     print(_MARK + json.dumps(bench().execute(run)), flush=True)
 
 
-def told(record):
-    """Returns a line about a record."""
+def describe(record):
+    """Returns a line of text about a record."""
     run, scores = record["run"], record["scores"]
     cost = "" if run["budget"] is None else f" at {run['budget']:g} {run['kind']}"
     note = run["ablation"] or (f"w{run['bits'][0]}a{run['bits'][1]}" if run["bits"] else "")
@@ -138,10 +146,19 @@ def told(record):
     return f"{run['network']} {run['method']}{cost} {note} {rate} seed {run['seed']}: {found}"
 
 
-def work_off(wanted, found, deadline):
-    """Executes the runs that have no record yet, and appends theirs; returns whether all are done."""
+def execute_missing(wanted, found, deadline):
+    """Executes the runs that have no record yet, and appends their records to the file.
+
+    Args:
+        wanted: Runs.
+        found: Records so far; new ones are appended.
+        deadline: No run starts after this `time.monotonic()`.
+
+    Returns:
+        Whether there is time left.
+    """
     known = {runs.Run.of(json.dumps(record["run"])).key for record in found}
-    open_ = [run for run in dict.fromkeys(wanted) if run.key not in known]
+    missing = [run for run in dict.fromkeys(wanted) if run.key not in known]
     path = pathlib.Path(_RESULTS.value)
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -150,16 +167,18 @@ def work_off(wanted, found, deadline):
         ) as bar,
         concurrent.futures.ThreadPoolExecutor(_WORKERS.value) as pool,
     ):
-        task = bar.add_task("runs", total=len(open_))
+        task = bar.add_task("runs", total=len(missing))
 
         def execute(run):
             return executed(run) if time.monotonic() < deadline else None
 
-        for future in concurrent.futures.as_completed([pool.submit(execute, run) for run in open_]):
+        for future in concurrent.futures.as_completed(
+            [pool.submit(execute, run) for run in missing]
+        ):
             try:
                 record = future.result()
             except RuntimeError as error:
-                # The others go on; the next start tries this one again.
+                # The other runs continue. The next start of the benchmark tries this one again.
                 bar.console.print(str(error))
                 continue
             if record is None:
@@ -167,7 +186,7 @@ def work_off(wanted, found, deadline):
             with path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             found.append(record)
-            bar.console.print(told(record))
+            bar.console.print(describe(record))
             bar.advance(task)
     return time.monotonic() < deadline
 
@@ -176,9 +195,9 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
     if not pathlib.Path(_RESNET.value).exists():
-        raise app.UsageError(f"--resnet={_RESNET.value}: there is no such file.")
+        raise app.UsageError(f"--resnet={_RESNET.value} does not exist.")
     if _ONE.value:
-        one(runs.Run.of(_ONE.value))
+        execute_here(runs.Run.of(_ONE.value))
         return
     deadline = time.monotonic() + (60 * _MINUTES.value if _MINUTES.value else float("inf"))
     shared = bench()
@@ -192,7 +211,7 @@ def main(argv):
         print(line)
     for part in _PARTS.value:
         found = records()
-        if not work_off(planned(part, costs, found), found, deadline):
+        if not execute_missing(planned(part, costs, found), found, deadline):
             break
 
 

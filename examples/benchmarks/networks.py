@@ -1,6 +1,6 @@
-"""The networks of the benchmarks of files, frozen at chosen bits without training.
+"""Networks for the benchmarks of size and time, frozen at given bits without training.
 
-What a file weighs and how long it takes depends on the bits, not on what the network learned.
+The size and the latency of a file depend on the bit-widths, not on what the network has learned.
 """
 
 import contextlib
@@ -23,20 +23,22 @@ _LAYERS = (
 
 
 def resnet8():
-    """MLPerf Tiny's ResNet-8 as it was trained."""
+    """Returns MLPerf Tiny's trained ResNet-8."""
     if not RESNET.exists():
-        raise FileNotFoundError(f"{RESNET} is not there: run this from the repository's root.")
+        raise FileNotFoundError(
+            f"{RESNET} does not exist. Run the benchmark from the repository's root."
+        )
     return keras.models.load_model(RESNET, compile=False)
 
 
 def mobilenet_v2(side=96, alpha=0.35, classes=10):
-    """MobileNetV2 with random weights."""
+    """Returns a MobileNetV2 with random weights."""
     keras.utils.set_random_seed(0)
     return keras.applications.MobileNetV2((side, side, 3), alpha, weights=None, classes=classes)
 
 
 def images(model, count=32, seed=0):
-    """Random images of low frequency, from 0 to 255."""
+    """Returns random images of low spatial frequency, with values from 0 to 255."""
     random = np.random.default_rng(seed)
     height, width, channels = model.input_shape[1:]
     coarse = random.uniform(0, 255, (count, -(-height // 8), -(-width // 8), channels))
@@ -45,7 +47,7 @@ def images(model, count=32, seed=0):
 
 
 def kernels(model):
-    """`{layer name: number of weights}` of what is quantized."""
+    """Returns `{layer name: number of weights}` of the layers that are quantized."""
     found = {}
     for layer in model.layers:
         if isinstance(layer, _LAYERS):
@@ -54,15 +56,15 @@ def kernels(model):
 
 
 def mixed_bits(model, mean):
-    """Bits around a mean over all weights.
+    """Returns mixed bit-widths with a given mean over all weights.
 
     Args:
-        model: Keras model.
-        mean: Mean bits of a weight, 2 to 8.
+        model: A Keras model.
+        mean: Mean weight bit-width, 2 to 8.
 
     Returns:
-        `{layer name: bits}`; up to ten of the largest layers take a bit more or less than the mean,
-        such that the mean is kept within 0.02 and as many as possible differ from it.
+        `{layer name: bits}`. Up to ten of the largest layers have one bit more or less than the mean:
+        as many as possible while the mean is kept within 0.02.
     """
     counts = kernels(model)
     if mean in (2, 8):
@@ -76,22 +78,22 @@ def mixed_bits(model, mean):
 
 
 def mean_bits(report):
-    """Mean bits of a weight in a `ConversionReport`."""
+    """Returns the mean weight bit-width in a `ConversionReport`."""
     count = sum(row.count for row in report.weights)
     return sum(row.count * row.bit_width for row in report.weights) / count
 
 
 def frozen(model, target, bits=None, budget=None):
-    """A calibrated model at fixed bits, or at those that a budget gives.
+    """Returns a calibrated and frozen model, without training.
 
     Args:
-        model: Keras model.
+        model: A Keras model.
         target: Name of the target.
-        bits: `{layer name: bits}`, or None.
-        budget: `dqmq_tf.Budget`, or None.
+        bits: `{layer name: bits}`; None for bits chosen by the budget.
+        budget: A `dqmq_tf.Budget`, or None.
 
     Returns:
-        Frozen `DQMQModel`.
+        A frozen `DQMQModel`.
     """
     rules = tuple(
         dqmq_tf.LayerRule(pattern=f"{name}(/.*)?", weight_bits=(width,))
@@ -108,7 +110,7 @@ def frozen(model, target, bits=None, budget=None):
 
 
 def converted(model, target, bits=None, budget=None, **options):
-    """Contents and report of the file of a `frozen` model."""
+    """Converts a `frozen` model and returns the contents of the file and the report."""
     quantized = frozen(model, target, bits, budget)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.tflite"
@@ -117,7 +119,7 @@ def converted(model, target, bits=None, budget=None, **options):
 
 
 def int8_by_quantizer(model):
-    """An all-int8 file of a float model made by ai-edge-quantizer alone, with its calibration."""
+    """Returns an int8 file of a float model, calibrated and made by ai-edge-quantizer alone."""
     from ai_edge_quantizer import quantizer, recipe
 
     signature = [keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32")]

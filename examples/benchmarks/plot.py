@@ -1,9 +1,10 @@
-"""Tables and pictures of what `mixed_quality.py` found.
+"""Makes tables and pictures of the results of `mixed_quality.py`.
 
     python examples/benchmarks/plot.py
 
-Prints the tables, writes them as Markdown, and draws two pictures: accuracy against cost, and which
-layers of DQMQ have which bits for which qualities. What has not been run yet is shown as "-".
+The script prints the tables, writes them as Markdown, and draws two pictures: accuracy against cost, and
+the bits that DQMQ gives to each layer for each kind of degradation. Runs that are missing are shown as
+"-".
 """
 
 import json
@@ -19,7 +20,9 @@ _RESULTS = flags.DEFINE_string(
     "examples/benchmarks/results/mixed_quality.jsonl",
     "JSON lines that `mixed_quality.py` wrote.",
 )
-_STEPS = flags.DEFINE_integer("steps", 600, "Training steps of the runs that count.", lower_bound=1)
+_STEPS = flags.DEFINE_integer(
+    "steps", 600, "Use the runs with this number of training steps.", lower_bound=1
+)
 _MARKDOWN = flags.DEFINE_string(
     "markdown", "examples/benchmarks/results/mixed_quality.md", "File for the tables."
 )
@@ -34,7 +37,7 @@ def main(argv):
     path = pathlib.Path(_RESULTS.value)
     if not path.exists():
         raise app.UsageError(
-            f"--results={path}: there is no such file; `mixed_quality.py` writes it."
+            f"--results={path} does not exist. Run `mixed_quality.py` first: it writes the file."
         )
     lines = path.read_text(encoding="utf-8").splitlines()
     found = results.Results([json.loads(line) for line in lines], _STEPS.value)

@@ -1,15 +1,16 @@
-"""Bytes of ResNet-8's files: what fewer bits buy on each target, and whether budgets are met.
+"""Measures the size of ResNet-8's files: what fewer bits save, and whether budgets are met.
 
     python examples/benchmarks/size.py --output=size.json
 
-The bits are mixed around each mean, not learned. A file is compared with the one of the same target
-at 8 bits, which this converter made; ai-edge-quantizer's own int8 file is larger, and shown beside.
+The bits are mixed around each mean, not learned. Each file is compared with the file for the same target
+at 8 bits, which this package also wrote. The int8 file that ai-edge-quantizer writes by itself is larger
+and shown as well.
 
-Two encoders of deflate stand side by side, whose streams every inflate reads: zlib at level 9, and
-Zopfli at its defaults, as `zipalign -z` of the Android SDK has it (`pip install "dqmq_tf[benchmark]"`).
-The bound on `android` is kept by Zopfli only: at 4 bits an eighth of zlib's stream is spent on matches
-that cost more than the bytes they stand for. Even of the weights alone, 4 bits everywhere, it makes 55.4 %
-of those of 8 bits.
+The benchmark compresses each file with two encoders for deflate: zlib at level 9, and Zopfli with its
+default settings, which `zipalign -z` of the Android SDK uses (`pip install "dqmq_tf[benchmark]"`). Any
+decoder for deflate reads both. Only Zopfli meets the bound on `android`: at 4 bits zlib spends an eighth
+of its stream on matches that cost more than the bytes they replace. Even the weights alone, with 4 bits
+everywhere, take 55.4 % of the size at 8 bits with zlib.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
 _BUDGET = 50_000
 _UNIFORM = "4 bits everywhere"
-# (target, what is asked for): what is compared and the largest share of the 8-bit file.
+# (target, setting): the size that is compared, and its largest share of the 8-bit file.
 _BOUNDS = {
     ("android", "mean 4 bits"): ("zopfli_bytes", 0.55),
     ("android", _UNIFORM): ("zopfli_bytes", 0.55),
@@ -46,19 +47,20 @@ _BUDGETS = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A file.
+    """Sizes of one file.
 
     Attributes:
         target: Deployment target.
-        asked: What was asked for, such as `"mean 4 bits"`.
-        mean_bits: Mean bits of a weight.
-        size_bytes, deflated_bytes: Size of the file, and under deflate by zlib at level 9.
-        zopfli_bytes: Size under deflate by Zopfli.
-        vela_bytes: Size of what Vela made of it; None where it was not run.
-        unit: Which of the sizes the share is of.
-        share: Of the bytes of the 8-bit file, or of the budget.
-        deflated_share: Of `deflated_bytes` of the 8-bit file; None where a budget was given.
-        bound: Largest share; None where none is set.
+        asked: The setting, such as `"mean 4 bits"`.
+        mean_bits: Mean weight bit-width.
+        size_bytes: Size of the file.
+        download_bytes: Size after deflate by zlib at level 9.
+        zopfli_bytes: Size after deflate by Zopfli.
+        vela_bytes: Size of the file compiled by Vela; None if Vela did not run.
+        unit: Name of the size that `share` compares.
+        share: That size divided by the same size of the 8-bit file, or by the budget.
+        deflated_share: `download_bytes` divided by those of the 8-bit file; None with a budget.
+        bound: Largest share that is allowed; None if there is no bound.
     """
 
     target: str
@@ -79,7 +81,7 @@ class Row:
 
 
 def measured(model, target, **how):
-    """Returns the sizes of a file by their names in `Row`, and its mean bits."""
+    """Returns the sizes and the mean bit-width of a file, named as in `Row`."""
     contents, report = networks.converted(model, target, **how)
     return {
         "mean_bits": round(networks.mean_bits(report), 3),
@@ -91,7 +93,7 @@ def measured(model, target, **how):
 
 
 def by_bits(model, target):
-    """Yields a row for each mean number of bits, the first for 8, and one without a mixture."""
+    """Yields a `Row` for each mean bit-width, from 8 down, and one for uniform bits."""
     unit = "size_bytes" if dqmq_tf.targets.get(target).size_varies else "zopfli_bytes"
     files = {f"mean {mean} bits": networks.mixed_bits(model, mean) for mean in range(8, 1, -1)}
     files[_UNIFORM] = dict.fromkeys(networks.kernels(model), 4)
@@ -112,7 +114,7 @@ def by_bits(model, target):
 
 
 def by_budget(model, target, kind):
-    """Returns the row of a file that a budget was given for."""
+    """Returns the `Row` of a file whose bits were chosen by a budget."""
     sizes = measured(model, target, budget=dqmq_tf.Budget(**{kind: _BUDGET}))
     unit = {"size_bytes": "size_bytes", "download_bytes": "download_bytes"}[kind]
     asked = f"{kind} {_BUDGET:,}"
@@ -121,7 +123,7 @@ def by_budget(model, target, kind):
 
 
 def table_of(rows):
-    """Returns a table of rows."""
+    """Returns the rows as a table."""
     table = rich.table.Table(title="ResNet-8, 77,360 weights", title_justify="left")
     names = (
         "target",
@@ -182,7 +184,7 @@ def main(argv):
     console.print(table_of(rows))
     console.print(
         f"int8 by ai-edge-quantizer alone: {other['size_bytes']:,} bytes, "
-        f"{other['deflated_bytes']:,} by zlib, {other['zopfli_bytes']:,} by Zopfli"
+        f"{other['download_bytes']:,} by zlib, {other['zopfli_bytes']:,} by Zopfli"
     )
     sys.exit(0 if all(row.kept for row in rows) else 1)
 

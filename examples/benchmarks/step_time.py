@@ -1,9 +1,9 @@
-"""What one training step costs: `DQMQModel` against the float model, interleaved in one run.
+"""Compares the cost of a training step of a `DQMQModel` with that of the float model.
 
-Both train ResNet-8, and one with twice the filters, which is four times the size, on the same batch
-through the functions that `fit` uses. Float and quantized steps alternate, so that whatever else the
-machine does falls on both; the figure is the median of the ratios of neighbours. Tracing and
-compilation are left out. Memory is the most that a process held which took a few steps.
+The networks are ResNet-8, and the same with twice the filters, which is four times the size. Float and
+quantized models train on the same batch, with the functions that `fit` uses. Their steps alternate, so
+that other load on the machine affects both, and the result is the median of the ratios of neighboring
+steps. Tracing and compilation are not counted. Memory is the peak of a process that took a few steps.
 
     python examples/benchmarks/step_time.py --output=examples/benchmarks/results/step_time.json
 """
@@ -25,14 +25,18 @@ from study import architectures
 
 import dqmq_tf
 
-_WIDTHS = flags.DEFINE_list("widths", ["1", "2"], "How many times the filters of ResNet-8.")
+_WIDTHS = flags.DEFINE_list("widths", ["1", "2"], "Multiples of ResNet-8's number of filters.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=2)
 _STEPS = flags.DEFINE_integer("steps", 40, "Timed steps of each model.", lower_bound=3)
-_WARMUP = flags.DEFINE_integer("warmup", 3, "Steps of each model before the clock.", lower_bound=1)
+_WARMUP = flags.DEFINE_integer(
+    "warmup", 3, "Steps of each model before timing begins.", lower_bound=1
+)
 _TARGETS = flags.DEFINE_list("targets", ["android", "simulation"], "Deployment targets to time.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 _MEMORY_OF = flags.DEFINE_string(
-    "memory_of", None, '"float" or a target: take steps of it alone, and print the peak in MB.'
+    "memory_of",
+    None,
+    '"float" or a target: only take a few steps of this model, and print the peak memory in MB.',
 )
 
 _BOUND = 1.3
@@ -40,17 +44,17 @@ _BOUND = 1.3
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Times of one variant beside those of the float model.
+    """Times of one variant and of the float model.
 
     Attributes:
-        weights: Of the float model.
+        weights: Number of parameters of the float model.
         target: Deployment target.
-        phase: `"search"`, in which bits are drawn, or `"settled"`, in which they are fixed.
-        float_seconds, quantized_seconds: Medians of a step.
-        ratio: Median over the pairs of neighbouring steps of quantized over float time.
+        phase: `"search"`, in which bits are sampled, or `"settled"`, in which they are fixed.
+        float_seconds, quantized_seconds: Median time of a step.
+        ratio: Median over the pairs of neighboring steps of quantized time divided by float time.
         low, high: Quartiles of that ratio.
-        processor_ratio: The same median of processor time, which other programs disturb less.
-        float_mb, quantized_mb: Peaks of memory, in MB, TensorFlow itself included.
+        processor_ratio: The same median for processor time, which other programs affect less.
+        float_mb, quantized_mb: Peak memory in MB, including TensorFlow itself.
     """
 
     weights: int
@@ -67,12 +71,12 @@ class Row:
 
 
 def network(width):
-    """Returns ResNet-8 with so many times the filters."""
+    """Returns a ResNet-8 with `width` times the usual number of filters."""
     return architectures.resnet8(keras, int(width))
 
 
 def random_batch(model):
-    """Returns a batch of random images from 0 to 255, and labels, for a classifier."""
+    """Returns a batch of random images, with values from 0 to 255, and random labels."""
     random = np.random.default_rng(0)
     shape = [_BATCH_SIZE.value, *model.input_shape[1:]]
     images = random.uniform(0, 255, shape).astype("float32")
@@ -80,13 +84,13 @@ def random_batch(model):
 
 
 def compiled(model):
-    """Compiles a model as `fit` is mostly used, and returns it."""
+    """Compiles a model in the most common way, and returns it."""
     model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 
 def step_function(model, batch):
-    """Returns a function that takes one training step, and waits for it."""
+    """Returns a function that runs one training step to its end."""
     if model.train_function is None:
         model.make_train_function()
     endless = iter(tf.data.Dataset.from_tensors(batch).repeat())
@@ -101,17 +105,17 @@ def step_function(model, batch):
 
 
 def seconds(step):
-    """Returns the time, and the processor time, that a call takes."""
+    """Returns the wall time and the processor time of a call."""
     started = time.perf_counter(), time.process_time()
     step()
     return time.perf_counter() - started[0], time.process_time() - started[1]
 
 
 def compare(float_step, quantized_step):
-    """Times both steps in turn and returns the fields of a `Row` that tell of time."""
+    """Times both steps alternately, and returns the fields of a `Row` that are times."""
     pairs = []
     for number in range(_STEPS.value):
-        # Who goes first alternates too.
+        # The order alternates as well.
         if number % 2:
             quantized = seconds(quantized_step)
             pairs.append((seconds(float_step), quantized))
@@ -132,7 +136,7 @@ def compare(float_step, quantized_step):
 
 
 def searching(model, target):
-    """Returns a `DQMQModel` in the midst of its search."""
+    """Returns a `DQMQModel` in its search phase."""
     quantized = compiled(dqmq_tf.quantize_model(model, target=target))
     quantized.calibrate(random_batch(model)[0])
     quantized._training.begin(1_000_000)
@@ -140,7 +144,7 @@ def searching(model, target):
 
 
 def peak_of_process(width, variant):
-    """Returns the peak of memory, in MB, of a process that trains one variant."""
+    """Returns the peak memory, in MB, of a new process that trains one variant."""
     flag = f"--memory_of={variant}", f"--widths={width}", f"--batch_size={_BATCH_SIZE.value}"
     command = [sys.executable, __file__, *flag]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -148,16 +152,16 @@ def peak_of_process(width, variant):
 
 
 def peak_of_this(model, variant):
-    """Takes a few steps of one variant; returns the peak of memory in MB."""
+    """Takes a few steps of one variant, and returns the peak memory in MB."""
     batch = random_batch(model)
     step_function(compiled(model) if variant == "float" else searching(model, variant), batch)
-    # Not getrusage: on Linux a process starts with the peak of the one that made it.
+    # Not getrusage: on Linux a process inherits the peak of its parent.
     status = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) // 1024
 
 
 def measure(model, width, target):
-    """Yields a `Row` of the search and one of the settled phase."""
+    """Yields a `Row` for the search phase and one for the settled phase."""
     batch, quantized = random_batch(model), searching(model, target)
     common = {
         "weights": model.count_params(),
@@ -172,7 +176,7 @@ def measure(model, width, target):
 
 
 def table_of(rows):
-    """Returns a table of rows."""
+    """Returns the rows as a table."""
     table = rich.table.Table(
         "weights",
         "target",

@@ -1,4 +1,4 @@
-"""A small benchmark on digits."""
+"""A small version of the benchmark, on digits."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def digits(split, count, clean):
 
 
 class Digits:
-    """In the place of `mixtures.Mixtures`."""
+    """Replaces `datasets.Mixtures`."""
 
     def training(self, seed, steps):
         return digits("train", steps * datasets.BATCH, 0.2)

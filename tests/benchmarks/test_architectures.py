@@ -1,4 +1,4 @@
-"""The networks that are described once for Keras 3 and tf_keras."""
+"""The networks that are defined once for both Keras 3 and tf_keras."""
 
 import pathlib
 
@@ -23,7 +23,7 @@ def shapes(weights):
 
 
 def essence(layer):
-    """What a layer computes, without what files of different age write differently."""
+    """Returns what a layer computes, without the fields that differ between versions of Keras."""
     kept = ("filters", "kernel_size", "strides", "padding", "use_bias", "activation", "units")
     kept += ("momentum", "epsilon", "pool_size")
     config = layer.get_config()
@@ -37,7 +37,7 @@ def sources(layer):
 
 
 @pytest.mark.skipif(not RESNET.exists(), reason=f"no {RESNET}")
-def test_resnet8_is_that_of_mlperf_tiny():
+def test_resnet8_equals_that_of_mlperf_tiny():
     given = keras.models.load_model(RESNET, compile=False)
     made = architectures.resnet8(keras)
     assert len(made.layers) == len(given.layers)
@@ -49,7 +49,7 @@ def test_resnet8_is_that_of_mlperf_tiny():
     np.testing.assert_array_equal(made.predict(IMAGES, verbose=0), given.predict(IMAGES, verbose=0))
 
 
-def test_twice_the_filters_are_four_times_the_size():
+def test_twice_the_filters_give_four_times_the_size():
     narrow, wide = (architectures.resnet8(keras, width) for width in (1, 2))
     assert [layer.name for layer in wide.layers] == [layer.name for layer in narrow.layers]
     assert 3.8 <= wide.count_params() / narrow.count_params() <= 4.0
@@ -68,14 +68,14 @@ def test_mobilenet_v2_has_linear_bottlenecks_and_four_residuals():
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_weights_mean_the_same_in_both_kerases(make):
+def test_both_keras_packages_predict_the_same_from_the_same_weights(make):
     tf_keras = pytest.importorskip("tf_keras")
     keras.utils.set_random_seed(0)
     new, old = make(keras), make(tf_keras)
     assert [w.name for w in new.layers] == [w.name for w in old.layers]
     assert shapes(new.get_weights()) == shapes(old.get_weights())
     generator = np.random.default_rng(1)
-    # Random everywhere, or two weights of one shape could be taken for each other.
+    # All weights are random. Otherwise swapped weights of the same shape would go unnoticed.
     weights = [w + np.float32(generator.uniform(0.1, 0.2, w.shape)) for w in new.get_weights()]
     for model in (new, old):
         model.set_weights(weights)

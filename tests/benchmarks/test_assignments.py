@@ -8,7 +8,7 @@ def costs():
     return assignments.cost_model(network())
 
 
-def test_uniform_keeps_both_ends_at_eight_bits(costs):
+def test_uniform_bits_leave_the_first_and_last_layer_at_eight_bits(costs):
     bits = assignments.uniform(costs, 3, 2)
     assert bits["conv_0:kernel"] == bits["classes:kernel"] == 8
     assert bits["image"] == bits["pool"] == 8
@@ -16,7 +16,7 @@ def test_uniform_keeps_both_ends_at_eight_bits(costs):
     assert bits["relu_0"] == bits["relu_1"] == 2
 
 
-def test_cost_counts_every_layer(costs):
+def test_the_cost_counts_every_layer(costs):
     bits = assignments.uniform(costs, 3, 2)
     macs = dict(zip((point.name for point in costs.weights), costs.macs))
     ends = macs["conv_0:kernel"] + macs["classes:kernel"]
@@ -25,7 +25,7 @@ def test_cost_counts_every_layer(costs):
     assert assignments.cost(costs, bits) == pytest.approx(expected)
 
 
-def test_a_fixed_network_trains_at_its_bits(costs):
+def test_a_fixed_network_trains_at_the_assigned_bits(costs):
     bits = assignments.uniform(costs, 4, 3)
     fixed = assignments.fixed(network(), bits, "simulation", seed=0)
     compiled(fixed).fit(training_data(1).take(3), verbose=0)

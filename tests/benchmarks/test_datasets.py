@@ -7,7 +7,7 @@ from study import datasets, float_networks
 from dqmq_tf import quality
 
 DATA = pathlib.Path("../shared/data/tfds")
-pytestmark = pytest.mark.skipif(not DATA.exists(), reason="CIFAR-10 is not there")
+pytestmark = pytest.mark.skipif(not DATA.exists(), reason="CIFAR-10 is not available")
 
 
 @pytest.fixture(scope="module")
@@ -15,13 +15,13 @@ def made(tmp_path_factory):
     return datasets.Mixtures(str(DATA), tmp_path_factory.mktemp("mixtures"))
 
 
-def test_kinds_of_training_and_unknown_kinds_share_none():
+def test_no_kind_is_both_in_training_and_among_the_unseen_kinds():
     assert not set(datasets.SEEN) & set(datasets.UNSEEN)
     assert set(datasets.SEEN) | set(datasets.UNSEEN) == set(quality.KINDS)
     assert len(datasets.SEEN) >= 6
 
 
-def test_tests_hold_the_whole_test_set_under_what_they_say(made):
+def test_each_test_has_all_test_images_with_the_stated_degradations(made):
     clean = made.test("c")
     assert len(clean) == 10_000 and not clean.kind.any()
     mixed = made.test("d")
@@ -36,28 +36,28 @@ def test_tests_hold_the_whole_test_set_under_what_they_say(made):
         assert set(found.severity) == {1, 2, 3, 4, 5}
 
 
-def test_training_hangs_on_the_seed_and_is_kept(made):
+def test_training_images_depend_on_the_seed_and_are_cached(made):
     first, again = made.training(0, 3), made.training(0, 3)
     np.testing.assert_array_equal(first.x, again.x)
     assert len(first) == 3 * datasets.BATCH
     other = made.training(1, 3)
     assert (first.y != other.y).any()
-    # A longer training begins as a shorter one.
+    # A longer training begins with the same images as a shorter one.
     longer = made.training(0, 5)
     np.testing.assert_array_equal(longer.x[: len(first)], first.x)
     assert 0.1 < (longer.kind == 0).mean() < 0.3
 
 
-def test_streams_hold_what_is_kept(made):
+def test_streamed_training_images_equal_the_cached_ones(made):
     kept = made.training(0, 3)
     streamed = np.concatenate([x for x, _ in made.stream(0, 3)])
     np.testing.assert_array_equal(streamed, kept.x.astype("float32"))
 
 
-def test_validation_images_are_in_no_training(made):
+def test_validation_images_are_never_trained_on(made):
     for network, split, skipped in (
         ("mobilenet_v2", "train", 45_000),
-        # Its published weights have seen all training images.
+        # The published weights of ResNet-8 have seen all training images.
         ("resnet8", "test", 0),
     ):
         validation = made.validation(float_networks.VALIDATION[network])
@@ -67,13 +67,13 @@ def test_validation_images_are_in_no_training(made):
         np.testing.assert_array_equal(validation.y[:20], labels)
 
 
-def test_tuning_sees_no_image_of_the_test_as_the_test_has_it(made):
+def test_tuning_degrades_the_test_images_differently_than_the_test(made):
     tuned, tested = made.validation(float_networks.VALIDATION["resnet8"]), made.test("a")
     same = (tuned.x == tested.x[: len(tuned)]).all(axis=(1, 2, 3))
     assert same.mean() < 0.05
 
 
-def test_batches_are_in_order():
+def test_batches_keep_the_order_of_the_images():
     random = np.random.default_rng(0)
     count = 2 * datasets.BATCH + 7
     images = datasets.Images(

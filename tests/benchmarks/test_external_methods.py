@@ -1,4 +1,4 @@
-"""Methods in a process of their own: what a script is handed, and what is read from it."""
+"""Methods that run as scripts: what they are given, and what is read from their output."""
 
 import os
 import pathlib
@@ -28,7 +28,7 @@ def images():
 
 
 def executed(python, script, folder, model, images, *options):
-    """Runs a script on a training set, and on two tests; returns the process."""
+    """Runs a script on a training set and two tests, and returns the finished process."""
     few = {"a_x": images.x[:4], "a_y": images.y[:4], "b_x": images.x[:16], "b_y": images.y[:16]}
     np.savez(folder / "weights.npz", *model.get_weights())
     np.savez(folder / "data.npz", x=images.x, y=images.y)
@@ -40,7 +40,7 @@ def executed(python, script, folder, model, images, *options):
 
 
 def output(folder):
-    """What a script wrote, after checking what all of them write."""
+    """Checks what all scripts must write, and returns what a script wrote."""
     with np.load(folder / "output.npz") as file:
         found = dict(file)
     assert {k: found[k].shape for k in ("a", "b")} == {"a": (4, 10), "b": (16, 10)}
@@ -49,7 +49,9 @@ def output(folder):
     return found
 
 
-def test_without_a_python_for_it_hgq2_says_what_to_set(model, images, monkeypatch):
+def test_hgq2_without_its_environment_is_an_error_that_names_the_variable(
+    model, images, monkeypatch
+):
     monkeypatch.delenv(external_methods.PYTHON_VARIABLE, raising=False)
     assert external_methods.missing("tfmot") is None
     with pytest.raises(ValueError, match="hgq2 was not run: set DQMQ_HGQ2_PYTHON to the Python of"):
@@ -57,7 +59,7 @@ def test_without_a_python_for_it_hgq2_says_what_to_set(model, images, monkeypatc
 
 
 @pytest.mark.parametrize("method, extra", [("tfmot", {}), ("hgq2", {"bit_ops": 9.0, "ebops": 7.0})])
-def test_predictions_are_scored(method, extra, model, images, monkeypatch):
+def test_predictions_of_a_script_are_scored(method, extra, model, images, monkeypatch):
     commands = []
 
     def run(command, **options):
@@ -67,7 +69,7 @@ def test_predictions_are_scored(method, extra, model, images, monkeypatch):
             assert len(file.files) == len(model.get_weights())
         with np.load(paths["tests"]) as file:
             right = np.eye(10)[file["a_y"]]
-        # A quarter is wrong.
+        # A quarter of the predictions is wrong.
         right[::4] = np.roll(right[::4], 1, axis=-1)
         np.savez(paths["output"], a=right, seconds=2.5, accuracy_a=0.75, **extra)
 
@@ -84,7 +86,7 @@ def test_predictions_are_scored(method, extra, model, images, monkeypatch):
     assert command[0] == ("other/python" if method == "hgq2" else sys.executable)
 
 
-def test_tfmot_runs(model, images, tmp_path):
+def test_the_script_of_tfmot_runs(model, images, tmp_path):
     pytest.importorskip("tensorflow_model_optimization")
     done = executed(sys.executable, "tfmot_int8.py", tmp_path, model, images, "--steps=2")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -105,20 +107,20 @@ def hgq2(model, images, tmp_path):
     return run
 
 
-def test_hgq2_keeps_the_budget(hgq2, tmp_path):
+def test_the_script_of_hgq2_meets_the_budget(hgq2, tmp_path):
     done = hgq2("--steps=240", "--mean_bits=5")
     assert done.returncode == 0, done.stderr[-3000:]
     assert 0.9 * 25 < output(tmp_path)["bit_ops"] / MACS <= 25
 
 
-def test_hgq2_refuses_what_exceeds_the_budget_and_counts_it_all_the_same(hgq2, tmp_path):
+def test_the_script_of_hgq2_fails_above_the_budget_but_writes_the_cost(hgq2, tmp_path):
     done = hgq2("--steps=2", "--mean_bits=5")
     assert done.returncode and "bit operations exceed a budget of 3.125e+08" in done.stderr
     found = output(tmp_path)
     assert found["bit_ops"] == 6 * 6 * MACS
-    # HGQ2 counts 5 bits of a weight, no products with padding, and some of the additions.
+    # HGQ2 counts 5 bits per weight, omits products with padding, and counts some of the additions.
     inside = {side: ((3 * side - 2) / (3 * side)) ** 2 for side in (32, 16, 8)}
-    # A kernel with stride 2 is padded at one side alone.
+    # A kernel with stride 2 is padded on one side only.
     strided = {side: ((3 * side - 1) / (3 * side)) ** 2 for side in (16, 8)}
     products = (442_368 + 2 * 2_359_296) * inside[32] + 1_179_648 * strided[16]
     products += 2_359_296 * inside[16] + 1_179_648 * strided[8] + 2_359_296 * inside[8]

@@ -1,4 +1,4 @@
-"""The baselines at fixed bits: their quantizers, and their training."""
+"""The baselines PACT and DoReFa at fixed bits: their quantizers and their training."""
 
 import pathlib
 
@@ -41,20 +41,20 @@ def quantize(float_network, costs, clean_images):
 
 @settings(max_examples=40, deadline=None)
 @given(x=arrays, alpha=alphas, bits=BITS, signed=st.booleans())
-def test_clip_has_a_level_at_zero_and_at_most_two_to_the_bits(x, alpha, bits, signed):
+def test_a_clip_has_a_level_at_zero_and_at_most_two_to_the_bits_levels(x, alpha, bits, signed):
     y = fixed_precision.learned_clip(x * alpha, alpha, bits, signed).numpy()
     levels = np.unique(np.append(y, 0.0))
     assert len(levels) <= 2**bits
     step = alpha * (2 if signed else 1) / (2**bits - 1)
     np.testing.assert_allclose(levels / step, np.round(levels / step), atol=1e-2)
-    # No value is off by more than half a step, except beyond the clip.
+    # Inside the range no value is off by more than half a step.
     inside = (x * alpha > (-alpha + step if signed else 0)) & (x * alpha < alpha - step)
     assert np.all(np.abs(y - x * alpha)[inside] <= step / 2 * (1 + 1e-3))
 
 
 @settings(max_examples=40, deadline=None)
 @given(x=arrays, alpha=alphas, bits=BITS, signed=st.booleans())
-def test_clip_leaves_quantized_values_as_they_are(x, alpha, bits, signed):
+def test_a_clip_does_not_change_values_that_are_quantized_already(x, alpha, bits, signed):
     once = fixed_precision.learned_clip(x * alpha, alpha, bits, signed)
     twice = fixed_precision.learned_clip(once, alpha, bits, signed)
     np.testing.assert_allclose(twice, once, atol=1e-5 * alpha)
@@ -62,7 +62,7 @@ def test_clip_leaves_quantized_values_as_they_are(x, alpha, bits, signed):
 
 @settings(max_examples=40, deadline=None)
 @given(x=arrays, alpha=alphas, bits=BITS)
-def test_gradients_of_the_clip_are_those_of_pact(x, alpha, bits):
+def test_the_gradients_of_a_clip_are_those_of_the_pact_paper(x, alpha, bits):
     x = tf.constant(x * alpha)
     alpha = tf.constant(alpha)
     upstream = tf.random.stateless_normal(x.shape, seed=(0, bits))
@@ -75,7 +75,7 @@ def test_gradients_of_the_clip_are_those_of_pact(x, alpha, bits):
     np.testing.assert_allclose(to_x, np.where(above | (x.numpy() < 0), 0.0, upstream))
 
 
-def test_a_signed_clip_widens_for_values_beyond_either_end():
+def test_values_beyond_either_end_widen_a_signed_clip():
     alpha = tf.constant(1.0)
     for x, slope in ((5.0, 1.0), (-5.0, -1.0), (0.3, 0.0)):
         with tf.GradientTape() as tape:
@@ -86,7 +86,7 @@ def test_a_signed_clip_widens_for_values_beyond_either_end():
 
 @settings(max_examples=40, deadline=None)
 @given(latent=arrays, bits=BITS, per_channel=st.booleans())
-def test_dorefa_weights_lie_on_the_levels_of_the_paper(latent, bits, per_channel):
+def test_dorefa_weights_are_on_the_levels_of_the_paper(latent, bits, per_channel):
     axes = (0, 1, 2) if per_channel else (0, 1, 2, 3)
     y = fixed_precision.dorefa_weights(tf.constant(latent), bits, axes).numpy()
     squashed = np.tanh(latent)
@@ -99,7 +99,7 @@ def test_dorefa_weights_lie_on_the_levels_of_the_paper(latent, bits, per_channel
 
 @settings(max_examples=20, deadline=None)
 @given(weights=arrays, scale=st.floats(1e-3, 5.0))
-def test_latent_weights_stand_for_the_weights(weights, scale):
+def test_latent_weights_represent_the_original_weights(weights, scale):
     weights = np.float32(weights * scale)
     latent = tf.constant(fixed_precision.latent_weights(weights, (0, 1, 2)))
     largest = np.abs(weights).max((0, 1, 2), keepdims=True)
@@ -108,13 +108,13 @@ def test_latent_weights_stand_for_the_weights(weights, scale):
 
 
 @pytest.mark.parametrize("values", [np.array([0.0, 0.0]), np.array([-3.0, 2.0, 1.0])])
-def test_limit_of_least_error_is_positive_and_in_reach(values):
+def test_the_limit_with_the_least_error_is_positive_and_at_most_the_largest_value(values):
     limit = fixed_precision.least_error_limit(values.astype("float32"), 4)
     assert 0 < limit <= max(1.0, np.abs(values).max())
 
 
 @pytest.mark.parametrize("method", fixed_precision.METHODS)
-def test_tensors_and_kernels_have_the_bits_of_the_assignment(quantize, clean_images, method):
+def test_activations_and_kernels_have_the_assigned_bits(quantize, clean_images, method):
     model = quantize(method, 2, 3)
     clips = {layer.name: layer for layer in model.layers if layer.name.endswith("_clip")}
     assert {name: clip.bits for name, clip in clips.items()} == {
@@ -130,7 +130,7 @@ def test_tensors_and_kernels_have_the_bits_of_the_assignment(quantize, clean_ima
 
 
 @pytest.mark.parametrize("method", fixed_precision.METHODS)
-def test_training_lowers_the_loss_and_leaves_the_float_network(
+def test_training_lowers_the_loss_and_does_not_change_the_float_network(
     quantize, float_network, clean_images, method
 ):
     images, labels = clean_images
@@ -143,14 +143,14 @@ def test_training_lowers_the_loss_and_leaves_the_float_network(
     assert model.evaluate(images, labels, verbose=0)[0] < start
     assert np.abs(model.get_layer("norm_1").moving_mean.numpy() - means).max() > 0
     trained = {name for name, alpha in clips.items() if model.get_layer(name).alpha != alpha}
-    # The image's clip is fixed in both methods.
+    # Both methods keep the clip of the input image fixed.
     assert trained == (set(clips) - {"image_clip"} if method == "pact" else set())
     for old, new in zip(before, float_network.get_weights()):
         np.testing.assert_array_equal(old, new)
     np.testing.assert_array_equal(float_network.predict(images, verbose=0), answers)
 
 
-def test_decay_of_alpha_is_part_of_the_loss(quantize):
+def test_the_weight_decay_of_alpha_is_part_of_the_loss(quantize):
     model = quantize("pact", 4, 4)
     clips = [x for x in model.layers if isinstance(x, fixed_precision.Clip)]
     alphas = [clip.alpha for clip in clips if clip.scale is not None]
@@ -159,7 +159,7 @@ def test_decay_of_alpha_is_part_of_the_loss(quantize):
     np.testing.assert_allclose(decay, 1e-4 * sum(a**2 for a in alphas), rtol=1e-5)
 
 
-def test_refuses_an_unknown_method_and_a_point_without_bits(float_network, costs, clean_images):
+def test_an_unknown_method_or_a_point_without_bits_is_an_error(float_network, costs, clean_images):
     with pytest.raises(ValueError, match="'lsq'"):
         fixed_precision.quantized(float_network, costs, {}, "lsq", clean_images[0])
     with pytest.raises(ValueError, match="no entry for 'image'"):
@@ -169,7 +169,7 @@ def test_refuses_an_unknown_method_and_a_point_without_bits(float_network, costs
 @pytest.mark.skipif(not RESNET.exists(), reason=f"no {RESNET}")
 @pytest.mark.skipif(not (CIFAR / "cifar10").is_dir(), reason=f"no prepared CIFAR-10 in {CIFAR}")
 @pytest.mark.parametrize("method", fixed_precision.METHODS)
-def test_resnet8_at_8_bits_says_what_it_says_in_float(method):
+def test_resnet8_at_8_bits_predicts_what_it_predicts_in_float(method):
     model = keras.models.load_model(RESNET, compile=False)
     data, _ = quality.load("cifar10", split="test[:600]", data_dir=str(CIFAR))
     images = np.float32(next(iter(data.batch(600)))[0])

@@ -20,7 +20,7 @@ BITS = (2, 4, 8)
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A network of 28 weights, and images and labels for it."""
+    """A network with 28 weights, and images and labels for it."""
     keras.utils.set_random_seed(3)
     x = inputs = keras.Input((5, 5, 1), name="image")
     x = layers.Conv2D(2, 3, use_bias=False, name="conv")(x)
@@ -33,7 +33,7 @@ def tiny():
 
 
 def exact_trace(function, x):
-    """Trace of the Hessian of `function()` with respect to a tensor, one column after the other."""
+    """Returns the exact trace of the Hessian of `function()`, computed column by column."""
     with tf.GradientTape(persistent=True) as outer:
         outer.watch(x)
         with tf.GradientTape() as inner:
@@ -56,11 +56,11 @@ def batches(images, labels, size):
     ]
 
 
-def test_traces_of_kernels_are_those_of_the_exact_hessian(tiny):
+def test_kernel_traces_equal_those_of_the_exact_hessian(tiny):
     model, images, labels = tiny
     network = hawq.Network(model, assignments.cost_model(model))
     random = tf.random.Generator.from_seed(0)
-    # Batches of 4 and 2: each image counts the same.
+    # Batches of 4 and 2 images: each image must count the same.
     found = hawq.kernel_traces(network, batches(images, labels, 4), 500, random)
     for name, trace in zip(("conv", "head"), found):
         kernel = model.get_layer(name).kernel.value
@@ -68,7 +68,7 @@ def test_traces_of_kernels_are_those_of_the_exact_hessian(tiny):
         assert trace == pytest.approx(exact, rel=0.1)
 
 
-def test_traces_of_activations_are_those_of_each_image(tiny):
+def test_activation_traces_equal_the_exact_ones_for_each_image(tiny):
     model, images, labels = tiny
     network = hawq.Network(model, assignments.cost_model(model))
     assert [point.name for point in network.decided] == ["image", "relu"]
@@ -96,7 +96,7 @@ def test_sensitivities_are_half_the_mean_curvature_times_the_squared_error(tiny)
     for bits in (2, 3, 8):
         step = np.abs(kernel.numpy()).max(axis=0) / (2 ** (bits - 1) - 1)
         plain = np.square(np.round(kernel / step) * step - kernel).sum()
-        # Steps of least error: no worse than those that reach the largest weight.
+        # The steps have the least error, so no more than steps that reach the largest weight.
         assert 0 < weights[1][bits] <= 0.5 * trace / 54 * plain * 1.1
     for row in (*weights, *activations):
         assert sorted(row, key=row.get, reverse=True) == sorted(row)
@@ -124,7 +124,7 @@ def weight(name, source, macs, shape):
 
 
 def problem(kind, target, seed):
-    """Three layers, two of which read the same activation, with random sensitivities."""
+    """Returns three layers, two of which read the same activation, with random sensitivities."""
     random = np.random.default_rng(seed)
     shapes = [(3, 3, 3, 8), (3, 3, 8, 16), (1, 1, 8, 16)]
     points = [
@@ -148,7 +148,7 @@ def problem(kind, target, seed):
 
 
 def brute_force(model, weights, activations, budget, cost):
-    """`(sensitivity, weight bits, activation bits)` of the best of all assignments, or None."""
+    """Tries all assignments. Returns `(sensitivity, weight bits, activation bits)` of the best, or None."""
     rows = [*weights, *activations]
     found = []
     for bits in itertools.product(BITS, repeat=len(rows)):
@@ -160,7 +160,7 @@ def brute_force(model, weights, activations, budget, cost):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("budget", [3.0, 4.0, 5.3, 8.0])
-def test_mean_bit_width_is_the_best_of_all_assignments(budget, seed):
+def test_bits_for_a_mean_bit_width_are_the_best_of_all_assignments(budget, seed):
     model, weights, activations = problem("mean_bit_width", "simulation", seed)
     best = brute_force(model, weights, activations, budget, model.exact)
     assert integer_program.choose(model, weights, activations, budget) == (best and best[1:])
@@ -171,7 +171,7 @@ def test_mean_bit_width_is_the_best_of_all_assignments(budget, seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_tied_kernels_have_the_bits_of_what_their_layers_read(seed):
+def test_tied_kernels_have_the_bits_of_their_layers_inputs(seed):
     model, weights, activations = problem("mean_bit_width", "simulation", seed)
     readers = [i for i, column in enumerate(model.input_column) if column >= 0]
     assert readers
@@ -187,7 +187,7 @@ def test_tied_kernels_have_the_bits_of_what_their_layers_read(seed):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.8, 1.0])
 @pytest.mark.parametrize("kind", ["download_bytes", "size_bytes"])
-def test_bytes_are_the_best_of_all_assignments(kind, share, seed):
+def test_bits_for_a_budget_in_bytes_are_the_best_of_all_assignments(kind, share, seed):
     target = "android" if kind == "download_bytes" else "microcontroller"
     model, weights, _ = problem(kind, target, seed)
     ends = [model.exact([bits] * 3, []) for bits in (2, 8)]
@@ -197,7 +197,7 @@ def test_bytes_are_the_best_of_all_assignments(kind, share, seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_bytes_are_those_of_the_file(seed):
+def test_a_budget_in_bytes_counts_the_bytes_of_the_file(seed):
     model, weights, _ = problem("download_bytes", "android", seed)
     ends = [model.of_file([bits] * 3, []) for bits in (2, 8)]
     for budget in np.linspace(*ends, 9)[:-1]:
@@ -207,7 +207,7 @@ def test_bytes_are_those_of_the_file(seed):
         assert sum(row[b] for row, b in zip(weights, bits)) <= 2 * best[0]
 
 
-def test_a_budget_out_of_reach_is_named_with_the_smallest_cost():
+def test_the_error_for_a_budget_that_is_too_small_names_the_smallest_cost():
     model, weights, activations = problem("mean_bit_width", "simulation", 0)
     smallest = model.exact([2, 2, 2], [2])
     with pytest.raises(ValueError, match=f"mean_bit_width=1.5 .* {smallest:,.6g}"):
@@ -233,19 +233,19 @@ def test_layers_that_matter_more_get_more_bits():
     bits = hawq.assign(model, images, np.arange(16) % 4, cost_model, 4.0, batch=8)
     assert assignments.cost(cost_model, bits) <= 4.0
     assert set(bits) == set(assignments.uniform(cost_model, 4, 4))
-    # The classifiers are so cheap that either gets all the bits there are.
+    # The classifiers are so cheap that both get the most bits.
     assert bits["loud_conv:kernel"] > bits["quiet_conv:kernel"] + 1
     assert bits["loud_dense:kernel"] == bits["quiet_dense:kernel"] == 8
 
 
-def test_a_model_without_softmax_is_refused():
+def test_a_model_without_softmax_is_an_error():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="head")])
-    with pytest.raises(ValueError, match="'head' is no softmax: put one at the end"):
+    with pytest.raises(ValueError, match="'head' is no softmax: add one at the end"):
         hawq.Network(model, assignments.cost_model(model))
 
 
-@pytest.mark.skipif(not RESNET.exists(), reason="MLPerf Tiny's ResNet-8 is not there")
-def test_budgets_of_resnet_8_are_used():
+@pytest.mark.skipif(not RESNET.exists(), reason="MLPerf Tiny's ResNet-8 is not available")
+def test_the_bits_of_resnet_8_use_most_of_each_budget():
     model = keras.models.load_model(RESNET, compile=False)
     images = np.random.default_rng(0).uniform(0, 255, (8, 32, 32, 3)).astype("float32")
     labels = np.arange(8) % 10

@@ -1,4 +1,4 @@
-"""The driver: it goes on where it stopped, whatever fails in between."""
+"""`mixed_quality.py` continues where it stopped, even if runs fail."""
 
 import json
 
@@ -35,25 +35,25 @@ def wanted():
     ]
 
 
-def test_what_is_found_is_not_run_again_and_what_failed_is(driver):
-    assert mixed_quality.work_off(wanted(), mixed_quality.records(), float("inf"))
+def test_recorded_runs_are_not_repeated_but_failed_ones_are(driver):
+    assert mixed_quality.execute_missing(wanted(), mixed_quality.records(), float("inf"))
     assert len(driver) == 3 and len(mixed_quality.records()) == 2
     driver.clear()
-    assert mixed_quality.work_off(wanted(), mixed_quality.records(), float("inf"))
+    assert mixed_quality.execute_missing(wanted(), mixed_quality.records(), float("inf"))
     assert [run.method for run in driver] == ["pact"]
 
 
-def test_nothing_begins_after_the_deadline(driver):
-    assert not mixed_quality.work_off(wanted(), [], 0.0)
+def test_no_run_starts_after_the_deadline(driver):
+    assert not mixed_quality.execute_missing(wanted(), [], 0.0)
     assert not driver and not mixed_quality.records()
 
 
-def test_the_same_run_is_executed_once(driver):
-    mixed_quality.work_off([wanted()[0]] * 3, [], float("inf"))
+def test_a_run_that_is_planned_several_times_is_executed_once(driver):
+    mixed_quality.execute_missing([wanted()[0]] * 3, [], float("inf"))
     assert len(driver) == 1
 
 
-def test_hgq2_is_planned_where_a_python_for_it_is_named(driver, monkeypatch):
+def test_hgq2_is_planned_only_if_its_environment_is_set(driver, monkeypatch):
     costs = {name: assignments.cost_model(network()) for name in float_networks.NETWORKS}
     monkeypatch.setattr(plan, "MEAN_BITS", (5.5,))
     for python, methods in (("", {"dqmq"}), ("other/python", {"dqmq", "hgq2"})):

@@ -1,4 +1,4 @@
-"""An encoder that is told the quality: images of one group have one embedding."""
+"""The oracle: an encoder that knows the quality of each image."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ def embeddings(qmodel, images):
     return np.asarray(qmodel.encoder(images.first(len(images))[0]))
 
 
-def test_groups_have_embeddings_of_their_own(bench):
+def test_all_images_of_a_group_have_the_embedding_of_that_group(bench):
     training, test = bench.mixtures.training(0, 3), bench.mixtures.test("d")
     qmodel = dqmq_tf.quantize_model(bench.start("resnet8"), target="simulation")
     oracle.tell(qmodel, training, [test])
@@ -24,24 +24,24 @@ def test_groups_have_embeddings_of_their_own(bench):
     np.testing.assert_array_equal(embeddings(qmodel, test)[test.kind == 0][0], clean)
 
 
-def test_images_that_were_not_told_have_none(bench):
+def test_images_of_unknown_quality_have_the_embedding_zero(bench):
     training, test = bench.mixtures.training(0, 3), bench.mixtures.test("a")
     qmodel = dqmq_tf.quantize_model(bench.start("resnet8"), target="simulation")
     oracle.tell(qmodel, training, [])
     assert not embeddings(qmodel, test).any() and embeddings(qmodel, training).any()
 
 
-def test_too_many_groups_are_refused(bench):
+def test_more_groups_than_rows_of_the_kernel_are_an_error(bench):
     training = bench.mixtures.training(0, 3)
     qmodel = dqmq_tf.quantize_model(bench.start("resnet8"), target="simulation")
     many = type(training)(
         x=training.x, y=training.y, kind=np.arange(len(training)), severity=training.severity
     )
-    with pytest.raises(ValueError, match="groups of quality, 16 rows"):
+    with pytest.raises(ValueError, match="groups of quality, but the encoder.s kernel has 16 rows"):
         oracle.tell(qmodel, many, [])
 
 
-def test_bits_follow_what_was_told(bench):
+def test_bits_depend_on_the_known_quality(bench):
     run = runs.Run(
         network="resnet8", method="dqmq", kind="mean_bit_width", budget=3.0, steps=6,
         ablation="told_quality",

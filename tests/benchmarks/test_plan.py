@@ -19,7 +19,7 @@ def few_budgets(monkeypatch):
     monkeypatch.setattr(plan, "_TUNED_AT", {"resnet8": (5.5, 6.5), "mobilenet_v2": (6.5,)})
 
 
-def test_uniform_pairs_are_the_dearest_within_the_budget(costs):
+def test_uniform_pairs_have_the_largest_cost_within_the_budget(costs):
     model = costs["resnet8"]
     pairs = plan.uniform_bits(model, 5.0)
     prices = [assignments.cost(model, assignments.uniform(model, *pair)) for pair in pairs]
@@ -29,14 +29,14 @@ def test_uniform_pairs_are_the_dearest_within_the_budget(costs):
     assert all(assignments.cost(model, assignments.uniform(model, *p)) > 5.0 for p in near)
 
 
-def test_budget_below_two_bits_is_refused(costs):
+def test_a_budget_below_two_bits_is_an_error(costs):
     with pytest.raises(ValueError, match="budget of 1.5"):
         plan.uniform_bits(costs["resnet8"], 1.5)
 
 
-def test_every_method_has_every_budget_and_seed(costs, few_budgets):
+def test_every_method_runs_at_every_budget_with_every_seed(costs, few_budgets):
     found = list(plan.table(costs, 8, NONE))
-    # Those without a budget, and the way of HAWQ that lost its trials, apart.
+    # Except methods without a budget, and the variant of HAWQ that was worse in the trials.
     for method in set(runs.METHODS) - {"float", "tfmot", "hawq_free"}:
         here = {
             (r.network, r.budget, r.seed)
@@ -49,7 +49,7 @@ def test_every_method_has_every_budget_and_seed(costs, few_budgets):
 
 
 def tried(costs, accuracy):
-    """The `Rates` of trials whose accuracy is a function of the run."""
+    """Returns the `Rates` from trials whose accuracy is a given function of the run."""
     return learning_rates.Rates(
         {"run": json.loads(run.key), "scores": {"validation": {"accuracy": accuracy(run)}}}
         for run in plan.trials(costs)
@@ -57,15 +57,15 @@ def tried(costs, accuracy):
 
 
 def taken(part, *names):
-    """The learning rates of some runs, by what their fields of these names hold."""
+    """Returns the learning rates of runs, by the values of the fields with these names."""
     found = {}
     for run in part:
         found.setdefault(tuple(getattr(run, n) for n in names), set()).add(run.learning_rate)
     return found
 
 
-def test_runs_take_the_rate_that_validation_chose(costs, few_budgets):
-    # Larger rates are better, but for files.
+def test_runs_use_the_rate_with_the_best_validation_accuracy(costs, few_budgets):
+    # Larger rates are better, except for files.
     chosen = tried(costs, lambda r: r.learning_rate * (-1 if r.kind == "download_bytes" else 1))
     for name, each in plan.LEARNING_RATES.items():
         made = (*plan.table(costs, 8, chosen), *plan.oracle(8, chosen), *plan.ablations(8, chosen))
@@ -74,27 +74,27 @@ def test_runs_take_the_rate_that_validation_chose(costs, few_budgets):
     assert taken(plan.files(8, chosen)) == {(): {min(plan.LEARNING_RATES["resnet8"])}}
 
 
-def test_each_budget_has_its_own_rate_and_others_that_of_the_nearest(costs, few_budgets):
+def test_a_budget_without_trials_uses_the_rate_of_the_nearest_budget(costs, few_budgets):
     low, high = plan.LEARNING_RATES["resnet8"]
     chosen = tried(costs, lambda r: r.learning_rate * (1 if r.budget == 5.5 else -1))
     made = [r for r in plan.table(costs, 8, chosen) if r.network == "resnet8" and r.budget]
-    # The check of the baselines has fewer bits than any budget here; 8 bits have more.
+    # The check of the baseline has a budget below all others here, the runs at 8 bits one above.
     assert taken(made, "budget") == {(4.25,): {high}, (5.5,): {high}, (6.5,): {low}}
     eight = [r for r in plan.ablations(8, chosen) if r.budget == 8.0]
     assert taken(eight) == {(): {low}}
 
 
-def test_rates_are_chosen_by_means_over_seeds(costs, few_budgets, monkeypatch):
+def test_rates_are_chosen_by_the_mean_over_seeds(costs, few_budgets, monkeypatch):
     monkeypatch.setattr(plan, "_TRIAL_SEEDS", {5.5: (0, 1)})
     low, high = plan.LEARNING_RATES["resnet8"]
-    # The larger rate is the best of all with one seed, and the worst with the other.
+    # The larger rate is the best with one seed, and the worst with the other.
     by_seed = {(low, 0): 0.7, (high, 0): 0.8, (low, 1): 0.7, (high, 1): 0.1}
     chosen = tried(costs, lambda r: by_seed.get((r.learning_rate, r.seed), 0.5))
     made = [r for r in plan.table(costs, 8, chosen) if r.network == "resnet8" and r.budget]
     assert taken(made, "budget") == {(4.25,): {low}, (5.5,): {low}, (6.5,): {high}}
 
 
-def test_training_as_dqmq_has_a_rate_of_its_own(costs, few_budgets):
+def test_methods_trained_as_dqmq_have_their_own_rate(costs, few_budgets):
     low, high = plan.LEARNING_RATES["resnet8"]
     chosen = tried(costs, lambda r: r.learning_rate * (1 if r.ablation else -1))
     for part in (plan.table(costs, 8, chosen), plan.files(8, chosen)):
@@ -103,7 +103,7 @@ def test_training_as_dqmq_has_a_rate_of_its_own(costs, few_budgets):
         assert taken(here, "ablation") == expected
 
 
-def test_each_method_has_the_same_trials(costs, few_budgets):
+def test_all_methods_have_the_same_trials(costs, few_budgets):
     trials = list(plan.trials(costs))
     for name, each in plan.LEARNING_RATES.items():
         here = [run for run in trials if run.network == name]
@@ -113,12 +113,12 @@ def test_each_method_has_the_same_trials(costs, few_budgets):
             (r.method, r.ablation) for r in here if r.budget in (5.5, 6.5)
         )
         assert set(budgets.values()) == {len(each) * len(plan._TUNED_AT[name])}
-    # HGQ2, and files, are on one network alone.
+    # HGQ2 and files run on one network only.
     assert {run.network for run in trials if run.method == "hgq2"} == {"resnet8"}
     assert {run.network for run in trials if run.kind == "download_bytes"} == {"resnet8"}
     assert all(run.tuning for run in trials)
 
 
-def test_key_goes_around():
+def test_a_run_can_be_restored_from_its_key():
     run = runs.Run(network="resnet8", method="lsq", kind="mean_bit_width", budget=3.0, bits=(3, 2))
     assert runs.Run.of(run.key) == run

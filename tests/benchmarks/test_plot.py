@@ -1,4 +1,4 @@
-"""`plot.py`: the tables, the Markdown and the pictures of known records."""
+"""`plot.py`: tables, Markdown and pictures from known records."""
 
 import json
 import pathlib
@@ -31,14 +31,14 @@ def nothing():
 
 
 def rows(table):
-    """`{words of the row: {column: figure}}`."""
+    """Returns `{words of the row: {column: figure}}`."""
     return {
         row[: table.words]: dict(zip(table.columns[table.words :], row[table.words :]))
         for row in table.rows
     }
 
 
-def test_figures_as_text():
+def test_figures_are_formatted_with_their_error():
     assert markdown_table.figure(None) == "-"
     assert markdown_table.figure(results.Estimate(71.234, None, 1)) == "71.23 (1 seed)"
     assert markdown_table.figure(results.Estimate(71.234, 0.056, 3)) == "71.23 ± 0.06"
@@ -46,7 +46,7 @@ def test_figures_as_text():
     assert markdown_table.figure(results.Estimate(39_000, 12, 3), 0) == "39,000 ± 12"
 
 
-def test_accuracies_of_all_methods():
+def test_the_table_of_accuracies_has_all_methods():
     found = results.Results(
         [
             *(
@@ -67,23 +67,23 @@ def test_accuracies_of_all_methods():
     assert shown["2.5", "DQMQ"]["bits on d"] == "2.50 (1 seed)"
     assert shown["-", "float"]["bits on a"] == "32"
     assert shown["-", "TFMOT int8"] == dict.fromkeys(shown["-", "TFMOT int8"], "-")
-    # The pair of bits is known from LSQ; at other budgets there is none.
+    # The pair of bits is known from LSQ's runs. At other budgets there are no such runs.
     assert set(shown["2.5", "PACT w2a3"].values()) == {"-"}
     assert set(shown["3", "PACT"].values()) == {"-"}
-    # HGQ2 is shown where it was run.
+    # HGQ2 is shown only if it has runs.
     assert shown["2.5", "HGQ2"]["bits on a"] == "2.45 (1 seed)"
     for checked in ("LSQ w4a4", "LSQ w4a4, trained as DQMQ"):
         assert set(shown["4.25", checked].values()) == {"-"}
     assert len(shown) == 4 + 3 * 8 + 1
 
 
-def test_missing_runs_are_dashes_everywhere(nothing):
+def test_missing_runs_are_shown_as_dashes_in_all_tables(nothing):
     for each in result_tables.tables(nothing):
         for row in each.rows:
             assert set(row[each.words :]) == {"-"}, each.title
 
 
-def test_leads_are_told_with_their_targets():
+def test_the_table_of_leads_shows_targets_and_verdicts():
     pairs = (
         ("dqmq", (0.75, 0.76, 0.77)),
         ("static", (0.74, 0.75, 0.76)),
@@ -97,7 +97,7 @@ def test_leads_are_told_with_their_targets():
     assert static[3:5] == ("a +0.3, d +0.5", "a reached, d reached")
     assert static[5:7] == ("3", "+1.00 ± 0.00 †")
     hawq = shown["ResNet-8", "2.5", "HAWQ (best HAWQ)"]
-    # Differences of -5, 6 and -13 points.
+    # The differences are -5, 6 and -13 points.
     assert hawq[4] == "a short, b short, c short" and hawq[6] == "-4.00 ± 5.51"
     assert shown["MobileNetV2", "2.5", "uniform"][3:5] == ("-", "-")
     assert shown["MobileNetV2", "3", "uniform"][3:5] == (
@@ -106,14 +106,14 @@ def test_leads_are_told_with_their_targets():
     )
 
 
-def test_files_have_bytes_and_their_share_of_the_budget(found):
+def test_the_table_of_files_shows_bytes_and_their_share_of_the_budget(found):
     shown = rows(result_tables.files(found))
     assert shown["ResNet-8", "40,000", "DQMQ"]["bytes"] == "39,001 ± 1"
     assert shown["ResNet-8", "40,000", "DQMQ"]["largest, % of budget"] == "97.5"
     assert set(shown["ResNet-8", "55,000", "static"].values()) == {"-"}
 
 
-def test_ablations_are_compared_with_dqmq_at_their_budget(found):
+def test_ablations_are_compared_with_dqmq_at_the_same_budget(found):
     ablations = result_tables.ablations(found).rows
     assert len(ablations) == 1 + len(runs.ABLATIONS) + 7
     shown = {row[:2]: row for row in ablations}
@@ -139,7 +139,7 @@ def test_ablations_are_compared_with_dqmq_at_their_budget(found):
     assert shown["8", "static"][7].startswith("7.90")
 
 
-def test_corruption_errors_and_bits_by_kind():
+def test_the_tables_of_corruptions_show_errors_and_bits_by_kind():
     ours = record("resnet8", "dqmq", 0.7, cost=2.5)
     found = results.Results([ours, record("resnet8", "float", 0.8)], 600)
     shown = rows(corruptions.mean_errors(found, "resnet8"))
@@ -151,7 +151,7 @@ def test_corruption_errors_and_bits_by_kind():
     assert shown["fog", "b"]["bits at 2.5"] == "2.50 (1 seed)"
     assert shown["clean", "c"]["bits at 2.5"] == "2.50 (1 seed)"
     assert shown["fog", "b"]["error at 4"] == "-"
-    # A kind that is worse the severer it is, seen at one severity.
+    # One kind, whose error grows with its severity, seen at one severity.
     ours["scores"]["a"]["cells"]["jpeg:4"] = [400, 200, 9.0 * ours["macs"]]
     shown = {row[:3]: row[3:] for row in corruptions.severities(found, "resnet8").rows}
     assert len(shown) == 5 * len(results.KINDS) + 1
@@ -160,7 +160,7 @@ def test_corruption_errors_and_bits_by_kind():
     assert shown["clean", "0", "c"][:4] == ("20.0", "30.0", "150", "2.50")
 
 
-def test_headroom_is_over_static_bits_of_the_same_seed():
+def test_the_gain_of_the_oracle_is_relative_to_static_bits_of_the_same_seed():
     pairs = (("static", None, (0.7, 0.8)), ("dqmq", None, (0.71, 0.83)))
     found = results.Results(
         [
@@ -177,7 +177,7 @@ def test_headroom_is_over_static_bits_of_the_same_seed():
 
 
 @pytest.mark.parametrize("which", ["found", "nothing"])
-def test_markdown_is_well_formed(which, request):
+def test_the_markdown_is_well_formed(which, request):
     text = document.markdown(request.getfixturevalue(which), {"A picture": "a.png"})
     assert text.startswith("# ") and "![A picture](a.png)" in text
     blocks = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
@@ -186,12 +186,12 @@ def test_markdown_is_well_formed(which, request):
         head, rule, *body = block.splitlines()
         assert re.fullmatch(r"\|( (:--|--:) \|)+", rule) and body
         assert {line.count("|") for line in (rule, *body)} == {head.count("|")}
-    # A table needs an empty line before it.
+    # Markdown needs an empty line before a table.
     assert not re.search(r"^[^|\n].*\n\|", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("which", ["found", "nothing"])
-def test_pictures_are_written(which, request, tmp_path):
+def test_the_pictures_are_written(which, request, tmp_path):
     for draw in (figures.accuracy, figures.bits):
         path = tmp_path / f"{draw.__name__}.png"
         draw(request.getfixturevalue(which), path)
@@ -200,7 +200,7 @@ def test_pictures_are_written(which, request, tmp_path):
         assert (pixels.min(axis=-1) < 0.5).mean() > 0.0005
 
 
-def test_picture_shows_every_method_at_its_cost(found, tmp_path):
+def test_the_picture_shows_every_method_at_its_cost(found, tmp_path):
     figure = figures.accuracy(found, tmp_path / "a.png")
     assert len(figure.axes) == 4
     lines = {line.get_label(): line for line in figure.axes[0].lines}
@@ -210,7 +210,7 @@ def test_picture_shows_every_method_at_its_cost(found, tmp_path):
             cells = [c for c in found.rows("resnet8", budget) if c.method == method]
             best = max(found.estimate(c, results.accuracy, "a").mean for c in cells)
             assert y == pytest.approx(best) and budget - 0.2 < x <= budget
-    # Points are hollow where a method is trained as DQMQ.
+    # Methods that are trained as DQMQ have hollow points.
     for method in ("pact", *results.TRAINED_ALIKE):
         drawn = [c for c in figure.axes[0].containers if c.get_label() == method]
         hollow = [c.lines[0].get_markerfacecolor() == "white" for c in drawn]
@@ -218,12 +218,12 @@ def test_picture_shows_every_method_at_its_cost(found, tmp_path):
     (legend,) = figure.legends
     beside = [figure._suptitle, *figure.axes]
     assert not any(legend.get_window_extent().overlaps(part.get_tightbbox()) for part in beside)
-    # What falls far behind is told in words.
+    # Methods that are far behind are listed as text.
     said = [text.get_text() for text in figure.axes[0].texts]
     assert any("below this frame" in text and "DoReFa w2a2" in text for text in said)
 
 
-def test_legend_names_what_has_runs(tmp_path):
+def test_the_legend_names_the_methods_that_have_runs(tmp_path):
     found = results.Results(
         [record("resnet8", "lsq", 0.7, bits=(2, 3)), record("resnet8", "float", 0.8)], 600
     )
@@ -231,7 +231,7 @@ def test_legend_names_what_has_runs(tmp_path):
     assert [text.get_text() for text in legend.texts] == ["LSQ", "float, not quantized"]
 
 
-def test_program(records, tmp_path):
+def test_the_script_prints_the_tables_and_writes_all_files(records, tmp_path):
     path = tmp_path / "found.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in records if r["run"]["seed"] == 0))
     document = tmp_path / "text" / "tables.md"
@@ -246,9 +246,12 @@ def test_program(records, tmp_path):
     assert f"]({address})" in document.read_text() and (document.parent / address).exists()
 
 
-def test_program_says_what_is_missing(tmp_path):
+def test_without_a_file_of_results_the_script_says_so(tmp_path):
     done = subprocess.run(
         [sys.executable, str(PLOT), f"--results={tmp_path / 'none.jsonl'}"],
         capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode and "there is no such file" in done.stdout + done.stderr
+    assert (
+        done.returncode
+        and "does not exist. Run `mixed_quality.py` first" in done.stdout + done.stderr
+    )

@@ -1,4 +1,4 @@
-"""`study.results` and `study.paired_differences`: statistics against values reckoned by hand."""
+"""`study.results` and `study.paired_differences`: statistics, compared with values computed by hand."""
 
 import math
 
@@ -20,7 +20,7 @@ def gathered(*records):
 
 
 def by_seed(method, *accuracies, **fields):
-    """Records of seeds 0, 1 and so on."""
+    """Returns records with the seeds 0, 1 and so on."""
     return [
         record(fields.get("network", "resnet8"), method, accuracy, seed=seed,
                **{k: v for k, v in fields.items() if k != "network"})
@@ -28,13 +28,13 @@ def by_seed(method, *accuracies, **fields):
     ]  # fmt: skip
 
 
-def test_names_are_those_of_the_runs():
+def test_tables_and_runs_use_the_same_names():
     assert tuple(results.NETWORKS) == float_networks.NETWORKS
     assert results.MEAN_BITS == plan.MEAN_BITS and results.SEEDS == len(plan.SEEDS)
     assert results.KINDS == quality.KINDS and results.TESTS == datasets.TESTS
 
 
-def test_records_of_the_tests_have_the_fields_of_runs():
+def test_the_records_in_these_tests_have_the_fields_of_real_runs():
     for made in study(np.random.default_rng(0), seeds=1):
         key = runs.Run(
             **{**made["run"], "bits": made["run"]["bits"] and tuple(made["run"]["bits"])}
@@ -42,14 +42,14 @@ def test_records_of_the_tests_have_the_fields_of_runs():
         assert made["run"] == {**vars(key), "bits": made["run"]["bits"]}
 
 
-def test_mean_and_standard_error():
+def test_an_estimate_has_the_mean_and_its_standard_error():
     estimate = results.Estimate.of([70.0, 71.0, 75.0])
-    # Deviations -2, -1 and 3: variance 14 / 2.
+    # The deviations are -2, -1 and 3, so the variance is 14 / 2.
     assert (estimate.mean, estimate.count) == (72.0, 3)
     assert estimate.error == pytest.approx(math.sqrt(7 / 3))
 
 
-def test_one_seed_has_no_error_and_none_no_estimate():
+def test_one_seed_has_no_error_and_no_seed_has_no_estimate():
     assert results.Estimate.of([70.0]) == results.Estimate(70.0, None, 1)
     assert not results.Estimate.of([70.0]).clear
     assert results.Estimate.of([]) is None
@@ -58,7 +58,7 @@ def test_one_seed_has_no_error_and_none_no_estimate():
 def test_differences_are_paired_by_seed():
     ours, theirs = {0: 70.0, 1: 80.0, 2: 90.0, 3: 0.0}, {2: 88.0, 0: 69.0, 1: 77.0}
     found = results.difference(ours, theirs)
-    # Differences 1, 3 and 2, though the values spread over 20.
+    # The differences are 1, 3 and 2, although the values spread over 20.
     assert found.mean == 2.0 and found.count == 3
     assert found.error == pytest.approx(1 / math.sqrt(3))
     assert found.clear and not results.difference(theirs, ours).clear
@@ -78,7 +78,7 @@ def test_a_constant_lead_has_no_error(values, shift):
 
 @given(order=st.permutations(range(12)))
 @settings(deadline=None, max_examples=25)
-def test_order_of_records_does_not_matter(order):
+def test_the_order_of_records_does_not_matter(order):
     records = [
         *by_seed("dqmq", 0.73, 0.71, 0.74, cost=2.5), *by_seed("static", 0.72, 0.70, 0.71, cost=2.5),
         *by_seed("lsq", 0.6, 0.7, 0.8, bits=(2, 3), cost=2.4),
@@ -90,7 +90,7 @@ def test_order_of_records_does_not_matter(order):
     assert found.cells() == expected.cells()
 
 
-def test_trials_and_other_steps_are_no_results():
+def test_trials_and_runs_with_other_steps_are_left_out():
     found = gathered(
         record("resnet8", "dqmq", 0.7), record("resnet8", "dqmq", 0.1, seed=1, steps=8)
     )
@@ -101,7 +101,7 @@ def test_trials_and_other_steps_are_no_results():
     assert gathered(trial).cells() == []
 
 
-def test_of_two_learning_rates_the_chosen_one_counts():
+def test_of_two_records_the_one_with_the_chosen_learning_rate_counts():
     two = [record("resnet8", "dqmq", rate, learning_rate=rate) for rate in (0.1, 0.2)]
     trials = [
         record("resnet8", "dqmq", 0.5, learning_rate=rate, tuning=True) for rate in (0.1, 0.2)
@@ -113,16 +113,16 @@ def test_of_two_learning_rates_the_chosen_one_counts():
     found = gathered(*two, *trials)
     assert found.left_out == 0
     assert found.values(DQMQ, results.accuracy, "a") == {0: 10.0}
-    with pytest.raises(ValueError, match="seed 0: several records"):
+    with pytest.raises(ValueError, match="seed 0: there are several records"):
         gathered(*two)
-    # Files have trials of their own.
+    # Files have separate trials.
     for trial in trials:
         trial["run"]["kind"] = "download_bytes"
-    with pytest.raises(ValueError, match="seed 0: several records"):
+    with pytest.raises(ValueError, match="seed 0: there are several records"):
         gathered(*two, *trials)
 
 
-def test_mean_bits_are_the_root_of_bit_operations_per_mac():
+def test_mean_bits_are_the_square_root_of_bit_operations_per_mac():
     ours, uniform = record("resnet8", "dqmq", 0.7), record("resnet8", "lsq", 0.7, bits=(3, 2))
     ours["scores"]["a"]["cost"] = 6.25 * MACS["resnet8"]
     uniform["bit_ops"] = 6.0 * MACS["resnet8"]
@@ -135,7 +135,7 @@ def test_mean_bits_are_the_root_of_bit_operations_per_mac():
 def test_corruption_error_is_relative_to_the_float_network():
     ours, base = record("resnet8", "dqmq", 0.7), record("resnet8", "float", 0.7)
     ours["scores"]["a"]["cells"] = {
-        # Errors of 20 and 40 %, of 10 and 20 %: 30 and 15 % on average.
+        # Errors of 20 and 40 % average to 30 %, errors of 10 and 20 % to 15 %.
         "jpeg:1": [100, 80, 4.0], "jpeg:5": [50, 30, 14.0], "fog:1": [10, 9, 1], "fog:2": [10, 8, 1],
     }  # fmt: skip
     base["scores"]["a"]["cells"] = {
@@ -153,17 +153,17 @@ def test_corruption_error_is_relative_to_the_float_network():
     assert results.kind_bits(ours, "a") == pytest.approx({"jpeg": 3, "fog": 1})
 
 
-def test_reference_is_its_own_unit():
+def test_the_mean_corruption_error_of_the_reference_is_100_percent():
     found = gathered(*by_seed("float", 0.7, 0.75, 0.8))
     cell = results.Cell("resnet8", "float")
     reference = found.reference("resnet8", "b")
     own = found.estimate(cell, results.corruption_error, "b", reference)
     assert own.mean == pytest.approx(100)
-    # Errors of 30, 25 and 20 % over their mean: 120, 100 and 80 %.
+    # Errors of 30, 25 and 20 % divided by their mean are 120, 100 and 80 %.
     assert own.error == pytest.approx(20 / math.sqrt(3))
 
 
-def test_best_uniform_is_best_on_a():
+def test_the_best_uniform_method_is_the_best_on_test_a():
     found = gathered(
         *by_seed("lsq", (0.7, 0.9, 0.9, 0.9), bits=(2, 3)), *by_seed("lsq", 0.72, bits=(3, 2)),
         *by_seed("pact", 0.71, 0.74, bits=(2, 3)), *by_seed("hawq", 0.9),
@@ -173,7 +173,7 @@ def test_best_uniform_is_best_on_a():
     assert found.best("resnet8", 3.0, results.UNIFORM) is None
 
 
-def test_a_rival_that_is_trained_as_dqmq_is_asked_for():
+def test_rivals_trained_as_dqmq_count_only_if_they_are_asked_for():
     alike = {"ablation": results.SAME_TRAINING}
     found = gathered(
         *by_seed("hawq", 0.7), *by_seed("hawq", 0.8, **alike),
@@ -193,20 +193,20 @@ def test_a_rival_that_is_trained_as_dqmq_is_asked_for():
     ("lead", "count", "word"),
     [(0.5, 3, "reached"), (0.49, 3, "short"), (-1.0, 4, "short"), (9.0, 2, "open")],
 )
-def test_verdicts(lead, count, word):
+def test_a_verdict_depends_on_the_lead_its_error_and_the_number_of_seeds(lead, count, word):
     assert paired_differences.verdict(results.Estimate(lead, 0.1, count), 0.5) == word
-    # A lead that is not clear of its error is none.
+    # A lead that is not clear of its error does not count.
     assert paired_differences.verdict(results.Estimate(lead, 10.0, count), 0.5) in ("short", "open")
     assert paired_differences.verdict(None, 0.5) == "open"
 
 
-def test_a_lead_that_rounding_takes_from_its_target_is_reached():
+def test_a_lead_that_misses_its_target_only_by_rounding_reaches_it():
     points = results.difference({s: 100 * (0.703 + s / 1000) for s in range(3)},
                                 {s: 100 * (0.7 + s / 1000) for s in range(3)})  # fmt: skip
     assert points.mean != 0.3 and paired_differences.verdict(points, 0.3) == "reached"
 
 
-def test_leads_and_targets():
+def test_leads_are_compared_with_the_targets_of_their_budget():
     found = gathered(
         *by_seed("dqmq", (0.74, 0.6, 0.8, 0.75), (0.75, 0.6, 0.8, 0.75), (0.76, 0.6, 0.8, 0.75)),
         *by_seed("static", (0.73, 0.6, 0.9, 0.75), (0.74, 0.6, 0.9, 0.75), (0.755, 0.6, 0.9, 0.75)),
@@ -218,7 +218,7 @@ def test_leads_and_targets():
     assert len(by) == 2 * 3 * 4
     assert by["resnet8", 2.5, "hawq_alike"].targets == {}
     static = by["resnet8", 2.5, "static"]
-    # Leads of 1, 1 and 0.5 points on (a).
+    # The leads on (a) are 1, 1 and 0.5 points.
     assert static.points["a"].mean == pytest.approx(2.5 / 3)
     assert static.points["a"].error == pytest.approx(0.5 / 3)
     assert static.points["a"].clear and not static.points["c"].clear

@@ -1,4 +1,4 @@
-"""Each method once, for a few steps, on digits of mixed quality."""
+"""Each method runs once, for a few steps, on digits of mixed quality."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ def executed(bench, method, **fields):
 
 
 @pytest.mark.parametrize("method", ["lsq", "pact"])
-def test_uniform_methods_cost_what_their_bits_say(bench, method):
+def test_the_cost_of_uniform_methods_follows_from_their_bits(bench, method):
     record = executed(bench, method, bits=(3, 4))
     assert set(record["scores"]) == set(datasets.TESTS)
     assert record["mean_bits"]["conv_1:kernel"] == 3
@@ -30,14 +30,14 @@ def test_uniform_methods_cost_what_their_bits_say(bench, method):
 
 
 @pytest.mark.parametrize("method", results.HAWQ)
-def test_integer_program_keeps_the_budget(bench, method):
+def test_the_integer_program_meets_the_budget(bench, method):
     record = executed(bench, method)
     assert 0.8 * 36 <= record["bit_ops"] / record["macs"] <= 36
     if method == "hawq":
         assert record["mean_bits"]["conv_1:kernel"] == record["mean_bits"]["relu_0"]
 
 
-def test_dqmq_tells_bits_by_kind_and_what_shuffling_does(bench):
+def test_dqmq_records_bits_by_kind_and_accuracies_with_shuffled_quality(bench):
     record = executed(bench, "dqmq", budget=3.0)
     assert set(record["bits_by_kind"]) == {"clean", *KINDS}
     for name in ("shuffled", "shuffled_bits"):
@@ -55,7 +55,7 @@ def test_static_bits_cost_the_same_for_every_image(bench):
 
 
 @pytest.mark.parametrize(("ablation", "averaged"), [(None, False), (results.SAME_TRAINING, True)])
-def test_published_methods_keep_their_moving_statistics(bench, ablation, averaged):
+def test_published_methods_use_moving_averages_as_batch_statistics(bench, ablation, averaged):
     at = {"kind": "mean_bit_width", "budget": 6.0, "bits": (3, 4), "steps": STEPS}
     run = runs.Run(network="resnet8", method="lsq", ablation=ablation, **at)
     data = bench.mixtures.training(run.seed, run.steps)
@@ -73,8 +73,8 @@ def test_files_are_scored_in_litert(bench, method, ablation):
     assert record["scores"]["a"]["accuracy"] > 0.2
 
 
-def test_bits_for_a_file_are_found_where_few_bytes_are_too_many(monkeypatch):
-    # Bits that save a thousand bytes each, and a file that is 50 above what is aimed at.
+def test_bits_are_found_for_a_file_that_is_only_a_few_bytes_too_large(monkeypatch):
+    # Each bit saves a thousand bytes, and the file is 50 bytes above the goal.
     monkeypatch.setattr(runs, "_file_bytes", lambda model, bits, run, data: 1_000 * bits - 550)
     run = runs.Run(network="resnet8", method="hawq", kind="download_bytes", budget=40_000)
     assert runs._in_file(None, run, None, lambda limit: int(limit + 900) // 1_000) == 39
@@ -82,7 +82,7 @@ def test_bits_for_a_file_are_found_where_few_bytes_are_too_many(monkeypatch):
 
 @pytest.fixture(scope="module")
 def deciding():
-    """A model whose bits differ between 500 images, and these."""
+    """A model whose bits differ between 500 images, and these images."""
     images = np.random.default_rng(0).random((500, 16, 16, 3)).astype("float32")
     images *= np.linspace(0, 1, 500, dtype="float32")[:, None, None, None]
     model = dqmq_tf.quantize_model(
@@ -95,7 +95,7 @@ def deciding():
 
 
 @pytest.mark.parametrize("bits_alone", [True, False])
-def test_shuffled_decisions_are_those_of_other_images(deciding, bits_alone):
+def test_shuffled_decisions_come_from_other_images(deciding, bits_alone):
     model, images = deciding
 
     def found():
@@ -115,7 +115,7 @@ def test_shuffled_decisions_are_those_of_other_images(deciding, bits_alone):
     np.testing.assert_array_equal(again_z, own_z)
 
 
-def test_ablations_change_what_they_name():
+def test_an_ablation_changes_the_part_that_it_names():
     plain = dataclasses.asdict(runs._terms(None))
     for name in runs.ABLATIONS[:5]:
         found = dataclasses.asdict(runs._terms(name))

@@ -1,7 +1,7 @@
-"""The networks of the comparison, described once for Keras 3 and for tf_keras.
+"""The networks of the comparison, defined once for both Keras 3 and tf_keras.
 
-Layers are named by hand: the two count anonymous ones differently, and weights travel between
-them by their order alone.
+Layers have explicit names, because the two packages number unnamed layers differently. Weights are
+exchanged between the packages by their order.
 """
 
 import itertools
@@ -15,17 +15,18 @@ _BLOCKS = ((16, 1, 1), (24, 3, 2), (24, 4, 1), (40, 4, 1), (40, 4, 1), (64, 4, 2
 
 
 def resnet8(keras, width=1):
-    """Returns an untrained ResNet-8, layer by layer that of MLPerf Tiny.
+    """Returns an untrained ResNet-8 with the same layers as that of MLPerf Tiny.
 
-    Banbury et al., "MLPerf Tiny Benchmark", arXiv 2106.07597; its convolutions have biases and an
-    L2 penalty beside their batch norms.
+    Banbury et al., "MLPerf Tiny Benchmark", arXiv 2106.07597. Its convolutions have biases and an L2
+    penalty although batch norms follow them.
 
     Args:
-        keras: The module `keras` (3) or `tf_keras`.
-        width: How many times the filters it has: with 2 it is four times the size.
+        keras: The module `keras` (version 3) or `tf_keras`.
+        width: Factor for the number of filters. With 2 the network is four times the size.
 
     Returns:
-        A model of that Keras: images `[n, 32, 32, 3]` from 0 to 255 to `[n, 10]` probabilities.
+        A model of that Keras. It maps images `[n, 32, 32, 3]`, with values from 0 to 255, to
+        probabilities `[n, 10]`.
     """
     name = _Names()
 
@@ -63,15 +64,16 @@ def resnet8(keras, width=1):
 
 
 def mobilenet_v2(keras):
-    """Returns an untrained MobileNetV2 for 32 x 32 images: narrow, and with fewer strides.
+    """Returns an untrained MobileNetV2 for 32 x 32 images: narrower, and with fewer strides.
 
     Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv 1801.04381.
 
     Args:
-        keras: The module `keras` (3) or `tf_keras`.
+        keras: The module `keras` (version 3) or `tf_keras`.
 
     Returns:
-        A model of that Keras: images `[n, 32, 32, 3]` from 0 to 255 to `[n, 10]` probabilities.
+        A model of that Keras. It maps images `[n, 32, 32, 3]`, with values from 0 to 255, to
+        probabilities `[n, 10]`.
     """
     layers, name = keras.layers, _Names()
 
@@ -86,7 +88,7 @@ def mobilenet_v2(keras):
         )(x)
 
     def normalized(x):
-        # Few steps: the moving averages have to keep up.
+        # The training is short, so the moving averages must adapt quickly.
         return layers.BatchNormalization(momentum=_MOMENTUM, name=name("batch_normalization"))(x)
 
     def relu6(x):
@@ -109,7 +111,7 @@ def mobilenet_v2(keras):
 
 
 class _Names:
-    """Names of layers as Keras counts them: `conv2d`, `conv2d_1`, …"""
+    """Numbers layer names as Keras does: `conv2d`, `conv2d_1`, …"""
 
     def __init__(self):
         self._counters = {}

@@ -1,4 +1,4 @@
-"""Bits of every decision point of a network, and the configuration that fixes a network at them."""
+"""Assignments of bits to the decision points of a network, and models that are fixed at them."""
 
 import re
 
@@ -12,10 +12,10 @@ END_BITS = 8
 
 
 def cost_model(model, kind="mean_bit_width", target="simulation"):
-    """Returns the `CostModel` of a float network: its points, and what their bits cost.
+    """Returns the `CostModel` of a float network, which knows its points and the cost of their bits.
 
     Args:
-        model: Float Keras model.
+        model: A float Keras model.
         kind: Kind of budget.
         target: Name of a deployment target.
     """
@@ -27,16 +27,15 @@ def cost_model(model, kind="mean_bit_width", target="simulation"):
 
 
 def uniform(costs, weight_bits, activation_bits):
-    """Returns the assignment of uniform quantization, first and last layer at 8 bits.
+    """Returns an assignment of uniform bits, with the first and the last layer at 8 bits.
 
     Args:
-        costs: `CostModel` of the network.
-        weight_bits, activation_bits: Of all layers but the first and the last, and of what these
-            layers read.
+        costs: The `CostModel` of the network.
+        weight_bits, activation_bits: Bits of the weights and inputs of all other layers.
 
     Returns:
-        `{point name: bits}`: weights are named `"layer:kernel"`, activations by the layer or the
-        input that makes them. What the first and the last layer read is at 8 bits too.
+        `{point name: bits}`. Weights are named `"layer:kernel"`, activations by the layer or the model
+        input that produces them. The inputs of the first and the last layer have 8 bits as well.
     """
     ends = costs.weights[0], costs.weights[-1]
     bits = {costs.activations[i].name: activation_bits for i in costs.decided}
@@ -54,7 +53,7 @@ def cost(costs, bits):
 
 
 def rules(bits):
-    """Returns the `LayerRule`s that leave each point the one candidate that it is assigned."""
+    """Returns `LayerRule`s that allow each point only the bits assigned to it."""
     found = {}
     for name, width in bits.items():
         path, _, variable = name.partition(":")
@@ -67,23 +66,23 @@ def rules(bits):
 
 
 def ordered(costs, bits):
-    """Returns an assignment as lists `(weight bits, activation bits)` in the cost model's order."""
+    """Returns an assignment as `(weight bits, activation bits)`, two lists in the cost model's order."""
     activations = [bits[costs.activations[i].name] for i in costs.decided]
     return [bits[point.name] for point in costs.weights], activations
 
 
 def fixed(model, bits, target, seed):
-    """Returns the `DQMQModel` of LSQ (arXiv 1902.08153) at an assignment: nothing is learned of it.
+    """Returns a `DQMQModel` that trains by LSQ (arXiv 1902.08153) at fixed bits.
 
     Args:
-        model: Float Keras model.
+        model: A float Keras model.
         bits: `{point name: bits}`.
         target: Name of a deployment target.
-        seed: Of the configuration.
+        seed: Seed of the configuration.
     """
     config = dqmq_tf.DQMQConfig(
         rules=rules(bits), quality_aware=False, warmup=0.0, settle=0.01, seed=seed
     )
-    # Any budget that the bits keep: there is but one way.
+    # Each point has one candidate, so any budget that is large enough will do.
     budget = dqmq_tf.Budget(bit_ops=1e18)
     return dqmq_tf.quantize_model(model, target=target, budget=budget, config=config)

@@ -1,7 +1,7 @@
 """Tables of errors and bits by kind of degradation and by severity.
 
-Dan Hendrycks and Thomas Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions
-and Perturbations", arXiv 1903.12261, have the errors so.
+Errors are defined as by Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common
+Corruptions and Perturbations", arXiv 1903.12261.
 """
 
 import itertools
@@ -24,13 +24,13 @@ def mean_errors(found, network):
         f"{results.NETWORKS[network]}: mean corruption error (mCE) in %",
         ("budget", "method", "seeds", "mCE on a, kinds of training", "mCE on b, other kinds"),
         tuple(rows), 2,
-        ("Errors averaged over severities, divided by the float network's (its mean over seeds), "
-         "averaged over kinds, as Hendrycks and Dietterich (2019) have it for CIFAR-10-C.",),
+        ("Errors are averaged over severities, divided by those of the float network (its mean over "
+         "seeds), and averaged over kinds, as Hendrycks and Dietterich (2019) do for CIFAR-10-C.",),
     )  # fmt: skip
 
 
 def kinds(found, network):
-    """Returns the table of DQMQ's error and bits for each kind of degradation."""
+    """Returns the table of DQMQ's errors and bits for each kind of degradation."""
     columns = ["kind", "test", "float error"]
     cells = []
     for budget in results.MEAN_BITS:
@@ -58,7 +58,7 @@ def kinds(found, network):
 
 
 def severities(found, network):
-    """Returns the table of DQMQ's error and bits for each kind at each severity."""
+    """Returns the table of DQMQ's errors and bits for each kind at each severity."""
     cells = [results.Cell(network, "dqmq", "mean_bit_width", b) for b in results.MEAN_BITS]
     reference = results.Cell(network, "float")
     columns = ["kind", "severity", "test", "float error"]
@@ -93,13 +93,13 @@ def severities(found, network):
 
 
 def _known(found, cells, metric, test, order):
-    """Those of `order` that a run of the cells has an entry of a metric for."""
+    """Returns the keys of `order` for which any run of the cells has an entry of the metric."""
     tables = [table for cell in cells for table in found.values(cell, metric, test).values()]
     return [key for key in order if any(key in table for table in tables)]
 
 
 def _entry(metric, key):
-    """The metric that is one entry of a metric that is a dictionary."""
+    """Returns a metric that is one entry of a metric with dictionaries as values."""
     return lambda record, test: metric(record, test).get(key)
 
 

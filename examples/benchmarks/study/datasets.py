@@ -1,4 +1,4 @@
-"""CIFAR-10 under known and unknown degradations: the same images for every method."""
+"""CIFAR-10 under degradations that training has and others: the same images for every method."""
 
 import dataclasses
 import os
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from dqmq_tf import quality
 
-# Half of the kinds of each family is trained on; the others are never seen in training.
+# Training uses half of the kinds of each family. The others appear in tests only.
 SEEN = (
     "gaussian_noise", "shot_noise", "defocus_blur", "pixelate", "jpeg", "low_light", "contrast",
 )  # fmt: skip
@@ -17,7 +17,7 @@ UNSEEN = tuple(kind for kind in quality.KINDS if kind not in SEEN)
 CLEAN_SHARE = 0.2
 BATCH = 128
 _SHUFFLED = 50_000
-# The test mixtures are drawn once for all: name, kinds, severities, share of clean images, seed.
+# The test mixtures have fixed seeds: name, kinds, severities, share of clean images, seed.
 _TESTS = (
     ("a", SEEN, (1, 5), 0.0, 101),
     ("b", UNSEEN, (1, 5), 0.0, 102),
@@ -29,13 +29,13 @@ TESTS = tuple(name for name, *_ in _TESTS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Images:
-    """Images with what was done to them.
+    """Images, their classes, and how each was degraded.
 
     Attributes:
-        x: uint8 `[N, 32, 32, 3]`.
-        y: int64 `[N]`, the classes.
-        kind: int32 `[N]`, 0 for clean and else `i + 1` for `quality.KINDS[i]`.
-        severity: int32 `[N]`, 0 for clean and else 1 to 5.
+        x: The images, uint8 `[N, 32, 32, 3]`.
+        y: The classes, int64 `[N]`.
+        kind: Kinds of degradation, int32 `[N]`: 0 for clean, otherwise `i + 1` for `quality.KINDS[i]`.
+        severity: Severities, int32 `[N]`: 0 for clean, otherwise 1 to 5.
     """
 
     x: np.ndarray
@@ -47,56 +47,59 @@ class Images:
         return len(self.y)
 
     def first(self, count):
-        """Returns the first images, as float32 from 0 to 255, and their classes."""
+        """Returns the first `count` images as float32, with values from 0 to 255, and their classes."""
         return self.x[:count].astype("float32"), self.y[:count]
 
 
 class Mixtures:
-    """Reads CIFAR-10, degrades it once, and keeps the result in a folder.
+    """Reads CIFAR-10, degrades it once, and caches the result in a folder.
 
     Args:
-        data_dir: Folder of prepared tensorflow-datasets, or None for its own default.
-        cache: Folder for what was degraded.
+        data_dir: Folder of prepared tensorflow-datasets, or None for its default folder.
+        cache: Folder for the degraded images.
     """
 
     def __init__(self, data_dir, cache):
         self.data_dir, self.cache = data_dir, pathlib.Path(cache)
 
     def test(self, name):
-        """Returns the `Images` of one of `TESTS`: all 10,000 test images.
+        """Returns the `Images` of one of `TESTS`. Each has all 10,000 test images.
 
-        `"a"`: kinds that training has; `"b"`: kinds that it has not; `"c"`: clean; `"d"`: half of
-        them clean, half at severity 5 of the kinds of training.
+        Args:
+            name: `"a"`: kinds of degradation that training has. `"b"`: kinds that training does not
+                have. `"c"`: clean. `"d"`: half clean, half at severity 5 of the kinds of training.
         """
         _, kinds, severity, clean, seed = next(test for test in _TESTS if test[0] == name)
 
-        def made():
+        def make():
             return _collected(_mixed(self._raw("test").batch(200), kinds, severity, clean, seed))
 
-        return self._kept(f"test_{name}", made)
+        return self._cached(f"test_{name}", make)
 
     def validation(self, split="train[90%:]"):
-        """Returns the `Images` on which methods are tuned: 5,000 that no training sees.
+        """Returns the 5,000 `Images` on which methods are tuned. No training uses them.
 
         Args:
-            split: Which. Of a network that has seen all training images before, those of the test,
-                with draws of their own.
+            split: Split of CIFAR-10. For a network whose published weights have seen all training
+                images it is a part of the test images, degraded differently than in the tests.
         """
 
-        def made():
+        def make():
             return _collected(_mixed(self._raw(split).batch(200), SEEN, (1, 5), 0.0, 105))
 
-        return self._kept(f"validation_{split}", made)
+        return self._cached(f"validation_{split}", make)
 
     def training(self, seed, steps):
-        """Returns the `Images` of so many steps of `BATCH`, in order, flipped at random.
+        """Returns the training `Images` of `steps` batches of `BATCH`, in order and randomly flipped.
 
-        Order, flips and degradations hang on the seed alone; a fifth is clean.
+        The seed determines the order, the flips and the degradations. A fifth of the images is clean.
         """
-        return self._kept(f"train_{seed}_{steps}", lambda: _collected(self._training(seed, steps)))
+        return self._cached(
+            f"train_{seed}_{steps}", lambda: _collected(self._training(seed, steps))
+        )
 
     def stream(self, seed, steps):
-        """Returns a `tf.data.Dataset` of so many batches of `(float32 images, classes)`."""
+        """Returns a `tf.data.Dataset` of `steps` batches of `(float32 images, classes)`."""
         data = self._training(seed, steps)
         return data.map(lambda x, y, _: (tf.cast(x, tf.float32), y)).prefetch(tf.data.AUTOTUNE)
 
@@ -110,13 +113,13 @@ class Mixtures:
     def _raw(self, split):
         return quality.load("cifar10", split=split, data_dir=self.data_dir)[0]
 
-    def _kept(self, name, made):
+    def _cached(self, name, make):
         path = self.cache / f"{name}.npz"
         if not path.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
-            # Several processes may be making the same file.
+            # Several processes may be writing the same file.
             part = path.with_suffix(f".{os.getpid()}.npz")
-            np.savez(part, **dataclasses.asdict(made()))
+            np.savez(part, **dataclasses.asdict(make()))
             part.rename(path)
         with np.load(path) as stored:
             return Images(**stored)

@@ -1,4 +1,4 @@
-"""The methods that train in a process of their own: their scripts, and what these are handed."""
+"""Runs the methods that train in a separate script, and passes data to and from the script."""
 
 import dataclasses
 import os
@@ -11,33 +11,33 @@ import numpy as np
 
 from study import scoring
 
-# TFMOT needs Keras 2. HGQ2 is no requirement of the package: it has an environment of its own.
+# TFMOT needs Keras 2. HGQ2 is not a requirement of this package and has its own environment.
 _SCRIPTS = {"tfmot": "tfmot_int8.py", "hgq2": "hgq2.py"}
 METHODS = tuple(_SCRIPTS)
 PYTHON_VARIABLE = "DQMQ_HGQ2_PYTHON"
 
 
 def missing(method):
-    """Returns why a method cannot be run here, or None if it can."""
+    """Returns the reason why a method cannot run here, or None if it can."""
     if method == "hgq2" and not os.environ.get(PYTHON_VARIABLE):
         return f"set {PYTHON_VARIABLE} to the Python of an environment that has HGQ2"
     return None
 
 
 def trained(run, model, data, images):
-    """Trains and scores by one of `METHODS`.
+    """Trains and scores a network with one of `METHODS`.
 
     Args:
-        run: `runs.Run`.
-        model: Float Keras model to start from.
-        data: `mixtures.Images` of the training.
-        images: `{name: Images}` of what is scored.
+        run: A `runs.Run`.
+        model: The float Keras model to start from.
+        data: The training images, a `datasets.Images`.
+        images: `{name: datasets.Images}` of the tests.
 
     Returns:
-        The scores, the seconds of training, and what more the script tells.
+        A dictionary of the scores, the seconds of training, and further results of the script.
 
     Raises:
-        ValueError: If the method cannot be run here.
+        ValueError: If the method cannot run here.
     """
     if missing(run.method):
         raise ValueError(f"{run.method} was not run: {missing(run.method)}.")

@@ -6,7 +6,7 @@ from matplotlib.lines import Line2D
 
 from study import results
 
-# Okabe and Ito's colours, told apart by the colour-blind, and a mark for each method.
+# The colors of Okabe and Ito, which color-blind people can tell apart, and a marker for each method.
 _STYLES = {
     "dqmq": {"color": "#D55E00", "marker": "o", "linewidth": 2.2, "zorder": 5},
     "static": {"color": "#CC79A7", "marker": "s"},
@@ -22,19 +22,19 @@ _PANELS = {
     "a": "test (a): kinds of training, severities 1 to 5",
     "d": "test (d): half clean, half severity 5",
 }
-# Methods that fall further behind the best would press all others together.
+# Points further below the best are cut off, because they would press all others together.
 _SPAN = 12.0
 _BAND = 0.2
 _ROW_INCHES = 0.19
-# Smaller differences of bits round to nought.
+# Smaller differences in bits round to zero.
 _SHOWN = 0.05
 
 
 def accuracy(found, path):
-    """Draws accuracy against mean bit-width: a column of panels for each network.
+    """Draws accuracy against mean bit-width, with a column of panels for each network.
 
     Args:
-        found: `Results`.
+        found: The `Results`.
         path: File to write.
 
     Returns:
@@ -55,12 +55,12 @@ def accuracy(found, path):
 
 
 def bits(found, path):
-    """Draws DQMQ's mean bits at its lowest budget: decision points by kinds of degradation.
+    """Draws DQMQ's mean bits at its lowest budget, for each decision point and kind of degradation.
 
-    On the left the bits, on the right by how much they differ from those of clean images.
+    The left column shows the bits, the right one their difference from the bits of clean images.
 
     Args:
-        found: `Results`.
+        found: The `Results`.
         path: File to write.
 
     Returns:
@@ -84,16 +84,18 @@ def bits(found, path):
 
 
 def _entries(found):
-    """Of the legend: the methods that have runs."""
-    names, run = results.METHODS, {c.method for c in found.cells(ablation=None)}
-    entries = [Line2D([], [], **style, label=names[m]) for m, style in _STYLES.items() if m in run]
+    """Returns the entries of the legend: the methods that have runs."""
+    names, known = results.METHODS, {c.method for c in found.cells(ablation=None)}
+    entries = [
+        Line2D([], [], **style, label=names[m]) for m, style in _STYLES.items() if m in known
+    ]
     if found.cells(ablation=results.SAME_TRAINING):
         look = {"color": "0.4", "linestyle": "", "marker": "o", "markerfacecolor": "white"}
         entries.append(Line2D([], [], **look, label="hollow: trained as DQMQ"))
-    for method, (colour, line) in _LEVELS.items():
-        if method in run:
+    for method, (color, line) in _LEVELS.items():
+        if method in known:
             label = "float, not quantized" if method == "float" else f"{names[method]}, 8 bits"
-            entries.append(Line2D([], [], color=colour, linestyle=line, label=label))
+            entries.append(Line2D([], [], color=color, linestyle=line, label=label))
     return entries
 
 
@@ -107,14 +109,14 @@ def _draw_accuracy(axes, found, network, test):
             if cell.method == method
         ]
         heights += _draw_method(axes, found, cells, test, {"label": method, **style})
-    for method, (colour, line) in _LEVELS.items():
+    for method, (color, line) in _LEVELS.items():
         level = found.estimate(results.Cell(network, method), results.accuracy, test)
         if level is not None:
             heights.append(level.mean)
-            axes.axhline(level.mean, color=colour, linestyle=line, linewidth=1.3, zorder=1)
+            axes.axhline(level.mean, color=color, linestyle=line, linewidth=1.3, zorder=1)
             if level.error:
                 low, high = level.mean - level.error, level.mean + level.error
-                axes.axhspan(low, high, color=colour, alpha=_BAND, linewidth=0, zorder=0)
+                axes.axhspan(low, high, color=color, alpha=_BAND, linewidth=0, zorder=0)
     if heights:
         top = max(heights)
         floor = max(min(heights), top - _SPAN)
@@ -131,7 +133,11 @@ def _draw_accuracy(axes, found, network, test):
 
 
 def _draw_method(axes, found, cells, test, style):
-    """Points of all cells, a line through the best of each budget; returns the heights."""
+    """Draws the points of all cells and a line through the best at each budget.
+
+    Returns:
+        The accuracies of the points.
+    """
     best, heights = {}, []
     for cell in cells:
         height = found.estimate(cell, results.accuracy, test)
@@ -154,7 +160,7 @@ def _draw_method(axes, found, cells, test, style):
 
 
 def _name_hidden(axes, found, network, test, floor):
-    """Says in the corner of few points what lies below the frame."""
+    """Lists the methods that lie below the frame in a corner that has few points."""
     hidden = []
     for budget in results.MEAN_BITS:
         for cell in found.rows(network, budget):
@@ -169,7 +175,11 @@ def _name_hidden(axes, found, network, test, floor):
 
 
 def _lowest(found, network):
-    """`(budget, kinds, points, bits, number of seeds)` of DQMQ at its lowest budget, or None."""
+    """Returns DQMQ's bits at its lowest budget, or None if it has no runs.
+
+    Returns:
+        `(budget, kinds, points, bits, number of seeds)`; see `Results.bits_by_kind`.
+    """
     for cell in found.cells(
         network=network, method="dqmq", kind="mean_bit_width", ablation=None
     ):  # fmt: skip
@@ -180,7 +190,7 @@ def _lowest(found, network):
 
 
 def _draw_maps(place, kinds, points, bits):
-    """Two maps, each of activations above and weights below."""
+    """Draws two maps, each with the activations above the weights."""
     split = sum(":" not in point for point in points)
     parts = [
         part
@@ -218,7 +228,7 @@ def _draw_maps(place, kinds, points, bits):
 
 
 def _write_values(axes, values, image, form):
-    """Writes each value but differences of nought."""
+    """Writes each value into its cell, except differences that round to zero."""
     for (row, column), value in np.ndenumerate(values):
         text = form.format(value)
         if abs(value) >= _SHOWN:

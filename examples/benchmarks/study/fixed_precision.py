@@ -1,12 +1,12 @@
-"""PACT and DoReFa at given bits, at the very places where dqmq_tf quantizes.
+"""PACT and DoReFa at given bits, at the same points of the network where dqmq_tf quantizes.
 
 - PACT: Choi et al., "PACT: Parameterized Clipping Activation for Quantized Neural Networks",
   arXiv 1805.06085.
 - DoReFa: Zhou et al., "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low
-  Bitwidth Gradients", arXiv 1606.06160; here with gradients in floating point.
+  Bitwidth Gradients", arXiv 1606.06160. Gradients are in floating point here.
 
-Both papers train from scratch. For fine-tuning, both methods start here from clips and scales of
-least squared error, and from latent weights that stand for the float network's own.
+Both papers train from scratch. Here both methods fine-tune: they start from clips and scales with the
+least squared error, and from latent weights that represent the weights of the float network.
 """
 
 import keras
@@ -19,32 +19,32 @@ from dqmq_tf.graph import fusion, rebuild, splitting
 from dqmq_tf.graph.kernels import variable_names
 
 METHODS = ("pact", "dorefa")
-# The paper's weight decay for CIFAR-10, which it uses for alpha too: a gradient of 2e-4 * alpha.
+# PACT's weight decay for CIFAR-10, which it applies to alpha as well: a gradient of 2e-4 * alpha.
 _ALPHA_DECAY = 2e-4
 _SAMPLES = 65_536
 _SHRINKS = np.geomspace(0.05, 1.0, 40)
 
 
 def quantized(model, costs, bits, method, images):
-    """Returns a float network with PACT's or DoReFa's quantizers at given bits.
+    """Returns a copy of a float network with the quantizers of PACT or DoReFa at given bits.
 
     Args:
-        model: Float Keras classifier, which is not changed.
-        costs: `CostModel` of the network, from `assignments.cost_model`.
-        bits: `{point name: bits}`, 2 to 8 or more. Points that are not decided stay float.
-        method: `"pact"`: learned clips of activations. `"dorefa"`: fixed ones. The weights of both
-            are quantized as DoReFa does it, as in PACT's experiments, per output channel where
-            dqmq_tf does so.
-        images: float32 `[n, height, width, channels]` from which clips are initialised.
+        model: A float Keras classifier. It is not changed.
+        costs: The `CostModel` of the network, from `assignments.cost_model`.
+        bits: `{point name: bits}`, at least 2. Activation points that have no choice of bits stay float.
+        method: `"pact"`: activations have learned clips. `"dorefa"`: they have fixed clips. Both
+            quantize weights as DoReFa does, like PACT's experiments, and per output channel where dqmq_tf
+            does so.
+        images: Images from which the clips are initialized, float32 `[n, height, width, channels]`.
 
     Returns:
-        A `keras.Model` with the network's inputs and outputs, to be compiled and fitted.
+        A `keras.Model` with the network's inputs and outputs. It is not compiled.
 
     Raises:
-        ValueError: If the method is not known, or a decided point has no bits.
+        ValueError: If the method is unknown, or a point has no entry in `bits`.
     """
     if method not in METHODS:
-        raise ValueError(f"method={method!r}: there are {METHODS}.")
+        raise ValueError(f"method={method!r} must be one of {METHODS}.")
     decided = [costs.activations[i] for i in costs.decided]
     missing = [point.name for point in (*decided, *costs.weights) if point.name not in bits]
     if missing:
@@ -55,7 +55,7 @@ def quantized(model, costs, bits, method, images):
     observed, clips = _observed(graph, images), {}
     for point in decided:
         values = np.concatenate([observed[slot].ravel() for slot in point.slots])
-        # As in dqmq_tf, whose quantizer of the input is fixed too. The paper leaves it float.
+        # The clip of the input is fixed, as in dqmq_tf. PACT's paper leaves the input in float.
         is_input = all(call == fusion.INPUT_CALL for _, call, _ in point.slots)
         clip = Clip(
             bits[point.name],
@@ -94,18 +94,18 @@ def quantized(model, costs, bits, method, images):
 
 
 class Clip(keras.layers.Layer):
-    """Clips to `[0, alpha]`, or `[-alpha, alpha]`, and rounds to the levels of k bits between.
+    """Clips to `[0, alpha]` or `[-alpha, alpha]`, and rounds to the levels of k bits in that range.
 
-    PACT's rule: `round(clip(x, 0, alpha) * (2**k - 1) / alpha) * alpha / (2**k - 1)`; the gradient
-    to alpha is 1 where x is clipped from above, and by symmetry -1 where it is from below; that to
-    x is 1 where x is not clipped. A signed range is moved by less than a step so that one of its
-    2**k levels is 0, as integer kernels need it. TensorFlow's fake quantization is just this, in
-    one op; it counts x = alpha, where the paper's gradient jumps, as not clipped.
+    PACT's rule is `round(clip(x, 0, alpha) * (2**k - 1) / alpha) * alpha / (2**k - 1)`. The gradient of
+    alpha is 1 where x is clipped from above and, by symmetry, -1 where x is clipped from below. The
+    gradient of x is 1 where x is not clipped. A signed range is shifted by less than a step, so that
+    one of its 2**k levels is 0, as integer kernels require. TensorFlow's fake quantization does all
+    this in one operation. It treats x = alpha, where the paper's gradient jumps, as not clipped.
 
     Args:
-        bits: k, at least 2.
-        limit: First value of alpha.
-        signed: Whether negative values are represented.
+        bits: The number of bits k, at least 2.
+        limit: Initial value of alpha.
+        signed: Whether the range has negative values.
         learned: Whether alpha is trained, with L2 decay.
     """
 
@@ -114,7 +114,8 @@ class Clip(keras.layers.Layer):
         self.bits, self.limit, self.signed = int(bits), float(limit), signed
         self.scale = None
         if learned:
-            # alpha / limit: Adam's steps are as long for any variable, and ranges are not.
+            # The variable is alpha / limit, because Adam's steps are equally long for all variables
+            # while the ranges differ.
             self.scale = self.add_weight(
                 name="scale",
                 shape=(),
@@ -126,7 +127,7 @@ class Clip(keras.layers.Layer):
 
     @property
     def alpha(self):
-        """The clip as it is now."""
+        """The current value of alpha."""
         return self.limit * (1.0 if self.scale is None else float(self.scale))
 
     def call(self, x):
@@ -139,9 +140,10 @@ class Clip(keras.layers.Layer):
 
 
 class QuantizedKernels(keras.layers.Layer):
-    """Runs a layer with kernels that DoReFa's quantizer makes from latent ones.
+    """Runs a layer with kernels that DoReFa's quantizer computes from latent kernels.
 
-    The layer's own kernels become the latent ones: they change, but stand for what they were.
+    The layer's own variables become the latent kernels. Their values change, so that the quantized
+    kernels represent the original ones.
 
     Args:
         layer: A built layer.
@@ -165,7 +167,7 @@ class QuantizedKernels(keras.layers.Layer):
         self.built = True
 
     def quantized_kernel(self, variable):
-        """Returns the kernel that the layer is run with."""
+        """Returns the quantized kernel that replaces a variable of the layer."""
         bits, scale, axes = self.quantizers[variable]
         return scale * dorefa_weights(variable_names(self.layer)[variable].value, bits, axes)
 
@@ -180,12 +182,12 @@ class QuantizedKernels(keras.layers.Layer):
 
 
 def learned_clip(x, alpha, bits, signed):
-    """Returns `x` clipped by a learned alpha and rounded; see `Clip`.
+    """Returns `x`, clipped by a learned alpha and rounded; see `Clip`.
 
     Args:
-        x: float32 tensor.
-        alpha: Positive scalar tensor.
-        bits: 2 to 16.
+        x: A float32 tensor.
+        alpha: A positive scalar tensor.
+        bits: Number of bits, 2 to 16.
         signed: Whether the range is `[-alpha, alpha]`.
     """
     low = -alpha if signed else tf.zeros_like(alpha)
@@ -196,8 +198,8 @@ def least_error_limit(values, bits):
     """Returns the clip with the least squared error on observed values.
 
     Args:
-        values: Array of what a tensor held on calibration data.
-        bits: Bits of the quantizer, which is signed if a value is negative.
+        values: Array of a tensor's values on calibration data.
+        bits: Bits of the quantizer. It is signed if a value is negative.
     """
     largest = float(np.abs(values).max())
     if not largest:
@@ -213,14 +215,15 @@ def least_error_limit(values, bits):
 
 
 def dorefa_weights(latent, bits, axes):
-    """Returns weights in [-1, 1] on the 2**bits levels of DoReFa's quantizer.
+    """Returns weights in [-1, 1], on the 2**bits levels of DoReFa's quantizer.
 
-    `2 * round_k(tanh(w) / (2 * max|tanh(w)|) + 1 / 2) - 1` with a straight-through round.
+    The formula is `2 * round_k(tanh(w) / (2 * max|tanh(w)|) + 1 / 2) - 1`, with a straight-through
+    gradient of the rounding.
 
     Args:
-        latent: float32 tensor.
-        bits: k.
-        axes: Axes over which the maximum is taken: all, in the paper.
+        latent: Latent weights w, a float32 tensor.
+        bits: Number of bits k.
+        axes: Axes of the maximum. In the paper these are all axes.
     """
     squashed = tf.tanh(latent)
     largest = tf.reduce_max(tf.abs(squashed), axes, keepdims=True)
@@ -231,21 +234,21 @@ def dorefa_weights(latent, bits, axes):
 
 
 def latent_weights(weights, axes):
-    """Returns what `dorefa_weights` would map, but for rounding, onto a multiple of the weights.
+    """Returns latent weights that `dorefa_weights` maps to a multiple of the weights, except for rounding.
 
-    Without this, tanh would bend large weights of a trained network before training has begun.
-    The largest weight over `axes` stays as it is.
+    Otherwise tanh would distort large weights of a trained network before training begins. The largest
+    weight over `axes` keeps its value.
     """
     largest = np.maximum(np.abs(weights).max(axes, keepdims=True), 1e-12)
-    # Beyond 0.999 float32 has few numbers left, and the gradient of tanh is gone.
+    # Above 0.999 float32 is too coarse, and the gradient of tanh vanishes.
     return np.arctanh(weights / largest * np.minimum(np.tanh(largest), 0.999))
 
 
 def _least_error_scale(exact, latent, bits, axes):
-    """The constant per channel by which quantized weights come closest to the float ones.
+    """Returns the factor per channel that brings quantized weights closest to the float weights.
 
-    DoReFa's weights reach from -1 to 1. The batch norms of a network trained from scratch take that
-    up; those of a trained network know the scale that its kernels had.
+    DoReFa's weights range from -1 to 1. In a network that is trained from scratch, batch norms adapt to
+    that scale. In a trained network they expect the original scale of the kernels.
     """
     levels = dorefa_weights(latent, bits, axes).numpy()
     products = np.sum(levels * exact, axes, keepdims=True)
@@ -253,14 +256,14 @@ def _least_error_scale(exact, latent, bits, axes):
 
 
 def _rounded(x, limit, bits, signed):
-    """Quantization with a fixed clip: DoReFa's for activations, which clips at 1 in the paper."""
+    """Quantizes with a fixed clip, as DoReFa quantizes activations. The paper clips at 1."""
     return tf.quantization.fake_quant_with_min_max_args(
         x, min=-limit if signed else 0.0, max=limit, num_bits=bits
     )
 
 
 def _observed(graph, images):
-    """`{slot: array}` of what each tensor of a float network holds on images."""
+    """Returns `{slot: array}` with the values of each tensor of a float network on images."""
     values = {graph.inputs[0]: tf.constant(images)}
     found = {("", fusion.INPUT_CALL, 0): images}
 

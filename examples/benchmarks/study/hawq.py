@@ -1,9 +1,9 @@
-"""Static mixed precision from Hessian traces and an integer program: the baseline HAWQ.
+"""The baseline HAWQ: static mixed precision from Hessian traces and an integer program.
 
-One bit-width for each kernel and each activation, the same for all images. What a rounded tensor
-adds to the loss is half the mean curvature of the loss there times the squared rounding error; an
-integer program picks the bits that add least at a cost. Kernels are as in HAWQ-V3 (Yao et al. 2021,
-arXiv 2011.10680), activations as in HAWQ-V2 (Dong et al. 2020, arXiv 1911.03852).
+Each kernel and each activation has one bit-width for all images. A rounded tensor adds to the loss half
+the mean curvature of the loss with respect to that tensor, times the squared rounding error. An integer
+program finds the bits that add least to the loss within a budget. Kernels are treated as in HAWQ-V3 (Yao
+et al. 2021, arXiv 2011.10680), activations as in HAWQ-V2 (Dong et al. 2020, arXiv 1911.03852).
 """
 
 import itertools
@@ -18,7 +18,7 @@ from dqmq_tf.graph.kernels import kernel_variables
 from dqmq_tf.layers import ActivationQuantizer, step_fitting
 from study import integer_program
 
-# With this, a curvature that is estimated as 0 or less still prefers more bits to fewer.
+# Added to the curvature, so that an estimate of 0 or less still prefers more bits.
 _TINY = 1e-20
 
 
@@ -26,16 +26,17 @@ def assign(model, images, labels, costs, budget, *, tied=False, seed=0, draws=4,
     """Returns the bits that add least to the loss within a budget.
 
     Args:
-        model: Float Keras classifier that ends in a softmax.
-        images: float32 `[N, height, width, channels]`, as the model takes them.
+        model: A float Keras classifier that ends in a softmax.
+        images: Inputs of the model, float32 `[N, height, width, channels]`.
         labels: Integer classes `[N]`.
-        costs: `CostModel` of the network, as of `assignments.cost_model`. If it counts bytes, its
+        costs: The `CostModel` of the network, from `assignments.cost_model`. If it counts bytes, its
             table is filled in from the model's kernels.
         budget: Largest cost, in the unit of `costs.kind`.
-        tied: Whether a kernel has the bits of what its layer reads, where these are decided, as
-            HAWQ-V3 has it; else each has its own.
-        seed: Of the random vectors.
-        draws: Random vectors per mini-batch for each kernel, and as many for all activations.
+        tied: Whether a kernel has the same bits as the input of its layer, where that has a choice of
+            bits, as in HAWQ-V3. Otherwise each has its own.
+        seed: Seed of the random vectors.
+        draws: Random vectors per mini-batch for each kernel, and the same number for all activations
+            together.
         batch: Images in a mini-batch.
 
     Returns:
@@ -52,17 +53,17 @@ def assign(model, images, labels, costs, budget, *, tied=False, seed=0, draws=4,
 
 
 class Network:
-    """A float network as a function of its kernels and of what is added to its activations.
+    """A float network as a function of its kernels and of perturbations of its activations.
 
     Args:
-        model: Float Keras classifier that ends in a softmax.
-        costs: `CostModel` of the network.
+        model: A float Keras classifier that ends in a softmax.
+        costs: The `CostModel` of the network.
 
     Attributes:
         weights: The weight points.
-        kernels: `tf.Variable` of each of them.
-        decided: The decided activation points.
-        columns: `{tensor id: index in decided}` of the tensors that those quantize.
+        kernels: The `tf.Variable` of each weight point.
+        decided: The activation points that have a choice of bits.
+        columns: `{tensor id: index in decided}` of the tensors that these points quantize.
         shapes: `{tensor id: shape}` of these tensors for one image.
 
     Raises:
@@ -84,13 +85,18 @@ class Network:
         last = graph.producers[graph.outputs[0]]
         function = getattr(last.layer, "activation", None)
         if function is not keras.activations.softmax and type(last.layer).__name__ != "Softmax":
-            raise ValueError(f"{last.path!r} is no softmax: put one at the end of {model.name!r}.")
+            raise ValueError(
+                f"The last layer {last.path!r} is no softmax: add one at the end of {model.name!r}."
+            )
         self._logits = last.inputs[0]
 
     def losses(self, images, labels, visit=lambda tensor, x: x):
-        """Returns the cross entropy of each image `[N]`.
+        """Returns the cross entropy of each image, `[N]`.
 
-        `visit(tensor id, x)` gives what stands for an x that would be quantized.
+        Args:
+            images, labels: A batch.
+            visit: Function of a tensor id and a tensor that would be quantized. Returns the tensor
+                that replaces it.
         """
 
         def visited(tensors, values):
@@ -102,11 +108,11 @@ class Network:
         inputs = self._graph.inputs
         values = dict(zip(inputs, visited(inputs, [images])))
         graphs.replay(self._graph, values, call)
-        # From logits: second derivatives of the logarithm of a small probability overflow.
+        # From logits, because second derivatives of the logarithm of a small probability overflow.
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, values[self._logits])
 
     def rounded(self, index, bit_width):
-        """Returns a kernel's integers at the steps of least squared error, and that error."""
+        """Returns a kernel's integers at the steps with the least squared error, and that error."""
         weights = self.kernels[index].numpy()
         axes = self.weights[index].channel_axes
         (step,) = step_fitting.fit_weight_steps(weights, axes, (bit_width,))
@@ -118,12 +124,12 @@ def sensitivities(network, images, labels, *, seed=0, draws=4, batch=32):
     """Returns what each choice of bits adds to the mean loss, to second order.
 
     Args:
-        network: `Network`.
-        images, labels, seed, draws, batch: As of `assign`.
+        network: A `Network`.
+        images, labels, seed, draws, batch: See `assign`.
 
     Returns:
-        Two lists of `{bits: added loss}`: of the weight points, and of the decided activation
-        points.
+        Two lists of `{bits: added loss}`: for the weight points, and for the activation points that
+        have a choice of bits.
     """
     random = tf.random.Generator.from_seed(seed)
     images, labels = tf.constant(images, "float32"), tf.constant(labels, "int32")
@@ -149,24 +155,25 @@ def sensitivities(network, images, labels, *, seed=0, draws=4, batch=32):
     for tensor, column in network.columns.items():
         curvature = traces[tensor] / np.prod(network.shapes[tensor])
         for b, error in zip(calibrated[column].bit_widths, errors[tensor].T):
-            # An image's error goes with its own curvature, of which only the mean is precise.
+            # Each image's error is multiplied by its own curvature. Only the mean of the curvature is
+            # precise, so the product is averaged before it is clipped at 0.
             added = max(np.mean(curvature * error), 0.0) + _TINY * np.mean(error)
             activations[column][b] += 0.5 * float(added)
     return weights, activations
 
 
 def kernel_traces(network, batches, draws, random):
-    """Returns the traces of the mean loss's Hessians with respect to each kernel.
+    """Returns the trace of the Hessian of the mean loss with respect to each kernel.
 
-    Hutchinson's estimator: the mean of `v' H v` over vectors v of random signs. Each kernel has
-    vectors of its own. One vector for all would do in the mean, but the loss holds products of
-    kernels, and what these contribute drowns the traces.
+    Hutchinson's estimator is the mean of `v' H v` over vectors v of random signs. Each kernel has its
+    own vectors. One vector for all kernels would give the same expectation, but the loss contains
+    products of kernels, whose contributions are noise that exceeds the traces.
 
     Args:
-        network: `Network`.
-        batches: Pairs of images and labels, each with random vectors of its own.
+        network: A `Network`.
+        batches: Pairs of images and labels. Each pair has its own random vectors.
         draws: Vectors per batch and kernel.
-        random: `tf.random.Generator`.
+        random: A `tf.random.Generator`.
     """
     kernels = network.kernels
 
@@ -183,16 +190,16 @@ def kernel_traces(network, batches, draws, random):
 
 
 def activation_traces(network, batches, scales, draws, random):
-    """Returns `{tensor id: traces [N]}`: for each image, of the Hessian of its loss.
+    """Returns `{tensor id: traces [N]}` of the Hessian of each image's loss.
 
-    The estimator is that of `kernel_traces`, but one vector serves all images, whose losses do not
-    depend on each other, and all activations, which are seldom multiplied. For a pair of these to
-    drown no small trace, entries are on the scale of each activation's rounding errors, which is
-    divided out again.
+    The estimator is that of `kernel_traces`. One vector serves all images, because their losses do not
+    depend on each other, and all activations, because they are seldom multiplied with each other. The
+    entries of the vector have the scale of each activation's rounding errors, so that no pair of
+    activations adds noise that exceeds a small trace. The result is divided by that scale again.
 
     Args:
-        network, batches, draws, random: As of `kernel_traces`.
-        scales: Size of the entries for each decided activation point.
+        network, batches, draws, random: See `kernel_traces`.
+        scales: Magnitude of the entries for each activation point that has a choice of bits.
     """
     tensors = list(network.columns)
     scale = {tensor: scales[column] for tensor, column in network.columns.items()}
@@ -213,7 +220,7 @@ def activation_traces(network, batches, scales, draws, random):
 
 
 def _hessian_product(losses, variables, vectors):
-    """Products of the Hessian of summed losses with vectors, by differentiating twice."""
+    """Returns the product of the Hessian of the summed losses with vectors, by differentiating twice."""
     options = {"unconnected_gradients": tf.UnconnectedGradients.ZERO}
     with tf.GradientTape(watch_accessed_variables=False) as outer:
         outer.watch(variables)
@@ -233,19 +240,21 @@ def _per_image(x):
 
 
 def _calibrated(network, batches):
-    """An `ActivationQuantizer` for each decided point, calibrated on all images."""
-    found = [ActivationQuantizer(point.bit_widths, range=point.range) for point in network.decided]
-    for quantizer in found:
+    """Returns an `ActivationQuantizer` for each point with a choice of bits, calibrated on all images."""
+    quantizers = [
+        ActivationQuantizer(point.bit_widths, range=point.range) for point in network.decided
+    ]
+    for quantizer in quantizers:
         quantizer.observe()
     for images, labels in batches:
-        network.losses(images, labels, lambda tensor, x: found[network.columns[tensor]](x))
-    for quantizer in found:
+        network.losses(images, labels, lambda tensor, x: quantizers[network.columns[tensor]](x))
+    for quantizer in quantizers:
         quantizer.calibrate()
-    return found
+    return quantizers
 
 
 def _activation_errors(network, batches, calibrated):
-    """`{tensor id: squared errors [N, K]}` of each image's activations at the K candidates."""
+    """Returns `{tensor id: squared errors [N, K]}` of each image's activations at K bit-widths."""
     found = {tensor: [] for tensor in network.columns}
 
     def visit(tensor, x):

@@ -1,21 +1,22 @@
-"""HGQ2, which learns bits by gradients along with the weights, in a process of its own.
+"""Trains a network with HGQ2, which learns bits by gradients together with the weights.
 
 Sun et al., "Gradient-based Automatic Mixed Precision Quantization for Neural Networks On-Chip",
 arXiv 2405.00645. The loss has a penalty: beta times EBOPs, the sum of weight bits times activation
-bits over all multiplications. HGQ2 needs an environment of its own; a float network comes in as its
-weights, softmax outputs for test sets go out.
+bits over all multiplications. HGQ2 needs its own environment, so this is a separate script. It reads the
+weights of a float network, and writes the softmax outputs for the test sets.
 
     python examples/benchmarks/study/hgq2.py --network=resnet8 --weights=weights.npz \\
         --data=train.npz --steps=600 --mean_bits=3 --tests=tests.npz --output=outputs.npz
 
-Every weight has its own bits and range, as is HGQ2's default: its point floats at no cost, where
-the integer kernels of other methods have one range per channel. So has every channel of activations,
-the same wherever a kernel slides. Weights saturate symmetrically, activations saturate.
-Convolutions, additions and the dense layer are HGQ2's; batch norms and biases stay float. A
-quantizer is a dozen small operations on a large tensor: XLA makes one of them.
+Every weight has its own bits and range, which is HGQ2's default. The position of its binary point costs
+nothing, whereas the integer kernels of other methods have one range per channel. Every channel of
+activations has its own bits and range as well, the same at all positions of the kernel. Weights saturate
+symmetrically, activations saturate. Convolutions, additions and the dense layer are HGQ2's layers; batch
+norms and biases stay float. A quantizer consists of a dozen small operations on a large tensor, which XLA
+fuses into one.
 
-EBOPs are not quite what a budget counts: HGQ2 leaves out a weight's sign and products with padding,
-and adds additions. So they are the penalty, as HGQ2 has it, but `bit_operations` keep the budget.
+EBOPs differ from what a budget counts: HGQ2 omits the sign of a weight and products with padding, and
+includes additions. So EBOPs are the penalty, as in HGQ2, but `bit_operations` must meet the budget.
 """
 
 import math
@@ -30,26 +31,26 @@ from absl import app, flags
 from hgq.config import QuantizerConfig
 
 _MEAN_BITS = flags.DEFINE_float(
-    "mean_bits", None, "Budget: the root of bit operations per MAC.", lower_bound=1.0
+    "mean_bits", None, "Budget: the square root of bit operations per MAC.", lower_bound=1.0
 )
 
-# A short training: bits begin this far above the budget's mean, and have a learning rate of their
-# own, which can take them 0.01 a step or 6 in 600 steps.
+# The training is short. So the bits start this far above the budget's mean, and have their own learning
+# rate, which can change them by 0.01 per step, or 6 bits in 600 steps.
 _BITS_ABOVE = 1
 _BIT_LEARNING_RATE = 0.02
-# The cost is to fall evenly, as a logarithm, until this share of the steps, to this share of the
-# budget; then it is to stay.
+# The logarithm of the cost should fall linearly during the first _FALLING of the steps, until the cost
+# is _ROOM times the budget. Then it should stay constant.
 _FALLING = 0.5
 _ROOM = 0.985
-# Beta at first, as a penalty in the loss, and the proportional and integral gains on its logarithm.
+# Initial penalty in the loss, and the proportional and integral gains for the logarithm of beta.
 _FIRST_PENALTY = 0.3
 _PROPORTIONAL, _INTEGRAL = 2.0, 0.1
-# What is smaller than this is as good as 0 and has no range.
+# Smaller magnitudes count as 0 and have no range.
 _SMALLEST = 2.0**-12
 
 
 def quantized(model):
-    """Returns a float network in HGQ2's layers, with its weights; `set_bits` comes next."""
+    """Returns a float network with HGQ2's layers and the same weights. Call `set_bits` next."""
 
     def converted(layer):
         dense = isinstance(layer, keras.layers.Dense)
@@ -80,9 +81,9 @@ def quantized(model):
 
     network = keras.models.clone_model(model, clone_function=converted)
     for layer in model.layers:
-        own = {variable.name: variable for variable in network.get_layer(layer.name).weights}
+        copies = {variable.name: variable for variable in network.get_layer(layer.name).weights}
         for variable in layer.weights:
-            own[variable.name].assign(variable)
+            copies[variable.name].assign(variable)
     return network
 
 
@@ -92,7 +93,7 @@ def kernel_layers(network):
 
 
 def input_quantizers(network):
-    """Returns `[(quantizer, name of its layer, index of the layer's input)]`."""
+    """Returns a list of `(quantizer, name of its layer, index of the layer's input)`."""
     found = []
     for layer in network.layers:
         if isinstance(layer, hgq.layers.QAdd):
@@ -103,13 +104,13 @@ def input_quantizers(network):
 
 
 def set_bits(network, model, images, bits):
-    """Gives all quantizers the same bits, and ranges that hold what the float network has.
+    """Gives all quantizers the same bits, and ranges that contain the values of the float network.
 
     Args:
-        network: What `quantized` made of the float network.
+        network: The network that `quantized` returned.
         model: The float network.
-        images: float32 `[n, 32, 32, 3]`.
-        bits: Bits with sign.
+        images: Images, float32 `[n, 32, 32, 3]`.
+        bits: Number of bits, including the sign.
     """
     quantizers = input_quantizers(network)
     read = [keras.tree.flatten(model.get_layer(name).input)[i] for _, name, i in quantizers]
@@ -125,7 +126,7 @@ def set_bits(network, model, images, bits):
 
 
 def _integer_bits(magnitude):
-    """Bits before the point, without sign, that hold a magnitude; less than 0 for a small one."""
+    """Returns the bits before the binary point for a magnitude, without sign; negative if it is small."""
     return np.ceil(np.log2(np.maximum(magnitude, _SMALLEST)))
 
 
@@ -136,10 +137,10 @@ def _assign(quantizer, **values):
 
 
 def bit_operations(network):
-    """Returns weight bits with sign times activation bits, summed over the MACs of an image."""
+    """Returns weight bits, including the sign, times activation bits, summed over the MACs of an image."""
     total = 0.0
     for layer in kernel_layers(network):
-        # Without sign under symmetric saturation; a weight of 0 bits is 0 and needs none.
+        # With symmetric saturation HGQ2 does not count the sign. A weight of 0 bits needs no sign.
         weights = keras.ops.convert_to_numpy(layer.kq.bits_(layer.kernel.shape))
         weights = weights + (weights > 0)
         inputs = keras.ops.convert_to_numpy(layer.iq.bits).ravel()
@@ -148,22 +149,22 @@ def bit_operations(network):
 
 
 def macs(network):
-    """Returns the multiply-accumulates of an image, those with padding among them."""
+    """Returns the multiply-accumulates of an image, including those with padding."""
     return sum(_places(layer) * math.prod(layer.kernel.shape) for layer in kernel_layers(network))
 
 
 def _places(layer):
-    """How often a layer applies its kernel to an image."""
+    """Returns how often a layer applies its kernel to an image."""
     return math.prod(layer.output.shape[1:-1])
 
 
 class Beta:
-    """Steers the weight of the penalty such that bit operations reach the budget.
+    """Controls beta, the weight of the penalty, so that the bit operations reach the budget.
 
     Args:
-        network: What `set_bits` has prepared.
-        budget: Bit operations.
-        steps: Training steps.
+        network: A network that `set_bits` has prepared.
+        budget: Number of bit operations.
+        steps: Number of training steps.
     """
 
     def __init__(self, network, budget, steps):
@@ -176,9 +177,9 @@ class Beta:
         self.scheduler.set_model(network)
 
     def update(self, step):
-        """Sets what a step is to take."""
+        """Sets beta for a step."""
         aim = math.log(self.first) + self.fall * min(1.0, step / (_FALLING * self.steps))
-        # A network without bits has no logarithm.
+        # A network in which all bits are 0 would have no logarithm.
         excess = math.log(max(bit_operations(self.network), 1.0)) - aim
         self.integral += _INTEGRAL * excess
         self.value = math.exp(self.integral + _PROPORTIONAL * excess)
@@ -186,7 +187,7 @@ class Beta:
 
 
 def train(network, batches, beta):
-    """Trains weights and bits in place; returns the seconds that it took."""
+    """Trains weights and bits in place, and returns the time in seconds."""
     quantizers = [quantizer for quantizer, *_ in input_quantizers(network)]
     quantizers += [layer.kq for layer in kernel_layers(network)]
     bits = [variable for q in quantizers for variable in q.trainable_variables]
@@ -230,7 +231,7 @@ def main(argv):
     found = {
         "seconds": seconds,
         "bit_ops": bit_operations(network),
-        # Nothing is trained or widened: no range wraps.
+        # This only traces the network: it neither trains nor widens a range, since all saturate.
         "ebops": hgq.utils.trace_minmax(network, images, reset=False),
         **external_io.predictions(network),
     }

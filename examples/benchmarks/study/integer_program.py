@@ -1,7 +1,7 @@
-"""Bit-widths of least added loss within a budget, by integer linear programming.
+"""Finds the bit-widths that add least to the loss within a budget, by integer linear programming.
 
-As HAWQ-V3 does it (Yao et al. 2021, "HAWQ-V3: Dyadic Neural Network Quantization", arXiv 2011.10680),
-with the solver HiGHS in scipy.
+This is the method of HAWQ-V3 (Yao et al. 2021, "HAWQ-V3: Dyadic Neural Network Quantization", arXiv
+2011.10680), with the solver HiGHS in SciPy.
 """
 
 import itertools
@@ -9,22 +9,23 @@ import itertools
 import numpy as np
 from scipy import optimize
 
-# The solver tells objectives apart by an absolute difference: they are scaled to this largest one.
+# The solver compares objectives by absolute differences, so they are scaled to this maximum.
 _LARGEST_OBJECTIVE = 1e4
 _TINY = 1e-20
 _SOLVER = {"mip_rel_gap": 1e-6, "time_limit": 120.0}
-# How often the program is solved anew until a file uses all but this share of the budget.
+# The program is solved up to _ROUNDS times, until at most the share _ROOM of the budget is unused.
 _ROUNDS, _ROOM = 12, 0.002
 
 
 def solve(costs, weights, activations, budget, tied=False):
-    """Returns the bits of least total sensitivity whose cost, as of a file, is within a budget.
+    """Returns the bits with the least added loss for which the file stays within a budget.
 
     Args:
-        costs: `CostModel`, measured.
-        weights, activations: `{bits: added loss}` of each point, as of `sensitivities`.
+        costs: A measured `CostModel`.
+        weights, activations: `{bits: added loss}` of each point, from `hawq.sensitivities`.
         budget: Largest cost, in the unit of `costs.kind`.
-        tied: Whether a kernel has the bits of what its layer reads, where these are decided.
+        tied: Whether a kernel has the same bits as the input of its layer, where that has a choice of
+            bits.
 
     Returns:
         `{point name: bits}`.
@@ -43,8 +44,8 @@ def solve(costs, weights, activations, budget, tied=False):
     def added(bits):
         return sum(row[b] for row, b in zip([*weights, *activations], [*bits[0], *bits[1]]))
 
-    # A file's tensors share a compressor, so that they take other bytes than the table has: look
-    # for the largest limit of the table that keeps the file within the budget.
+    # In a file all tensors are compressed together, so they take other numbers of bytes than the table
+    # says. Find the largest limit for the table with which the file stays within the budget.
     low, high = costs.exact(*best), np.inf
     limit = max(budget, low)
     for _ in range(_ROUNDS):
@@ -67,16 +68,16 @@ def solve(costs, weights, activations, budget, tied=False):
 def choose(costs, weights, activations, limit, tied=False):
     """Solves the integer program.
 
-    A layer has a binary for each pair of bits of its kernel and its input: bit operations, which
-    are their product, are linear in these. Layers that read the same activation agree on it through
-    binaries of its own.
+    Each layer has a binary variable for each pair of bits of its kernel and its input. Bit operations,
+    the product of these bits, are linear in the variables. Each activation has binary variables too,
+    which make the layers that read it agree on its bits.
 
     Args:
-        costs, weights, activations, tied: As of `solve`.
+        costs, weights, activations, tied: See `solve`.
         limit: Largest cost by `CostModel.exact`, in the unit of its kind.
 
     Returns:
-        `(weight bits, activation bits)`, or None if nothing is within the limit.
+        `(weight bits, activation bits)`, or None if no choice is within the limit.
     """
     limit -= costs.constant()
     if costs.kind == "mean_bit_width":

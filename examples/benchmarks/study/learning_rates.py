@@ -1,17 +1,16 @@
-"""Which learning rate the trials chose.
+"""The learning rates that the trials chose.
 
-Nothing here needs TensorFlow, so that a look at the results is quick.
+This module does not import TensorFlow, so that the results can be shown quickly.
 """
 
 import statistics
 
 
 class Rates:
-    """The learning rates with the best mean accuracy, over seeds, on the images for tuning.
+    """For each method, the learning rate with the best mean accuracy over seeds on the tuning images.
 
     Args:
-        records: Dictionaries as `runs.Bench.execute` returns them; those that are no trials are
-            passed over.
+        records: Dictionaries that `runs.Bench.execute` returned. Only records of trials are used.
     """
 
     def __init__(self, records):
@@ -29,11 +28,11 @@ class Rates:
         }
 
     def of(self, run):
-        """Returns the rate of a run, or None if its method was not tried.
+        """Returns the learning rate for a run, or None if its method had no trials.
 
         Args:
-            run: A `runs.Run` or `results.Cell`. A budget without trials takes the rate of the
-                nearest that has some, an ablation without trials that of the whole method.
+            run: A `runs.Run` or `results.Cell`. A budget without trials gets the rate of the nearest
+                budget that has some. An ablation without trials gets the rate of the full method.
         """
         tuned = run.network, run.method, run.kind
         at = self._chosen.get((*tuned, run.ablation)) or self._chosen.get((*tuned, None))
@@ -41,5 +40,5 @@ class Rates:
 
 
 def _best(tried):
-    """The rate of `{rate: accuracies}` with the best mean, of equal ones the larger."""
+    """Returns the rate of `{rate: accuracies}` with the best mean; of equally good ones, the largest."""
     return max((statistics.fmean(accuracies), rate) for rate, accuracies in tried.items())[1]

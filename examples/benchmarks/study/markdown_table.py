@@ -1,4 +1,4 @@
-"""A table, for the terminal and as Markdown, and how figures stand in it."""
+"""A table for the terminal and for Markdown, and the format of its figures."""
 
 import dataclasses
 
@@ -10,14 +10,14 @@ MISSING = "-"
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Text in rows and columns.
+    """A table of text.
 
     Attributes:
-        title: What stands above.
+        title: Title above the table.
         columns: Names of the columns.
-        rows: One tuple of cells a row.
-        words: Number of columns, from the left, that hold words; the others hold figures.
-        notes: Sentences that stand below.
+        rows: Rows, each a tuple of cells.
+        words: Number of leading columns that contain words; the other columns contain figures.
+        notes: Paragraphs below the table.
     """
 
     title: str

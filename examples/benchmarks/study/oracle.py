@@ -1,7 +1,7 @@
-"""An encoder that is told the quality: how much seeing it better could bring.
+"""The oracle: an encoder that knows the quality of each image, to measure what a better one could gain.
 
-The oracle of the comparison. All else is DQMQ as it is trained: what it gains over DQMQ is headroom of
-the encoder, and what it gains over static bits is what knowing the quality is worth at all.
+Everything else is trained as in DQMQ. The oracle's lead over DQMQ is what a better encoder could gain. Its
+lead over static bits is what knowing the quality is worth at all.
 """
 
 import numpy as np
@@ -10,22 +10,22 @@ from keras import ops
 
 from dqmq_tf.policy.int8_arithmetic import fake_int8
 
-# From this severity on images are a group of their own.
+# Images of a kind form two groups: those of at least this severity, and the others.
 _SEVERE = 3
 _UNKNOWN = -1
 
 
 def tell(qmodel, training, tests):
-    """Replaces what the encoder sees by what was done to each image.
+    """Makes the encoder of a model use the true quality of each image instead of its pixels.
 
-    The embedding of a group, which is a kind that is severe or not, or clean, is a row of the
-    encoder's last kernel, learned as that is. Images of kinds that training has not have the
-    embedding 0.
+    Images are grouped by kind of degradation and by whether it is severe; clean images are one group. The
+    embedding of a group is a row of the encoder's last kernel, which is trained as usual. Images of
+    kinds that training does not have get the embedding 0.
 
     Args:
-        qmodel: `DQMQModel` that is to be trained.
-        training: `mixtures.Images` of the training.
-        tests: `Images` of each test.
+        qmodel: The `DQMQModel`, before training.
+        training: The training images, a `datasets.Images`.
+        tests: The `datasets.Images` of each test.
 
     Raises:
         ValueError: If there are more groups than the kernel has rows.
@@ -34,16 +34,18 @@ def tell(qmodel, training, tests):
     rows = encoder.output_kernel.shape[0]
     known = np.unique(_groups(training))
     if len(known) > rows:
-        raise ValueError(f"{len(known)} groups of quality, {rows} rows of the encoder's kernel.")
+        raise ValueError(
+            f"There are {len(known)} groups of quality, but the encoder's kernel has {rows} rows."
+        )
     factors = np.random.default_rng(0).integers(1, 2**31, training.x.shape[1:])
     keys = np.concatenate([_keys(part.x, factors) for part in (training, *tests)])
     groups = np.concatenate([_groups(part) for part in (training, *tests)])
-    # Clean images stand in several tests.
+    # Clean images occur in several tests.
     keys, first = np.unique(keys, return_index=True)
-    told = np.isin(groups[first], known)
-    index = np.searchsorted(known, groups[first][told]).astype("int32")
+    has_group = np.isin(groups[first], known)
+    index = np.searchsorted(known, groups[first][has_group]).astype("int32")
     table = tf.lookup.StaticHashTable(
-        tf.lookup.KeyValueTensorInitializer(keys[told], index), _UNKNOWN
+        tf.lookup.KeyValueTensorInitializer(keys[has_group], index), _UNKNOWN
     )
     multiplied = tf.constant(factors)
 
@@ -60,7 +62,7 @@ def _groups(images):
 
 
 def _keys(pixels, factors):
-    """A number for each image `[N]`, which no other image has but by an unlikely chance."""
+    """Returns a hash for each image, `[N]`. Collisions are very unlikely."""
     blocks = np.array_split(pixels, max(len(pixels) // 1_000, 1))
     return np.concatenate(
         [(block.astype("int64") * factors).sum(axis=(1, 2, 3)) for block in blocks]

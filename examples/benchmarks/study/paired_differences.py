@@ -1,17 +1,17 @@
-"""By how much DQMQ leads, and whether that is what was aimed at."""
+"""The leads of DQMQ over other methods, and whether they reach their targets."""
 
 import dataclasses
 
 from study import results
 
-# Percentage points of accuracy, by test, that DQMQ is to lead by.
+# Targets for DQMQ's lead in percentage points of accuracy: on test (a) by budget, or by test.
 _UNIFORM_TARGETS = {
     "resnet8": {2.5: 1.0, 3.0: 0.5, 4.0: 0.0},
     "mobilenet_v2": {3.0: 2.0, 4.0: 1.0},
 }
 _HAWQ_TARGETS = {2.5: 0.5, 3.0: 0.5, 4.0: 0.0}
 _STATIC_TARGETS = {"a": 0.3, "d": 0.5}
-# Methods, and how they are trained. Of several the one with the best mean on test (a) is the rival.
+# Rival methods and how they are trained. Among several, the rival is the one with the best mean on (a).
 RIVALS = {
     "uniform": (results.UNIFORM, (None, results.SAME_TRAINING)),
     "hawq": (results.HAWQ, (None,)),
@@ -22,13 +22,13 @@ RIVALS = {
 
 @dataclasses.dataclass(frozen=True)
 class Lead:
-    """DQMQ less a rival, at one budget.
+    """The lead of DQMQ over a rival at one budget.
 
     Attributes:
-        network, budget: Where.
-        rival: `Cell` of the rival, the best where there are several; None if none has runs.
-        against: One of `RIVALS`.
-        points: `{test: Estimate or None}`, percentage points over the seeds that both have.
+        network, budget: Network and budget.
+        rival: `Cell` of the rival, the best one if there are several; None if none has runs.
+        against: A key of `RIVALS`.
+        points: `{test: Estimate or None}`: percentage points, over the seeds that both have.
         targets: `{test: percentage points}`.
     """
 
@@ -41,38 +41,39 @@ class Lead:
 
     @property
     def verdicts(self):
-        """Returns `{test: "reached", "short" or "open"}` for the tests with a target."""
+        """`{test: "reached", "short" or "open"}` for the tests that have a target."""
         return {test: verdict(self.points[test], aim) for test, aim in self.targets.items()}
 
 
 def verdict(lead, target):
-    """Returns what has become of a target: "open" as long as seeds are missing.
+    """Returns whether a target is "reached" or DQMQ is "short" of it; "open" while seeds are missing.
 
-    A lead has to be clear of its error as well; 0 asks to be not behind.
+    To reach a target above 0, the lead must also be clear of its error. A target of 0 means that DQMQ must
+    not be behind.
     """
     if lead is None or lead.count < results.SEEDS:
         return "open"
-    # Means of accuracies are off by a rounding error.
+    # Means of accuracies have rounding errors.
     far = lead.mean >= target - 1e-9
     return "reached" if far and (target == 0 or lead.clear) else "short"
 
 
 def targets(network, budget, against):
-    """Returns `{test: percentage points}` that DQMQ is to lead by."""
+    """Returns the targets for DQMQ's lead, `{test: percentage points}`."""
     if against == "static":
         return _STATIC_TARGETS
     if against == "hawq_alike":
         return {}
     aims = _HAWQ_TARGETS if against == "hawq" else _UNIFORM_TARGETS[network]
-    # Nor behind on kinds that were never seen, and on clean images.
+    # DQMQ must not be behind on kinds that training does not have, nor on clean images.
     return {"a": aims[budget], "b": 0.0, "c": 0.0} if budget in aims else {}
 
 
 def leads(found):
-    """Yields the `Lead` for each network, budget and rival.
+    """Yields a `Lead` for each network, budget and rival.
 
     Args:
-        found: `Results`.
+        found: The `Results`.
     """
     for network in results.NETWORKS:
         for budget in results.MEAN_BITS:

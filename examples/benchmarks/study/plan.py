@@ -1,4 +1,4 @@
-"""Which runs make the comparison."""
+"""The runs of the comparison."""
 
 import dataclasses
 import itertools
@@ -8,11 +8,11 @@ from study import assignments, float_networks, results, runs
 MEAN_BITS = results.MEAN_BITS
 SEEDS = tuple(range(results.SEEDS))
 ALL_SEEDS = tuple(range(max(results.FILE_SEEDS.values())))
-# Trials for each method: one at each learning rate. The smaller network takes larger ones.
+# Each method has one trial at each learning rate. The smaller network needs larger rates.
 LEARNING_RATES = {"resnet8": (0.001, 0.002), "mobilenet_v2": (0.002, 0.004)}
-# The smaller network has its trials at one budget, for the time that they take.
+# To save time, MobileNetV2 has trials at one budget only.
 _TUNED_AT = {"resnet8": MEAN_BITS, "mobilenet_v2": (3.0,)}
-# Runs of one seed differ by a point or more where bits are few.
+# With few bits, runs with different seeds differ by a percentage point or more.
 _TRIAL_SEEDS = {2.5: SEEDS}
 _TUNED_FILE, _HAWQ_FREE_AT, _TUNING_STEPS = min(results.FILE_SEEDS), 3.0, 400
 _ABLATED_AT = 2.5
@@ -23,15 +23,15 @@ def uniform_bits(costs, budget):
     """Returns the pairs `(weight bits, activation bits)` that use a budget best.
 
     Args:
-        costs: `CostModel` of the network.
-        budget: Largest cost, in its unit.
+        costs: The `CostModel` of the network.
+        budget: Largest cost, in the unit of `costs`.
 
     Returns:
-        Of the pairs with the largest cost within the budget, at most two and a bit apart at most:
-        2 and 3 bits can be 3 and 2 as well.
+        The pairs with the largest cost within the budget, among those that differ by at most one bit.
+        These can be two pairs, such as (2, 3) and (3, 2).
 
     Raises:
-        ValueError: If 2 bits everywhere but at both ends cost more than the budget.
+        ValueError: If 2 bits everywhere except in the first and the last layer exceed the budget.
     """
     widths = range(2, 9)
     found = {}
@@ -46,12 +46,12 @@ def uniform_bits(costs, budget):
 
 
 def table(bench_costs, steps, rates):
-    """Yields the runs of the table, the cheapest to learn from first.
+    """Yields the runs of the main table, all methods of one seed and network after each other.
 
     Args:
         bench_costs: `{network: CostModel}`, in mean bits.
         steps: Training steps of each run.
-        rates: `rates.Rates`; what it does not know takes the smallest that is tried.
+        rates: A `learning_rates.Rates`. Methods without trials get the smallest rate.
     """
     for seed, network in itertools.product(SEEDS, float_networks.NETWORKS):
 
@@ -69,7 +69,8 @@ def table(bench_costs, steps, rates):
 
         for budget in MEAN_BITS:
             at = {"kind": "mean_bit_width", "budget": budget}
-            # HAWQ with free activations was behind in its trials on both networks.
+            # HAWQ with bits of its own for activations (hawq_free) was worse in the trials on both
+            # networks.
             for method in ("dqmq", "static", "hawq"):
                 yield from run(method, **at)
             for pair, method in itertools.product(
@@ -85,7 +86,7 @@ def table(bench_costs, steps, rates):
 
 
 def ablations(steps, rates):
-    """Yields the runs without one thing each, on ResNet-8, and those at 8 bits."""
+    """Yields the ablations of DQMQ on ResNet-8, and the runs at 8 bits."""
     for seed in SEEDS:
         at = {
             "kind": "mean_bit_width",
@@ -101,7 +102,7 @@ def ablations(steps, rates):
 
 
 def oracle(steps, rates):
-    """Yields the runs of DQMQ with an encoder that is told the quality, and of bits that hardly see it."""
+    """Yields the runs of the oracle, and those without curvature, whose bits hardly depend on quality."""
     for seed, network, budget, ablation in itertools.product(
         SEEDS, float_networks.NETWORKS, MEAN_BITS, (runs.TOLD, "no_curvature")
     ):
@@ -118,7 +119,7 @@ def oracle(steps, rates):
 
 
 def files(steps, rates):
-    """Yields the runs that end in a file, on ResNet-8."""
+    """Yields the runs that end in a `.tflite` file, on ResNet-8."""
     for budget, seed in [(b, s) for b, count in results.FILE_SEEDS.items() for s in range(count)]:
         at = {"kind": "download_bytes", "budget": budget, "seed": seed, "steps": steps}
         for method in results.FILE_METHODS:
@@ -130,7 +131,7 @@ def files(steps, rates):
 
 
 def trials(bench_costs):
-    """Yields the runs that choose a learning rate for each method, network and kind of budget."""
+    """Yields the trials that choose a learning rate for each method, network and kind of budget."""
     for network in float_networks.NETWORKS:
 
         def run(method, network=network, **fields):

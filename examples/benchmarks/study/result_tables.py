@@ -30,7 +30,11 @@ _RIVALS = {"uniform": "uniform", "hawq": "HAWQ", "hawq_alike": "HAWQ", "static":
 
 
 def tables(found):
-    """Yields all tables of `Results`."""
+    """Yields all tables.
+
+    Args:
+        found: The `Results`.
+    """
     for network in results.NETWORKS:
         yield accuracies(found, network)
     yield lead_table(found)
@@ -56,7 +60,8 @@ def accuracies(found, network):
         for cell in cells
     ]
     hgq2 = (
-        " HGQ2 gives each weight and each channel of activations its own; signs count, as of all."
+        " HGQ2 gives each weight and each channel of activations its own bits; the sign counts as a bit, as "
+        "for all methods."
         if any(cell.method == "hgq2" for cell in cells)
         else ""
     )
@@ -64,9 +69,9 @@ def accuracies(found, network):
         f"{results.NETWORKS[network]}: accuracy in %, mean bit-width",
         ("budget", "method", "seeds", *results.TESTS, "bits on a", "bits on d"),
         tuple(rows), 2,
-        ("The bits of float and TFMOT are so by definition, those of the others are counted: the "
-         "root of bit operations per MAC, with what decides. HAWQ gives the weights and the input of "
-         "a layer the same bits; with bits of their own it was behind in its trials." + hgq2,),
+        ("The bits of float and TFMOT are fixed. Those of the others are measured: the square root of bit "
+         "operations per MAC, including those of what decides the bits. HAWQ gives the weights and the "
+         "input of a layer the same bits; with separate bits it was worse in the trials." + hgq2,),
     )  # fmt: skip
 
 
@@ -93,10 +98,10 @@ def lead_table(found):
         "Leads of DQMQ, percentage points",
         ("network", "budget", "against", "target", "verdict", "seeds", *results.TESTS),
         tuple(rows), 5,
-        ("Differences are paired by seed. †: more than two standard errors above nought.",
-         'Reached: the mean is the target or more, and, where that is above 0, more than two standard '
-         f'errors above nought; "open" with fewer than {results.SEEDS} seeds. '
-         "The best method of several is that with the best mean on test (a).",
+        ("Differences are paired by seed. †: more than two standard errors above zero.",
+         'Reached: the mean is at least the target and, if the target is above 0, more than two standard '
+         f'errors above zero. Open: fewer than {results.SEEDS} seeds. '
+         "The best of several methods is the one with the best mean on test (a).",
         ),
     )  # fmt: skip
 
@@ -123,12 +128,12 @@ def files(found):
         "Files: accuracy in % in LiteRT, bytes under deflate",
         ("network", "budget", "method", "seeds", *results.TESTS, "bytes", "largest, % of budget"),
         tuple(rows), 3,
-        ("Trained as DQMQ: with its labels and its batch statistics.",),
+        ("Trained as DQMQ: with DQMQ's distilled labels and batch statistics.",),
     )  # fmt: skip
 
 
 def ablations(found):
-    """Returns the table of DQMQ without one thing each."""
+    """Returns the table of DQMQ's ablations."""
     at = {"network": _ABLATED_NETWORK, "kind": "mean_bit_width"}
 
     def cell(method="dqmq", budget=_ABLATED_AT, ablation=None):
@@ -160,17 +165,17 @@ def ablations(found):
         bits = figure(found.estimate(variant, results.mean_bits, "a"))
         rows.append((f"{variant.budget:g}", label, count, *figures, bits))
     return Table(
-        f"What DQMQ owes to what, {results.NETWORKS[_ABLATED_NETWORK]}: accuracy in %",
+        f"Ablations of DQMQ, {results.NETWORKS[_ABLATED_NETWORK]}: accuracy in %",
         ("budget", "variant", "seeds", "a", "change of a", "d", "change of d", "bits on a"),
         tuple(rows), 2,
-        ("Changes are from DQMQ at the same budget, paired by seed. Shuffled: the trained DQMQ "
-         "with the bits of each image, or all that follows quality, decided by another image of its "
-         "batch.",),
+        ("Changes are relative to DQMQ at the same budget, paired by seed. Shuffled: in the trained DQMQ "
+         "the bits of each image, or everything that depends on the quality, are decided by another image "
+         "of the batch.",),
     )  # fmt: skip
 
 
 def headroom(found):
-    """Returns the table of what knowing the quality is worth, and how much of it DQMQ has."""
+    """Returns the table of what knowing the quality gains, for the oracle and for DQMQ."""
     rows = []
     for network, budget in itertools.product(results.NETWORKS, results.MEAN_BITS):
         at = {"network": network, "kind": "mean_bit_width", "budget": budget}
@@ -190,20 +195,20 @@ def headroom(found):
         "What knowing the quality is worth: percentage points over learned static bits",
         ("network", "budget", "variant", "seeds", *results.TESTS),
         tuple(rows), 3,
-        ("Paired by seed. The oracle is DQMQ, trained alike, whose encoder is told the kind of each "
-         "image's degradation and whether its severity is 3 or more. Without curvature bits hardly "
-         "differ between images; the normalization follows the quality all the same.",),
+        ("Paired by seed. The oracle is DQMQ, trained in the same way, with an encoder that knows the kind "
+         "of each image's degradation and whether its severity is 3 or more. Without curvature the bits "
+         "hardly differ between images, but the normalization still depends on the quality.",),
     )  # fmt: skip
 
 
 def _accuracy_figures(found, cell):
-    """The number of seeds and the accuracy on each test."""
+    """Returns the number of seeds and the accuracy on each test, as text."""
     estimates = [found.estimate(cell, results.accuracy, test) for test in results.TESTS]
     return seeds(estimates[0]), *map(figure, estimates)
 
 
 def _bit_figure(found, cell, test):
-    """Bits that are so by definition have no error."""
+    """Returns the mean bits as text. Bits that are fixed have no error."""
     estimate = found.estimate(cell, results.mean_bits, test)
     return f"{estimate.mean:g}" if estimate and cell.budget is None else figure(estimate)
 

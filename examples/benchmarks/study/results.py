@@ -1,6 +1,6 @@
-"""What the runs of the comparison found, gathered over seeds.
+"""The results of the runs, collected over seeds.
 
-Nothing here needs TensorFlow, so that a look at the results is quick.
+This module does not import TensorFlow, so that the results can be shown quickly.
 """
 
 import dataclasses
@@ -16,23 +16,23 @@ METHODS = {
     "hawq": "HAWQ", "hawq_free": "HAWQ, free", "hgq2": "HGQ2", "static": "static", "dqmq": "DQMQ",
 }  # fmt: skip
 UNIFORM = ("lsq", "pact", "dorefa")
-# A layer's weights and input have the same bits, or each its own.
+# In "hawq" the weights and the input of a layer have the same bits, in "hawq_free" each has its own.
 HAWQ = ("hawq", "hawq_free")
-# Shown where they have runs.
+# Methods that are shown only if they have runs.
 _OPTIONAL = ("hawq_free", "hgq2")
 TESTS = ("a", "b", "c", "d")
 MEAN_BITS = (2.5, 3.0, 4.0)
-# Budgets of download bytes, and how many seeds they take: in the smaller file methods are near each
-# other.
+# Budgets in download bytes, and their number of seeds. At the smaller budget the methods are close to each
+# other, so it needs more seeds.
 FILE_SEEDS = {40_000: 10, 55_000: 3}
 FILE_METHODS = ("lsq", "hawq", "static", "dqmq")
-# These also with all that helps DQMQ beside its bits: its labels and its batch statistics. They have
-# trials of their own.
+# These methods are also trained as DQMQ is: with its distilled labels and batch statistics. For this they
+# have separate trials.
 SAME_TRAINING, TRAINED_ALIKE = "same_training", ("lsq", "hawq")
-# A baseline is worth its name that comes close to float with 4 bits between the ends.
+# A check of the baseline: LSQ with 4 bits, except in the first and last layer, should be close to float.
 CHECKED_BITS, CHECKED_AT = (4, 4), 4.25
 SEEDS = 3
-# Kinds of degradation, those of a family beside each other.
+# Kinds of degradation, ordered by family.
 KINDS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise",
     "gaussian_blur", "defocus_blur", "motion_blur",
@@ -40,7 +40,7 @@ KINDS = (
     "low_light", "brightness", "contrast", "fog",
 )  # fmt: skip
 SEVERITIES = (1, 2, 3, 4, 5)
-# What has no budget has its bits by definition.
+# Methods without a budget have fixed bits.
 _DEFINED_BITS = {"float": 32.0, "tfmot": 8.0}
 
 
@@ -60,7 +60,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values):
-        """Returns the estimate from one value a seed, or None where there are none."""
+        """Returns the estimate from one value per seed, or None if there are no values."""
         values = np.array(list(values), "float64")
         if not len(values):
             return None
@@ -69,13 +69,13 @@ class Estimate:
 
     @property
     def clear(self):
-        """Returns whether the mean lies more than two standard errors above nought."""
+        """Whether the mean is more than two standard errors above zero."""
         return self.error is not None and self.mean > 2 * self.error
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Runs that differ by their seed alone; the fields are those of `runs.Run`."""
+    """A group of runs that differ only in their seed. The fields are those of `runs.Run`."""
 
     network: str
     method: str
@@ -93,26 +93,26 @@ class Cell:
 
     @property
     def label(self):
-        """Returns the method's name, with its bits where they are given, and how it is trained."""
+        """The method's name, its bits if they are given, and how it is trained."""
         bits = f" w{self.bits[0]}a{self.bits[1]}" if self.bits else ""
         alike = ", trained as DQMQ" if self.ablation == SAME_TRAINING else ""
         return f"{METHODS[self.method]}{bits}{alike}"
 
 
 class Results:
-    """Records by cell and seed. Trials of the learning rate are no results.
+    """The records by cell and seed, without the trials of the learning rate.
 
     Args:
-        records: Dictionaries as `runs.Bench.execute` returns them.
-        steps: Training steps of the runs that count.
+        records: Dictionaries that `runs.Bench.execute` returned.
+        steps: Training steps of the runs to use.
 
     Attributes:
-        steps: As given.
-        left_out: Number of results with other steps.
+        steps: Training steps of the runs.
+        left_out: Number of runs with other numbers of steps.
 
     Raises:
-        ValueError: If two records have the same cell and seed, and the trials did not choose the
-            learning rate of just one of them.
+        ValueError: If several records have the same cell and seed, unless exactly one of them has the
+            learning rate that the trials chose.
     """
 
     def __init__(self, records, steps):
@@ -129,13 +129,13 @@ class Results:
                 several = [r for r in several if r["run"]["learning_rate"] == rate]
             if len(several) != 1:
                 raise ValueError(
-                    f"{cell}, seed {seed}: several records, and it is not clear which counts. "
+                    f"{cell}, seed {seed}: there are several records, and it is unclear which one counts. "
                     "Delete the lines of the others."
                 )
             self._cells.setdefault(cell, {})[seed] = several[0]
 
     def cells(self, **fields):
-        """Returns the cells that have records and these fields, in a fixed order."""
+        """Returns the cells that have records and the given fields, in a fixed order."""
         matching = [
             cell
             for cell in self._cells
@@ -148,7 +148,7 @@ class Results:
         )
 
     def values(self, cell, metric, *args):
-        """Returns `{seed: metric(record, *args)}`, without the seeds that have none."""
+        """Returns `{seed: metric(record, *args)}`, without the seeds for which the metric is None."""
         found = sorted(self._cells.get(cell, {}).items())
         values = {seed: metric(record, *args) for seed, record in found}
         return {seed: value for seed, value in values.items() if value is not None}
@@ -158,10 +158,10 @@ class Results:
         return Estimate.of(self.values(cell, metric, *args).values())
 
     def rows(self, network, budget):
-        """Returns the cells of all methods at a budget of mean bits, whether they have runs or not.
+        """Returns the cells of all methods at a budget of mean bits, even if they have no runs.
 
-        The pairs of bits of uniform methods are those that any of them has runs with. HGQ2, which
-        needs an environment of its own, and HAWQ's other way are there only where they have runs.
+        Each uniform method has the pairs of bits for which any uniform method has runs. HGQ2, which needs
+        its own environment, and "hawq_free" are included only if they have runs.
         """
         at = {"network": network, "kind": "mean_bit_width", "budget": budget}
         pairs = {c.bits for c in self.cells(**at, ablation=None) if c.method in UNIFORM}
@@ -171,13 +171,13 @@ class Results:
         return [variant for cell in found for variant in by_training(cell)]
 
     def compared(self, network):
-        """Returns what has no budget, the check of the baselines, and `rows` at all budgets."""
+        """Returns the methods without a budget, the check of the baseline, and `rows` at all budgets."""
         checked = Cell(network, "lsq", "mean_bit_width", CHECKED_AT, CHECKED_BITS)
         cells = [Cell(network, "float"), Cell(network, "tfmot"), *by_training(checked)]
         return cells + [cell for budget in MEAN_BITS for cell in self.rows(network, budget)]
 
     def best(self, network, budget, methods, ablations=(None, SAME_TRAINING)):
-        """Returns the cell of some methods with the best mean accuracy on test (a), or None."""
+        """Returns the cell with the best mean accuracy on test (a) among some methods, or None."""
         rows = self.rows(network, budget)
         rows = [cell for cell in rows if cell.method in methods and cell.ablation in ablations]
         means = {cell: self.estimate(cell, accuracy, "a") for cell in rows}
@@ -188,8 +188,8 @@ class Results:
         """Returns DQMQ's mean bits of each decision point for each kind of degradation.
 
         Returns:
-            `(kinds, points, bits [points, kinds], number of seeds)`; "clean" is the first kind. None
-            if no run of the cell has them.
+            `(kinds, points, bits [points, kinds], number of seeds)`, where "clean" is the first kind. None
+            if the cell has no such record.
         """
         tables = list(self.values(cell, lambda record: record.get("bits_by_kind")).values())
         if not tables:
@@ -200,16 +200,16 @@ class Results:
         return kinds, points, np.mean(bits, axis=0), len(tables)
 
     def reference(self, network, test):
-        """Returns the float network's mean error in %, by kind: `{}` if it has no runs."""
+        """Returns `{kind: mean error in %}` of the float network, or `{}` if it has no runs."""
         errors = self.values(Cell(network, "float"), kind_errors, test).values()
         kinds = next(iter(errors), {})
         return {kind: float(np.mean([found[kind] for found in errors])) for kind in kinds}
 
 
 def difference(values, others):
-    """Returns the `Estimate` of the difference of two `{seed: value}` over the seeds of both.
+    """Returns the `Estimate` of the difference of two `{seed: value}`, over the seeds that both have.
 
-    A seed fixes the data's order, so that differences vary less than the values do.
+    A seed determines the order of the data, so the differences vary less than the values.
     """
     return Estimate.of(values[seed] - others[seed] for seed in values if seed in others)
 
@@ -220,18 +220,18 @@ def accuracy(record, test):
 
 
 def shuffled_accuracy(record, test, name="shuffled"):
-    """Returns the accuracy in % with each image seen as another one, or None.
+    """Returns the accuracy in % when the quality of each image is taken from another image, or None.
 
     Args:
-        record: Of a run.
+        record: The record of a run.
         test: Name of a test.
-        name: `"shuffled"`, or `"shuffled_bits"` where another image decides the bits alone.
+        name: `"shuffled"`, or `"shuffled_bits"` if another image decides only the bits.
     """
     return 100 * record[name][test] if name in record else None
 
 
 def mean_bits(record, test):
-    """Returns the mean bit-width on a test, or None: the root of bit operations per MAC."""
+    """Returns the mean bit-width on a test, the square root of bit operations per MAC, or None."""
     run = record["run"]
     if run["budget"] is None:
         return _DEFINED_BITS[run["method"]]
@@ -247,7 +247,7 @@ def kind_errors(record, test):
 
 
 def kind_bits(record, test):
-    """Returns `{kind: mean bit-width}` in the same manner, `{}` where all images cost the same."""
+    """Returns `{kind: mean bit-width}` in the same way, or `{}` if all images cost the same."""
     if record["scores"][test]["cost"] is None:
         return {}
     cells = _by_kind(record, test)
@@ -260,7 +260,7 @@ def severity_errors(record, test):
 
 
 def severity_bits(record, test):
-    """Returns `{(kind, severity): mean bit-width}`, `{}` where all images cost the same."""
+    """Returns `{(kind, severity): mean bit-width}`, or `{}` if all images cost the same."""
     if record["scores"][test]["cost"] is None:
         return {}
     return _by_severity(record, test, lambda c: np.sqrt(c[:, 2] / record["macs"]))
@@ -270,8 +270,8 @@ def corruption_error(record, test, reference):
     """Returns the mean corruption error in %, or None without a reference.
 
     Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-    Perturbations", arXiv 1903.12261: errors are summed over the severities of each kind and
-    divided by those of a reference; these ratios are averaged over kinds.
+    Perturbations", arXiv 1903.12261: the errors of each kind are summed over its severities and divided
+    by the same sum of a reference. The ratios are averaged over kinds.
     """
     errors = kind_errors(record, test)
     if not reference:
@@ -280,14 +280,14 @@ def corruption_error(record, test, reference):
 
 
 def _by_kind(record, test):
-    """`{kind: [severities, (images, right, mean cost)]}`, in the order of `KINDS`."""
+    """Returns `{kind: array [severities, (images, correct, mean cost)]}` in the order of `KINDS`."""
     cells = record["scores"][test]["cells"]
     found = {k: [cells[f"{k}:{s}"] for s in SEVERITIES if f"{k}:{s}" in cells] for k in KINDS}
     return {kind: np.array(rows, "float64") for kind, rows in found.items() if rows}
 
 
 def _by_severity(record, test, value):
-    """`{(kind, severity): value}` of tests that have every severity."""
+    """Returns `{(kind, severity): value}` for a test that has all severities."""
     return {
         (kind, severity): float(each)
         for kind, cells in _by_kind(record, test).items()
@@ -296,10 +296,10 @@ def _by_severity(record, test, value):
 
 
 def trainings(method):
-    """Returns the ablations under which a method is compared: as it is, and trained as DQMQ."""
+    """Returns the ways in which a method is trained, as ablations: its own way (None), and as DQMQ."""
     return (None, SAME_TRAINING) if method in TRAINED_ALIKE else (None,)
 
 
 def by_training(cell):
-    """Returns a cell under each of the `trainings` of its method."""
+    """Returns the cell for each of the `trainings` of its method."""
     return [dataclasses.replace(cell, ablation=a) for a in trainings(cell.method)]

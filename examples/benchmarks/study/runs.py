@@ -1,4 +1,4 @@
-"""One run of the comparison: a method at a budget on a network, trained and scored."""
+"""A run of the comparison: trains and scores one method on one network at one budget."""
 
 import dataclasses
 import json
@@ -27,38 +27,38 @@ from study import (
 )
 
 METHODS = tuple(results.METHODS)
-# What is taken from DQMQ, one thing at a time.
+# Ablations of DQMQ. Each removes one part.
 ABLATIONS = (
     "no_pathwise", "no_curvature", "no_score_function", "no_model_cost", "no_entropy",
     "no_supervised", "random_encoder", "no_sample_bits", "no_normalization", "no_distillation",
 )  # fmt: skip
-# An oracle in the place of the encoder, see `study.oracle`.
+# The oracle instead of the encoder; see `study.oracle`.
 TOLD = "told_quality"
 _TARGETS = {"mean_bit_width": "simulation", "download_bytes": "android"}
 _HESSIAN_STEPS = 4
 _CALIBRATION_IMAGES = 256
-# Training changes how well weights compress by a percent or so.
+# Training changes the compressed size of the weights by about a percent, so leave some room.
 _ROOM = 0.985
-# How often bits are chosen anew until their file keeps the budget, and by how much less of it where
-# they stay the same.
+# Largest number of proposals until a file meets the budget, and the share of the budget by which the limit
+# is lowered if a proposal repeats the same bits.
 _PROPOSALS, _STEP = 12, 0.004
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is trained.
+    """The settings of a run.
 
     Attributes:
-        network: One of `starts.NETWORKS`.
+        network: One of `float_networks.NETWORKS`.
         method: One of `METHODS`.
-        kind, budget: Kind and value of a `dqmq_tf.Budget`; None for `"float"` and `"tfmot"`, which
-            have no choice.
-        bits: Weight and activation bits of a uniform method, else None.
-        ablation: One of `ABLATIONS`, `TOLD`, `results.SAME_TRAINING` or None.
-        learning_rate: Of Adam at the start.
-        steps: Steps of `mixtures.BATCH` images.
-        seed: Of the data's order and degradations and of all draws.
-        tuning: Whether the validation images are scored, and nothing else.
+        kind, budget: Kind and value of a `dqmq_tf.Budget`; None for `"float"` and `"tfmot"`, which have
+            fixed bits.
+        bits: Weight and activation bits of a uniform method; None for other methods.
+        ablation: One of `ABLATIONS`, `TOLD`, `results.SAME_TRAINING`, or None.
+        learning_rate: Initial learning rate of Adam.
+        steps: Training steps of `datasets.BATCH` images.
+        seed: Seed of the order and degradations of the data, and of all random numbers.
+        tuning: Whether this is a trial, which scores only the validation images.
     """
 
     network: str
@@ -74,22 +74,22 @@ class Run:
 
     @property
     def key(self):
-        """Returns what tells runs apart, as text."""
+        """The settings as text, which identifies the run."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def of(cls, key):
-        """Returns the run that a `key` tells."""
+        """Returns the run with the settings in a `key`."""
         fields = json.loads(key)
         return cls(**{**fields, "bits": fields["bits"] and tuple(fields["bits"])})
 
 
 class Bench:
-    """What all runs share.
+    """Data and float networks that all runs share.
 
     Args:
-        data_dir, cache: See `mixtures.Mixtures`.
-        resnet, folder: See `starts.float_start`.
+        data_dir, cache: See `datasets.Mixtures`.
+        resnet, folder: See `float_networks.float_start`.
     """
 
     def __init__(self, data_dir, cache, resnet, folder):
@@ -101,8 +101,8 @@ class Bench:
         return float_networks.float_start(network, self.mixtures, self.resnet, self.folder)
 
     def sensitivities(self, network, model):
-        """Returns `(weights, activations)` of `hawq.sensitivities` of a float start, made once."""
-        # They are those of these very weights.
+        """Returns `hawq.sensitivities` of a float network. They are computed once and then cached."""
+        # The name of the cached file depends on the weights, because the sensitivities do.
         weights = b"".join(value.tobytes() for value in model.get_weights())
         path = self.cache / f"{network}_{zlib.crc32(weights):08x}_hessian.pickle"
         if not path.exists():
@@ -112,17 +112,17 @@ class Bench:
         return pickle.loads(path.read_bytes())
 
     def images(self, run):
-        """Returns `{name: Images}` of what a run is scored on."""
+        """Returns `{name: Images}`, the tests that score a run."""
         if run.tuning:
             return {"validation": self.mixtures.validation(float_networks.VALIDATION[run.network])}
         return {name: self.mixtures.test(name) for name in datasets.TESTS}
 
     def execute(self, run):
-        """Trains and scores.
+        """Trains and scores a run.
 
         Returns:
-            A record: the run, its scores by test, its cost, the seconds of training, and what more
-            the method tells.
+            A record, which is a dictionary of the run, its scores by test, its cost, the seconds of
+            training, and further results of the method.
         """
         keras.utils.set_random_seed(run.seed)
         model = self.start(run.network)
@@ -136,7 +136,7 @@ class Bench:
 
 
 def _trained(bench, run, model):
-    """Any method that is trained in this process."""
+    """Trains and scores a method that runs in this process."""
     data = bench.mixtures.training(run.seed, run.steps)
     network, found = _network(bench, run, model, data)
     if run.ablation == "random_encoder":
@@ -172,7 +172,7 @@ def _trained(bench, run, model):
 
 
 def _network(bench, run, model, data):
-    """The network to train, and what is known of it before."""
+    """Returns the network to train, and the results that are known before training."""
     if run.method == "float":
         return model, {}
     target = _TARGETS[run.kind]
@@ -210,36 +210,39 @@ def _network(bench, run, model, data):
         return fixed_precision.quantized(model, costs, bits, run.method, images), found
     network = assignments.fixed(model, bits, target, run.seed)
     if run.ablation != results.SAME_TRAINING:
-        # The published methods keep their moving statistics.
+        # The published methods use moving averages as batch statistics.
         network._parts.norms.clear()
     return network, found
 
 
 def _in_file(model, run, data, proposed):
-    """Bits of `proposed(limit)` whose file keeps the budget, which a table of bytes only estimates."""
+    """Returns bits from `proposed(limit)` whose file meets the budget.
+
+    The cost model only estimates the size of the file, so the limit is lowered until the file fits.
+    """
     limit, before = run.budget, None
     for _ in range(_PROPOSALS):
         bits = proposed(limit)
         excess = _file_bytes(model, bits, run, data) - _ROOM * run.budget
         if excess <= 0:
             return bits
-        # An excess that is less than the next bit saves proposes the same again.
+        # If the limit falls by less than a bit saves, the same bits are proposed again.
         limit -= excess if bits != before else max(excess, _STEP * run.budget)
         before = bits
-    raise ValueError(f"No bit-widths were found that keep {run.budget:,} bytes under deflate.")
+    raise ValueError(f"Found no bit-widths whose file meets {run.budget:,} bytes after deflate.")
 
 
 def _uniform_in_file(model, costs, run, data):
-    """The most bits for all weights but those at both ends whose file keeps the budget."""
+    """Returns the uniform assignment with the most weight bits whose file meets the budget."""
     for width in range(8, 1, -1):
         bits = assignments.uniform(costs, width, 8)
         if _file_bytes(model, bits, run, data) <= _ROOM * run.budget:
             return bits
-    raise ValueError(f"No uniform bit-widths keep {run.budget:,} bytes under deflate.")
+    raise ValueError(f"No uniform bit-widths meet {run.budget:,} bytes after deflate.")
 
 
 def _file_bytes(model, bits, run, data):
-    """Bytes under deflate of the file of a network before it is trained."""
+    """Returns the size, after deflate, of the file of a network that is not trained yet."""
     network = assignments.fixed(model, bits, _TARGETS[run.kind], run.seed)
     network.calibrate(data.first(_CALIBRATION_IMAGES)[0])
     return _converted(network.freeze(profiles=1), data, lambda path, report: report.download_bytes)
@@ -259,7 +262,7 @@ def _scores(predict, images, cost_of=None):
 
 
 def _file(network, data, images):
-    """Scores of the `.tflite` file in LiteRT, and its bytes."""
+    """Returns the scores of the `.tflite` file in LiteRT, and its size."""
 
     def found(path, report):
         scores = _scores(scoring.litert_predictor(path), images)
@@ -269,7 +272,7 @@ def _file(network, data, images):
 
 
 def _converted(network, data, read):
-    """What `read(path, report)` finds in the file of a frozen network."""
+    """Converts a frozen network and returns `read(path, report)`."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.tflite"
         images, _ = data.first(_CALIBRATION_IMAGES)
@@ -277,7 +280,7 @@ def _converted(network, data, read):
 
 
 def _bits_by_kind(network, images):
-    """Mean bits of each decision point for each kind of test (a), and for clean images."""
+    """Returns the mean bits of each decision point for each kind of test (a) and for clean images."""
     found = {}
     for name in ("a", "c"):
         part = images[name]

@@ -1,4 +1,4 @@
-"""What a trained network scores on the test mixtures, and what its bits cost there."""
+"""Scores a trained network on the test mixtures, and measures the cost of its bits."""
 
 import contextlib
 import dataclasses
@@ -14,12 +14,12 @@ _BATCH = 500
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """Of one network on one test mixture.
+    """The score of one network on one test mixture.
 
     Attributes:
-        accuracy: Share of the images classified rightly.
-        cost: Mean cost per image, in the unit of the budget; None where it is that of every image.
-        cells: `{"kind:severity": [images, rightly classified, mean cost]}`.
+        accuracy: Share of the images that are classified correctly.
+        cost: Mean bit operations per image; None if all images cost the same.
+        cells: `{"kind:severity": [images, correctly classified, mean cost]}`.
     """
 
     accuracy: float
@@ -43,29 +43,29 @@ def score(predict, images, cost_of=None):
 
     Args:
         predict: See `predictor`.
-        images: `study.datasets.Images`.
-        cost_of: `cost_of(float images)` gives the bit operations of each, `[N]`; None where all
-            images cost the same.
+        images: A `datasets.Images`.
+        cost_of: Function from float images to the bit operations of each, `[N]`; None if all images
+            cost the same.
     """
     x, y = images.first(len(images))
-    right = predict(x).argmax(axis=-1) == y
+    correct = predict(x).argmax(axis=-1) == y
     costs = np.zeros(len(y)) if cost_of is None else cost_of(x)
     cells = {}
     for kind, severity in sorted(set(zip(images.kind.tolist(), images.severity.tolist()))):
         members = (images.kind == kind) & (images.severity == severity)
         name = "clean" if kind == 0 else f"{quality.KINDS[kind - 1]}:{severity}"
         cells[name] = [
-            int(members.sum()), int(right[members].sum()), round(float(costs[members].mean()), 1),
+            int(members.sum()), int(correct[members].sum()), round(float(costs[members].mean()), 1),
         ]  # fmt: skip
     return Score(
-        accuracy=float(right.mean()),
+        accuracy=float(correct.mean()),
         cost=None if cost_of is None else float(costs.mean()),
         cells=cells,
     )
 
 
 def per_image_bit_ops(qmodel):
-    """Returns a function from float images to the bit operations of each: `[N]`."""
+    """Returns a function from float images to the bit operations of each, `[N]`."""
     costs, decided = qmodel.costs, len(qmodel.costs.decided)
 
     def cost_of(x):
@@ -77,12 +77,13 @@ def per_image_bit_ops(qmodel):
 
 @contextlib.contextmanager
 def shuffled(qmodel, bits_alone=False, seed=0):
-    """Makes a model decide for each image by the quality of another one of its batch.
+    """Makes a model use, for each image, the quality of another image of the batch.
 
     Args:
-        qmodel: `DQMQModel` whose weights have the same bits for all images.
-        bits_alone: Whether the normalization still follows an image's own quality.
-        seed: Of the order.
+        qmodel: A `DQMQModel` whose weights have the same bits for all images.
+        bits_alone: Whether only the bits are affected. The normalization then still depends on the
+            image's own quality.
+        seed: Seed of the permutation.
     """
     order = np.random.default_rng(seed).permutation(_BATCH)
     layer = qmodel.policy if bits_alone else qmodel.encoder
@@ -100,7 +101,7 @@ def shuffled(qmodel, bits_alone=False, seed=0):
 
 
 def litert_predictor(path):
-    """Returns a function from float images to what a file gives for them in LiteRT, one thread."""
+    """Returns a function from float images to the outputs of a file in LiteRT, on one thread."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path), num_threads=1)

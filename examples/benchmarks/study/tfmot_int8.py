@@ -1,7 +1,7 @@
-"""int8 quantization-aware training by TensorFlow Model Optimization, in a process of its own.
+"""Trains a network with the int8 quantization-aware training of TensorFlow Model Optimization.
 
-It needs Keras 2 (`tf_keras`), which must be chosen before TensorFlow is imported. A float network
-comes in as its weights, softmax outputs for test sets go out.
+TFMOT needs Keras 2 (`tf_keras`), which must be selected before TensorFlow is imported, so this is a
+separate script. It reads the weights of a float network, and writes the softmax outputs for the test sets.
 
     python examples/benchmarks/study/tfmot_int8.py --network=resnet8 --weights=weights.npz \\
         --data=train.npz --steps=800 --tests=tests.npz --output=outputs.npz
@@ -21,15 +21,15 @@ from absl import app, flags
 
 
 def set_ranges(quantized, model, images):
-    """Starts the ranges of activations where the float network has them.
+    """Initializes the ranges of activations with those of the float network.
 
-    TFMOT starts them at [-6, 6] and, but for the input's, moves them by a thousandth of the
-    difference each step: a short training would end before they have arrived.
+    TFMOT starts them at [-6, 6]. Except for the input's, it moves them by a thousandth of the difference
+    in each step, so a short training would end before they are right.
 
     Args:
-        quantized: What `quantize_model` made of the float network.
-        model: The float network. Its softmax is taken away.
-        images: float32 `[n, 32, 32, 3]`.
+        quantized: The model that TFMOT's `quantize_model` returned.
+        model: The float network. Its softmax is removed.
+        images: Images, float32 `[n, 32, 32, 3]`.
     """
     # The output of the last layer is quantized before its softmax.
     model.layers[-1].activation = tf_keras.activations.linear
@@ -37,17 +37,17 @@ def set_ranges(quantized, model, images):
     values = tf_keras.Model(model.input, probes).predict_on_batch(images)
     for layer in quantized.layers:
         tensor = values.get(layer.name.removeprefix("quant_"), images)
-        # As TFMOT has it, ranges contain 0.
+        # Ranges contain 0, as in TFMOT.
         limits = {"min": min(0.0, tensor.min()), "max": max(0.0, tensor.max())}
         for weight in layer.weights:
             kind, _, end = weight.name.rsplit("/")[-1].removesuffix(":0").rpartition("_")
-            # Ranges of kernels are taken anew at each step.
+            # Ranges of kernels are computed again in each step.
             if end in limits and not kind.endswith("kernel"):
                 weight.assign(limits[end])
 
 
 def train(model, batches):
-    """Trains a model in place; returns the seconds that it took."""
+    """Trains a model in place, and returns the time in seconds."""
     rate = tf_keras.optimizers.schedules.CosineDecay(
         external_io.LEARNING_RATE.value, external_io.STEPS.value
     )
