@@ -1,4 +1,4 @@
-"""The commands as a user calls them: what they print, write and leave with."""
+"""The commands as a user calls them: what they print and write, and their exit codes."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def call(*words):
     return cli.run(cli.parse(["dqmq_tf", *map(str, words)]))
 
 
-def test_convert_verify_inspect_and_summary(files, capsys):
+def test_a_model_is_converted_verified_inspected_and_summarized(files, capsys):
     model, data, path = files / "model.keras", files / "images.npy", files / "out.tflite"
     report = files / "out.json"
     words = ("--io_dtype=int8", "--artifacts=json")
@@ -53,7 +53,7 @@ def test_convert_verify_inspect_and_summary(files, capsys):
     assert "conv" in capsys.readouterr().out
 
 
-def test_adaptive(files, capsys):
+def test_an_adaptive_file_is_written_and_inspected(files, capsys):
     path = files / "adaptive.tflite"
     words = ("--adaptive=2", "--routing=graph", f"--data={files / 'images.npy'}", "--noverify")
     assert call("convert", files / "model.keras", path, *words) == 0
@@ -63,7 +63,7 @@ def test_adaptive(files, capsys):
     assert "profile_1" in printed and "1 IF" in printed
 
 
-def test_a_file_that_is_not_what_it_should_be(files, capsys):
+def test_a_damaged_file_is_an_error_of_one_line_or_with_debug_an_exception(files, capsys):
     damaged = files / "damaged.tflite"
     damaged.write_bytes(b"TFL3" * 40)
     for words in (
@@ -77,7 +77,7 @@ def test_a_file_that_is_not_what_it_should_be(files, capsys):
         cli.run(cli.parse(["dqmq_tf", "--debug", "inspect", str(damaged)]))
 
 
-def test_wrong_use(files, capsys):
+def test_wrong_arguments_exit_with_an_error_that_names_them(files, capsys):
     model, path = files / "model.keras", files / "none.tflite"
     for words, told in (
         (("inspect", path), "none.tflite"),
@@ -94,7 +94,7 @@ def test_wrong_use(files, capsys):
     assert not path.exists()
 
 
-def test_as_a_process():
+def test_the_command_line_runs_as_a_process():
     def process(*words):
         return subprocess.run(
             [sys.executable, "-m", "dqmq_tf", *words], capture_output=True, text=True, timeout=120

@@ -1,4 +1,4 @@
-"""Models saved and files written before the package was divided into rooms are still what they were.
+"""Models saved by an earlier version load, predict and convert as they did then.
 
 `tests/helpers/saved_models.py` made them, at commit cd948d1.
 """
@@ -22,18 +22,18 @@ def predictions():
 
 
 @pytest.mark.parametrize("name", [*NAMES, "settled_simulation", "searching_simulation"])
-def test_a_saved_model_predicts_what_it_predicted(name, predictions):
+def test_a_model_saved_by_an_earlier_version_predicts_the_same(name, predictions):
     model = load(name)
     found = model.predict(inputs_of(model), verbose=0)
     np.testing.assert_allclose(found, predictions[name], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_saved_model_becomes_the_same_file(name, tmp_path):
+def test_a_model_saved_by_an_earlier_version_converts_to_the_same_file(name, tmp_path):
     found = write_file(FOLDER, name, tmp_path).read_bytes()
     assert found == (FOLDER / f"{name}.tflite").read_bytes()
 
 
-def test_a_saved_model_becomes_the_same_adaptive_file(tmp_path):
+def test_a_model_saved_by_an_earlier_version_converts_to_the_same_adaptive_file(tmp_path):
     found = write_file(FOLDER, "adaptive_android", tmp_path, adaptive=2).read_bytes()
     assert found == (FOLDER / "adaptive_android.tflite").read_bytes()

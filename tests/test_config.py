@@ -14,30 +14,30 @@ def test_budget_knows_its_kind_and_value(kind):
 
 
 @pytest.mark.parametrize("number", [np.float32(5), np.float64(5), np.int64(5)])
-def test_budget_takes_numbers_of_numpy(number):
+def test_budget_accepts_numpy_numbers(number):
     assert Budget(size_bytes=number).value == 5
 
 
 @pytest.mark.parametrize("given", [{}, {"size_bytes": 3, "bit_ops": 4}])
-def test_budget_wants_exactly_one_kind(given):
+def test_budget_with_no_or_several_kinds_is_an_error(given):
     with pytest.raises(ValueError, match="exactly one of size_bytes, download_bytes"):
         Budget(**given)
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "5"])
-def test_budget_wants_a_positive_number(value):
+def test_budget_that_is_not_a_positive_number_is_an_error(value):
     with pytest.raises(ValueError, match=r"bit_ops=.*positive"):
         Budget(bit_ops=value)
 
 
-def test_budget_is_keyword_only_and_frozen():
+def test_budget_takes_keywords_only_and_cannot_be_changed():
     with pytest.raises(TypeError):
         Budget(5)
     with pytest.raises(dataclasses.FrozenInstanceError):
         Budget(bit_ops=5).bit_ops = 6
 
 
-def test_rule_sorts_its_candidates_and_takes_single_values():
+def test_rule_sorts_its_candidates_and_accepts_single_values():
     rule = LayerRule(pattern="x", weight_bits=[8, 2, 4, 2], activation_bits=8, weights="kernel")
     assert rule.weight_bits == (2, 4, 8)
     assert rule.activation_bits == (8,)
@@ -53,12 +53,12 @@ def test_rule_sorts_its_candidates_and_takes_single_values():
         ({"pattern": "x", "activation_bits": ()}, "activation_bits"),
     ],
 )
-def test_rule_refuses_what_it_cannot_use(arguments, message):
+def test_rule_with_an_invalid_argument_is_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         LayerRule(**arguments)
 
 
-def test_first_rule_that_matches_the_whole_path_wins():
+def test_the_first_rule_that_matches_the_whole_path_wins():
     narrow = LayerRule(pattern="backbone/conv2d", weight_bits=8)
     wide = LayerRule(pattern="backbone/.*", quantize=False)
     config = DQMQConfig(rules=[narrow, wide])
@@ -68,7 +68,7 @@ def test_first_rule_that_matches_the_whole_path_wins():
     assert other.quantize and other.weight_bits is None and other.weights is None
 
 
-def test_a_layer_without_a_rule_may_have_a_name_that_is_no_regular_expression():
+def test_a_layer_name_may_contain_characters_that_are_special_in_regular_expressions():
     assert DQMQConfig().rule_for("conv(2d").quantize
 
 
@@ -86,12 +86,12 @@ def test_a_layer_without_a_rule_may_have_a_name_that_is_no_regular_expression():
         ("rules", ("conv2d",)),
     ],
 )
-def test_config_names_the_argument_that_is_out_of_range(argument, value):
+def test_the_error_for_an_argument_out_of_range_names_the_argument(argument, value):
     with pytest.raises(ValueError, match=argument):
         DQMQConfig(**{argument: value})
 
 
-def test_config_goes_through_json():
+def test_config_can_be_restored_from_json():
     config = DQMQConfig(
         rules=[LayerRule(pattern="a", weight_bits=(2, 8)), LayerRule(pattern="b", quantize=False)],
         terms=ObjectiveTerms(pathwise=False),
@@ -103,7 +103,7 @@ def test_config_goes_through_json():
     assert hash(config)
 
 
-def test_what_is_left_open_hangs_on_the_kind_of_the_budget():
+def test_the_defaults_depend_on_the_kind_of_the_budget():
     operations, in_bytes = (DQMQConfig(seed=4).completed(kind) for kind in (False, True))
     assert (operations.settle, operations.initial_sigma, operations.final_sigma) == (0.6, 0.6, 0.3)
     assert (in_bytes.settle, in_bytes.initial_sigma, in_bytes.final_sigma) == (0.3, 0.1, 0.1)

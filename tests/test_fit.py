@@ -1,4 +1,4 @@
-"""`fit` in the ways of any Keras model, on a few steps."""
+"""`fit` is called in the ways that Keras allows, for a few steps."""
 
 import keras
 import numpy as np
@@ -16,8 +16,8 @@ def model():
     return dqmq_tf.quantize_model(network(), target="simulation")
 
 
-def test_arrays_sample_weights_and_jit():
-    # XLA compiles the whole step twice: a layer of each kind will do.
+def test_fit_takes_arrays_and_sample_weights_and_can_be_compiled_by_xla():
+    # XLA compiles the whole step twice, which is slow: the model has one layer of each kind.
     small = keras.Sequential(
         [
             keras.Input((16, 16, 3)),
@@ -36,7 +36,7 @@ def test_arrays_sample_weights_and_jit():
     assert qmodel.policy.phase == "settled"
 
 
-def test_generator_of_unknown_length():
+def test_fit_takes_a_generator_of_unknown_length_with_a_warning():
     def batches():
         for _ in range(3):
             yield IMAGES[:16], LABELS[:16]
@@ -47,7 +47,7 @@ def test_generator_of_unknown_length():
     assert qmodel.policy.phase == "settled"
 
 
-def test_train_on_batch_and_resumed_search():
+def test_train_on_batch_moves_the_policy_also_after_the_search_is_resumed():
     qmodel = compiled(model())
     before = qmodel.policy.mean.numpy()
     qmodel.train_on_batch(IMAGES, LABELS)
@@ -59,7 +59,7 @@ def test_train_on_batch_and_resumed_search():
     assert (qmodel.policy.mean.numpy() != settled).any()
 
 
-def test_mirrored_strategy():
+def test_fit_runs_under_a_mirrored_strategy():
     code = (
         "import tensorflow as tf, numpy as np, keras\n"
         "cpu = tf.config.list_physical_devices('CPU')[0]\n"

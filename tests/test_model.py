@@ -1,4 +1,4 @@
-"""`DQMQModel`: training to a budget, decisions, freezing, saving; on trained networks."""
+"""`DQMQModel`: training to a budget, decisions, freezing and saving, on trained networks."""
 
 import json
 
@@ -20,13 +20,13 @@ def cost_of(qmodel):
 
 
 class TestBudget:
-    def test_download_bytes_are_met_from_below(self, deployable):
+    def test_training_uses_most_of_a_budget_of_download_bytes(self, deployable):
         qmodel, _ = deployable
         qmodel._training.keeper.measure()
-        # A bit of the smallest of these four kernels is 2 % of the file.
+        # One bit of the smallest of the four kernels is 2 % of the file.
         assert 0.94 * 6_000 <= cost_of(qmodel) <= 6_000
 
-    def test_mean_bit_width_is_met_within_two_percent(self, simulated, by_kind):
+    def test_training_uses_most_of_a_budget_of_mean_bits(self, simulated, by_kind):
         qmodel, history = simulated
         decision = qmodel.policy(qmodel.policy.seen.values(), training=False)
         bits = np.asarray(decision["activations"])[..., 0]
@@ -34,7 +34,7 @@ class TestBudget:
         assert 0.96 * 3.0 <= qmodel.costs.exact(weights, bits) <= 3.0
         assert history["cost"][1] == pytest.approx(3.0, rel=0.1)
 
-    def test_frozen_model_does_not_exceed_it(self, simulated, tmp_path):
+    def test_a_frozen_model_does_not_exceed_the_budget(self, simulated, tmp_path):
         qmodel, _ = simulated
         qmodel.save(tmp_path / "m.keras")
         frozen = keras.models.load_model(tmp_path / "m.keras").freeze()
@@ -43,7 +43,9 @@ class TestBudget:
         assert frozen.costs.exact(bits[decided:], bits[:decided]) <= 3.0
         assert frozen.decisions(np.zeros((2, 16, 16, 3), "float32")).bits_vary_by == "static"
 
-    def test_file_does_not_exceed_it_and_is_mixed(self, deployable, tmp_path, clean_images):
+    def test_a_file_does_not_exceed_the_budget_and_has_mixed_bits(
+        self, deployable, tmp_path, clean_images
+    ):
         qmodel, _ = deployable
         qmodel.save(tmp_path / "m.keras")
         frozen = keras.models.load_model(tmp_path / "m.keras")
@@ -55,8 +57,8 @@ class TestBudget:
         assert found.top1_agreement >= 0.98
 
 
-class TestPolicyIsAlive:
-    def test_kinds_get_different_bits(self, simulated, by_kind):
+class TestBitsDependOnQuality:
+    def test_kinds_of_degradation_get_different_bits(self, simulated, by_kind):
         qmodel, _ = simulated
         means = {kind: qmodel.decisions(images).mean() for kind, images in by_kind.items()}
         spread = {
@@ -65,15 +67,15 @@ class TestPolicyIsAlive:
         }
         assert max(spread.values()) >= 0.5, spread
 
-    def test_kinds_get_different_means_at_two_points(self, simulated, by_kind):
-        """What is rounded to the same bits in a network of four activations may still differ."""
+    def test_kinds_of_degradation_get_different_means_before_rounding(self, simulated, by_kind):
+        # The network has only four activations. Means may differ even if they round to the same bits.
         qmodel, _ = simulated
         policy = qmodel.policy
         means = [np.mean(policy.means(qmodel.encoder(x)), axis=0) for x in by_kind.values()]
         spread = np.ptp(means, axis=0)[: policy.activation_count]
         assert sum(spread >= 0.2) >= 2, spread
 
-    def test_swapped_embeddings_change_the_decisions(self, simulated, by_kind):
+    def test_the_embedding_of_another_image_changes_the_bits(self, simulated, by_kind):
         qmodel, _ = simulated
         embeddings = {k: qmodel.encoder(x) for k, x in by_kind.items()}
 
@@ -84,7 +86,7 @@ class TestPolicyIsAlive:
         swapped = max(np.mean(own["clean"] != own[kind]) for kind in KINDS)
         assert swapped > 0.1
 
-    def test_without_directions_all_inputs_are_decided_alike(self, simulated, by_kind):
+    def test_without_the_policy_s_directions_all_images_get_the_same_bits(self, simulated, by_kind):
         qmodel, _ = simulated
         kept = qmodel.policy.direction.numpy()
         qmodel.policy.direction.assign(np.zeros_like(kept))
@@ -94,7 +96,7 @@ class TestPolicyIsAlive:
             qmodel.policy.direction.assign(kept)
         assert (bits == bits[0]).all()
 
-    def test_decisions_do_not_depend_on_the_batch(self, simulated, by_kind):
+    def test_decisions_do_not_depend_on_the_other_images_of_the_batch(self, simulated, by_kind):
         qmodel, _ = simulated
         images = np.concatenate([by_kind["low_light"][:9], by_kind["clean"][:9]])
         together = qmodel.decisions(images).bits
@@ -106,33 +108,33 @@ class TestPolicyIsAlive:
             atol=0.01,
         )
 
-    def test_logs_hold_every_term(self, simulated):
+    def test_logs_contain_every_term_of_the_objective(self, simulated):
         _, history = simulated
         names = {"pathwise", "score_function", "model_cost", "entropy", "cost", "multiplier"}
         assert names <= set(history)
         assert {"mean_bits", "loss", "accuracy"} <= set(history)
 
-    def test_network_has_learned(self, simulated, by_kind, clean_images):
+    def test_the_network_has_learned_its_task(self, simulated, by_kind, clean_images):
         qmodel, _ = simulated
         _, labels = clean_images
         right = [
             (qmodel.predict(images, verbose=0).argmax(1) == labels).mean()
             for images in by_kind.values()
         ]
-        # At severity 5 throughout, after a few passes: far from chance, which is 0.1. Ten seeds give
-        # 0.50 to 0.70, and a change of rounding is as good as another seed.
+        # Chance is 0.1. All degraded images have severity 5, and the training is short. Ten seeds gave
+        # 0.50 to 0.70, and a change in rounding has the same effect as another seed.
         assert np.mean(right) > 0.45
 
 
 class TestQualityNormalization:
-    def test_it_follows_the_embedding(self, simulated, by_kind):
+    def test_scales_depend_on_the_embedding_after_training(self, simulated, by_kind):
         qmodel, _ = simulated
         affines = qmodel._parts.affines
         assert len(affines) == 2
         scales = [np.abs(layer.scale_direction.numpy()).max() for layer in affines]
         assert min(scales) > 1e-3
 
-    def test_another_image_s_quality_changes_predictions(self, simulated, by_kind):
+    def test_the_quality_of_another_image_changes_the_predictions(self, simulated, by_kind):
         qmodel, _ = simulated
         own = qmodel.predict(by_kind["contrast"], verbose=0)
         call, z = qmodel.encoder.call, qmodel.encoder(by_kind["gaussian_noise"])
@@ -143,14 +145,18 @@ class TestQualityNormalization:
             qmodel.encoder.call = call
         assert np.abs(own - other).max(axis=1).mean() > 0.05
 
-    def test_frozen_to_one_profile_it_is_one_for_all(self, simulated, by_kind, tmp_path):
+    def test_a_model_frozen_to_one_profile_has_one_normalization_for_all_images(
+        self, simulated, by_kind, tmp_path
+    ):
         simulated[0].save(tmp_path / "m.keras")
         frozen = keras.models.load_model(tmp_path / "m.keras").freeze(profiles=1)
         found = frozen.policy(frozen.encoder(by_kind["contrast"]), training=False)["embedding"]
         assert (np.asarray(found) == np.asarray(found)[0]).all()
 
     @pytest.mark.parametrize("budget,count", [(4.5, 3), (3.0, 2)])
-    def test_it_is_given_from_the_input_on_up_to_a_share_of_the_budget(self, budget, count):
+    def test_layers_get_it_from_the_input_on_until_its_share_of_the_budget_is_used(
+        self, budget, count
+    ):
         qmodel = dqmq_tf.quantize_model(
             network(), target="simulation", budget=dqmq_tf.Budget(mean_bit_width=budget)
         )
@@ -159,7 +165,7 @@ class TestQualityNormalization:
         spent = [QualityAffine.bit_operations(*layer.scale_direction.shape) for layer in affines]
         assert 0 < sum(spent) <= 0.02 * qmodel._parts.bit_ops
 
-    def test_what_decides_is_part_of_the_cost(self, simulated):
+    def test_the_cost_includes_what_decides_the_bits(self, simulated):
         costs = simulated[0].costs
         bits = [8] * len(costs.weights), [8] * len(costs.decided)
         macs = costs.macs.sum()
@@ -188,7 +194,7 @@ class TestWithoutQuality:
         assert 3.2 <= static.costs.exact(bits[decided:], bits[:decided]) <= 3.4
         assert len(set(bits.tolist())) >= 2
 
-    def test_nothing_decides_so_nothing_is_counted_for_it(self, static):
+    def test_static_bits_need_no_encoder_so_the_cost_includes_none(self, static):
         assert static.costs.overhead == 0
         assert not static._parts.affines
         parts = [getattr(layer, "affine", layer) for layer in static.layers]
@@ -200,7 +206,7 @@ class TestWithoutQuality:
         before = loaded.decisions(by_kind["clean"]).bits
         np.testing.assert_array_equal(loaded.freeze().decisions(by_kind["clean"]).bits, before)
 
-    def test_profiles_need_the_quality(self):
+    def test_several_profiles_without_quality_are_an_error(self):
         with pytest.raises(ValueError, match="profiles=2.*one profile"):
             dqmq_tf.DQMQConfig(quality_aware=False, profiles=2)
 
@@ -211,7 +217,7 @@ class TestFreeze:
         simulated[0].save(tmp_path / "m.keras")
         return keras.models.load_model(tmp_path / "m.keras")
 
-    def test_two_profiles_follow_the_quality(self, copy, by_kind):
+    def test_two_profiles_are_chosen_by_quality_within_the_budget(self, copy, by_kind):
         images = np.concatenate(list(by_kind.values()))
         copy.freeze(profiles=2, data=images)
         table = copy.decisions(images)
@@ -222,7 +228,7 @@ class TestFreeze:
         mean = copy.costs.exact(table.bits[:, decided:], table.bits[:, :decided])
         assert mean <= 3.0 * 1.001
 
-    def test_precision_is_on_the_grid(self, copy):
+    def test_the_integers_of_a_frozen_model_fit_their_bits_and_its_kernels(self, copy):
         precision = copy.freeze().precision()
         for path, variables in precision.weights.items():
             weight = variables["kernel"]
@@ -235,21 +241,23 @@ class TestFreeze:
                 error[inside] <= 0.51 * np.broadcast_to(weight.step, kernel.shape)[inside]
             ).all()
 
-    def test_unfrozen_model_has_no_precision(self, copy):
+    def test_precision_of_a_model_that_is_not_frozen_is_an_error(self, copy):
         with pytest.raises(ValueError, match="freeze"):
             copy.precision()
 
-    def test_profiles_out_of_range(self, copy):
+    def test_a_number_of_profiles_out_of_range_is_an_error(self, copy):
         with pytest.raises(ValueError, match="profiles=5"):
             copy.freeze(profiles=5)
 
-    def test_uncalibrated_model(self):
+    def test_freezing_a_model_that_has_not_seen_data_is_an_error(self):
         with pytest.raises(ValueError, match="has not seen data"):
             dqmq_tf.quantize_model(network()).freeze()
 
 
 class TestSaving:
-    def test_new_process_predicts_and_decides_the_same(self, simulated, by_kind, tmp_path):
+    def test_a_loaded_model_predicts_and_decides_the_same_in_a_new_process(
+        self, simulated, by_kind, tmp_path
+    ):
         qmodel, _ = simulated
         images = np.concatenate([x[:20] for x in by_kind.values()])
         qmodel.save(tmp_path / "m.keras")
@@ -268,7 +276,7 @@ class TestSaving:
         )
         np.testing.assert_array_equal(np.load(tmp_path / "d.npy"), qmodel.decisions(images).bits)
 
-    def test_optimizers_and_schedule_go_on(self, simulated, tmp_path):
+    def test_optimizers_and_schedule_continue_after_loading(self, simulated, tmp_path):
         qmodel, _ = simulated
         qmodel.save(tmp_path / "m.keras")
         again = keras.models.load_model(tmp_path / "m.keras")
@@ -279,8 +287,8 @@ class TestSaving:
         again.fit(training_data(1).take(2), verbose=0)
         assert (again.decisions(np.zeros((1, 16, 16, 3), "float32")).bits == before).all()
 
-    def test_with_a_default_budget_it_is_measured_out_as_before(self, tmp_path):
-        # That budget counts what decides, which is measured out before.
+    def test_a_loaded_model_with_the_default_budget_has_the_same_cost(self, tmp_path):
+        # The default budget includes the cost of what decides the bits.
         qmodel = dqmq_tf.quantize_model(network(), target="simulation")
         qmodel.save(tmp_path / "m.keras")
         again = keras.models.load_model(tmp_path / "m.keras")
@@ -288,7 +296,7 @@ class TestSaving:
         assert again.costs.overhead == qmodel.costs.overhead
         assert again.costs.exact([8] * 4, [8] * 4) == qmodel.costs.exact([8] * 4, [8] * 4)
 
-    def test_config_round_trip(self):
+    def test_a_config_can_be_restored_from_json(self):
         config = dqmq_tf.DQMQConfig(
             rules=[dqmq_tf.LayerRule(pattern="conv_.*", weight_bits=(3, 5))], profiles=2
         )
@@ -296,20 +304,20 @@ class TestSaving:
 
 
 class TestBadInput:
-    def test_empty_dataset(self):
+    def test_an_empty_dataset_is_an_error(self):
         qmodel = compiled(dqmq_tf.quantize_model(network()))
         empty = tf.data.Dataset.from_tensor_slices((np.zeros((0, 16, 16, 3)), np.zeros(0)))
         with pytest.raises(ValueError, match="empty"):
             qmodel.fit(empty.batch(4))
 
-    def test_nan_in_the_first_batch(self):
+    def test_nan_in_the_first_batch_is_an_error(self):
         qmodel = compiled(dqmq_tf.quantize_model(network()))
         images = np.zeros((8, 16, 16, 3), "float32")
         images[3, 0, 0, 0] = np.nan
         with pytest.raises(ValueError, match="1 values that are NaN or infinite"):
             qmodel.fit(images, np.zeros(8), verbose=0)
 
-    def test_nan_in_a_later_batch(self, deployable, tmp_path):
+    def test_infinity_in_a_later_batch_is_an_error(self, deployable, tmp_path):
         deployable[0].save(tmp_path / "m.keras")
         qmodel = keras.models.load_model(tmp_path / "m.keras")
         images = np.zeros((8, 16, 16, 3), "float32")

@@ -1,4 +1,4 @@
-"""`quantize_model`: what goes in, what comes out, and what is refused at the door."""
+"""`quantize_model`: the models that it takes, what it returns, and what it refuses."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ IMAGES = np.random.default_rng(0).random((8, 16, 16, 3)).astype("float32")
 
 
 class Block(keras.layers.Layer):
-    """A custom layer with a kernel of its own."""
+    """A custom layer with a kernel."""
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
@@ -31,7 +31,7 @@ class Block(keras.layers.Layer):
 
 
 class TestModel:
-    def test_keeps_inputs_outputs_names_and_weights(self):
+    def test_the_quantized_model_keeps_inputs_outputs_names_and_weights(self):
         model = network()
         qmodel = dqmq_tf.quantize_model(model)
         assert isinstance(qmodel, keras.Model) and qmodel.name == model.name
@@ -46,7 +46,7 @@ class TestModel:
             again.predict(IMAGES, verbose=0), model.predict(IMAGES, verbose=0), atol=1e-6
         )
 
-    def test_does_not_touch_the_model(self):
+    def test_the_float_model_is_not_changed(self):
         model = network()
         before = [w.copy() for w in model.get_weights()]
         qmodel = compiled(dqmq_tf.quantize_model(model))
@@ -55,7 +55,7 @@ class TestModel:
             np.testing.assert_array_equal(was, now)
         assert not model.compiled
 
-    def test_at_eight_bits_it_computes_what_the_float_model_does(self):
+    def test_at_eight_bits_predictions_are_close_to_those_of_the_float_model(self):
         model = network()
         rule = dqmq_tf.LayerRule(pattern=".*", weight_bits=8)
         config = dqmq_tf.DQMQConfig(rules=[rule])
@@ -87,7 +87,7 @@ class TestModel:
         for key, value in qmodel.predict(x, verbose=0).items():
             np.testing.assert_array_equal(loaded.predict(x, verbose=0)[key], value)
 
-    def test_layers_that_are_fused_keep_their_names(self):
+    def test_fused_layers_keep_their_names(self):
         inputs = keras.Input((16, 16, 3))
         x = keras.layers.Conv2D(8, 3, use_bias=False, name="conv")(inputs)
         x = keras.layers.BatchNormalization(name="norm")(x)
@@ -104,7 +104,7 @@ class TestModel:
             assert qmodel.get_layer(name) is not None
         assert qmodel.get_layer("first").ceiling == 6
         assert type(qmodel.get_layer("norm")) is FusedBatchNormalization
-        # Of two calls each has a quantizer of its own; and a loss must see what it prices.
+        # Not fused: each of two calls has its own quantizer, and a regularizer needs the output itself.
         assert type(qmodel.get_layer("shared")) is keras.layers.ReLU
         assert type(qmodel.get_layer("priced")) is keras.layers.Activation
         qmodel.calibrate(IMAGES)
@@ -113,7 +113,7 @@ class TestModel:
         assert (qmodel.float_model().get_layer("norm").moving_mean.numpy() != before).any()
         assert len(qmodel.losses) == 1
 
-    def test_attention_with_causal_mask(self):
+    def test_attention_with_a_causal_mask_trains(self):
         inputs = keras.Input((6, 8))
         attention = keras.layers.MultiHeadAttention(2, 4, name="attention")
         x = attention(inputs, inputs, key=inputs, use_causal_mask=True)
@@ -124,14 +124,14 @@ class TestModel:
         qmodel.fit(x, np.zeros((10, 3)), verbose=0)
         assert len(qmodel._parts.wrappers["attention"].points) == 4
 
-    def test_encoder_costs_under_two_percent(self):
+    def test_the_encoder_costs_less_than_two_percent_of_the_network(self):
         qmodel = dqmq_tf.quantize_model(network())
         macs = qmodel.encoder.multiply_accumulates((None, 16, 16, 3))
         assert macs <= 0.02 * qmodel.costs.macs.sum()
 
 
 class TestRules:
-    def test_candidates_and_left_out_layers(self):
+    def test_rules_limit_the_candidates_and_leave_layers_out(self):
         rules = [
             dqmq_tf.LayerRule(pattern="conv_0", quantize=False),
             dqmq_tf.LayerRule(pattern="conv_.*", weight_bits=(2, 4, 8)),
@@ -141,14 +141,14 @@ class TestRules:
         bits = {point.path: point.bit_widths for point in qmodel.costs.weights}
         assert bits["conv_1"] == (2, 4, 8) and bits["classes"] == (2, 3, 4, 5, 6, 7, 8)
 
-    def test_bits_outside_the_target(self):
+    def test_a_rule_with_bits_that_the_target_lacks_is_an_error(self):
         rules = [dqmq_tf.LayerRule(pattern="relu_0", activation_bits=(4,))]
         with pytest.raises(ValueError, match=r"relu_0.*\[4\].*android"):
             dqmq_tf.quantize_model(network(), config=dqmq_tf.DQMQConfig(rules=rules))
 
 
 class TestRefused:
-    def test_subclassed_model(self):
+    def test_a_subclassed_model_is_an_error(self):
         class Own(keras.Model):
             def call(self, x):
                 return x
@@ -156,26 +156,26 @@ class TestRefused:
         with pytest.raises(ValueError, match="subclassed"):
             dqmq_tf.quantize_model(Own())
 
-    def test_model_without_shape(self):
+    def test_a_model_without_an_input_shape_is_an_error(self):
         with pytest.raises(ValueError, match="no input shape"):
             dqmq_tf.quantize_model(keras.Sequential([keras.layers.Dense(2)]))
 
-    def test_unknown_target(self):
+    def test_an_unknown_target_is_an_error(self):
         with pytest.raises(ValueError, match="choose one of android"):
             dqmq_tf.quantize_model(network(), target="toaster")
 
-    def test_budget_below_the_smallest_says_the_smallest(self):
+    def test_the_error_for_a_budget_that_is_too_small_names_the_smallest(self):
         budget = dqmq_tf.Budget(mean_bit_width=1.5)
         with pytest.raises(ValueError, match=r"smallest possible.*is 2\b"):
             dqmq_tf.quantize_model(network(), target="simulation", budget=budget)
         with pytest.raises(ValueError, match="smallest possible"):
             dqmq_tf.quantize_model(network(), budget=dqmq_tf.Budget(download_bytes=1000))
 
-    def test_budget_that_is_none(self):
+    def test_a_number_as_budget_is_an_error(self):
         with pytest.raises(ValueError, match="Budget"):
             dqmq_tf.quantize_model(network(), budget=50_000)
 
-    def test_other_backend(self, monkeypatch):
+    def test_another_backend_is_an_error(self, monkeypatch):
         # No other backend is installed with the package, so only its name can be set here.
         monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
         with pytest.raises(
@@ -183,7 +183,7 @@ class TestRefused:
         ):
             dqmq_tf.quantize_model(network())
 
-    def test_simulation_cannot_be_converted(self, tmp_path):
+    def test_a_model_for_simulation_cannot_be_converted(self, tmp_path):
         qmodel = dqmq_tf.quantize_model(network(), target="simulation")
         qmodel.calibrate(IMAGES)
         with pytest.raises(ConversionError, match="simulation"):
@@ -191,7 +191,7 @@ class TestRefused:
         assert not list(tmp_path.iterdir())
 
 
-def test_import_leaves_the_environment_as_it_was():
+def test_importing_the_package_changes_no_environment_variable():
     code = (
         "import os\n"
         "before = dict(os.environ); import tensorflow as tf; after_tf = dict(os.environ)\n"
@@ -203,7 +203,7 @@ def test_import_leaves_the_environment_as_it_was():
     in_new_process(code, timeout=300)
 
 
-def test_a_rule_reaches_the_activation_that_is_split_off(tmp_path):
+def test_a_rule_applies_to_an_activation_that_is_split_from_its_layer(tmp_path):
     inputs = keras.Input((6,))
     hidden = keras.layers.Dense(8, activation="tanh", name="hidden")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax", name="head")(hidden))
@@ -221,7 +221,7 @@ def test_a_rule_reaches_the_activation_that_is_split_off(tmp_path):
     assert loaded.decision_points == qmodel.decision_points
 
 
-def test_a_split_activation_keeps_its_layer_s_type():
+def test_an_activation_that_is_split_from_its_layer_keeps_the_dtype():
     inputs = keras.Input((6,))
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -255,5 +255,5 @@ def test_embeddings_and_upsampling_networks_train_on_every_target(tmp_path):
         assert steps["embedding"] == ((1, 1) if "embedding" in per_tensor else (9, 1))
         assert steps["head"] == ((1, 1) if "dense" in per_tensor else (1, 2))
         assert steps["up"] == (1, 1, 3, 1)
-        # Token numbers are not rounded.
+        # Token indices are not quantized.
         assert "embedding" in [point.name for point in qmodel.costs.activations][0]

@@ -1,4 +1,4 @@
-"""`examples/quickstart.py` as a user runs it, at a tiny setting."""
+"""`examples/quickstart.py` as a user runs it, with a tiny training."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ SCRIPT = ROOT / "examples" / "quickstart.py"
 
 
 def run(*arguments):
-    # Run from the root, so that the package of this tree is the one that is found.
+    # Put the root first on the path, so that the package of this tree is imported.
     code = f"import runpy, sys; sys.argv[0] = {str(SCRIPT)!r}; sys.path.insert(0, {str(ROOT)!r})\n"
     code += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     return subprocess.run(
@@ -36,25 +36,25 @@ def digits(tmp_path_factory):
 
 
 class TestQuickstart:
-    def test_prints_accuracies(self, digits):
+    def test_it_prints_both_accuracies(self, digits):
         printed, figures, _ = digits
         found = re.search(r"^float ([\d.]+) %, DQMQ ([\d.]+) % of the test images$", printed, re.M)
         assert float(found[1]) == pytest.approx(100 * figures["float_accuracy"], abs=0.005)
         assert float(found[2]) == pytest.approx(100 * figures["dqmq_accuracy"], abs=0.005)
 
-    def test_prints_the_summary(self, digits):
+    def test_it_prints_the_summary(self, digits):
         printed, _, _ = digits
         assert "small_network" in printed
         assert "low_light" in printed
 
-    def test_file_is_as_large_as_it_says_and_keeps_the_budget(self, digits):
+    def test_the_file_has_the_printed_size_and_meets_the_budget(self, digits):
         printed, figures, output = digits
         size = (output / "model.tflite").stat().st_size
         assert f"{size:,} bytes, {figures['download_bytes']:,} under deflate" in printed
         assert figures["file_bytes"] == size
         assert figures["download_bytes"] <= 30_000
 
-    def test_prints_each_figure_with_its_bound(self, digits):
+    def test_it_prints_each_figure_with_its_bound(self, digits):
         printed, figures, _ = digits
         names = [row["name"] for row in figures["figures"]]
         assert len(names) == 4
@@ -66,7 +66,7 @@ class TestQuickstart:
         assert agreement["kept"], agreement
         assert "200 images" in agreement["name"]
 
-    def test_saved_model_loads_and_predicts(self, digits):
+    def test_the_saved_model_loads_and_predicts(self, digits):
         import keras
         import numpy as np
 
@@ -81,7 +81,7 @@ class TestQuickstart:
 
 
 @pytest.mark.parametrize("flag", ["--budget_bytes=0", "--dataset=cifar9"])
-def test_bad_flag_is_an_error_that_names_it(flag, tmp_path):
+def test_an_invalid_flag_is_an_error_that_names_it(flag, tmp_path):
     result = run(flag, f"--output={tmp_path / 'never'}")
     assert result.returncode == 1
     assert flag[2:].split("=")[0] in result.stderr

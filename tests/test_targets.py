@@ -8,7 +8,7 @@ from dqmq_tf.flatbuffer import operator_versions
 
 
 @pytest.mark.parametrize("name", targets.TARGETS)
-def test_targets_are_consistent(name):
+def test_the_fields_of_a_target_are_consistent(name):
     target = targets.get(name)
     assert target.name == name
     assert targets.get(target) is target
@@ -26,13 +26,13 @@ def test_targets_are_consistent(name):
 
 
 @pytest.mark.parametrize("name", ["android", "android_small"])
-def test_the_oldest_runtime_is_that_of_the_versions(name):
+def test_the_oldest_runtime_is_the_first_with_all_operator_versions(name):
     target = targets.get(name)
     releases = [operator_versions.oldest_release(*pair) for pair in target.operator_versions]
     assert target.oldest_tflite == max(releases, key=lambda r: [int(n) for n in r.split(".")])
 
 
-def test_unknown_target_is_refused_with_those_that_exist():
+def test_the_error_for_an_unknown_target_lists_the_known_ones():
     with pytest.raises(ValueError, match="'iphone'.*android, android_small, microcontroller"):
         targets.get("iphone")
 
@@ -70,7 +70,7 @@ def test_weights_are_stored_in_the_smallest_container_that_the_kernel_reads(
     )
 
 
-def test_a_dense_layer_that_has_a_scale_per_channel_is_int8_on_microcontrollers():
+def test_a_dense_layer_with_a_scale_per_channel_is_int8_on_microcontrollers():
     target = targets.get("microcontroller")
     assert target.container("dense", 4, per_channel=False) == "INT4"
     assert target.container("dense", 4, per_channel=True) == "INT8"
@@ -78,7 +78,7 @@ def test_a_dense_layer_that_has_a_scale_per_channel_is_int8_on_microcontrollers(
     assert target.container("conv", 4, per_channel=True) == "INT4"
 
 
-def test_kinds_of_op_with_one_scale_for_the_whole_tensor():
+def test_some_kinds_of_op_have_one_scale_for_the_whole_tensor():
     assert {name: sorted(target.per_tensor) for name, target in targets.TARGETS.items()} == {
         "android": ["embedding"],
         "android_small": [],
@@ -89,7 +89,7 @@ def test_kinds_of_op_with_one_scale_for_the_whole_tensor():
 
 
 @pytest.mark.parametrize("bits,table", [(2, True), (3, True), (4, False), (7, True), (8, False)])
-def test_a_microcontroller_has_the_smallest_storage(bits, table):
+def test_a_microcontroller_stores_weights_in_the_smallest_form(bits, table):
     target, count = targets.get("microcontroller"), 9216
     stored = target.storage("conv", bits, count)
     assert stored.table == table
@@ -98,12 +98,12 @@ def test_a_microcontroller_has_the_smallest_storage(bits, table):
     assert stored.size_bytes == min(
         native, count * bits // 8 + targets.TABLE_BYTES if table else native
     )
-    # Decoding a small tensor costs more than it saves.
+    # For a small tensor, the operator that decodes it takes more bytes than the table saves.
     assert not target.storage("conv", bits, 64).table
     assert not target.storage("other", bits, count).table
 
 
-def test_storage_grows_with_bits():
+def test_more_bits_never_need_less_storage():
     for target in targets.TARGETS.values():
         for op_kind in targets.OP_KINDS:
             for count in (1, 27, 500, 10_000):
@@ -112,13 +112,13 @@ def test_storage_grows_with_bits():
                 assert (len(set(sizes)) == 1) or target.size_varies
 
 
-def test_fewer_bits_make_smaller_files_only_where_there_are_small_containers():
+def test_the_stored_size_depends_on_bits_only_if_the_target_has_smaller_containers():
     varies = {name for name, target in targets.TARGETS.items() if target.size_varies}
     assert varies == {"android_small", "microcontroller"}
 
 
 @pytest.mark.parametrize("name", [*targets.TARGETS, "own"])
-def test_targets_survive_json(name):
+def test_a_target_can_be_restored_from_json(name):
     own = dataclasses.replace(targets.get("microcontroller"), name="own", weight_bits=(3, 8))
     target = own if name == "own" else targets.get(name)
     data = targets.serialize(target)
@@ -136,6 +136,6 @@ def test_targets_survive_json(name):
         ({"io_dtype": "int16"}, "io_dtype='int16' is none of"),
     ],
 )
-def test_targets_with_unknown_bits_ops_or_types_are_refused(wrong, message):
+def test_a_target_with_unknown_bits_ops_or_types_is_an_error(wrong, message):
     with pytest.raises(ValueError, match=f"Target 'mine': {message}"):
         targets.Target(name="mine", description="", **wrong)
