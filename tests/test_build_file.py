@@ -137,5 +137,5 @@ def test_bazel_lists_a_target_for_each_room_and_each_test(tmp_path):
     assert {f"//:{room}" for room in ("ground", *ROOMS, "dqmq_tf")} <= targets
     tests = (path.relative_to(ROOT).with_suffix("") for path in ROOT.glob("tests/**/test_*.py"))
     assert {f"//:{test.as_posix()}" for test in tests} <= targets
-    # None of the links that Bazel makes for what it builds.
+    # The query left none of the bazel-* links that a build makes.
     assert not {e.name for e in ROOT.iterdir() if e.name.startswith("bazel-")} - entries_before
