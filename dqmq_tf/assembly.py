@@ -39,6 +39,8 @@ class ModelParts:
         norms: The `BatchNormalization`s that a training step calls once.
         costs, target, budget, config: See `quantize_model`.
         bit_ops: By which encoder and normalization were measured out.
+        output_names: Names of the outputs, those of the model that was quantized.
+        budget_is_default: Whether the budget was chosen for a model that was given none.
     """
 
     body: keras.Model
@@ -54,13 +56,15 @@ class ModelParts:
     budget: Budget
     config: DQMQConfig
     bit_ops: float
+    output_names: list
+    budget_is_default: bool = False
 
 
 # Share of the bit operations that normalization may take to follow the quality.
 _NORMALIZATION_SHARE = 0.02
 
 
-def build(model, target, budget, config, bit_ops=None):
+def build(model, target, budget, config, bit_ops=None, output_names=None):
     """Returns what a `DQMQModel` is made of: `(inputs, outputs, ModelParts)`.
 
     A saved model is built anew by this and then given its weights: step sizes for its first, random
@@ -70,6 +74,7 @@ def build(model, target, budget, config, bit_ops=None):
         model, target, budget, config: See `quantize_model`.
         bit_ops: Per input, by which encoder and normalization are measured out; None for those of
             the budget. A default budget is known only once these are.
+        output_names: Names of the outputs, for losses and logs; None for those of the model.
     """
     body, made = splitting.split_layers(model)
     config = splitting.with_part_rules(config, made)
@@ -98,8 +103,16 @@ def build(model, target, budget, config, bit_ops=None):
         budget=budget,
         config=config,
         bit_ops=bit_ops,
+        output_names=output_names or names_of_outputs(model),
     )
     return inputs, outputs, parts
+
+
+def names_of_outputs(model):
+    """Returns the names that Keras gives to the outputs of a model."""
+    if isinstance(model, keras.Sequential):
+        return [model.layers[-1].name]
+    return list(model.output_names)
 
 
 class GraphAssembly:

@@ -1,7 +1,6 @@
 """`DQMQModel`: a Keras model that learns its bit-widths while it learns its task."""
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from dqmq_tf import assembly, inputs, targets
@@ -10,10 +9,11 @@ from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.policy.bit_width_policy import FROZEN, SEARCH
 from dqmq_tf.policy.decision_table import DecisionTable
-from dqmq_tf.training import objective, optimizers
+from dqmq_tf.training import optimizers, steps
 from dqmq_tf.training.batch_statistics import BatchStatistics
 from dqmq_tf.training.bit_logs import BitLogs
 from dqmq_tf.training.bit_training import BitTraining
+from dqmq_tf.training.custom_training import CustomTraining
 from dqmq_tf.training.search_schedule import SearchSchedule
 
 
@@ -33,6 +33,7 @@ class DQMQModel(keras.Model):
 
     def __init__(self, inputs, outputs, parts, name=None):
         super().__init__(inputs=inputs, outputs=outputs, name=name)
+        self.output_names = list(parts.output_names)
         # Functions hide these from Keras's tracking: they would be saved twice.
         self._get_parts = lambda: parts
         training = BitTraining(self, parts)
@@ -150,10 +151,10 @@ class DQMQModel(keras.Model):
             x, first = inputs.peek(x)
             self.calibrate(first)
         before = [BitLogs()]
-        steps = kwargs.get("steps_per_epoch")
+        per_epoch = kwargs.get("steps_per_epoch")
         after = [
-            SearchSchedule(self.config.settle, epochs, steps),
-            BatchStatistics(self._parts.norms, epochs, steps),
+            SearchSchedule(self.config.settle, epochs, per_epoch),
+            BatchStatistics(self._parts.norms, epochs, per_epoch),
         ]
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.callbacks[:0] = before
@@ -185,63 +186,52 @@ class DQMQModel(keras.Model):
         """
         self._training.calibrate(x)
 
+    def custom_training(self, steps, data=None):
+        """Returns a context for a training loop of your own, which searches and settles the bits.
+
+        Args:
+            steps: Training steps in all, the fine-tuning at settled bits included.
+            data: Inputs to calibrate on (see `calibrate`); not needed if the model is calibrated.
+
+        Returns:
+            A context manager whose value has `apply_gradients(tape, loss, x, optimizer)`. The bits
+            are settled in time, and brought to the budget at the end.
+
+        Raises:
+            ValueError: If the model is not calibrated and there are no data.
+
+        Example:
+
+        >>> with qmodel.custom_training(steps=1000, data=images[:256]) as training:
+        ...     for x, y in dataset.take(1000):
+        ...         with tf.GradientTape() as tape:
+        ...             loss = loss_function(y, qmodel(x, training=True))
+        ...         training.apply_gradients(tape, loss, x, optimizer)
+        """
+        if data is not None:
+            self.calibrate(data)
+        elif not self._training.is_calibrated:
+            raise ValueError(
+                "custom_training needs data=..., inputs to calibrate on, as the model has not seen "
+                "data yet."
+            )
+        return CustomTraining(self, steps)
+
+    def __call__(self, *args, **kwargs):
+        training = self._training
+        if kwargs.get("training") and training.is_searching and not training.has_begun:
+            raise ValueError(
+                f"{self.name!r} was called with training=True, but its search of bit-widths has not "
+                "begun, so that it would never settle. Train with `fit` or `train_on_batch`, or put "
+                "your loop into `with qmodel.custom_training(steps=..., data=...) as training:`."
+            )
+        return super().__call__(*args, **kwargs)
+
     def train_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        searching = self.policy.phase == SEARCH
-        trained = [v for _, variables in optimizers.shares(self) for v in variables]
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        terms, expected = {}, None
-        scale = self.optimizer.scale_loss(ops.ones(()))
-        self.policy.loss_scale.assign(scale / replicas)
-        with tf.GradientTape() as tape:
-            result = self._parts.instrumented(inputs.finite(x), training=True)
-            loss = self._task_loss(x, y, result["outputs"], sample_weight, training=True)
-            total = loss
-            if searching:
-                losses = None
-                if self.loss is not None:
-                    losses = objective.per_sample_losses(
-                        self.loss,
-                        y,
-                        result["outputs"],
-                        sample_weight,
-                        self._loss_weights,
-                        self.output_names,
-                    )
-                terms, expected = self._training.search.terms(result, losses)
-                total = total + sum(terms.values()) / replicas
-            total = total * scale
-        decided = [result["activations"], result["weights"]]
-        gradients = tape.gradient(total, trained + decided)
-        optimizers.apply(self, self._training.search.gated(zip(gradients, trained)), scale)
-        pulls = [
-            ops.sum(ops.abs(g[..., -1])) for g in gradients[-2:] if searching and g is not None
-        ]
-        terms["pathwise"] = sum(pulls, ops.zeros(())) / scale
-        self._training.record(result, terms, expected)
-        if searching:
-            self._training.search.advance()
-            self.encoder.adapt(keras.tree.flatten(x)[0])
-        return self._logs(x, y, result["outputs"], sample_weight, loss * replicas)
+        return steps.train_step(self, data)
 
     def test_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y_pred = self(inputs.finite(x), training=False)
-        loss = self._task_loss(x, y, y_pred, sample_weight, training=False)
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return self._logs(x, y, y_pred, sample_weight, loss * replicas)
-
-    def _task_loss(self, x, y, y_pred, sample_weight, training):
-        return self.compute_loss(
-            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
-        )
-
-    def _logs(self, x, y, y_pred, sample_weight, loss):
-        for metric in self.metrics:
-            if metric.name == "loss":
-                batch = ops.shape(keras.tree.flatten(x)[0])[0]
-                metric.update_state(loss, sample_weight=batch)
-        return dict(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
+        return steps.test_step(self, data)
 
     # Phases.
 
@@ -350,6 +340,8 @@ class DQMQModel(keras.Model):
             "budget": {self.budget.kind: self.budget.value},
             "config": self.config.to_dict(),
             "bit_ops": self._parts.bit_ops,
+            "output_names": list(self.output_names),
+            "budget_is_default": self._parts.budget_is_default,
             "phase": self.policy.phase,
             "profiles": self.policy.profiles,
             "file_constant": self.policy.file_constant,
@@ -364,8 +356,10 @@ class DQMQModel(keras.Model):
             Budget(**config["budget"]),
             DQMQConfig.from_dict(config["config"]),
             config["bit_ops"],
+            config.get("output_names"),
         )
         model = cls(*made, name=config["name"])
+        model._parts.budget_is_default = config.get("budget_is_default", False)
         model.policy.phase, model.policy.profiles = config["phase"], config["profiles"]
         model.policy.file_constant = config["file_constant"]
         return model

@@ -1,9 +1,10 @@
 """The front door: from a float Keras model to a `DQMQModel`."""
 
+import warnings
+
 import keras
 
 from dqmq_tf import assembly, targets
-from dqmq_tf.budget.default_budget import checked_budget
 from dqmq_tf.config import DQMQConfig
 from dqmq_tf.model import DQMQModel
 
@@ -21,11 +22,12 @@ def quantize_model(model, *, target="android", budget=None, config=None):
         target: Name of a deployment target or a `Target`: `"android"`, `"android_small"`,
             `"microcontroller"`, `"ethos_u"` or `"simulation"`.
         budget: A `Budget`; None for a mean of 4 bits in simulation, and elsewhere for the bytes
-            that about 5 bits a weight take.
+            that the file takes at about 5 bits a weight.
         config: A `DQMQConfig`.
 
     Returns:
-        A `DQMQModel`, ready for `compile` and `fit`.
+        A `DQMQModel`, ready for `compile` and `fit`. For a deployable target its file is written
+        once to learn its size; if `convert` would refuse the model, a warning says why.
 
     Raises:
         ValueError: If the model is subclassed or not of Keras 3, if a rule asks for bits that the
@@ -47,7 +49,11 @@ def quantize_model(model, *, target="android", budget=None, config=None):
     for wrapper in quantized._parts.wrappers.values():
         wrapper.fit_steps()
     keeper = quantized._training.keeper
-    keeper.measure()
-    quantized._parts.budget = checked_budget(budget, quantized.costs)
-    keeper.place_means()
+    keeper.set_budget(budget)
+    if keeper.refusal is not None:
+        warnings.warn(
+            f"{model.name!r} can be trained, but not converted for target "
+            f"{quantized.target.name!r} as it stands: {keeper.refusal}",
+            stacklevel=2,
+        )
     return quantized

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from dqmq_tf.budget import assignment
+from dqmq_tf.budget import assignment, default_budget
+from dqmq_tf.config import Budget
+from dqmq_tf.errors import ConversionError, UnsupportedLayerError
 from dqmq_tf.graph import trace
 from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.layers.trained_precision import precision_of
@@ -30,10 +32,14 @@ class BudgetKeeper:
 
     Args:
         parts: The `ModelParts`; policy, cost model, budget and layers are read from it each time.
+
+    Attributes:
+        refusal: Why the last file could not be written, or None.
     """
 
     def __init__(self, parts: Any) -> None:
         self._parts = parts
+        self.refusal: str | None = None
 
     def measure(self) -> None:
         """Measures what each bit-width of each kernel costs now, for budgets in bytes."""
@@ -43,6 +49,27 @@ class BudgetKeeper:
         if costs.in_bytes:
             policy.byte_table.assign(costs.table_array(policy.bit_widths))
             costs.file_constant = policy.file_constant
+
+    def set_budget(self, budget: Budget | None) -> None:
+        """Sets the budget, or the default one, against the file that the model really becomes.
+
+        Args:
+            budget: The user's budget, or None.
+
+        Raises:
+            ValueError: If the budget is below the smallest possible cost.
+        """
+        parts, costs = self._parts, self._parts.costs
+        self.measure()
+        bits = default_budget.first_bits(budget, costs)
+        if parts.target.deployable:
+            found = self.write(np.array([*costs.most_activation_bits(), *bits]))
+            if found is not None and costs.in_bytes:
+                costs.learn_file(found[costs.kind], bits, [])
+                parts.policy.file_constant = costs.file_constant
+        parts.budget = default_budget.checked_budget(budget, costs)
+        parts.budget_is_default = budget is None
+        self.place_means()
 
     def place_means(self) -> None:
         """Moves the means to where they meet the budget, by what is known of the layers."""
@@ -101,7 +128,7 @@ class BudgetKeeper:
             seen: Quality embeddings `[N, d]` that are clustered into profiles.
             count: Number of profiles.
         """
-        policy, budget = self._parts.policy, self._parts.budget
+        parts, policy, budget = self._parts, self._parts.policy, self._parts.budget
         self.measure()
         phase = policy.phase
         self._freeze(seen, count)
@@ -117,20 +144,28 @@ class BudgetKeeper:
                 self._settle_lower(seen, 1.0)
                 self._freeze(seen, count)
                 self._snap_biases()
+        if parts.budget_is_default and self.largest_file() > parts.budget.value:
+            # Nobody asked for this budget, and no fewer bits are left to meet it.
+            parts.budget = Budget(**{parts.costs.kind: self.largest_file()})
 
     def write(self, bits: np.ndarray) -> dict[str, int] | None:
         """Writes the file for bit-widths `[P]`, to learn its size.
 
         Returns:
-            Its bytes by kind of budget, or None if the model cannot be written.
+            Its bytes by kind of budget, or None if the model cannot be written; `refusal` then
+            says why.
         """
         parts = self._parts
-        return measure_file(
-            trace(copy_model(parts.body)),
-            precision_of(parts, bits),
-            parts.target,
-            parts.policy.get_config(),
-        )
+        try:
+            return measure_file(
+                trace(copy_model(parts.body)),
+                precision_of(parts, bits),
+                parts.target,
+                parts.policy.get_config(),
+            )
+        except (ConversionError, UnsupportedLayerError) as error:
+            self.refusal = str(error)
+            return None
 
     def largest_file(self) -> float:
         """Returns the bytes of the largest profile's file by the cost model, 0 for bit operations."""

@@ -138,6 +138,10 @@ class CostModel:
         decided = [self.activations[i] for i in self.decided]
         return self.exact(*([min(p.bit_widths) for p in ps] for ps in (self.weights, decided)))
 
+    def most_activation_bits(self):
+        """Returns the most bits of each activation that is decided."""
+        return [max(self.activations[i].bit_widths) for i in self.decided]
+
     def prices(self):
         """Returns by what a bit more raises operations, up to a factor: `[P]`, activations first."""
         columns = range(len(self.decided))

@@ -30,16 +30,26 @@ def allowed_bit_ops(budget, costs):
     return macs * (8.0 if deployable or budget is not None else _DEFAULT_MEAN_BITS) ** 2
 
 
+def first_bits(budget, costs):
+    """Returns the weight bits `[Pw]` at which a file is first written.
+
+    Those of the default budget, or the fewest, which tell whether a budget can be met.
+    """
+    wanted = 5 if budget is None else 0
+    return [min(point.bit_widths, key=lambda b: abs(b - wanted)) for point in costs.weights]
+
+
 def checked_budget(budget, costs):
     """Returns the budget, or the default one; raises if it cannot be met."""
-    smallest = costs.smallest()
+    fewest = [min(point.bit_widths) for point in costs.weights]
+    smallest = costs.of_file(fewest, []) if costs.in_bytes else costs.smallest()
     if budget is None:
         if not costs.in_bytes:
             # What decides the bits comes on top, which is much for a tiny network.
             beside = costs.overhead / max(costs.macs.sum(), 1.0)
             return Budget(mean_bit_width=(_DEFAULT_MEAN_BITS**2 + beside) ** 0.5)
-        bits = [min(point.bit_widths, key=lambda b: abs(b - 5)) for point in costs.weights]
-        return Budget(**{costs.kind: max(costs.exact(bits, []), smallest) * 1.01})
+        found = costs.of_file(first_bits(None, costs), [])
+        return Budget(**{costs.kind: max(found, smallest) * 1.01})
     if budget.value < smallest:
         raise ValueError(
             f"Budget {costs.kind}={budget.value:,g} is below the smallest possible: with every "

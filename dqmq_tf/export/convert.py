@@ -120,7 +120,8 @@ def convert(
                 io_dtype=io_dtype,
                 stage=stage,
             )
-            _check_budget(qmodel.budget, part.file)
+            if not qmodel._parts.budget_is_default:
+                _check_budget(qmodel.budget, part.file)
             stage("asking the tools of the target")
             device = device_checks.examine(part.file, target)
             parts.append(part)

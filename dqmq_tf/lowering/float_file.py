@@ -8,6 +8,7 @@ import keras
 
 from dqmq_tf.flatbuffer import TFLiteFile, editing
 from dqmq_tf.lowering import folding
+from dqmq_tf.lowering.converter_log import quiet_log
 
 
 def export_float(model):
@@ -21,7 +22,7 @@ def export_float(model):
     """
     # A batch of unknown size would leave SHAPE, STRIDED_SLICE and PACK behind.
     signature = [keras.InputSpec(shape=(1, *t.shape[1:]), dtype=t.dtype) for t in model.inputs]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet_log():
         path = os.path.join(folder, "float.tflite")
         model.export(
             path,

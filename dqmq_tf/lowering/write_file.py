@@ -7,7 +7,7 @@ import numpy as np
 from dqmq_tf import flatbuffer, runtimes
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.flatbuffer import TFLiteFile, file_size, lookup_tables, metadata
-from dqmq_tf.lowering import final_pass, float_file, number_check, quantization_plan
+from dqmq_tf.lowering import final_pass, float_file, number_check, quantization_plan, rules
 from dqmq_tf.lowering.lowered_model import LoweredModel, lower_graph
 from dqmq_tf.lowering.tensor_matching import match_tensors
 from dqmq_tf.terminal import stages
@@ -140,16 +140,17 @@ def measure_file(graph, precision, target, policy_config):
         policy_config: Configuration of the policy, which the metadata tell.
 
     Returns:
-        `{"size_bytes": …, "download_bytes": …}`, or None where the model cannot be converted.
+        `{"size_bytes": …, "download_bytes": …}`.
+
+    Raises:
+        ConversionError, UnsupportedLayerError: If the model cannot be converted.
     """
-    try:
-        with stages("Measuring the file") as stage:
-            lowered = lower_graph(graph, precision)
-            network = write_file(
-                lowered, target, policy_config, profile=0, io_dtype=target.io_dtype, stage=stage
-            )
-    except ConversionError:
-        return None
+    rules.check_supported(graph)
+    with stages("Measuring the file") as stage:
+        lowered = lower_graph(graph, precision)
+        network = write_file(
+            lowered, target, policy_config, profile=0, io_dtype=target.io_dtype, stage=stage
+        )
     return file_size.file_bytes(network.file.sealed().contents)
 
 

@@ -34,6 +34,7 @@ class BitTraining:
         names = [*self.search.term_names, "pathwise", "cost", "multiplier", "mean_bits"]
         self._figures = {name: keras.metrics.Mean(name=name) for name in names}
         self._settled_cost: float | None = None
+        self._begun = False
 
     @property
     def is_searching(self) -> bool:
@@ -43,6 +44,11 @@ class BitTraining:
     def is_calibrated(self) -> bool:
         """Whether activation step sizes have been set from data."""
         return all(float(q.calibrated.numpy()) > 0 for q in self.parts.quantizers)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the search has begun, in `fit`, step by step or in a loop of the user's."""
+        return self._begun or self.steps_searched > 0
 
     @property
     def steps_searched(self) -> float:
@@ -86,6 +92,7 @@ class BitTraining:
         """
         if not self.steps_searched:
             self.keeper.start()
+        self._begun = True
         self.parts.policy.search_step.assign(0.0)
         self.parts.policy.search_total.assign(float(total_steps))
         self.set_rate(total_steps)

@@ -33,7 +33,7 @@ def shares(model):
     readers = [model.policy, *model._parts.affines]
     readers = [v for layer in readers for v in layer.trainable_variables]
     return [
-        (model.optimizer, model.trainable_variables),
+        (getattr(model, "optimizer", None), model.trainable_variables),
         (model.policy_optimizer, readers),
         (model.encoder_optimizer, model.encoder.trainable_variables),
     ]

@@ -1,0 +1,75 @@
+"""One training step and one test step of a `DQMQModel`."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from dqmq_tf import inputs
+from dqmq_tf.training import objective, optimizers
+
+
+def train_step(model: Any, data: Any) -> dict[str, Any]:
+    """Moves network, policy and encoder by the hybrid objective, and returns Keras's logs.
+
+    Args:
+        model: A compiled `DQMQModel`.
+        data: A batch: `x`, `(x, y)` or `(x, y, sample_weight)`.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    training, parts = model._training, model._parts
+    searching = training.is_searching
+    trained = [v for _, variables in optimizers.shares(model) for v in variables]
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    terms: dict[str, Any] = {}
+    expected = None
+    scale = model.optimizer.scale_loss(ops.ones(()))
+    parts.policy.loss_scale.assign(scale / replicas)
+    with tf.GradientTape() as tape:
+        result = parts.instrumented(inputs.finite(x), training=True)
+        outputs = result["outputs"]
+        loss = _task_loss(model, x, y, outputs, sample_weight, training=True)
+        total = loss
+        if searching:
+            losses = None
+            if model.loss is not None:
+                losses = objective.per_sample_losses(
+                    model.loss, y, outputs, sample_weight, model._loss_weights, model.output_names
+                )
+            terms, expected = training.search.terms(result, losses)
+            total = total + sum(terms.values()) / replicas
+        total = total * scale
+    decisions = [result["activations"], result["weights"]]
+    gradients = tape.gradient(total, trained + decisions)
+    optimizers.apply(model, training.search.gated(zip(gradients, trained)), scale)
+    pulls = [ops.sum(ops.abs(g[..., -1])) for g in gradients[-2:] if searching and g is not None]
+    terms["pathwise"] = sum(pulls, ops.zeros(())) / scale
+    training.record(result, terms, expected)
+    if searching:
+        training.search.advance()
+        parts.encoder.adapt(keras.tree.flatten(x)[0])
+    return _logs(model, x, y, outputs, sample_weight, loss * replicas)
+
+
+def test_step(model: Any, data: Any) -> dict[str, Any]:
+    """Returns Keras's logs of a batch in inference mode; arguments are those of `train_step`."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    outputs = model(inputs.finite(x), training=False)
+    loss = _task_loss(model, x, y, outputs, sample_weight, training=False)
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return _logs(model, x, y, outputs, sample_weight, loss * replicas)
+
+
+def _task_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> Any:
+    return model.compute_loss(
+        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+    )
+
+
+def _logs(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, loss: Any) -> dict[str, Any]:
+    for metric in model.metrics:
+        if metric.name == "loss":
+            batch = ops.shape(keras.tree.flatten(x)[0])[0]
+            metric.update_state(loss, sample_weight=batch)
+    return dict(model.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
