@@ -50,11 +50,21 @@ class ActivationQuantizer(keras.layers.Layer):
         self._observed: list[np.ndarray] | None = None
         count = (len(self.bit_widths),)
         is_learned = range == "affine"
+        # A fixed range is known before any data, so that a file can be written to learn its size.
+        step, zero_point = fixed_grid(range, np.array(self.bit_widths, "float32"))
         self.log_step = self.add_weight(
-            name="log_step", shape=count, initializer="zeros", dtype="float32", trainable=is_learned
+            name="log_step",
+            shape=count,
+            initializer=lambda shape, dtype: np.log(step),
+            dtype="float32",
+            trainable=is_learned,
         )
         self.zero_point = self.add_weight(
-            name="zero_point", shape=count, initializer="zeros", dtype="float32", trainable=False
+            name="zero_point",
+            shape=count,
+            initializer=lambda shape, dtype: zero_point,
+            dtype="float32",
+            trainable=False,
         )
         self.calibrated = self.add_weight(
             name="calibrated", shape=(), initializer="zeros", dtype="float32", trainable=False
@@ -122,11 +132,8 @@ class ActivationQuantizer(keras.layers.Layer):
                 "Check the inputs for NaN and the float model for overflow."
             )
         bits = np.array(self.bit_widths, "float32")
-        if self.range == "unit":
-            step, zero_point = 2.0**-bits, 0.0 * bits
-        elif self.range == "tanh":
-            step, zero_point = 2.0 ** (1.0 - bits), 2.0 ** (bits - 1.0)
-        else:
+        step, zero_point = fixed_grid(self.range, bits)
+        if self.range == "affine":
             step, zero_point = step_fitting.fit_activation_range(values, self.bit_widths)
         self.log_step.assign(np.log(step))
         self.zero_point.assign(zero_point)
@@ -150,6 +157,18 @@ class ActivationQuantizer(keras.layers.Layer):
             "column": self.column,
             "range": self.range,
         }
+
+
+def fixed_grid(range: str, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps and zero points `[K]` that a fixed range has at bit-widths `[K]`.
+
+    A range that is learned, `"affine"`, begins with steps of 1.
+    """
+    if range == "unit":
+        return 2.0**-bits, 0.0 * bits
+    if range == "tanh":
+        return 2.0 ** (1.0 - bits), 2.0 ** (bits - 1.0)
+    return np.ones_like(bits), 0.0 * bits
 
 
 @functools.cache

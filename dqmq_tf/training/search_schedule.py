@@ -104,7 +104,9 @@ class SearchSchedule(keras.callbacks.Callback):
         self.model.refresh_functions()
         training = self._training
         if training.is_searching:
-            warnings.warn(self._advice(), stacklevel=2)
+            # A training of a step or two is over before its bits could settle.
+            if not self.steps or training.progress() < self.settle:
+                warnings.warn(self._advice(), stacklevel=2)
             training.settle()
         if training.parts.policy.phase == SETTLED:
             training.keep_budget()
