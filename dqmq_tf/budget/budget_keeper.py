@@ -13,7 +13,7 @@ from keras import ops
 
 from dqmq_tf.budget import assignment, default_budget
 from dqmq_tf.config import Budget
-from dqmq_tf.errors import ConversionError, UnsupportedLayerError
+from dqmq_tf.errors import ConversionError
 from dqmq_tf.graph import trace
 from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.layers.trained_precision import precision_of
@@ -163,7 +163,7 @@ class BudgetKeeper:
                 parts.target,
                 parts.policy.get_config(),
             )
-        except (ConversionError, UnsupportedLayerError) as error:
+        except ConversionError as error:
             self.refusal = str(error)
             return None
 

@@ -143,7 +143,7 @@ def measure_file(graph, precision, target, policy_config):
         `{"size_bytes": …, "download_bytes": …}`.
 
     Raises:
-        ConversionError, UnsupportedLayerError: If the model cannot be converted.
+        ConversionError: If the model cannot be converted.
     """
     rules.check_supported(graph)
     with stages("Measuring the file") as stage:
