@@ -5,30 +5,53 @@ Hybrid Reinforcement Learning", arXiv 2302.04453. The published idea is implemen
 the paper's numbers are claimed.
 """
 
-from dqmq_tf import graph, quality, runtimes, targets
-from dqmq_tf.config import Budget, DQMQConfig, LayerRule, ObjectiveTerms
-from dqmq_tf.errors import (
-    ConversionError,
-    DQMQError,
-    FileFormatError,
-    UnsupportedLayerError,
-    VerificationError,
-)
-from dqmq_tf.export import (
-    AdaptiveInterpreter,
-    ConversionReport,
-    convert,
-    read_metadata,
-    verify,
-)
-from dqmq_tf.model import DQMQModel
-from dqmq_tf.policy.decision_table import DecisionTable
-from dqmq_tf.quantize import quantize_model
-from dqmq_tf.report.summary import Summary, summary
-from dqmq_tf.targets import Target
-from dqmq_tf.tfmot.annotate import quantize_annotate_layer, quantize_annotate_model, quantize_apply
-from dqmq_tf.training.distillation import distill_labels
+import itertools
+import pathlib
+import sys
+from typing import Any
+
 from dqmq_tf.version import __version__
+
+
+def _is_command() -> bool:
+    """Returns whether this process is `python -m dqmq_tf`, or the installed script `dqmq_tf`."""
+    program = sys.argv[0] if sys.argv else ""
+    # Python sets the name of the program to "-m" while it imports the package of the module.
+    if program == "-m":
+        return ("-m", "dqmq_tf") in itertools.pairwise(sys.orig_argv)
+    return pathlib.PurePath(program).stem == "dqmq_tf"
+
+
+# The command imports what it needs, so that its help does not wait for TensorFlow. Any other program
+# gets all of the package at once: Keras can load a saved model only after its classes are imported.
+if not _is_command():
+    from dqmq_tf import graph, quality, runtimes, targets
+    from dqmq_tf.config import Budget, DQMQConfig, LayerRule, ObjectiveTerms
+    from dqmq_tf.errors import (
+        ConversionError,
+        DQMQError,
+        FileFormatError,
+        UnsupportedLayerError,
+        VerificationError,
+    )
+    from dqmq_tf.export import (
+        AdaptiveInterpreter,
+        ConversionReport,
+        convert,
+        read_metadata,
+        verify,
+    )
+    from dqmq_tf.model import DQMQModel
+    from dqmq_tf.policy.decision_table import DecisionTable
+    from dqmq_tf.quantize import quantize_model
+    from dqmq_tf.report.summary import Summary, summary
+    from dqmq_tf.targets import Target
+    from dqmq_tf.tfmot.annotate import (
+        quantize_annotate_layer,
+        quantize_annotate_model,
+        quantize_apply,
+    )
+    from dqmq_tf.training.distillation import distill_labels
 
 __all__ = [
     "__version__",
@@ -64,8 +87,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
-    # TFMOT changes the environment when it is imported: only for who asks for it.
+def __getattr__(name: str) -> Any:
+    # TFMOT changes the environment when it is imported. Import it only on request.
     if name == "DQMQQuantizeConfig":
         from dqmq_tf.tfmot.quantize_config import DQMQQuantizeConfig
 

@@ -1,12 +1,16 @@
-"""`python -m dqmq_tf`: convert, verify, inspect and summary from the command line."""
+"""The command `python -m dqmq_tf`."""
+
+import os
 
 from absl import app
 
 from dqmq_tf import cli
 
 
-def main():
-    """Runs the command and leaves with its exit code."""
+def main() -> None:
+    """Runs the command and exits with its code."""
+    # Only errors: TensorFlow's information would hide the command's own messages.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     app.run(cli.run, flags_parser=cli.parse)
 
 

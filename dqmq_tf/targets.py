@@ -6,7 +6,12 @@ from typing import Any
 
 CONTAINER_BITS = {"INT8": 8, "INT4": 4, "INT2": 2}
 OP_KINDS = ("conv", "depthwise", "dense", "transpose", "embedding", "other")
+# What `convert` offers: types of inputs and outputs, ways for an adaptive file to choose a profile,
+# numbers of profiles in such a file, and files to write next to the `.tflite` file.
 IO_TYPES = ("float32", "int8")
+ROUTINGS = ("signatures", "graph")
+PROFILE_COUNTS = (2, 3, 4)
+ARTIFACTS = ("c_array", "json")
 _BIT_WIDTHS = range(2, 9)
 # Bytes that a lookup table adds to a file per tensor: the operator that decodes the tensor, and the
 # tensor that it produces. Fitted on files that the converter wrote. The table itself, at most 143

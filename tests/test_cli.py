@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 from helpers.frozen_models import freeze, images, small_model
+from helpers.new_process import in_new_process
 
 import dqmq_tf
 from dqmq_tf import cli
+from dqmq_tf.targets import TARGETS
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,21 @@ def files(tmp_path_factory):
 
 
 def call(*words):
-    return cli.run(cli.parse(["dqmq_tf", *map(str, words)]))
+    """Runs a command in this process and returns its exit code."""
+    try:
+        return cli.run(cli.parse(["dqmq_tf", *map(str, words)]))
+    except SystemExit as exit:
+        return exit.code
+
+
+def call_process(*words):
+    """Runs a command as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "dqmq_tf", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_a_model_is_converted_verified_inspected_and_summarized(files, capsys):
@@ -79,29 +95,105 @@ def test_a_damaged_file_is_an_error_of_one_line_or_with_debug_an_exception(files
 
 def test_wrong_arguments_exit_with_an_error_that_names_them(files, capsys):
     model, path = files / "model.keras", files / "none.tflite"
-    for words, told in (
+    for words, message in (
         (("inspect", path), "none.tflite"),
         (("summary", files / "none.keras"), "none.keras"),
         (("summary", files / "float.keras"), "not a DQMQModel"),
         (("convert", model, files / "out.tfl"), ".tflite"),
-        (("convert", model, path, "--adaptive=2"), "data="),
-        (("convert", model, path, "--artifacts=zip"), "artifacts has 'zip'"),
+        (("convert", model, path, "--adaptive=2"), "--data="),
+        (
+            ("convert", model, path, "--artifacts=zip"),
+            "--artifacts: 'zip' is none of c_array, json",
+        ),
+        (("convert", model, path, "--adaptive=7"), "--adaptive: invalid choice"),
+        (("verify", model, path, f"--data={files / 'images.npy'}"), "none.tflite"),
         (("convert", model, path, f"--data={files / 'none.npy'}"), "none.npy"),
-        (("convert", model, path, f"--data={model}"), "--data="),
+        (("convert", model, path, f"--data={model}"), "--data: "),
     ):
         assert call(*words) == cli.WRONG_USE, words
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not path.exists()
 
 
-def test_the_command_line_runs_as_a_process():
-    def process(*words):
-        return subprocess.run(
-            [sys.executable, "-m", "dqmq_tf", *words], capture_output=True, text=True, timeout=120
-        )
+def test_targets_shows_every_target_its_runtimes_and_refusals(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "targets.json"
+    assert call("targets", f"--json={path}") == 0
+    printed = capsys.readouterr().out
+    rows = {row["name"]: row for row in json.loads(path.read_text())["targets"]}
+    assert list(rows) == list(TARGETS)
+    for name, target in TARGETS.items():
+        assert f"{name}: {target.description}" in printed
+        assert rows[name]["description"] == target.description
+        assert tuple(rows[name]["weight_bits"]) == target.weight_bits
+        assert tuple(rows[name]["runtimes"]) == target.runtimes
+        assert rows[name]["refusals"] == dict(target.refusals)
+        assert all(word in printed for word in (*target.runtimes, *dict(target.refusals)))
+    assert rows["android"]["containers"].keys() == {"INT8"}
+    assert rows["android_small"]["containers"]["INT2"] == ["dense"]
+    assert rows["microcontroller"]["containers"]["lookup table"] == ["conv", "depthwise", "dense"]
+    assert "lookup table: conv, depthwise, dense" in printed
 
-    found = process("--help")
-    assert found.returncode == 0
-    assert all(name in found.stdout for name in ("convert", "verify", "inspect", "summary"))
-    found = process("translate")
-    assert found.returncode == cli.WRONG_USE and "invalid choice" in found.stderr
+
+def test_the_command_line_runs_as_a_process(files):
+    result = call_process("--help")
+    assert result.returncode == 0
+    names = ("convert", "verify", "inspect", "summary", "targets")
+    assert all(name in result.stdout for name in names)
+    result = call_process("translate")
+    assert result.returncode == cli.WRONG_USE and "invalid choice" in result.stderr
+    # The package does not import its classes for the command, but Keras needs them here.
+    result = call_process("summary", files / "model.keras")
+    assert result.returncode == 0, result.stderr
+    assert "conv" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--help",), 0),
+        (("convert", "--help"), 0),
+        (("targets",), 0),
+        (("translate",), cli.WRONG_USE),
+        (("summary", "none.keras"), cli.WRONG_USE),
+        (("verify", "none.keras", "none.tflite", "--data=none.npy"), cli.WRONG_USE),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("program", ["-m", "/usr/bin/dqmq_tf"], ids=["module", "script"])
+def test_help_and_wrong_use_do_not_import_tensorflow(program, arguments, code):
+    # `sys.orig_argv` and `sys.argv` are what Python sets for the module and for the script.
+    prelude = (
+        f"sys.orig_argv = ['python', '-m', 'dqmq_tf']; sys.argv = [{program!r}]\n"
+        "import dqmq_tf.cli\n"
+        "try:\n"
+        f"    code = dqmq_tf.cli.run(dqmq_tf.cli.parse(['dqmq_tf', *{arguments!r}]))\n"
+        "except SystemExit as exit:\n"
+        "    code = exit.code\n"
+        f"assert code == {code}, code\n"
+        "heavy = {'tensorflow', 'keras', 'ai_edge_litert'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    in_new_process(prelude)
+
+
+def test_a_module_of_another_package_gets_all_of_dqmq_tf():
+    code = (
+        "sys.orig_argv = ['python', '-m', 'other', 'dqmq_tf']; sys.argv = ['-m']\n"
+        "import dqmq_tf\n"
+        "missing = {n for n in dqmq_tf.__all__ if n != 'DQMQQuantizeConfig'} - set(vars(dqmq_tf))\n"
+        "assert not missing, missing\n"
+    )
+    in_new_process(code)
+
+
+def test_importing_the_package_imports_no_optional_or_slow_package():
+    code = (
+        "import keras\n"
+        "before = set(sys.modules)\n"
+        "import dqmq_tf\n"
+        "packages = {'matplotlib', 'rich', 'tensorflow_model_optimization', 'ai_edge_litert'}\n"
+        "new = {n for n in set(sys.modules) - before if n.split('.')[0] in packages}\n"
+        "assert not new, new\n"
+    )
+    in_new_process(code)

@@ -9,9 +9,8 @@ from dqmq_tf.export.conversion_report import AdaptiveReport
 from dqmq_tf.flatbuffer import TFLiteFile, editing, merging, metadata, operator_versions
 from dqmq_tf.quality.degradations import KINDS
 from dqmq_tf.runtimes import in_process
+from dqmq_tf.targets import PROFILE_COUNTS, ROUTINGS
 
-ROUTINGS = ("signatures", "graph")
-PROFILE_COUNTS = (2, 3, 4)
 _ROUTER = "router"
 # The router rounds its filters and responses to 8 bits: inputs at a threshold may change sides.
 _LEAST_AGREEMENT = 0.97

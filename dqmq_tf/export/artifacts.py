@@ -3,8 +3,7 @@
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export import c_array
 from dqmq_tf.runtimes import tflite_micro
-
-NAMES = ("c_array", "json")
+from dqmq_tf.targets import ARTIFACTS
 
 
 def check_artifacts(artifacts, target):
@@ -15,16 +14,16 @@ def check_artifacts(artifacts, target):
         target: `dqmq_tf.targets.Target`.
 
     Raises:
-        ValueError: If a name is none of `NAMES`.
+        ValueError: If a name is none of `ARTIFACTS`.
         ConversionError: If the target does not run a C array of this file.
         ImportError: If a C array's arena cannot be measured.
     """
     if isinstance(artifacts, str):
         raise ValueError(f"artifacts={artifacts!r}: give a tuple, such as ({artifacts!r},).")
-    unknown = [name for name in artifacts if name not in NAMES]
+    unknown = [name for name in artifacts if name not in ARTIFACTS]
     if unknown:
         raise ValueError(
-            f"artifacts has {unknown[0]!r}; those that exist are {', '.join(map(repr, NAMES))}."
+            f"artifacts has {unknown[0]!r}; those that exist are {', '.join(map(repr, ARTIFACTS))}."
         )
     if "c_array" not in artifacts:
         return
@@ -53,7 +52,10 @@ def artifact_paths(artifacts, path):
     """
     suffixes = {"c_array": (".cc", ".h"), "json": (".json",)}
     return tuple(
-        path.with_suffix(suffix) for name in NAMES if name in artifacts for suffix in suffixes[name]
+        path.with_suffix(suffix)
+        for name in ARTIFACTS
+        if name in artifacts
+        for suffix in suffixes[name]
     )
 
 
