@@ -1,4 +1,4 @@
-"""Images of mixed quality: degradations with severity, mixing, and datasets to start from."""
+"""Images of mixed quality: degradations of chosen severity, mixing, and example datasets."""
 
 from dqmq_tf.quality.datasets import digits, load
 from dqmq_tf.quality.degradations import KINDS, SEVERITIES, degrade

@@ -1,41 +1,47 @@
-"""Labelled images to start from: any of tensorflow-datasets, and digits that need no download."""
+"""Datasets of labeled images: those of tensorflow-datasets, and digits that need no download."""
+
+import os
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 DIGITS_TEST_SIZE = 360
 
 
-def load(name, split="train", data_dir=None):
-    """Loads a supervised image dataset through tensorflow-datasets.
+def load(
+    name: str, split: str = "train", data_dir: str | os.PathLike[str] | None = None
+) -> "tuple[tf.data.Dataset, tfds.core.DatasetInfo]":
+    """Loads a dataset of labeled images from tensorflow-datasets.
 
-    What is already prepared in ``data_dir`` is read from there, without network; otherwise
-    tensorflow-datasets downloads and prepares it.
+    A dataset that is already prepared in `data_dir` is read from there without network access.
+    Otherwise tensorflow-datasets downloads and prepares it.
 
     Args:
-        name: a dataset of tensorflow-datasets, for example ``"cifar10"``.
-        split: one split or a slice of it, for example ``"train"`` or ``"test[:1000]"``.
-        data_dir: the folder of prepared datasets; None means that of tensorflow-datasets.
+        name: The name of a dataset of tensorflow-datasets, for example `"cifar10"`.
+        split: One split or a slice of it, for example `"train"` or `"test[:1000]"`.
+        data_dir: The folder of prepared datasets. None for the default of tensorflow-datasets.
 
     Returns:
-        ``(dataset, info)``: a ``tf.data.Dataset`` of ``(uint8 image, int64 label)``, in stored order,
-        and the ``tfds.core.DatasetInfo``.
+        `(dataset, info)`: a `tf.data.Dataset` of `(uint8 image, int64 label)` in stored order, and the
+        `tfds.core.DatasetInfo`.
 
     Raises:
-        ImportError: if tensorflow-datasets is not installed.
-        ValueError: if the dataset is not one of labelled images.
+        ImportError: If tensorflow-datasets is not installed.
+        ValueError: If `split` is not one split, or the dataset has no labeled images.
 
     Example:
 
-    ```python
-    train, info = quality.load("cifar10", split="train", data_dir="~/tensorflow_datasets")
-    ```
+    >>> train, info = quality.load("cifar10", split="train", data_dir="~/tensorflow_datasets")
     """
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError(
             "`quality.load` needs tensorflow-datasets: pip install tensorflow-datasets. "
-            "`quality.digits` does without."
+            "`quality.digits` works without it."
         ) from error
     if not isinstance(split, str):
         raise ValueError(f"`split` must be one split, for example 'train'. Found {split!r}.")
@@ -45,38 +51,36 @@ def load(name, split="train", data_dir=None):
     feature = builder.info.features[keys[0]] if keys and isinstance(keys[0], str) else None
     if not isinstance(feature, tfds.features.Image):
         raise ValueError(
-            f"`name` must be a dataset of labelled images. Found {name!r}, whose supervised keys are "
-            f"{keys!r}."
+            f"`name` must be a dataset of labeled images. Found {name!r} with the supervised keys "
+            f"{keys!r}. Choose another dataset."
         )
     if not builder.is_prepared():
         builder.download_and_prepare()
     return builder.as_dataset(split=split, as_supervised=True), builder.info
 
 
-def digits(split="train", size=32, channels=3):
-    """Loads scikit-learn's handwritten digits, which come with it: no download.
+def digits(split: str = "train", size: int = 32, channels: int = 3) -> tf.data.Dataset:
+    """Loads the handwritten digits that come with scikit-learn, without a download.
 
-    They are 1,797 grey images of 8x8 pixels in ten classes (Alpaydin and Kaynak, "Optical
-    Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998), enlarged here
-    bicubically. The last 360 are the test split; scikit-learn defines none.
+    The dataset has 1,797 gray images of 8x8 pixels in ten classes (Alpaydin and Kaynak, "Optical
+    Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998). They are enlarged
+    bicubically. The last 360 are the test split, because scikit-learn defines no splits.
 
     Args:
-        split: ``"train"`` or ``"test"``.
-        size: height and width wanted, in pixels.
-        channels: 3 (the grey value thrice) or 1.
+        split: `"train"` or `"test"`.
+        size: The height and width of the enlarged images, in pixels.
+        channels: 1, or 3 to repeat the gray value in each channel.
 
     Returns:
-        A ``tf.data.Dataset`` of ``(uint8 image [size, size, channels], int64 label)``.
+        A `tf.data.Dataset` of `(uint8 image [size, size, channels], int64 label)`.
 
     Raises:
-        ImportError: if scikit-learn is not installed.
-        ValueError: if an argument is not as above.
+        ImportError: If scikit-learn is not installed.
+        ValueError: If an argument has another value.
 
     Example:
 
-    ```python
-    train = quality.mixed_quality(quality.digits("train")).batch(64)
-    ```
+    >>> train = quality.mixed_quality(quality.digits("train")).batch(64)
     """
     if split not in ("train", "test"):
         raise ValueError(f"`split` must be 'train' or 'test'. Found {split!r}.")

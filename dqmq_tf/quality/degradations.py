@@ -2,13 +2,18 @@
 
 import functools
 import numbers
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from dqmq_tf.quality import blur, noise, photometric, resolution
 from dqmq_tf.quality.value_range import from_unit, resolve_value_range, to_unit
 
-DEGRADATIONS = {
+# An image `[height, width, channels]`, a severity and a seed give a degraded image; see `noise`.
+_Degradation = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+
+DEGRADATIONS: dict[str, _Degradation] = {
     function.__name__: function
     for function in (
         noise.gaussian_noise,
@@ -32,41 +37,43 @@ KINDS = tuple(DEGRADATIONS)
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
-def check_kind(kind):
-    """Raises ValueError unless ``kind`` is one of `KINDS`."""
+def check_kind(kind: Any) -> None:
+    """Raises `ValueError` unless a name is one of `KINDS`."""
     if kind not in KINDS:
         raise ValueError(f"`kind` {kind!r} is not known. Choose from: {', '.join(KINDS)}.")
 
 
-def check_severity(severity):
-    """Raises ValueError unless ``severity`` is one of `SEVERITIES`."""
-    whole = isinstance(severity, numbers.Integral) and not isinstance(severity, bool)
-    if not whole or severity not in SEVERITIES:
+def check_severity(severity: Any) -> None:
+    """Raises `ValueError` unless a severity is one of `SEVERITIES`."""
+    is_integer = isinstance(severity, numbers.Integral) and not isinstance(severity, bool)
+    if not is_integer or severity not in SEVERITIES:
         raise ValueError(
-            f"`severity` must be a whole number from {SEVERITIES[0]} (mild) to {SEVERITIES[-1]} "
+            f"`severity` must be an integer from {SEVERITIES[0]} (mild) to {SEVERITIES[-1]} "
             f"(strong). Found {severity!r}."
         )
 
 
-def check_image_shape(shape):
-    """Raises ValueError unless a static shape is of one image or a batch, its channels known."""
+def check_image_shape(shape: tf.TensorShape) -> None:
+    """Raises `ValueError` unless a static shape is that of images with known channels."""
     if shape.rank not in (3, 4):
         raise ValueError(
             "`images` must have shape [height, width, channels] or "
-            f"[batch, height, width, channels]. Found shape {shape}; add or remove axes."
+            f"[batch, height, width, channels]. Found shape {shape}. Add or remove axes."
         )
     if shape[-1] is None:
         raise ValueError(
-            f"`images` must have a known number of channels. Found shape {shape}; set it with "
+            f"`images` must have a known number of channels. Found shape {shape}. Set it with "
             "`tf.ensure_shape`."
         )
     if 0 in shape[-3:]:
-        raise ValueError(f"`images` must hold pixels. Found shape {shape}, which has none.")
+        raise ValueError(
+            f"`images` must contain pixels. Found shape {shape}. Check how the images are cut."
+        )
 
 
 @functools.cache
-def _batch_degradation(kind, channels):
-    """The degradation of a batch as one graph, so that an eager call does not run op by op."""
+def _batch_degradation(kind: str, channels: int) -> Callable[..., tf.Tensor]:
+    """Returns the degradation of a batch as one graph, because single eager operations are slow."""
     function = DEGRADATIONS[kind]
 
     @tf.function(
@@ -76,7 +83,7 @@ def _batch_degradation(kind, channels):
             tf.TensorSpec([None, 2], tf.int64),
         ]
     )
-    def apply(images, severity, seeds):
+    def apply(images: tf.Tensor, severity: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(
             lambda image_and_seed: function(image_and_seed[0], severity, image_and_seed[1]),
             (images, seeds),
@@ -86,40 +93,45 @@ def _batch_degradation(kind, channels):
     return apply
 
 
-def degrade(images, kind, severity, seed=0, value_range=None):
-    """Degrades images by one kind at one severity.
+def degrade(
+    images: Any,
+    kind: str,
+    severity: int,
+    seed: Any = 0,
+    value_range: Sequence[float] | None = None,
+) -> tf.Tensor:
+    """Degrades images with one kind of degradation at one severity.
 
-    Names and severities are those of CIFAR-10-C (Hendrycks and Dietterich, "Benchmarking Neural
-    Network Robustness to Common Corruptions and Perturbations", ICLR 2019; ``make_cifar_c.py`` of
-    https://github.com/hendrycks/robustness), which were chosen for 32x32 images; ``low_resolution``
-    and ``low_light`` are ours. Each kind's function in `noise`, `blur`, `resolution` and
-    `photometric` gives its formula. It all runs as TensorFlow operations, so it may be called in
-    a ``tf.data`` map; there pass a ``seed`` that differs from element to element, or use
-    `mixed_quality`.
+    Kinds and severities are those of CIFAR-10-C (Hendrycks and Dietterich, "Benchmarking Neural
+    Network Robustness to Common Corruptions and Perturbations", ICLR 2019; `make_cifar_c.py` of
+    https://github.com/hendrycks/robustness), which were chosen for 32x32 images. `low_resolution` and
+    `low_light` are additions of this package. The modules `noise`, `blur`, `resolution` and
+    `photometric` document the formula of each kind.
+
+    The function uses TensorFlow operations only, so it works in the map of a `tf.data.Dataset`. In a
+    map, pass a different `seed` for each element, or use `mixed_quality`.
 
     Args:
-        images: one image ``[height, width, channels]`` or a batch
-            ``[batch, height, width, channels]``, integers or floats, of any size and number of channels.
-        kind: one of `KINDS`.
+        images: An image `[height, width, channels]` or a batch `[batch, height, width, channels]` of
+            integers or floats, of any size and with any number of channels.
+        kind: One of `KINDS`.
         severity: 1 (mild) to 5 (strong).
-        seed: an int or a scalar int tensor. The same seed gives the same result; the images of
-            a batch get different random numbers, by their place in it.
-        value_range: (low, high) of the images' values. None means (0, 255) for integers and
-            (0, 1) for floats.
+        seed: An int or a scalar int tensor. The same seed gives the same result. The images of a batch
+            get different random numbers, which depend on their position.
+        value_range: The range `(low, high)` of the images' values. None for (0, 255) with integers and
+            (0, 1) with floats.
 
     Returns:
-        Images of the same shape and dtype, clipped to the range.
+        Images of the same shape and type, clipped to the range.
 
     Raises:
-        TypeError: if the dtype is neither an integer nor a float.
-        ValueError: if an argument is not as above.
-        tf.errors.InvalidArgumentError: if float images are far outside the range.
+        TypeError: If the images are neither integers nor floats.
+        ValueError: If another argument is invalid.
+        tf.errors.InvalidArgumentError: If float images are far outside the range.
 
     Example:
 
-    ```python
-    noisy = quality.degrade(image, "gaussian_noise", severity=3, seed=1)
-    ```
+    >>> noisy = quality.degrade(image, "gaussian_noise", severity=3, seed=1)
     """
     check_kind(kind)
     check_severity(severity)
@@ -128,14 +140,14 @@ def degrade(images, kind, severity, seed=0, value_range=None):
         raise ValueError(f"`seed` must be an int or a scalar int tensor. Found {seed!r}.")
     images = tf.convert_to_tensor(images)
     check_image_shape(images.shape)
-    value_range = resolve_value_range(images.dtype, value_range)
-    # An accelerator's random numbers may differ in the last bit: one device, one result.
+    limits = resolve_value_range(images.dtype, value_range)
+    # Random numbers may differ in the last bit between devices. The CPU gives one result everywhere.
     with tf.device("CPU:0"):
-        batch = images if images.shape.rank == 4 else images[None]
+        is_batch = images.shape.rank == 4
+        batch = images if is_batch else images[None]
         index = tf.range(tf.shape(batch)[0], dtype=tf.int64)
         seeds = tf.stack([tf.fill(tf.shape(index), tf.cast(seed, tf.int64)), index], axis=-1)
         apply = _batch_degradation(kind, images.shape[-1])
-        degraded = apply(to_unit(batch, value_range), tf.constant(severity, tf.int32), seeds)
-        degraded = from_unit(degraded, images.dtype, value_range)
-        degraded = degraded if images.shape.rank == 4 else degraded[0]
-        return tf.ensure_shape(degraded, images.shape)
+        degraded = apply(to_unit(batch, limits), tf.constant(severity, tf.int32), seeds)
+        degraded = from_unit(degraded, images.dtype, limits)
+        return tf.ensure_shape(degraded if is_batch else degraded[0], images.shape)

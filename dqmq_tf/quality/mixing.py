@@ -1,8 +1,9 @@
-"""`mixed_quality`: a dataset in which every image has its own kind and severity of degradation."""
+"""Datasets in which every image has its own kind and severity of degradation."""
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,10 +17,20 @@ from dqmq_tf.quality.degradations import (
 )
 from dqmq_tf.quality.value_range import from_unit, resolve_value_range, to_unit
 
+_Kinds = str | Iterable[str] | Mapping[str, float]
 
-def _shares(kinds, clean):
-    """Returns the share of the clean images and of each of `KINDS`, in that order, summing to 1."""
-    if not isinstance(clean, numbers.Real) or not 0 <= clean <= 1:
+
+def _shares(kinds: Any, clean: Any) -> np.ndarray:
+    """Returns the share of clean images, followed by that of each of `KINDS`. The sum is 1.
+
+    Args:
+        kinds: See `mixed_quality`; of any type.
+        clean: See `mixed_quality`; of any type.
+
+    Raises:
+        ValueError: If an argument is invalid.
+    """
+    if not _is_real(clean) or not 0 <= clean <= 1:
         raise ValueError(f"`clean` must be a share from 0 to 1. Found {clean!r}.")
     if isinstance(kinds, str):
         kinds = (kinds,)
@@ -33,22 +44,26 @@ def _shares(kinds, clean):
         check_kind(name)
     if not names or len(set(names)) != len(names):
         raise ValueError(
-            f"`kinds` must name at least one kind, and none twice. Found {names!r}; to weight "
+            f"`kinds` must name at least one kind, and none twice. Found {names!r}. To weight "
             "a kind, pass a dictionary {kind: share}."
         )
-    weights = dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys(names, 1.0)
-    for name, weight in weights.items():
-        if not isinstance(weight, numbers.Real) or not 0 < weight < math.inf:
+    weight_of = dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys(names, 1.0)
+    for name, weight in weight_of.items():
+        if not _is_real(weight) or not 0 < weight < math.inf:
             raise ValueError(
-                f"`kinds` must give each kind a positive share. Found {weight!r} for {name!r}; "
-                "leave out kinds that are not wanted."
+                f"`kinds` must give each kind a positive share. Found {weight!r} for {name!r}. "
+                "Omit kinds that you do not want."
             )
-    weights = np.array([weights.get(kind, 0.0) for kind in KINDS], np.float64)
+    weights = np.array([weight_of.get(kind, 0.0) for kind in KINDS], np.float64)
     return np.concatenate([[clean], (1.0 - clean) * weights / weights.sum()])
 
 
-def _severity_range(severity):
-    """Returns (low, high) of a severity or an inclusive range of severities."""
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real)
+
+
+def _severity_range(severity: Any) -> tuple[int, int]:
+    """Returns the lowest and the highest severity of one severity or of an inclusive range."""
     if isinstance(severity, (tuple, list)):
         if len(severity) != 2:
             raise ValueError(
@@ -61,16 +76,17 @@ def _severity_range(severity):
     check_severity(high)
     if low > high:
         raise ValueError(
-            f"`severity` must be a range (low, high) with low <= high. Found {severity!r}; "
-            f"did you mean ({high}, {low})?"
+            f"`severity` must be a range (low, high) with low <= high. Found {severity!r}. "
+            f"Did you mean ({high}, {low})?"
         )
     return low, high
 
 
-def _check_dataset(dataset):
+def _check_dataset(dataset: Any) -> None:
+    """Raises an error unless a dataset has images and labels."""
     if not isinstance(dataset, tf.data.Dataset):
         raise TypeError(
-            f"`dataset` must be a tf.data.Dataset. Found {type(dataset).__name__}; make one with "
+            f"`dataset` must be a tf.data.Dataset. Found {type(dataset).__name__}. Create one with "
             "`tf.data.Dataset.from_tensor_slices((images, labels))`."
         )
     element = dataset.element_spec
@@ -80,8 +96,8 @@ def _check_dataset(dataset):
         or not isinstance(element[0], tf.TensorSpec)
     ):
         raise ValueError(
-            "`dataset` must have elements (image, label) or (image, label, sample_weight), the "
-            f"image a dense tensor. Found {element!r}; bring them to that form with `dataset.map`."
+            "`dataset` must have elements (image, label) or (image, label, sample_weight), where the "
+            f"image is a dense tensor. Found {element!r}. Convert them with `dataset.map`."
         )
     check_image_shape(element[0].shape)
     if dataset.cardinality() == 0:
@@ -91,94 +107,75 @@ def _check_dataset(dataset):
         )
 
 
-def mixed_quality(
-    dataset,
-    kinds=KINDS,
-    severity=(1, 5),
-    clean=0.2,
-    seed=0,
-    with_quality=False,
-    value_range=None,
-):
-    """Makes a dataset in which every image has its own quality.
+def _check_seed(seed: Any) -> None:
+    if not isinstance(seed, numbers.Integral):
+        raise ValueError(f"`seed` must be an int. Found {seed!r}.")
 
-    Each image stays clean or gets one kind of degradation at one severity, drawn by ``seed`` and the
-    image's position in the dataset alone: whether the dataset is batched, and how, changes
-    nothing, and iterating again gives the same draws. To have new draws in every epoch, repeat
-    before mixing (positions then go on counting), or shuffle before mixing (images then change
-    their positions). Mixing after batching is faster than before it.
+
+def mixed_quality(
+    dataset: tf.data.Dataset,
+    kinds: _Kinds = KINDS,
+    severity: int | Sequence[int] = (1, 5),
+    clean: float = 0.2,
+    seed: int = 0,
+    with_quality: bool = False,
+    value_range: Sequence[float] | None = None,
+) -> tf.data.Dataset:
+    """Returns a dataset in which every image has its own quality.
+
+    Each image stays clean or gets one kind of degradation at one severity. The draws depend only on
+    `seed` and on the position of the image in the dataset. Batching does not change them, and each
+    iteration gives the same draws. To get new draws in every epoch, repeat the dataset before mixing,
+    so that the positions continue, or shuffle it before mixing, so that the images change positions.
+    Mixing is faster after batching than before.
 
     Args:
-        dataset: a ``tf.data.Dataset`` of ``(image, label)`` or ``(image, label, sample_weight)``,
-            batched or not; images as in `degrade`.
-        kinds: names from `KINDS`, which share the degraded images equally, or a dictionary
-            ``{kind: share}`` of positive relative shares of the degraded images.
-        severity: a severity from 1 to 5, or an inclusive range ``(low, high)``, drawn uniformly.
-        clean: the share of images left as they are, bit for bit; 0 to 1.
-        seed: an int.
-        with_quality: whether to append to every element what was drawn,
-            ``{"kind": int32, "severity": int32}``. A kind is 0 for clean and otherwise ``i + 1`` for
-            ``KINDS[i]``, whichever ``kinds`` were asked for; the severity of clean images is 0. It is
-            meant for evaluation; drop it before ``fit``, which would take it for sample weights.
-        value_range: (low, high) of the images' values. None means (0, 255) for integers and
+        dataset: A `tf.data.Dataset` of `(image, label)` or `(image, label, sample_weight)`, batched or
+            not. For the images, see `degrade`.
+        kinds: Names from `KINDS`, which share the degraded images equally, or a dictionary
+            `{kind: share}` of positive relative shares of the degraded images.
+        severity: A severity from 1 to 5, or an inclusive range `(low, high)` to draw from uniformly.
+        clean: The share of images that stay unchanged, bit for bit, from 0 to 1.
+        seed: An int.
+        with_quality: Whether to append what was drawn to every element, as
+            `{"kind": int32, "severity": int32}`. A kind is 0 for clean and `i + 1` for `KINDS[i]`,
+            whatever `kinds` is. The severity of clean images is 0. Use this for evaluation only:
+            `fit` would take the dictionary for sample weights.
+        value_range: The range `(low, high)` of the images' values. None for (0, 255) with integers and
             (0, 1) for floats.
 
     Returns:
-        A ``tf.data.Dataset`` of the same elements, static shapes, dtypes and cardinality. With
-        ``with_quality``, ``(image, label, quality)`` or ``(image, label, sample_weight, quality)``.
+        A `tf.data.Dataset` with the same elements, static shapes, types and cardinality. With
+        `with_quality`, its elements are `(image, label, quality)` or
+        `(image, label, sample_weight, quality)`.
 
     Raises:
-        TypeError: if ``dataset`` is no ``tf.data.Dataset``, or its images are neither integers nor
+        TypeError: If `dataset` is not a `tf.data.Dataset`, or its images are neither integers nor
             floats.
-        ValueError: if another argument is not as above, or the dataset is empty.
-        tf.errors.InvalidArgumentError: when iterated, if float images are far outside the range.
+        ValueError: If another argument is invalid, or the dataset is empty.
+        tf.errors.InvalidArgumentError: During iteration, if float images are far outside the range.
 
     Example:
 
-    ```python
-    train, info = quality.load("cifar10", split="train")
-    train = quality.mixed_quality(train.shuffle(10_000).batch(128), clean=0.2)
-    ```
+    >>> train, info = quality.load("cifar10", split="train")
+    >>> train = quality.mixed_quality(train.shuffle(10_000).batch(128), clean=0.2)
     """
     _check_dataset(dataset)
     shares = _shares(kinds, clean)
-    low, high = _severity_range(severity)
-    if not isinstance(seed, numbers.Integral):
-        raise ValueError(f"`seed` must be an int. Found {seed!r}.")
+    severities = _severity_range(severity)
+    _check_seed(seed)
     image_spec = dataset.element_spec[0]
-    value_range = resolve_value_range(image_spec.dtype, value_range)
+    limits = resolve_value_range(image_spec.dtype, value_range)
+    degrade_randomly = _random_degradation(shares, severities, int(seed), limits)
 
-    # Only the kinds in use become branches; `present` tells a branch's place among all kinds.
-    present = np.flatnonzero(shares)
-    thresholds = np.cumsum(shares[present])[:-1].astype(np.float32)
-    functions = [DEGRADATIONS[KINDS[kind - 1]] if kind else None for kind in present]
-
-    def degrade_at(image, position):
-        """Returns the image, its kind and its severity, for its position in the dataset."""
-        draw_seed, noise_seed = tf.unstack(
-            tf.random.split(tf.stack([tf.constant(seed, tf.int64), position]))
-        )
-        draws = tf.random.stateless_uniform([2], draw_seed)
-        branch = tf.reduce_sum(tf.cast(draws[0] >= thresholds, tf.int32))
-        kind = tf.gather(tf.constant(present, tf.int32), branch)
-        level = low + tf.cast(draws[1] * float(high - low + 1), tf.int32)
-        unit = to_unit(image, value_range)
-        degraded = tf.switch_case(
-            branch,
-            [(lambda f=f: f(unit, level, noise_seed)) if f else (lambda: unit) for f in functions],
-        )
-        degraded = from_unit(degraded, image.dtype, value_range)
-        degraded = tf.where(kind > 0, degraded, image)
-        return tf.ensure_shape(degraded, image.shape), kind, tf.where(kind > 0, level, 0)
-
-    def degrade_element(position, element):
+    def degrade_element(position: tf.Tensor, element: tuple[Any, ...]) -> tuple[Any, ...]:
         image, *rest = element
         if image_spec.shape.rank == 3:
-            image, kind, level = degrade_at(image, position)
+            image, kind, drawn_severity = degrade_randomly(image, position)
         else:
             positions = position + tf.range(tf.shape(image, tf.int64)[0])
-            image, kind, level = tf.map_fn(
-                lambda image_and_position: degrade_at(*image_and_position),
+            image, kind, drawn_severity = tf.map_fn(
+                lambda image_and_position: degrade_randomly(*image_and_position),
                 (image, positions),
                 fn_output_signature=(
                     tf.TensorSpec(image_spec.shape[1:], image_spec.dtype),
@@ -187,10 +184,11 @@ def mixed_quality(
                 ),
             )
             image = tf.ensure_shape(image, image_spec.shape)
-        drawn = [{"kind": kind, "severity": level}] if with_quality else []
-        return (image, *rest, *drawn)
+        if with_quality:
+            rest.append({"kind": kind, "severity": drawn_severity})
+        return (image, *rest)
 
-    def count_images(position, element):
+    def count_images(position: tf.Tensor, element: tuple[Any, ...]) -> tuple[tf.Tensor, Any]:
         return position + tf.shape(element[0], tf.int64)[0], (position, element)
 
     if image_spec.shape.rank == 3:
@@ -198,3 +196,51 @@ def mixed_quality(
     else:
         positioned = dataset.scan(tf.constant(0, tf.int64), count_images)
     return positioned.map(degrade_element, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _random_degradation(
+    shares: np.ndarray,
+    severities: tuple[int, int],
+    seed: int,
+    value_range: tuple[float, float],
+) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """Returns a function that degrades an image by its position in the dataset.
+
+    Args:
+        shares: See `_shares`.
+        severities: The lowest and the highest severity.
+        seed: The seed.
+        value_range: The range of the images' values.
+
+    Returns:
+        A function `(image, position) -> (image, kind, severity)`.
+    """
+    low, high = severities
+    # Only kinds with a share become branches. `kinds` maps a branch to its kind.
+    kinds = np.flatnonzero(shares)
+    thresholds = np.cumsum(shares[kinds])[:-1].astype(np.float32)
+
+    def branch_for(
+        kind: int, unit: tf.Tensor, severity: tf.Tensor, seed: tf.Tensor
+    ) -> Callable[[], tf.Tensor]:
+        if kind == 0:
+            return lambda: unit
+        return lambda: DEGRADATIONS[KINDS[kind - 1]](unit, severity, seed)
+
+    def degrade(image: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        draw_seed, noise_seed = tf.unstack(
+            tf.random.split(tf.stack([tf.constant(seed, tf.int64), position]))
+        )
+        draws = tf.random.stateless_uniform([2], draw_seed)
+        branch = tf.reduce_sum(tf.cast(draws[0] >= thresholds, tf.int32))
+        drawn_kind = tf.gather(tf.constant(kinds, tf.int32), branch)
+        severity = low + tf.cast(draws[1] * float(high - low + 1), tf.int32)
+        unit = to_unit(image, value_range)
+        branches = [branch_for(int(kind), unit, severity, noise_seed) for kind in kinds]
+        degraded = from_unit(tf.switch_case(branch, branches), image.dtype, value_range)
+        # Clean images stay unchanged bit for bit.
+        degraded = tf.where(drawn_kind > 0, degraded, image)
+        severity = tf.where(drawn_kind > 0, severity, 0)
+        return tf.ensure_shape(degraded, image.shape), drawn_kind, severity
+
+    return degrade

@@ -1,4 +1,4 @@
-"""Changes of light of one image; see `noise` for the signature and the source."""
+"""Changes of the light in one image. See `noise` for the signature and the source."""
 
 import tensorflow as tf
 
@@ -13,18 +13,18 @@ LOW_LIGHT_READ_NOISE = 0.002
 DISPLAY_GAMMA = 2.2
 
 
-def contrast(image, severity, seed):
-    """Scales the distance from each channel's mean by `CONTRAST` (CIFAR-10-C)."""
+def contrast(image: tf.Tensor, severity: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Multiplies the deviation from each channel's mean by `CONTRAST` (CIFAR-10-C)."""
     del seed
     mean = tf.reduce_mean(image, axis=(0, 1), keepdims=True)
     return mean + at_severity(CONTRAST, severity) * (image - mean)
 
 
-def brightness(image, severity, seed):
-    """Adds `BRIGHTNESS` to the HSV value of every pixel, at most to 1 (CIFAR-10-C).
+def brightness(image: tf.Tensor, severity: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Adds `BRIGHTNESS` to the HSV value of every pixel, up to 1 (CIFAR-10-C).
 
-    Hue and saturation stay when all channels of a pixel are scaled by one factor, so the colour space
-    need not be visited and any number of channels will do. A black pixel becomes grey.
+    Multiplying all channels of a pixel by one factor preserves hue and saturation. Therefore no
+    conversion to HSV is needed, and any number of channels works. A black pixel becomes gray.
     """
     del seed
     value = tf.reduce_max(image, axis=-1, keepdims=True)
@@ -32,18 +32,18 @@ def brightness(image, severity, seed):
     return tf.where(value > 0.0, image * tf.math.divide_no_nan(brighter, value), brighter)
 
 
-def low_light(image, severity, seed):
-    """Takes the picture with less light, through a noisy sensor.
+def low_light(image: tf.Tensor, severity: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Simulates a picture taken in little light with a noisy sensor.
 
-    Ours, not of CIFAR-10-C. With exposure ``e`` (`LOW_LIGHT_EXPOSURE`), ``n`` photons at full scale
-    (`LOW_LIGHT_PHOTONS`) and read noise ``r`` (`LOW_LIGHT_READ_NOISE`):
+    This degradation is not from CIFAR-10-C. With exposure `e` (`LOW_LIGHT_EXPOSURE`), `n` photons at
+    full scale (`LOW_LIGHT_PHOTONS`) and read noise `r` (`LOW_LIGHT_READ_NOISE`):
 
         light = e * image ** 2.2
         sensed = max(light + N(0, light / n + r²), 0)
         image = sensed ** (1 / 2.2)
 
-    that is: undo the display's gamma, dim, add photon noise (in its normal approximation) and read
-    noise, and apply the gamma again. Nothing brightens the picture afterwards.
+    It undoes the display's gamma, dims the image, adds photon noise (approximated by a normal
+    distribution) and read noise, and applies the gamma again. The image is not brightened afterward.
     """
     light = at_severity(LOW_LIGHT_EXPOSURE, severity) * tf.pow(image, DISPLAY_GAMMA)
     stddev = tf.sqrt(light / LOW_LIGHT_PHOTONS + LOW_LIGHT_READ_NOISE**2)
@@ -51,35 +51,36 @@ def low_light(image, severity, seed):
     return tf.pow(tf.maximum(sensed, 0.0), 1.0 / DISPLAY_GAMMA)
 
 
-def plasma_fractal(size, decay, seed):
-    """Draws a cloud by the diamond-square algorithm.
+def plasma_fractal(size: tf.Tensor | int, decay: tf.Tensor | float, seed: tf.Tensor) -> tf.Tensor:
+    """Draws a random cloud with the diamond-square algorithm.
 
-    The map wraps around. The first level wobbles by ``±1`` and each next one, of half the distance,
-    by ``1 / decay²`` of the last: the script of CIFAR-10-C scales its wobble by itself.
+    The map wraps around at its edges. The first level adds noise of amplitude 1. Each further level
+    halves the distance of the points and divides the amplitude by `decay²`: the script of CIFAR-10-C
+    divides a factor by `decay`, draws noise within plus or minus this factor, and multiplies the noise
+    by the factor again.
 
     Args:
-        size: int32 scalar, the least height and width wanted.
-        decay: float32 scalar above 1; the higher, the smoother.
-        seed: int64 pair.
+        size: The smallest height and width of the map, an int32 scalar.
+        decay: A float32 scalar above 1. A higher value gives a smoother cloud.
+        seed: An int64 pair.
 
     Returns:
-        A square float32 map of side ``2 ** ceil(log2(size))``, from 0 to 1.
+        A square float32 map with side `2 ** ceil(log2(size))` and values from 0 to 1.
     """
 
-    def midpoint(total, wobble):
-        return total / 4.0 + wobble
-
-    def refine(side, amplitude, corners):
-        wobble = amplitude * tf.random.stateless_uniform(
+    def refine(
+        side: tf.Tensor, amplitude: tf.Tensor, corners: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        noise = amplitude * tf.random.stateless_uniform(
             [3, side, side], seed + tf.cast(side, seed.dtype), -1.0, 1.0
         )
         below = corners + tf.roll(corners, -1, axis=0)
         beside = corners + tf.roll(corners, -1, axis=1)
-        centres = midpoint(below + tf.roll(below, -1, axis=1), wobble[0])
-        tops = midpoint(beside + centres + tf.roll(centres, 1, axis=0), wobble[1])
-        lefts = midpoint(below + centres + tf.roll(centres, 1, axis=1), wobble[2])
+        centers = (below + tf.roll(below, -1, axis=1)) / 4.0 + noise[0]
+        tops = (beside + centers + tf.roll(centers, 1, axis=0)) / 4.0 + noise[1]
+        lefts = (below + centers + tf.roll(centers, 1, axis=1)) / 4.0 + noise[2]
         upper = tf.stack([corners, tops], axis=-1)
-        lower = tf.stack([lefts, centres], axis=-1)
+        lower = tf.stack([lefts, centers], axis=-1)
         finer = tf.reshape(tf.stack([upper, lower], axis=1), [2 * side, 2 * side])
         return 2 * side, amplitude / tf.square(decay), finer
 
@@ -93,10 +94,11 @@ def plasma_fractal(size, decay, seed):
     return tf.math.divide_no_nan(cloud, tf.reduce_max(cloud))
 
 
-def fog(image, severity, seed):
-    """Adds a cloud ``c`` of thickness ``t``: ``(image + t c) m / (m + t)``, ``m`` the image's maximum.
+def fog(image: tf.Tensor, severity: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Returns `(image + t c) m / (m + t)`, a cloud `c` of thickness `t` in front (CIFAR-10-C).
 
-    `FOG_THICKNESS_AND_DECAY` has ``t`` and the decay of the cloud's `plasma_fractal` (CIFAR-10-C).
+    `m` is the maximum of the image. `FOG_THICKNESS_AND_DECAY` holds `t` and the decay of the
+    `plasma_fractal` that draws the cloud.
     """
     thickness, decay = tf.unstack(at_severity(FOG_THICKNESS_AND_DECAY, severity))
     height, width = tf.unstack(tf.shape(image)[:2])

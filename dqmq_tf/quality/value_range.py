@@ -1,24 +1,29 @@
-"""The range of values of images: what it is by default, and the way to [0, 1] and back."""
+"""The value range of images: its default, and conversion to [0, 1] and back."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 
-def resolve_value_range(dtype, value_range=None):
-    """Returns the (low, high) range of images of a dtype.
+def resolve_value_range(
+    dtype: Any, value_range: Sequence[float] | None = None
+) -> tuple[float, float]:
+    """Returns the value range `(low, high)` of images.
 
     Args:
-        dtype: the images' dtype.
-        value_range: two numbers, or None for (0, 255) with integers and (0, 1) with floats.
+        dtype: The type of the images.
+        value_range: Two numbers. None for (0, 255) with integers and (0, 1) with floats.
 
     Raises:
-        TypeError: if the dtype is neither an integer nor a float.
-        ValueError: if the range is not two increasing finite numbers, or does not fit the dtype.
+        TypeError: If the type is neither integer nor float.
+        ValueError: If the range is not two increasing finite numbers or does not fit the type.
     """
     dtype = tf.as_dtype(dtype)
     if not (dtype.is_integer or dtype.is_floating):
         raise TypeError(
-            f"`images` must be of an integer or float dtype. Found {dtype.name}; cast them, "
+            f"`images` must have an integer or float dtype. Found {dtype.name}. Cast them, "
             "for example to uint8."
         )
     if value_range is None:
@@ -35,17 +40,21 @@ def resolve_value_range(dtype, value_range=None):
     if dtype.is_integer and not (dtype.min <= low and high <= dtype.max):
         raise ValueError(
             f"`value_range` ({low:g}, {high:g}) does not fit images of dtype {dtype.name}, which "
-            f"hold {dtype.min} to {dtype.max}. Pass the `value_range` that the images have."
+            f"hold {dtype.min} to {dtype.max}. Pass the `value_range` of the images."
         )
     return low, high
 
 
-def to_unit(images, value_range):
-    """Maps a range to float32 in [0, 1]; values a little outside it are clipped.
+def to_unit(images: tf.Tensor, value_range: tuple[float, float]) -> tf.Tensor:
+    """Maps images from a value range to float32 in [0, 1]. Values slightly outside are clipped.
+
+    Args:
+        images: Images of any shape.
+        value_range: The range `(low, high)`.
 
     Raises:
-        tf.errors.InvalidArgumentError: when run, if float values lie outside the range by more than
-            a quarter of its width: the images are of another range, and clipping would destroy them.
+        tf.errors.InvalidArgumentError: When run, if float values exceed the range by more than a
+            quarter of its width. The images then have another range, and clipping would destroy them.
     """
     low, high = value_range
     unit = (tf.cast(images, tf.float32) - low) / (high - low)
@@ -54,22 +63,23 @@ def to_unit(images, value_range):
         inside = tf.debugging.Assert(
             tf.logical_and(least >= -0.25, most <= 1.25),
             [
-                f"`images` do not have the `value_range` ({low:g}, {high:g}): in its units they go from",
+                f"`images` do not have the `value_range` ({low:g}, {high:g}). Scaled by it, their "
+                "values range from",
                 least,
                 "to",
                 most,
-                "where 0 to 1 was expected. Pass the `value_range` that the images have, or degrade "
-                "before normalising.",
+                "instead of 0 to 1. Pass the `value_range` of the images, or degrade them before "
+                "you normalize them.",
             ],
         )
-        # Eagerly the assertion has already run and there is no operation to wait for.
+        # In eager mode the assertion has already run, and there is no operation to wait for.
         with tf.control_dependencies([] if inside is None else [inside]):
             unit = tf.identity(unit)
     return tf.clip_by_value(unit, 0.0, 1.0)
 
 
-def from_unit(unit, dtype, value_range):
-    """Clips to [0, 1] and maps to a range and dtype; integers are rounded to the nearest."""
+def from_unit(unit: tf.Tensor, dtype: tf.DType, value_range: tuple[float, float]) -> tf.Tensor:
+    """Clips values to [0, 1] and maps them to a value range and type. Integers are rounded."""
     low, high = value_range
     images = tf.clip_by_value(unit, 0.0, 1.0) * (high - low) + low
     if dtype.is_integer:

@@ -14,7 +14,7 @@ needs_cifar = pytest.mark.skipif(
 
 
 @needs_cifar
-def test_load_reads_what_is_prepared():
+def test_load_reads_a_prepared_dataset():
     dataset, info = quality.load("cifar10", split="test[:50]", data_dir=str(CIFAR_FOLDER))
     assert dataset.element_spec[0] == tf.TensorSpec([32, 32, 3], tf.uint8)
     assert dataset.cardinality() == 50
@@ -43,7 +43,7 @@ def test_digits_splits_are_the_whole_set_and_hold_every_class():
 
 
 @pytest.mark.parametrize("size, channels", [(32, 3), (8, 1), (17, 1)])
-def test_digits_sizes(size, channels):
+def test_digits_have_the_requested_size_and_channels(size, channels):
     dataset = quality.digits("test", size=size, channels=channels)
     assert dataset.element_spec[0] == tf.TensorSpec([size, size, channels], tf.uint8)
     image, label = next(iter(dataset))
@@ -58,7 +58,7 @@ def test_digits_sizes(size, channels):
         (dict(channels=2), "`channels`"),
     ],
 )
-def test_digits_refuses(arguments, message):
+def test_digits_rejects_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         quality.digits(**arguments)
 

@@ -17,7 +17,7 @@ RANDOM_KINDS = (
 
 @pytest.mark.parametrize("kind", quality.KINDS)
 class TestEveryKind:
-    def test_shape_dtype_and_range(self, kind, digit_images):
+    def test_shape_dtype_and_range_are_kept(self, kind, digit_images):
         as_float = (digit_images[:2] / 255.0).astype(np.float32)
         for severity in quality.SEVERITIES:
             for images in (digit_images[:2], as_float):
@@ -37,9 +37,9 @@ class TestEveryKind:
         np.testing.assert_array_equal(once[0], quality.degrade(digit_images[0], kind, 3, seed=7))
 
     def test_randomness_differs_by_image_and_by_seed(self, kind, digit_images):
-        twins = np.repeat(digit_images[:1], 2, axis=0)
-        one = quality.degrade(twins, kind, 5, seed=1).numpy()
-        two = quality.degrade(twins, kind, 5, seed=2).numpy()
+        copies = np.repeat(digit_images[:1], 2, axis=0)
+        one = quality.degrade(copies, kind, 5, seed=1).numpy()
+        two = quality.degrade(copies, kind, 5, seed=2).numpy()
         assert np.array_equal(one[0], one[1]) == (kind not in RANDOM_KINDS)
         assert np.array_equal(one, two) == (kind not in RANDOM_KINDS)
 
@@ -60,7 +60,7 @@ class TestEveryKind:
         unit = (digit_images[:2] / 255.0).astype(np.float32)
         plain = quality.degrade(unit, kind, 3)
         signed = quality.degrade(unit * 2 - 1, kind, 3, value_range=(-1, 1))
-        # JPEG rounds to bytes, where the last bit of a float can tip the balance.
+        # JPEG rounds to bytes, so the last bit of a float can change the result.
         np.testing.assert_allclose(signed, plain * 2 - 1, atol=0.03 if kind == "jpeg" else 0.01)
 
 
@@ -88,12 +88,16 @@ def test_works_in_a_map_with_unknown_sizes(kind):
         (dict(seed=0.5), ValueError, "`seed` must be an int"),
         (dict(severity=2.5), ValueError, "Found 2.5"),
         (dict(images=np.zeros([8, 8], np.uint8)), ValueError, r"Found shape \(8, 8\)"),
-        (dict(images=np.zeros([0, 8, 3], np.uint8)), ValueError, "has none"),
+        (
+            dict(images=np.zeros([0, 8, 3], np.uint8)),
+            ValueError,
+            r"must contain pixels. Found shape \(0, 8, 3\)",
+        ),
         (dict(images=np.zeros([8, 8, 3], bool)), TypeError, "Found bool"),
         (dict(images=np.full([8, 8, 3], 200.0)), tf.errors.InvalidArgumentError, "value_range"),
     ],
 )
-def test_errors_at_the_door(change, error, message):
+def test_invalid_arguments_are_rejected(change, error, message):
     arguments = dict(images=np.zeros([8, 8, 3], np.uint8), kind="fog", severity=1) | change
     with pytest.raises(error, match=message):
         quality.degrade(**arguments)

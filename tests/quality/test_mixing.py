@@ -17,12 +17,12 @@ def collected(dataset):
 
 
 def drawn(dataset):
-    """The kinds and severities of a dataset with quality, as two arrays."""
+    """Returns the kinds and severities of a dataset with quality, as two arrays."""
     quality_of = [element[-1] for element in dataset.as_numpy_iterator()]
     return tuple(np.hstack([one[key] for one in quality_of]) for key in ("kind", "severity"))
 
 
-def test_kinds_and_severities_come_in_the_shares_asked(digits):
+def test_kinds_and_severities_are_drawn_in_the_requested_shares(digits):
     kinds, severities = drawn(quality.mixed_quality(digits, clean=0.3, with_quality=True))
     counts = np.bincount(kinds, minlength=len(quality.KINDS) + 1) / len(kinds)
     np.testing.assert_allclose(counts[0], 0.3, atol=0.04)
@@ -32,7 +32,7 @@ def test_kinds_and_severities_come_in_the_shares_asked(digits):
     np.testing.assert_allclose(share, 0.2, atol=0.05)
 
 
-def test_shares_by_dictionary_and_indices_of_all_kinds(digits):
+def test_a_dictionary_gives_shares_and_kinds_keep_their_indices(digits):
     mixed = quality.mixed_quality(
         digits, kinds={"fog": 3, "jpeg": 1}, severity=(2, 3), clean=0.0, with_quality=True
     )
@@ -43,22 +43,24 @@ def test_shares_by_dictionary_and_indices_of_all_kinds(digits):
     assert set(severities) == {2, 3}
 
 
-def test_clean_images_are_untouched_and_others_are_not(digits):
+def test_clean_images_do_not_change_and_others_do(digits):
     source, _ = collected(digits)
-    images, _, told = zip(*quality.mixed_quality(digits, with_quality=True).as_numpy_iterator())
-    clean = np.array([one["kind"] == 0 for one in told])
+    images, _, with_kinds = zip(
+        *quality.mixed_quality(digits, with_quality=True).as_numpy_iterator()
+    )
+    clean = np.array([one["kind"] == 0 for one in with_kinds])
     same = np.array([np.array_equal(a, b) for a, b in zip(source, images)])
     assert same[clean].all()
     assert same[~clean].mean() < 0.05
 
 
 @pytest.mark.parametrize("clean", [0, 1])
-def test_all_or_none_clean(digits, clean):
+def test_all_or_no_images_are_clean(digits, clean):
     kinds, _ = drawn(quality.mixed_quality(digits.take(200), clean=clean, with_quality=True))
     assert (kinds == 0).all() if clean else (kinds > 0).all()
 
 
-def test_draws_depend_on_seed_and_position_alone(digits):
+def test_draws_depend_only_on_seed_and_position(digits):
     part = digits.take(90)
     mixed = quality.mixed_quality(part, seed=3)
     images, labels = collected(mixed)
@@ -71,7 +73,7 @@ def test_draws_depend_on_seed_and_position_alone(digits):
     )
 
 
-def test_repeating_before_mixing_draws_anew(digits):
+def test_repeating_before_mixing_gives_new_draws(digits):
     images, _ = collected(quality.mixed_quality(digits.take(40).repeat(2)))
     assert not np.array_equal(images[:40], images[40:])
 
@@ -82,14 +84,14 @@ def test_specs_and_cardinality_are_kept(digits, batch):
     mixed = quality.mixed_quality(dataset)
     assert mixed.element_spec == dataset.element_spec
     assert mixed.cardinality() == dataset.cardinality()
-    told = quality.mixed_quality(dataset, with_quality=True)
-    assert told.element_spec[:2] == dataset.element_spec
-    assert told.cardinality() == dataset.cardinality()
-    assert {k: v.dtype for k, v in told.element_spec[2].items()} == {
+    with_kinds = quality.mixed_quality(dataset, with_quality=True)
+    assert with_kinds.element_spec[:2] == dataset.element_spec
+    assert with_kinds.cardinality() == dataset.cardinality()
+    assert {k: v.dtype for k, v in with_kinds.element_spec[2].items()} == {
         "kind": tf.int32,
         "severity": tf.int32,
     }
-    image, _, one = next(iter(told))
+    image, _, one = next(iter(with_kinds))
     assert one["kind"].shape == one["severity"].shape == image.shape[: image.shape.rank - 3]
 
 
@@ -101,9 +103,9 @@ def test_static_batch_shape_is_kept(digits):
 def test_sample_weights_pass_through(digits):
     weighted = digits.take(20).map(lambda image, label: (image, label, tf.cast(label, tf.float32)))
     plain = list(quality.mixed_quality(weighted).as_numpy_iterator())
-    told = list(quality.mixed_quality(weighted, with_quality=True).as_numpy_iterator())
+    with_kinds = list(quality.mixed_quality(weighted, with_quality=True).as_numpy_iterator())
     assert all(weight == label for _, label, weight in plain)
-    assert all(len(element) == 4 and element[2] == element[1] for element in told)
+    assert all(len(element) == 4 and element[2] == element[1] for element in with_kinds)
 
 
 def test_float_images_of_another_range_are_refused_when_run(digits):
@@ -136,14 +138,14 @@ def test_a_keras_model_trains_on_it(digits):
         (dict(kinds={"fog": float("nan")}), ValueError, "positive share"),
         (dict(severity=6), ValueError, "Found 6"),
         (dict(severity=(0, 3)), ValueError, "Found 0"),
-        (dict(severity=(4, 2)), ValueError, r"did you mean \(2, 4\)"),
+        (dict(severity=(4, 2)), ValueError, r"Did you mean \(2, 4\)"),
         (dict(severity=(1, 2, 3)), ValueError, r"range \(low, high\)"),
         (dict(clean=1.2), ValueError, "`clean` must be a share.*Found 1.2"),
         (dict(clean=-0.1), ValueError, "`clean`"),
         (dict(seed=0.5), ValueError, "`seed` must be an int"),
     ],
 )
-def test_errors_at_the_door(digits, change, error, message):
+def test_invalid_arguments_are_rejected(digits, change, error, message):
     with pytest.raises(error, match=message):
         quality.mixed_quality(digits, **change)
 

@@ -14,26 +14,26 @@ from dqmq_tf.quality.value_range import from_unit, resolve_value_range, to_unit
         (tf.int8, (-128, 127), (-128, 127)),
     ],
 )
-def test_resolve_value_range(dtype, value_range, expected):
+def test_resolve_value_range_has_defaults_and_checks_the_type(dtype, value_range, expected):
     assert resolve_value_range(dtype, value_range) == expected
 
 
 @pytest.mark.parametrize(
     "dtype, value_range, error, message",
     [
-        (tf.string, None, TypeError, "string; cast"),
+        (tf.string, None, TypeError, r"Found string. Cast"),
         (tf.int8, None, ValueError, "does not fit images of dtype int8"),
         (tf.float32, (1, 0), ValueError, "low < high"),
         (tf.float32, 255, ValueError, "Found 255"),
         (tf.float32, (0, np.inf), ValueError, "finite"),
     ],
 )
-def test_resolve_value_range_refuses(dtype, value_range, error, message):
+def test_resolve_value_range_rejects_invalid_ranges(dtype, value_range, error, message):
     with pytest.raises(error, match=message):
         resolve_value_range(dtype, value_range)
 
 
-def test_there_and_back_is_exact_for_every_byte():
+def test_conversion_to_unit_and_back_is_exact_for_every_byte():
     images = tf.range(256, dtype=tf.int32)
     images = tf.cast(images, tf.uint8)
     back = from_unit(to_unit(images, (0, 255)), tf.uint8, (0, 255))
