@@ -28,14 +28,18 @@ _EXTRAS = {
     "tfmot": ["tensorflow-model-optimization>=0.8.1"],
 }
 _EXTRAS["all"] = sorted(requirement for extra in _EXTRAS.values() for requirement in extra)
+_EXTRAS["docs"] = ["mkdocs>=1.6.1", "mkdocs-material>=9.8.2", "mkdocstrings[python]>=1.0.8"]
 _EXTRAS["test"] = [
     *_EXTRAS["all"],
+    *_EXTRAS["docs"],
     "hypothesis>=6.170.15",
     "ipykernel>=6.23.0",
+    "mypy>=2.4.1",
     "nbclient>=0.8.0",
     "nbformat>=5.7.0",
     "pytest>=9.2.0",
     "pytest-xdist>=3.8.0",
+    "ruff>=0.17.6",
 ]
 
 

@@ -1,0 +1,43 @@
+"""`README.md` as a new user reads it: its quick start runs, and its links lead somewhere."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_it_is_at_most_150_lines():
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_quick_start_runs_as_it_stands(tmp_path):
+    code = re.search(r"^## Quick start\n.*?^```python\n(.*?)^```", README, re.M | re.S)[1]
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "model.tflite").stat().st_size > 0
+    assert "litert-xnnpack" in result.stdout
+
+
+@pytest.mark.parametrize("first_line", ["# quickstart", "# tests"])
+def test_its_two_commands_set_up_all_that_they_need(first_line):
+    command = re.search(rf"^```sh\n{first_line}\b.*\n(.*)\n```", README, re.M)[1]
+    assert command.startswith("python3 -m venv .venv && . .venv/bin/activate && pip install ")
+
+
+def test_its_links_lead_to_files():
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", README) if "://" not in link]
+    assert "docs/pictures/idea.png" in links
+    assert not [link for link in links if not (ROOT / link).exists()]
