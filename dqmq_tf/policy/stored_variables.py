@@ -27,6 +27,7 @@ def load(policy: Any, store: Any) -> None:
         for name, variable in variables.items():
             variable.assign(store[name])
         return
+    # Files that old hold no state of the draws: they begin at the seed again.
     first = [name for name in _TRAINED if name != "direction" or policy.quality_aware]
     rest = [name for name in ("direction", *_STATE) if name not in first]
     for index, name in enumerate([*first, *rest, "reservoir", "reservoir_fill"]):
@@ -35,4 +36,6 @@ def load(policy: Any, store: Any) -> None:
 
 def _variables(policy: Any) -> dict[str, keras.Variable]:
     names = (*_TRAINED, *_STATE, *_LATER)
-    return {name: getattr(policy, name) for name in names} | policy.seen.variables
+    # Keras does not save the state of a seed generator, and a resumed search draws on from it.
+    random = {"random_state": policy.random.state}
+    return {name: getattr(policy, name) for name in names} | policy.seen.variables | random
