@@ -162,6 +162,7 @@ class BudgetKeeper:
                 precision_of(parts, bits),
                 parts.target,
                 parts.policy.get_config(),
+                parts.output_names,
             )
         except ConversionError as error:
             self.refusal = str(error)

@@ -44,8 +44,8 @@ def convert(
 
     The file holds the very integers and steps of training: batch normalization is folded exactly,
     and no range is calibrated. It takes a batch of one, and has the signature
-    `"serving_default"` with the names of the model's inputs and of the layers that make its
-    outputs.
+    `"serving_default"` with the names of the model's inputs and outputs. Inputs and outputs have
+    the model's order, in the signature and by index.
 
     Args:
         qmodel: A trained `DQMQModel`. It is frozen to one precision profile if that was not done.

@@ -49,7 +49,7 @@ def _share_inputs(model, main, network):
     """Gives the routing graph all inputs of a network, in its order; the router reads one."""
     first = int(main.inputs[0])
     definition = model.signatureDefs[1]
-    read = min(definition.inputs, key=lambda entry: list(definition.inputs).index(entry))
+    read = definition.inputs[0]
     main.inputs = np.array(
         [
             first if i == read.tensorIndex else _like(main, network.tensors[i])
@@ -107,17 +107,15 @@ def _add_if(model, graph, condition, inputs, outputs, then, otherwise):
 
 
 def _sign(model, main, profile, network):
-    """One signature: the network's inputs and outputs on the routing graph, and the profile."""
-    places = [{int(t): i for i, t in enumerate(ends)} for ends in _ends(model.subgraphs[1])]
-    for entries, place, ends in zip((network.inputs, network.outputs), places, _ends(main)):
-        for entry in entries:
-            entry.tensorIndex = int(ends[place[entry.tensorIndex]])
+    """Makes one signature: the network's inputs and outputs on the routing graph, and the profile.
+
+    A network's signature has the order of its subgraph.
+    """
+    for entries, ends in ((network.inputs, main.inputs), (network.outputs, main.outputs)):
+        for entry, tensor in zip(entries, ends):
+            entry.tensorIndex = int(tensor)
     entry = flatbuffer.schema().TensorMapT()
     entry.name, entry.tensorIndex = b"profile", profile
     network.outputs = [*network.outputs, entry]
     network.signatureKey, network.subgraphIndex = merging.DEFAULT_SIGNATURE.encode(), 0
     model.signatureDefs = [network]
-
-
-def _ends(graph):
-    return graph.inputs, graph.outputs

@@ -90,6 +90,7 @@ def verify(
         raise VerificationError(
             f"{path} holds no dqmq_tf metadata, so it was not written by dqmq_tf.convert."
         )
+    _check_order(path, file.model)
     chosen = _named(runtimes) if runtimes is not None else claimed(qmodel.target)
     networks = adaptives.split_profiles(file) if "routing" in facts else [file]
     inputs, reports = collect(data, qmodel, samples), []
@@ -150,6 +151,7 @@ def compare_file(
     stage("comparing numbers")
     model = written.uncompressed.model
     figures = _compared_numbers(path, model, written.lowered)
+    _check_order(path, model)
     _check_shapes(path, model, inputs)
     stage(f"predicting {len(inputs[0])} outputs")
     profile = written.file.metadata["profile"]
@@ -233,6 +235,26 @@ def _check_shapes(path, model, inputs):
     found = [array.shape[1:] for array in inputs]
     if expected != found:
         raise VerificationError(f"{path} takes inputs of shape {expected}, but data has {found}.")
+
+
+def _check_order(path, model):
+    """Refuses a file whose inputs or outputs have another order by index than by signature.
+
+    The runtimes are compared with the model by signature, but an app may read by index.
+    """
+    for definition in model.signatureDefs or ():
+        graph = model.subgraphs[definition.subgraphIndex]
+        for kind, entries, tensors in (
+            ("inputs", definition.inputs, graph.inputs),
+            ("outputs", definition.outputs, graph.outputs),
+        ):
+            by_signature = [int(entry.tensorIndex) for entry in entries]
+            if by_signature != [int(index) for index in tensors]:
+                key = flatbuffer.text(definition.signatureKey)
+                raise VerificationError(
+                    f"{path}: the {kind} of signature {key!r} have another order in its subgraph, "
+                    "so whoever reads them by index gets the wrong ones. Convert the model again."
+                )
 
 
 def _predictions(qmodel, profile, inputs):

@@ -87,7 +87,7 @@ def _merge_equal_scales(graph, lowered):
 def _strip_ends(model, graph, lowered):
     """Makes the integer twins of inputs and outputs the ends of the graph."""
     inner = {}
-    for index in (*graph.inputs, *graph.outputs):
+    for index in dict.fromkeys((*graph.inputs, *graph.outputs)):
         key = flatbuffer.text(graph.tensors[index].name)
         # Numbers of a table's rows are on no grid, whatever type they come in.
         if flatbuffer.type_name(graph.tensors[index]) != "FLOAT32" or key in lowered.vocabulary:
@@ -136,7 +136,12 @@ def _integer_twin(model, graph, index, grid, entering):
 
 
 def _name_inputs_and_outputs(model, graph, lowered):
-    """Signature and float ends get the model's names and order, their int8 twins the keys."""
+    """Gives the inputs and outputs the model's names and order, in the signature and the graph.
+
+    The converter sorts the outputs of the graph by name, but an app or firmware reads them by
+    index. The converter numbers the names in the signature, so these tell the model's order.
+    The int8 tensors beside float inputs and outputs keep their keys as names.
+    """
     (definition,) = model.signatureDefs
     definition.signatureKey = merging.DEFAULT_SIGNATURE.encode()
     entries = sorted(definition.inputs, key=lambda entry: (len(entry.name), entry.name))
@@ -145,6 +150,8 @@ def _name_inputs_and_outputs(model, graph, lowered):
     for entry, name in zip(entries + exits, [*lowered.input_names, *lowered.output_names]):
         entry.name = name.encode()
         ends[entry.tensorIndex] = name
+    graph.inputs = np.array([entry.tensorIndex for entry in entries], np.int32)
+    graph.outputs = np.array([entry.tensorIndex for entry in exits], np.int32)
     for index, tensor in enumerate(graph.tensors):
         name = flatbuffer.text(tensor.name)
         base = name

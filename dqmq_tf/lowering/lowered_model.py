@@ -100,7 +100,7 @@ class LoweredModel:
         }
 
 
-def lower_graph(graph, precision, simulate=False):
+def lower_graph(graph, precision, simulate=False, output_names=None):
     """Rebuilds a traced model as a float lowered.
 
     Args:
@@ -108,6 +108,8 @@ def lower_graph(graph, precision, simulate=False):
         precision: `Precision` of the same graph.
         simulate: Round every quantized activation to its grid, so that the model computes what
             the file should compute. A simulated lowered has no markers: it is not for conversion.
+        output_names: Names of the outputs, in the model's order. None for the paths of the layers
+            that make them.
 
     Returns:
         `LoweredModel`.
@@ -133,7 +135,7 @@ def lower_graph(graph, precision, simulate=False):
         inputs=tuple(tensor_key(tensor) for tensor in graph.inputs),
         outputs=tuple(tensor_key(tensor) for tensor in graph.outputs),
         input_names=tuple(graph.input_names),
-        output_names=_output_names(graph),
+        output_names=_unique(_output_paths(graph) if output_names is None else output_names),
         vocabulary=builder.vocabulary,
         float_layers=dict(builder.float_layers),
     )
@@ -150,19 +152,24 @@ def _in_float32():
         keras.config.set_dtype_policy(policy)
 
 
-def _output_names(graph):
-    """Site that makes each output, numbered where one would stand twice."""
-    producers, names = graph.producers, []
-    for tensor in graph.outputs:
-        node = producers.get(tensor)
-        base = name = "output" if node is None else node.path
-        while name in names:
-            name = f"{base}_{len(names)}"
-        names.append(name)
-    return tuple(names)
+def _output_paths(graph):
+    """Returns the path of the layer that makes each output."""
+    producers = graph.producers
+    return [producers[t].path if t in producers else "output" for t in graph.outputs]
+
+
+def _unique(names):
+    """Returns the names with a number appended where one occurs again."""
+    result = []
+    for base in names:
+        name = base
+        while name in result:
+            name = f"{base}_{len(result)}"
+        result.append(name)
+    return tuple(result)
 
 
 def lower_model(qmodel, profile, simulate=False):
-    """LoweredModel of a frozen model's precision profile."""
+    """Returns the `LoweredModel` of a frozen model's precision profile."""
     graph = graphs.trace(qmodel.float_model())
-    return lower_graph(graph, qmodel.precision(profile), simulate)
+    return lower_graph(graph, qmodel.precision(profile), simulate, qmodel.output_names)

@@ -130,7 +130,7 @@ def _check_operators(model, found, target):
             )
 
 
-def measure_file(graph, precision, target, policy_config):
+def measure_file(graph, precision, target, policy_config, output_names):
     """Makes the file of a model without verifying or keeping it, to know its size.
 
     Args:
@@ -138,6 +138,7 @@ def measure_file(graph, precision, target, policy_config):
         precision: The `Precision` to write.
         target: The `Target`.
         policy_config: Configuration of the policy, which the metadata tell.
+        output_names: Names of the outputs, which the file stores.
 
     Returns:
         `{"size_bytes": …, "download_bytes": …}`.
@@ -147,7 +148,7 @@ def measure_file(graph, precision, target, policy_config):
     """
     rules.check_supported(graph)
     with stages("Measuring the file") as stage:
-        lowered = lower_graph(graph, precision)
+        lowered = lower_graph(graph, precision, output_names=output_names)
         network = write_file(
             lowered, target, policy_config, profile=0, io_dtype=target.io_dtype, stage=stage
         )
