@@ -1,22 +1,27 @@
-"""What `convert` writes beside the `.tflite` file when it is asked to."""
+"""The optional files that `convert` writes beside the `.tflite` file."""
+
+import pathlib
+from collections.abc import Sequence
 
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export import c_array
+from dqmq_tf.export.conversion_report import ConversionReport
+from dqmq_tf.flatbuffer import TFLiteFile
 from dqmq_tf.runtimes import tflite_micro
-from dqmq_tf.targets import ARTIFACTS
+from dqmq_tf.targets import ARTIFACTS, Target
 
 
-def check_artifacts(artifacts, target):
-    """Refuses artifacts that cannot be made, before any work is done.
+def check_artifacts(artifacts: Sequence[str], target: Target) -> None:
+    """Checks that the artifacts can be written, before the conversion starts.
 
     Args:
-        artifacts: Tuple of names.
-        target: `dqmq_tf.targets.Target`.
+        artifacts: Names, some of `ARTIFACTS`.
+        target: The deployment target.
 
     Raises:
-        ValueError: If a name is none of `ARTIFACTS`.
-        ConversionError: If the target does not run a C array of this file.
-        ImportError: If a C array's arena cannot be measured.
+        ValueError: If a name is not in `ARTIFACTS`, or `artifacts` is a string.
+        ConversionError: If the target does not run a C array.
+        ImportError: If `tflite-micro`, which measures the arena of a C array, is not installed.
     """
     if isinstance(artifacts, str):
         raise ValueError(f"artifacts={artifacts!r}: give a tuple, such as ({artifacts!r},).")
@@ -40,15 +45,12 @@ def check_artifacts(artifacts, target):
     tflite_micro.require()
 
 
-def artifact_paths(artifacts, path):
-    """Paths of the files that come with a `.tflite` file.
+def artifact_paths(artifacts: Sequence[str], path: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Returns the paths of the artifacts of a `.tflite` file.
 
     Args:
-        artifacts: Tuple of names.
+        artifacts: Names, some of `ARTIFACTS`.
         path: Path of the `.tflite` file.
-
-    Returns:
-        Tuple of paths.
     """
     suffixes = {"c_array": (".cc", ".h"), "json": (".json",)}
     return tuple(
@@ -59,17 +61,19 @@ def artifact_paths(artifacts, path):
     )
 
 
-def render_artifacts(artifacts, path, file, report):
-    """Contents of these files.
+def render_artifacts(
+    artifacts: Sequence[str], path: pathlib.Path, file: TFLiteFile, report: ConversionReport
+) -> dict[pathlib.Path, str]:
+    """Returns the contents of the artifacts of a `.tflite` file.
 
     Args:
-        artifacts: Tuple of names.
+        artifacts: Names, some of `ARTIFACTS`.
         path: Path of the `.tflite` file.
-        file: The file as a `TFLiteFile`.
-        report: `ConversionReport`.
+        file: The contents of that file.
+        report: Report of the conversion.
 
     Returns:
-        `{path: str}`.
+        `{path: contents}`.
     """
     files = {}
     if "c_array" in artifacts:

@@ -1,24 +1,27 @@
-"""Files that belong together are written whole, or not at all."""
+"""Writes files that belong together: all of them, or none."""
 
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Mapping
 
 
-def write_together(contents):
-    """Writes files such that either all are new and whole, or all are as they were.
+def write_together(contents: Mapping[pathlib.Path, bytes | str]) -> None:
+    """Writes several files completely, or leaves all of them unchanged.
 
-    Each is written beside its place first; then they are renamed, one after another. If that
-    fails, those already renamed get their old contents back.
+    Each file is written under a temporary name in its folder. Then the files are renamed one after
+    another. If a renaming fails, the files that were already replaced get their old contents back.
 
     Args:
-        contents: `{path: bytes or str}`; the folders are there.
+        contents: `{path: bytes or str}`. The folders must exist.
 
     Raises:
-        OSError: If a file cannot be written; nothing has changed then.
+        OSError: If a file cannot be written. No file has changed then.
     """
-    new, old, done = {}, {}, []
+    new: dict[pathlib.Path, str] = {}
+    old: dict[pathlib.Path, str] = {}
+    done: list[pathlib.Path] = []
     try:
         for path, data in contents.items():
             new[path] = _temporary(path)
@@ -47,7 +50,8 @@ def write_together(contents):
             pathlib.Path(temporary).unlink(missing_ok=True)
 
 
-def _temporary(path):
+def _temporary(path: pathlib.Path) -> str:
+    """Creates an empty temporary file in the folder of a path and returns its name."""
     descriptor, name = tempfile.mkstemp(dir=pathlib.Path(path).absolute().parent, suffix=".part")
     os.close(descriptor)
     return name

@@ -1,25 +1,29 @@
-"""Which tensor of a file is the first to depart from the simulation."""
+"""Finds the first tensor of a file that departs from the simulation."""
+
+from collections.abc import Container, Sequence
+from typing import Any
 
 import numpy as np
 
 from dqmq_tf import flatbuffer, runtimes
 from dqmq_tf.errors import VerificationError
+from dqmq_tf.flatbuffer import SubGraphT, TFLiteFile
+from dqmq_tf.lowering.lowered_model import LoweredModel
 
 _INT8_ENDS = (-128, 127)
 _DEPARTURE_QUANTA = 4.0
 
 
-def first_divergence(file, inputs, simulated, runtime):
-    """Looks for the first tensor that departs.
+def first_divergence(
+    file: TFLiteFile, inputs: Sequence[np.ndarray], simulated: LoweredModel, runtime: str
+) -> str:
+    """Returns a sentence that names the first tensor that departs from the simulation.
 
     Args:
-        file: `TFLiteFile`.
-        inputs: Arrays with a batch dimension, in the model's order; the first sample is run.
-        simulated: `LoweredModel` that simulates its activations.
+        file: The file to run.
+        inputs: Arrays with a batch dimension, in the model's order. Only the first sample is run.
+        simulated: The model, with simulated activations.
         runtime: Name of the runtime.
-
-    Returns:
-        Sentence that names it.
     """
     few = [array[:1] for array in inputs]
     expected, model = simulated.values(few), file.model
@@ -32,7 +36,7 @@ def first_divergence(file, inputs, simulated, runtime):
         key = flatbuffer.text(file.signature.signatureKey)
         run = runtimes.run(file, few, runtime=runtime, signature=key, tensors=list(tensors))
     except VerificationError:
-        return f"Which tensor is the first to depart cannot be seen: {runtime} shows outputs only."
+        return f"The first tensor to depart is unknown, because {runtime} shows only outputs."
     where = " (seen without XNNPACK)" if runtime == "litert-xnnpack" else ""
     for index in _in_order(model.subgraphs[0], tensors):
         key, quantization = tensors[index]
@@ -48,19 +52,22 @@ def first_divergence(file, inputs, simulated, runtime):
     return f"No single tensor departs by much{where}: small differences add up."
 
 
-def _on_a_grid(tensor):
+def _on_a_grid(tensor: Any) -> bool:
     scales = None if tensor.quantization is None else tensor.quantization.scale
     return scales is not None and len(scales) == 1
 
 
-def _in_order(graph, tensors):
-    """Indices of tensors in the order in which they come to be."""
+def _in_order(graph: SubGraphT, tensors: Container[int]) -> list[int]:
+    """Returns the indices of tensors in the order in which they are computed."""
     made = [*graph.inputs, *(index for operator in graph.operators for index in operator.outputs)]
     return [int(index) for index in made if index in tensors]
 
 
-def _quanta(found, expected, quantization):
-    """Mean difference in steps of the tensor's grid, to which what is expected is clipped."""
+def _quanta(found: np.ndarray, expected: np.ndarray, quantization: Any) -> float:
+    """Returns the mean difference in steps of the tensor's grid.
+
+    The expected values are clipped to the range of the grid.
+    """
     step, zero_point = float(quantization.scale[0]), int(quantization.zeroPoint[0])
     ends = step * (np.array(_INT8_ENDS) - zero_point)
     values = step * (found.astype(np.int64) - zero_point)

@@ -1,28 +1,30 @@
-"""In-graph routing: a file that chooses its precision profile by itself.
+"""Routing in the graph: the file itself chooses the precision profile for each input.
 
 Its first subgraph is the quality router and an IF for each threshold, around the finished networks
 of the profiles. An app, or firmware, runs it like any other file.
 """
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from dqmq_tf import flatbuffer
-from dqmq_tf.flatbuffer import editing, merging
+from dqmq_tf.flatbuffer import ModelT, SignatureDefT, SubGraphT, editing, merging
 
 
-def routed(profiles, router, thresholds):
+def routed(profiles: Sequence[ModelT], router: ModelT, thresholds: int) -> ModelT:
     """Builds the file that routes in its graph.
 
     Args:
-        profiles: `ModelT` of each profile's file, from the lowest score to the highest.
-        router: `ModelT` of the router; its first outputs are the profile and the score, then
-            comes whether the score is above each threshold.
-        thresholds: How many thresholds there are.
+        profiles: The model of each profile's file, from the lowest score to the highest.
+        router: The router. Its first outputs are the profile and the score. One more output per
+            threshold says whether the score is above it.
+        thresholds: Number of thresholds.
 
     Returns:
-        `ModelT`; the model's outputs are followed by the profile.
+        The model of the file. Its last output is the number of the chosen profile.
     """
     names = [f"profile_{number}" for number in range(len(profiles))]
     model = merging.merge({"router": router, **dict(zip(names, profiles))})
@@ -33,7 +35,7 @@ def routed(profiles, router, thresholds):
     inputs = list(main.inputs)
     outputs = [_like(main, network.tensors[i]) for i in network.outputs]
     later = _later_conditions(model, main, above)
-    branch = _nested(model, inputs, names, later)
+    branch = _nested(model, inputs, names)
     _add_if(model, main, above[0], [*inputs, *later], outputs, branch, 1)
     main.outputs = np.array([*outputs, profile], np.int32)
     main.name = b"main"
@@ -41,11 +43,11 @@ def routed(profiles, router, thresholds):
     return model
 
 
-def _in_signature_order(entries):
+def _in_signature_order(entries: Sequence[Any]) -> list[int]:
     return [int(e.tensorIndex) for e in sorted(entries, key=lambda e: (len(e.name), e.name))]
 
 
-def _share_inputs(model, main, network):
+def _share_inputs(model: ModelT, main: SubGraphT, network: SubGraphT) -> None:
     """Gives the routing graph all inputs of a network, in its order; the router reads one."""
     first = int(main.inputs[0])
     definition = model.signatureDefs[1]
@@ -59,15 +61,18 @@ def _share_inputs(model, main, network):
     )
 
 
-def _like(graph, tensor):
-    """Adds a tensor of the same shape, type and quantization to a graph; its index."""
+def _like(graph: SubGraphT, tensor: Any) -> int:
+    """Adds a tensor of the same shape, type and quantization to a graph and returns its index."""
     twin = copy.deepcopy(tensor)
     twin.buffer = 0
     return editing.add_tensor(graph, twin)
 
 
-def _later_conditions(model, main, above):
-    """Conditions of the inner branches are handed to every subgraph: an IF has one list of inputs."""
+def _later_conditions(model: ModelT, main: SubGraphT, above: list[int]) -> list[int]:
+    """Adds the conditions of the inner branches as inputs to every subgraph.
+
+    Both branches of an IF take the same list of inputs.
+    """
     for graph in model.subgraphs[1:]:
         for condition in above[1:]:
             graph.inputs = np.append(graph.inputs, _like(graph, main.tensors[condition]))
@@ -75,8 +80,11 @@ def _later_conditions(model, main, above):
     return above[1:]
 
 
-def _nested(model, inputs, names, later):
-    """Index of the subgraph for "above the first threshold", with an IF of its own if need be."""
+def _nested(model: ModelT, inputs: Sequence[int], names: Sequence[str]) -> int:
+    """Returns the index of the subgraph for scores above the first threshold.
+
+    With more than two profiles it is a new subgraph that holds an IF itself.
+    """
     if len(names) == 2:
         return 2
     schema = flatbuffer.schema()
@@ -96,7 +104,15 @@ def _nested(model, inputs, names, later):
     return first
 
 
-def _add_if(model, graph, condition, inputs, outputs, then, otherwise):
+def _add_if(
+    model: ModelT,
+    graph: SubGraphT,
+    condition: int,
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    then: int,
+    otherwise: int,
+) -> None:
     schema = flatbuffer.schema()
     operator = editing.new_operator(model, "IF", [condition, *inputs], outputs)
     operator.builtinOptionsType = schema.BuiltinOptions.IfOptions
@@ -106,7 +122,7 @@ def _add_if(model, graph, condition, inputs, outputs, then, otherwise):
     graph.operators.append(operator)
 
 
-def _sign(model, main, profile, network):
+def _sign(model: ModelT, main: SubGraphT, profile: int, network: SignatureDefT) -> None:
     """Makes one signature: the network's inputs and outputs on the routing graph, and the profile.
 
     A network's signature has the order of its subgraph.

@@ -1,10 +1,12 @@
-"""How far the outputs of a file are from those of its model, in steps of the output's grid."""
+"""Compares the outputs of a file with those of its model, in steps of the output's grid."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from dqmq_tf import flatbuffer
+from dqmq_tf.flatbuffer import ModelT
 
 # An input is clear if its largest output leads by more than an eighth of the grid.
 _CLEAR_QUANTA = 32.0
@@ -12,7 +14,7 @@ _CLEAR_QUANTA = 32.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Figures of a comparison, as `RuntimeReport` describes them."""
+    """The results of a comparison; `RuntimeReport` describes each."""
 
     samples: int
     top1_agreement: float
@@ -22,31 +24,31 @@ class Agreement:
     mean_quanta: float
 
 
-def is_classification(expected):
-    """Whether any output is compared by its largest entry too."""
+def is_classification(expected: Sequence[np.ndarray]) -> bool:
+    """Returns whether the largest entry of any output is compared as well."""
     return any(_has_classes(reference) for reference in expected)
 
 
-def compare(found, expected, steps):
-    """Compares outputs.
+def compare(
+    found: Sequence[np.ndarray], expected: Sequence[np.ndarray], steps: Sequence[float]
+) -> Agreement:
+    """Compares the outputs of a file with those of its model.
 
     Args:
-        found: Arrays `[samples, ...]`, one per output.
-        expected: Arrays of the same shapes, of the model.
+        found: Outputs of the file, one array of shape `[samples, ...]` per output.
+        expected: Outputs of the model, of the same shapes.
         steps: Step of each output's grid.
-
-    Returns:
-        `Agreement`.
     """
     samples = len(found[0])
-    quanta, agrees, clear = [], np.ones(samples, bool), np.ones(samples, bool)
+    differences: list[np.ndarray] = []
+    agrees, clear = np.ones(samples, bool), np.ones(samples, bool)
     for values, reference, step in zip(found, expected, steps):
-        quanta.append((np.abs(values.astype(np.float64) - reference) / step).ravel())
+        differences.append((np.abs(values.astype(np.float64) - reference) / step).ravel())
         if _has_classes(reference):
             agrees &= values.argmax(-1) == reference.argmax(-1)
             ranked = np.sort(reference, axis=-1)
             clear &= (ranked[:, -1] - ranked[:, -2]) / step > _CLEAR_QUANTA
-    quanta = np.concatenate(quanta)
+    quanta = np.concatenate(differences)
     return Agreement(
         samples=samples,
         top1_agreement=float(agrees.mean()),
@@ -57,24 +59,31 @@ def compare(found, expected, steps):
     )
 
 
-def allowed(agreement, clear):
-    """Disagreements that are no evidence against a share of agreement: three deviations."""
+def allowed(agreement: float, clear: int) -> int:
+    """Returns how many inputs may disagree: the expected number plus three standard deviations.
+
+    Args:
+        agreement: The required share of inputs that agree.
+        clear: Number of inputs that are compared.
+    """
     expected = (1 - agreement) * clear
     return max(1, int(expected + 3 * np.sqrt(expected * agreement)))
 
 
-def output_steps(model, expected):
-    """Step of each output's grid; that of 8 bits over its range where it is in floating point.
+def output_steps(model: ModelT, expected: Sequence[np.ndarray]) -> list[float]:
+    """Returns the step of each output's grid.
+
+    For an output in floating point, it is the step of an 8-bit grid over the range of the output.
 
     Args:
-        model: `ModelT`.
-        expected: What the model puts out, one array per output of the first signature.
+        model: The file.
+        expected: Outputs of the model, one array per output of the first signature.
     """
     indices = [entry.tensorIndex for entry in model.signatureDefs[0].outputs]
     return [_step(model, index, reference) for index, reference in zip(indices, expected)]
 
 
-def _step(model, index, reference):
+def _step(model: ModelT, index: int, reference: np.ndarray) -> float:
     graph = model.subgraphs[0]
     for operator in graph.operators:
         name = flatbuffer.operator_name(model, operator)
@@ -86,5 +95,5 @@ def _step(model, index, reference):
     return max(float(np.ptp(reference)), 1e-6) / 255
 
 
-def _has_classes(reference):
+def _has_classes(reference: np.ndarray) -> bool:
     return reference.ndim == 2 and reference.shape[1] > 1

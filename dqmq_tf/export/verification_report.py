@@ -2,13 +2,20 @@
 
 import dataclasses
 import json
+from typing import Any
 
 _NONE = "-"
 
 
+def _number(value: float | None) -> float:
+    """Returns a figure of a runtime that ran the file, which is never None."""
+    assert value is not None
+    return value
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuntimeReport:
-    """Agreement of a file on one runtime with the model it was written from.
+    """The agreement of a file on one runtime with the model that it was written from.
 
     Attributes:
         runtime: Name of the runtime, one of `dqmq_tf.runtimes.RUNTIMES`.
@@ -39,18 +46,18 @@ class RuntimeReport:
     arena_bytes: int | None = None
 
     @property
-    def ran(self):
+    def ran(self) -> bool:
         """Whether the runtime ran the file."""
         return self.note is None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerificationReport:
-    """Agreement of a file with the model it was written from.
+    """The agreement of a file with the model that it was written from.
 
     Attributes:
-        samples: Inputs that were handed to each runtime.
-        classification: Whether outputs were compared by their largest entry too.
+        samples: Number of inputs given to each runtime.
+        classification: Whether the largest entries of outputs were compared as well.
         checked_numbers: Integers, scales, zero points and biases compared in the file.
         different_numbers: How many of them differ.
         rows: One `RuntimeReport` per runtime; at least one of them ran.
@@ -60,38 +67,38 @@ class VerificationReport:
     classification: bool
     checked_numbers: int
     different_numbers: int
-    rows: tuple
+    rows: tuple[RuntimeReport, ...]
 
     @property
-    def primary(self):
-        """The row of the first runtime that ran, which is the one that the target is for."""
+    def primary(self) -> RuntimeReport:
+        """The row of the first runtime that ran the file."""
         return self._ran[0]
 
     @property
-    def top1_agreement(self):
+    def top1_agreement(self) -> float:
         """The lowest top-1 agreement of those that ran."""
-        return min(row.top1_agreement for row in self._ran)
+        return min(_number(row.top1_agreement) for row in self._ran)
 
     @property
-    def clear_agreement(self):
+    def clear_agreement(self) -> float:
         """The lowest top-1 agreement on clear inputs of those that ran."""
-        return min(row.clear_agreement for row in self._ran)
+        return min(_number(row.clear_agreement) for row in self._ran)
 
     @property
-    def largest_quanta(self):
+    def largest_quanta(self) -> float:
         """The largest difference of those that ran, in steps of the output's grid."""
-        return max(row.largest_quanta for row in self._ran)
+        return max(_number(row.largest_quanta) for row in self._ran)
 
     @property
-    def mean_quanta(self):
+    def mean_quanta(self) -> float:
         """The largest mean difference of those that ran, in steps of the output's grid."""
-        return max(row.mean_quanta for row in self._ran)
+        return max(_number(row.mean_quanta) for row in self._ran)
 
     @property
-    def _ran(self):
+    def _ran(self) -> list[RuntimeReport]:
         return [row for row in self.rows if row.ran]
 
-    def row(self, runtime):
+    def row(self, runtime: str) -> RuntimeReport:
         """Returns the `RuntimeReport` of a runtime by its name.
 
         Raises:
@@ -102,11 +109,11 @@ class VerificationReport:
                 return row
         raise KeyError(f"The report has no row for {runtime!r}.")
 
-    def to_json(self):
-        """The report as a JSON string."""
+    def to_json(self) -> str:
+        """Returns the report as a JSON string."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
-    def __rich__(self):
+    def __rich__(self) -> Any:
         import rich.box
         import rich.console
         import rich.table
@@ -124,7 +131,7 @@ class VerificationReport:
             table.add_column(name, justify="right" if number else "left", no_wrap=True)
         for row in self.rows:
             table.add_row(*self._cells(row), style=None if row.ran else "dim")
-        versions = ", ".join(dict.fromkeys(row.version for row in self._ran))
+        versions = ", ".join(dict.fromkeys(str(row.version) for row in self._ran))
         notes = [f"{row.runtime}: {row.note}" for row in self.rows if not row.ran]
         if self.classification:
             notes.append(
@@ -133,20 +140,20 @@ class VerificationReport:
             )
         return rich.console.Group(table, *map(rich.text.Text, [*notes, versions]))
 
-    def _head(self):
+    def _head(self) -> tuple[str, ...]:
         agreement = ["top-1\n%", "clear\n%"] if self.classification else []
         arena = ["arena\nbytes"] if self._has_arena else []
         return "runtime", "inputs", *agreement, "largest\nquanta", "mean\nquanta", "ms", *arena
 
     @property
-    def _has_arena(self):
+    def _has_arena(self) -> bool:
         return any(row.arena_bytes is not None for row in self.rows)
 
-    def _cells(self, row):
+    def _cells(self, row: RuntimeReport) -> tuple[str, ...]:
         if not row.ran:
             return (row.runtime, "not run", *[_NONE] * (len(self._head()) - 2))
-        clear = f"{100 * row.clear_agreement:.2f}" if row.clear else _NONE
-        agreement = [f"{100 * row.top1_agreement:.2f}", clear]
+        clear = f"{100 * _number(row.clear_agreement):.2f}" if row.clear else _NONE
+        agreement = [f"{100 * _number(row.top1_agreement):.2f}", clear]
         arena = _NONE if row.arena_bytes is None else f"{row.arena_bytes:,}"
         return (
             row.runtime,
@@ -167,13 +174,13 @@ class AdaptiveVerificationReport:
         profiles: `VerificationReport` of each.
     """
 
-    profiles: tuple
+    profiles: tuple[VerificationReport, ...]
 
-    def to_json(self):
-        """The report as a JSON string."""
+    def to_json(self) -> str:
+        """Returns the report as a JSON string."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
-    def __rich__(self):
+    def __rich__(self) -> Any:
         import rich.console
 
         return rich.console.Group(*self.profiles)
