@@ -1,28 +1,33 @@
 """Adaptive files: several precision profiles and the quality router in one `.tflite`."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError, VerificationError
 from dqmq_tf.export import graph_routing, quality_router
 from dqmq_tf.export.conversion_report import AdaptiveReport
-from dqmq_tf.flatbuffer import TFLiteFile, editing, merging, metadata, operator_versions
+from dqmq_tf.flatbuffer import ModelT, TFLiteFile, editing, merging, metadata, operator_versions
+from dqmq_tf.precision import ActivationPrecision
 from dqmq_tf.quality.degradations import KINDS
 from dqmq_tf.runtimes import in_process
-from dqmq_tf.targets import PROFILE_COUNTS, ROUTINGS
+from dqmq_tf.runtimes.adaptive_interpreter import AdaptiveInterpreter
+from dqmq_tf.targets import PROFILE_COUNTS, ROUTINGS, Target
 
 _ROUTER = "router"
-# The router rounds its filters and responses to 8 bits: inputs at a threshold may change sides.
+# The router rounds its filters and responses to 8 bits, so inputs near a threshold may change sides.
 _LEAST_AGREEMENT = 0.97
 _TIMED_RUNS = 30
 
 
-def check_request(adaptive, kind, target, data, dtype):
-    """Refuses an adaptive file that cannot be, before any work is done.
+def check_request(adaptive: int, kind: str, target: Target, data: Any, dtype: str) -> None:
+    """Checks that an adaptive file can be written, before the conversion starts.
 
     Args:
         adaptive, kind, target, data: See `convert`.
-        dtype: Of the model's first input, which the router reads.
+        dtype: The dtype of the model's first input, which the router reads.
 
     Raises:
         ValueError: If the number of profiles or the routing is unknown, or there are no data.
@@ -49,8 +54,14 @@ def check_request(adaptive, kind, target, data, dtype):
         )
 
 
-def combine_profiles(qmodel, files, inputs, grid, kind):
-    """Makes one file of the profiles' files.
+def combine_profiles(
+    qmodel: Any,
+    files: Sequence[TFLiteFile],
+    inputs: Sequence[np.ndarray],
+    grid: ActivationPrecision | None,
+    kind: str,
+) -> tuple[TFLiteFile, TFLiteFile]:
+    """Combines the profiles' files into one file.
 
     Args:
         qmodel: The frozen `DQMQModel`.
@@ -80,16 +91,18 @@ def combine_profiles(qmodel, files, inputs, grid, kind):
     return TFLiteFile.from_model(model), routes
 
 
-def split_profiles(file):
-    """Takes an adaptive file apart again.
+def split_profiles(file: TFLiteFile) -> list[TFLiteFile]:
+    """Splits an adaptive file into its profiles.
 
     Args:
         file: `TFLiteFile`, adaptive.
 
     Returns:
-        `TFLiteFile` of each profile, as a file of its own would be.
+        The file of each profile, as `convert` would write it for that profile alone.
     """
-    facts, found = file.metadata, []
+    facts = file.metadata
+    assert facts is not None
+    found: list[TFLiteFile] = []
     for number in range(len(facts["profiles"])):
         part = merging.extract(file.model, f"profile_{number}")
         metadata.attach(
@@ -100,8 +113,17 @@ def split_profiles(file):
     return found
 
 
-def compare_adaptive_file(qmodel, path, files, interpreter, inputs, data, kind, routes):
-    """Compares an adaptive file with the files that it was made of, and its router with the policy.
+def compare_adaptive_file(
+    qmodel: Any,
+    path: Any,
+    files: Sequence[TFLiteFile],
+    interpreter: AdaptiveInterpreter,
+    inputs: list[np.ndarray],
+    data: Any,
+    kind: str,
+    routes: TFLiteFile,
+) -> AdaptiveReport:
+    """Compares an adaptive file with its profiles' own files, and its router with the policy.
 
     Args:
         qmodel: The frozen `DQMQModel`.
@@ -149,18 +171,19 @@ def compare_adaptive_file(qmodel, path, files, interpreter, inputs, data, kind, 
     )
 
 
-def qualities(data, samples):
-    """Name of the quality of each input, or None where a data set does not tell.
+def qualities(data: Any, samples: int) -> list[str] | None:
+    """Returns the name of each input's quality, or None if the data set does not hold it.
 
     Args:
         data: What `convert` takes; a `tf.data.Dataset` whose elements end in `{"kind": …}`, as
             `quality.mixed_quality(..., with_quality=True)` makes them, tells.
-        samples: How many inputs.
+        samples: Number of inputs.
     """
     spec = getattr(data, "element_spec", None)
     if not (isinstance(spec, tuple) and isinstance(spec[-1], dict) and "kind" in spec[-1]):
         return None
-    names, found = ["clean", *KINDS], []
+    names = ["clean", *KINDS]
+    found: list[Any] = []
     for element in data.as_numpy_iterator():
         found.extend(np.atleast_1d(element[-1]["kind"]))
         if len(found) >= samples:
@@ -168,8 +191,10 @@ def qualities(data, samples):
     return [names[int(kind)] for kind in found[:samples]]
 
 
-def _shares(profile, count, names):
-    """`{quality: share of its inputs per profile}`, `"all"` first."""
+def _shares(
+    profile: np.ndarray, count: int, names: Sequence[str] | None
+) -> dict[str, tuple[float, ...]]:
+    """Returns `{quality: share of its inputs per profile}`, `"all"` first."""
     groups = {"all": np.ones(len(profile), bool)}
     for name in dict.fromkeys(names or ()):
         groups[name] = np.array(names) == name
@@ -179,13 +204,13 @@ def _shares(profile, count, names):
     }
 
 
-def _milliseconds(file):
-    """Median time of one inference at one thread."""
+def _milliseconds(file: TFLiteFile) -> float:
+    """Returns the median time of one inference at one thread."""
     return in_process.median_milliseconds(in_process.interpreter(file.contents), _TIMED_RUNS)
 
 
-def _sign_router(brain, input_name):
-    """The router's signature: the model's first input; `profile` and `score`."""
+def _sign_router(brain: ModelT, input_name: bytes) -> None:
+    """Names the router's input like the model's first input, and its outputs."""
     graph, (definition,) = brain.subgraphs[0], brain.signatureDefs
     definition.inputs[0].name = input_name
     entries = sorted(definition.outputs, key=lambda entry: (len(entry.name), entry.name))[:2]

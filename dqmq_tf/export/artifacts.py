@@ -77,6 +77,8 @@ def render_artifacts(
     """
     files = {}
     if "c_array" in artifacts:
+        # `check_artifacts` made sure that TFLite Micro can measure the arena.
+        assert report.arena_bytes is not None
         source, header = c_array.render(file, path.stem, report.arena_bytes)
         files = {path.with_suffix(".cc"): source, path.with_suffix(".h"): header}
     if "json" in artifacts:

@@ -1,15 +1,17 @@
 """A file as a C array with a header, for firmware that runs TFLite Micro."""
 
 import keyword
+import os
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 
 from dqmq_tf import flatbuffer, runtimes
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export.atomic_write import write_together
-from dqmq_tf.flatbuffer import TFLiteFile
+from dqmq_tf.flatbuffer import ModelT, TFLiteFile
 from dqmq_tf.flatbuffer.lookup_tables import DECODE
 from dqmq_tf.runtimes import tflite_micro
 
@@ -28,7 +30,12 @@ _CUSTOM = {DECODE: "AddDecode", b"ethos-u": "AddEthosU"}
 _C_TYPES = {"INT8": "std::int8_t", "FLOAT32": "float", "INT32": "std::int32_t"}
 
 
-def write_c_array(contents, path, *, arena_bytes=None):
+def write_c_array(
+    contents: bytes | TFLiteFile,
+    path: str | os.PathLike[str],
+    *,
+    arena_bytes: int | None = None,
+) -> None:
     """Writes a file as a C++ array, aligned to 16 bytes, and a header that says how to run it.
 
     The header has the array's name and length, type, shape, scale and zero point of every input
@@ -38,15 +45,15 @@ def write_c_array(contents, path, *, arena_bytes=None):
         contents: Contents of a `.tflite` file, or a `TFLiteFile`.
         path: Path of the source file; ends in `.cc`. The header stands beside it, in `.h`; the
             name of the file, as a C name, is the namespace.
-        arena_bytes: What the network needs of a tensor arena; None to measure it in the
-            `tflite-micro` wheel.
+        arena_bytes: Bytes of the tensor arena that the network needs. None measures it with the
+            `tflite-micro` package.
 
     Raises:
         ImportError: If the arena is to be measured and `tflite-micro` is not installed.
         ConversionError: If the file needs an operator that TFLite Micro does not have, or has
             several subgraphs that are signatures of their own.
         ValueError: If `path` does not end in `.cc`.
-        OSError: If a file cannot be written; none is changed then.
+        OSError: If a file cannot be written. No file has changed then.
 
     Example:
 
@@ -62,13 +69,13 @@ def write_c_array(contents, path, *, arena_bytes=None):
     write_together({path: source, path.with_suffix(".h"): header})
 
 
-def render(file, name, arena_bytes):
-    """Source and header of `write_c_array`.
+def render(file: TFLiteFile, name: str, arena_bytes: int) -> tuple[str, str]:
+    """Returns the source and the header of `write_c_array`.
 
     Args:
-        file: `TFLiteFile`.
-        name: Name of the files, without suffix.
-        arena_bytes: What the network needs of a tensor arena.
+        file: The file to embed.
+        name: Name of the source and header, without suffix.
+        arena_bytes: Bytes of the tensor arena that the network needs.
 
     Returns:
         `(source, header)`, two strings.
@@ -78,11 +85,11 @@ def render(file, name, arena_bytes):
     return _source(file.contents, name, space), _header(file, space, arena_bytes)
 
 
-def check_signatures(model):
-    """Refuses a file with several signatures, on which TFLite Micro crashes.
+def check_signatures(model: ModelT) -> None:
+    """Checks that a file has a single signature, because TFLite Micro crashes on several.
 
     Args:
-        model: `ModelT`.
+        model: The file.
 
     Raises:
         ConversionError: If a signature is not that of the first subgraph.
@@ -91,16 +98,16 @@ def check_signatures(model):
     if others:
         raise ConversionError(
             f"The file has {len(model.signatureDefs)} signatures. TFLite Micro runs the first "
-            "subgraph only, and crashes on those that it does not reach: write a file per "
-            "profile, or route in the graph."
+            "subgraph only, and crashes on the others. Write a file per profile, or use "
+            "routing='graph'."
         )
 
 
-def resolver_calls(model):
-    """Names of the resolver's methods that register a file's operators, in alphabetical order.
+def resolver_calls(model: ModelT) -> list[str]:
+    """Returns the resolver's methods that register a file's operators, in alphabetical order.
 
     Args:
-        model: `ModelT`.
+        model: The file.
 
     Returns:
         List such as `["AddConv2D", "AddReshape"]`.
@@ -123,19 +130,19 @@ def resolver_calls(model):
     return sorted(calls)
 
 
-def _camel_case(name):
+def _camel_case(name: str) -> str:
     return "".join(w if w[0].isdigit() else w.capitalize() for w in name.split("_"))
 
 
-def c_name(name):
-    """A C++ name made from the name of a file."""
+def c_name(name: str) -> str:
+    """Returns a C++ name made from the name of a file."""
     result = re.sub(r"\W", "_", name.lower(), flags=re.ASCII)
     if not result or result[0].isdigit() or keyword.iskeyword(result) or result in _RESERVED:
         result = f"model_{result}"
     return result
 
 
-# Words that C++ keeps for itself and Python does not, as far as somebody may name a file so.
+# Reserved words of C++ that Python does not have and that may be the name of a file.
 _RESERVED = frozenset(
     """auto bool case char const default delete do double enum explicit export extern float
     friend goto inline int long mutable namespace new operator private protected public register
@@ -144,7 +151,7 @@ _RESERVED = frozenset(
 )
 
 
-def _source(contents, name, space):
+def _source(contents: bytes, name: str, space: str) -> str:
     data = np.frombuffer(contents, np.uint8)
     lines = (
         "    " + " ".join(f"0x{byte:02x}," for byte in data[start : start + _BYTES_PER_LINE])
@@ -164,7 +171,7 @@ alignas({_ALIGNMENT}) extern const unsigned char kModel[kModelBytes] = {{
 """
 
 
-def _header(file, space, arena_bytes):
+def _header(file: TFLiteFile, space: str, arena_bytes: int) -> str:
     model = file.model
     graph, guard = model.subgraphs[0], f"DQMQ_TF_{space.upper()}_H_"
     facts = file.metadata or {}
@@ -214,13 +221,13 @@ bool AddOperators(Resolver& resolver) {{
 """
 
 
-def _signature_names(model):
+def _signature_names(model: ModelT) -> dict[int, str]:
     entries = [e for d in model.signatureDefs or () for e in (*d.inputs, *d.outputs)]
     return {entry.tensorIndex: flatbuffer.text(entry.name) for entry in entries}
 
 
-def _end(tensor, name, label):
-    """Constants of an input or output."""
+def _end(tensor: Any, name: str | None, label: str) -> str:
+    """Returns the constants of an input or output."""
     kind, name = flatbuffer.type_name(tensor), name or flatbuffer.text(tensor.name)
     if kind not in _C_TYPES:
         raise ConversionError(

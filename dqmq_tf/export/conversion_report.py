@@ -1,17 +1,21 @@
-"""Report of a conversion."""
+"""The report of a conversion."""
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from typing import Any
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.export.verification_report import AdaptiveVerificationReport, VerificationReport
-from dqmq_tf.flatbuffer import file_size, lookup_tables, metadata
+from dqmq_tf.flatbuffer import ModelT, file_size, lookup_tables, metadata
+from dqmq_tf.lowering.lowered_model import LoweredModel
+from dqmq_tf.lowering.write_file import WrittenFile
 from dqmq_tf.runtimes.vela import VelaReport
 
 
-def tensor_reports(networks):
-    """One `TensorReport` per quantized variable of each profile's `WrittenFile`."""
-    reports = []
+def tensor_reports(networks: Sequence[WrittenFile]) -> tuple["TensorReport", ...]:
+    """Returns a `TensorReport` per quantized variable of each profile's file."""
+    reports: list[TensorReport] = []
     for profile, network in enumerate(networks):
         label = f"profile {profile}: " if len(networks) > 1 else ""
         reports += [
@@ -21,7 +25,7 @@ def tensor_reports(networks):
     return tuple(reports)
 
 
-def _reports_of(model, lowered):
+def _reports_of(model: ModelT, lowered: LoweredModel) -> list["TensorReport"]:
     tensors = {flatbuffer.text(t.name): t for t in model.subgraphs[0].tensors}
     coded, reports = lookup_tables.coded_tensors(model), []
     for number, weights in enumerate(lowered.weights):
@@ -45,7 +49,7 @@ def _reports_of(model, lowered):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorReport:
-    """Weights of one layer in the file.
+    """The weights of one layer in the file.
 
     Attributes:
         name: Layer, and variable where it is not the kernel.
@@ -70,7 +74,7 @@ class TensorReport:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptiveReport:
-    """What an adaptive file holds and how it routes.
+    """The contents of an adaptive file and how it routes.
 
     Attributes:
         routing: `"signatures"` or `"graph"`.
@@ -83,14 +87,14 @@ class AdaptiveReport:
     """
 
     routing: str
-    profile_bytes: tuple
+    profile_bytes: tuple[int, ...]
     router_bytes: int
     router_ms: float
-    profile_ms: tuple
+    profile_ms: tuple[float, ...]
     router_agreement: float
-    shares: dict
+    shares: dict[str, tuple[float, ...]]
 
-    def __rich__(self):
+    def __rich__(self) -> Any:
         names = [f"profile {number}" for number in range(len(self.profile_bytes))]
         table = _table(f"Adaptive, routing by {self.routing}", "", "router", *names)
         sizes = [f"{n:,}" for n in (self.router_bytes, *self.profile_bytes)]
@@ -109,15 +113,15 @@ class ConversionReport:
 
     Attributes:
         path: The file.
-        artifacts: Paths of what was written beside it.
+        artifacts: Paths of the files that were written beside it.
         target: Name of the deployment target.
         profile: Index of the precision profile; None for an adaptive file.
         io_dtype: Type of inputs and outputs.
         size_bytes: Size of the file; artifacts do not count.
         download_bytes: Size of the file under deflate (zlib, level 9).
         arena_bytes: Tensor arena that TFLite Micro's reference kernels need for it on this
-            machine; None where the target has no such thing, or TFLite Micro is not installed.
-        vela: What Vela made of it, a `VelaReport`; None where it was not run.
+            machine; None where the target has no arena, or TFLite Micro is not installed.
+        vela: Results of Vela; None where it was not run.
         weights: One `TensorReport` per quantized layer.
         float_layers: `{layer that computes in floating point: why}`.
         min_runtime_version: Oldest TensorFlow Lite that runs the file.
@@ -129,7 +133,7 @@ class ConversionReport:
     """
 
     path: str
-    artifacts: tuple
+    artifacts: tuple[str, ...]
     target: str
     profile: int | None
     io_dtype: str
@@ -137,19 +141,19 @@ class ConversionReport:
     download_bytes: int
     arena_bytes: int | None
     vela: VelaReport | None
-    weights: tuple
-    float_layers: dict
+    weights: tuple[TensorReport, ...]
+    float_layers: dict[str, str]
     min_runtime_version: str
-    package_versions: dict
+    package_versions: dict[str, str]
     verification: VerificationReport | AdaptiveVerificationReport | None
     adaptive: AdaptiveReport | None
     seconds: float
 
-    def to_json(self):
-        """The report as a JSON string."""
+    def to_json(self) -> str:
+        """Returns the report as a JSON string."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
-    def __rich__(self):
+    def __rich__(self) -> Any:
         import rich.console
 
         table = _table(
@@ -177,9 +181,9 @@ class ConversionReport:
         table.add_row(
             "whole file", "", "", "", "", f"{self.size_bytes:,}", f"{self.download_bytes:,}"
         )
-        parts = [table, f"Oldest TensorFlow Lite runtime: {self.min_runtime_version}"]
+        parts: list[Any] = [table, f"Oldest TensorFlow Lite runtime: {self.min_runtime_version}"]
         if any(entry.table for entry in self.weights):
-            parts[1] = "Lookup tables: for TFLite Micro with the operator DECODE, for nothing else"
+            parts[1] = "Lookup tables: only TFLite Micro with the operator DECODE runs the file"
         if self.arena_bytes is not None:
             parts.append(f"Tensor arena, reference kernels: {self.arena_bytes:,} bytes")
         if self.vela is not None:
@@ -196,7 +200,7 @@ class ConversionReport:
         return rich.console.Group(*parts)
 
 
-def _table(title, *columns):
+def _table(title: str, *columns: str) -> Any:
     import rich.table
 
     table = rich.table.Table(title=title, title_justify="left")

@@ -1,4 +1,4 @@
-"""What a device's own tools say of a finished file: TFLite Micro's arena, Vela's compilation."""
+"""Runs the tools of a device on a finished file: TFLite Micro for the arena, and Vela."""
 
 import dataclasses
 
@@ -6,30 +6,31 @@ import numpy as np
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import VerificationError
-from dqmq_tf.flatbuffer import lookup_tables
+from dqmq_tf.flatbuffer import TFLiteFile, lookup_tables
 from dqmq_tf.flatbuffer.lookup_tables import DECODE
 from dqmq_tf.runtimes import tflite_micro, vela
 from dqmq_tf.runtimes.random_inputs import random_inputs_of
 from dqmq_tf.runtimes.vela import VelaReport
+from dqmq_tf.targets import Target
 
 _PROBES = 2
 
 
-def check_bit_exact(file):
-    """Runs a compressed file and its uncompressed twin in TFLite Micro, which must not differ.
+def check_bit_exact(file: TFLiteFile) -> int | None:
+    """Checks that TFLite Micro computes the same from a compressed file as from the uncompressed one.
 
-    Each tensor that TFLite Micro decodes is compared with the integers that were stored, and the
-    outputs of both files on random inputs with each other.
+    Each tensor that TFLite Micro decodes is compared with the integers that were stored. The
+    outputs of both files on random inputs are compared as well.
 
     Args:
-        file: `TFLiteFile`, compressed.
+        file: The compressed file.
 
     Returns:
-        Bytes of the tensor arena that it needs, see `tflite_micro.arena_bytes`.
+        The bytes of the tensor arena that the file needs, see `tflite_micro.arena_bytes`.
 
     Raises:
         ImportError: If the `tflite-micro` wheel is not installed.
-        VerificationError: If a single integer differs, or TFLite Micro does not run the file.
+        VerificationError: If an integer differs, or TFLite Micro does not run the file.
     """
     tflite_micro.require()
     model, graph = file.model, file.model.subgraphs[0]
@@ -55,7 +56,7 @@ def check_bit_exact(file):
                 f"TFLite Micro {tflite_micro.version()} decodes {different} of {wanted.size} integers of "
                 f"{name!r} to others than were stored. Nothing was delivered; please report it."
             )
-    # Once more in the memory that the file will have: there, tensors lie where others were.
+    # Run again without keeping tensors, because tensors then share memory as on the device.
     found = tflite_micro.run(file, inputs)
     for one, other in zip(found.outputs, tflite_micro.run(uncompressed, inputs).outputs):
         if not np.array_equal(one, other):
@@ -68,7 +69,7 @@ def check_bit_exact(file):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceFacts:
-    """What was found, as far as the tools are installed.
+    """The results of the tools that are installed.
 
     Attributes:
         arena_bytes: Smallest tensor arena in TFLite Micro's reference kernels, see
@@ -80,15 +81,12 @@ class DeviceFacts:
     vela: VelaReport | None = None
 
 
-def examine(file, target):
-    """Runs the tools of a target on a file, as far as they are installed.
+def examine(file: TFLiteFile, target: Target) -> DeviceFacts:
+    """Runs the tools of a target that are installed on a file.
 
     Args:
-        file: `TFLiteFile`, finished.
-        target: `dqmq_tf.targets.Target`.
-
-    Returns:
-        `DeviceFacts`.
+        file: The finished file.
+        target: The deployment target.
 
     Raises:
         ImportError: If the file holds lookup tables and TFLite Micro is not installed to check
@@ -108,8 +106,8 @@ def examine(file, target):
     return DeviceFacts()
 
 
-def examine_adaptive(file, target):
-    """Measures an adaptive file, whose profiles were examined one by one.
+def examine_adaptive(file: TFLiteFile, target: Target) -> DeviceFacts:
+    """Measures the arena of an adaptive file. `examine` has checked each of its profiles.
 
     Arguments, result and errors are those of `examine`.
     """

@@ -1,26 +1,36 @@
-"""What stands in a converted file, to look at: `listing`."""
+"""`inspect_file`: lists the contents of a converted file."""
 
 import dataclasses
 import json
+import os
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import FileFormatError
-from dqmq_tf.flatbuffer import TFLiteFile, file_size, metadata
+from dqmq_tf.flatbuffer import (
+    ModelT,
+    SignatureDefT,
+    SubGraphT,
+    TFLiteFile,
+    file_size,
+    metadata,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FileContents:
-    """Contents of a `.tflite` file.
+    """The contents of a `.tflite` file.
 
     Attributes:
         path: The file.
-        size_bytes, deflated_bytes: Its size as stored, and under deflate.
+        size_bytes, download_bytes: The size of the file, and its size under deflate.
         min_runtime_version: Oldest TensorFlow Lite that runs it.
-        facts: Its metadata, as `read_metadata` gives them.
-        signatures: `{name: {"inputs": {name: tensor}, "outputs": {name: tensor}}}` with tensors as
-            text: type, shape, scale and zero point.
-        weights: Per weight tensor a dict of `network`, `name`, `bits`, `container`, `shape`,
-            `scales` (how many) and `bytes`.
+        facts: Its metadata, as `read_metadata` returns them.
+        signatures: `{name: {"inputs": {name: tensor}, "outputs": {name: tensor}}}` . A tensor
+            is a text with its type, shape, scale and zero point.
+        weights: A dictionary per weight tensor: `network`, `name`, `bits`, `container`, `shape`,
+            `scales` (their number) and `bytes`.
         operators: `{network: {operator: count}}`.
     """
 
@@ -28,16 +38,16 @@ class FileContents:
     size_bytes: int
     download_bytes: int
     min_runtime_version: str
-    facts: dict
-    signatures: dict
-    weights: tuple
-    operators: dict
+    facts: dict[str, Any]
+    signatures: dict[str, dict[str, dict[str, str]]]
+    weights: tuple[dict[str, Any], ...]
+    operators: dict[str, dict[str, int]]
 
-    def to_json(self):
-        """The listing as a JSON string."""
+    def to_json(self) -> str:
+        """Returns the contents as a JSON string."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
-    def __rich__(self):
+    def __rich__(self) -> Any:
         import rich.console
         import rich.table
 
@@ -46,14 +56,16 @@ class FileContents:
             title_justify="left",
         )
         for column in ("network", "weights", "bits", "container", "shape", "scales", "bytes"):
-            justify = "left" if column in ("network", "weights", "container") else "right"
+            justify: Literal["left", "right"] = (
+                "left" if column in ("network", "weights", "container") else "right"
+            )
             weights.add_column(column, justify=justify)
         for entry in self.weights:
             weights.add_row(
                 entry["network"], entry["name"], str(entry["bits"]), entry["container"],
                 "x".join(map(str, entry["shape"])), str(entry["scales"]), f"{entry['bytes']:,}",
             )  # fmt: skip
-        parts = [weights]
+        parts: list[Any] = [weights]
         for name, ends in self.signatures.items():
             for side in ("inputs", "outputs"):
                 parts += [f"{name}, {side[:-1]} {n}: {t}" for n, t in ends[side].items()]
@@ -66,14 +78,14 @@ class FileContents:
         return rich.console.Group(*parts)
 
 
-def inspect_file(path):
-    """Reads what a converted file holds, without the model it was made from.
+def inspect_file(path: str | os.PathLike[str]) -> FileContents:
+    """Reads the contents of a converted file. The model is not needed.
 
     Args:
         path: Path of a `.tflite` file that `dqmq_tf.convert` wrote.
 
     Returns:
-        `Listing`.
+        A `FileContents`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -86,7 +98,9 @@ def inspect_file(path):
     file = TFLiteFile.load(path)
     model, facts = file.model, file.metadata
     if facts is None:
-        raise FileFormatError(f"{path} holds no dqmq_tf metadata.")
+        raise FileFormatError(
+            f"{path} holds no dqmq_tf metadata. Pass a file that `dqmq_tf.convert` wrote."
+        )
     return FileContents(
         path=str(path),
         size_bytes=len(file.contents),
@@ -112,7 +126,7 @@ def inspect_file(path):
     )
 
 
-def _tensor(model, definition, entry):
+def _tensor(model: ModelT, definition: SignatureDefT, entry: Any) -> str:
     tensor = model.subgraphs[definition.subgraphIndex].tensors[entry.tensorIndex]
     shape = "x".join(str(int(n)) for n in tensor.shape)
     text = f"{flatbuffer.type_name(tensor)} {shape}"
@@ -122,8 +136,11 @@ def _tensor(model, definition, entry):
     return f"{text}, scale {found.scale[0]:.6g}, zero point {int(found.zeroPoint[0])}"
 
 
-def _weights(model, graph, facts):
-    """Quantized weights are named `w0`, `w1`, … in the order of the metadata's bits."""
+def _weights(model: ModelT, graph: SubGraphT, facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields an entry per quantized weight tensor.
+
+    These are named `w0`, `w1` and so on, in the order of the metadata's bits.
+    """
     network = flatbuffer.text(graph.name)
     if "profiles" in facts:
         if not network.startswith("profile_"):
@@ -144,8 +161,8 @@ def _weights(model, graph, facts):
             }
 
 
-def _operators(model, graph):
-    counts = {}
+def _operators(model: ModelT, graph: SubGraphT) -> dict[str, int]:
+    counts: dict[str, int] = {}
     for operator in graph.operators:
         name = flatbuffer.operator_name(model, operator)
         counts[name] = counts.get(name, 0) + 1

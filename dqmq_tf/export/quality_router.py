@@ -2,16 +2,18 @@
 
 From the model's first input it computes the score by which the policy sorts inputs into precision
 profiles (`BitWidthPolicy.score`), and the number of the profile. The one convolution that reads the
-image runs in integers, on the grid that the input has anyhow; its filters are scaled so that each
-response fills the int8 grid. What follows are a few dozen numbers, in floating point.
+image runs in integers, on the grid of the input. Its filters are scaled so that each response
+fills the int8 grid. The rest works on a few dozen numbers in floating point.
 """
+
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from dqmq_tf import flatbuffer
-from dqmq_tf.flatbuffer import activation_tensors
+from dqmq_tf.flatbuffer import ModelT, TFLiteFile, activation_tensors
 from dqmq_tf.lowering import float_file, folding, quantization_plan
 from dqmq_tf.policy import quality_encoder
 from dqmq_tf.precision import ActivationPrecision, WeightPrecision
@@ -23,8 +25,8 @@ _RESPONSE = ActivationPrecision(step=float(np.float32(1 / 127)), zero_point=128,
 _SAMPLES = 256
 
 
-def build_router(qmodel, inputs, grid):
-    """Writes the router of a frozen model.
+def build_router(qmodel: Any, inputs: np.ndarray, grid: ActivationPrecision | None) -> TFLiteFile:
+    """Builds the router of a frozen model.
 
     Args:
         qmodel: A `DQMQModel` that is frozen to several profiles.
@@ -47,8 +49,11 @@ def build_router(qmodel, inputs, grid):
     return quantization_plan.quantize(file, _plan(file.model, weights, grid))
 
 
-def _kernel_and_gain(encoder, inputs):
-    """Filters `[3, 3, C, F + C]` on raw inputs, whose responses reach 1, and what 1 stands for."""
+def _kernel_and_gain(encoder: Any, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns filters `[3, 3, C, F + C]` for raw inputs and their gains `[F + C]`.
+
+    The filters are scaled so that responses reach 1. A gain is the true value of a response of 1.
+    """
     scale = float(ops.convert_to_numpy(encoder.input_scale))
     shape = [n or -1 for n in quality_encoder.as_image_shape((None, *inputs.shape[1:]))[1:]]
     images = np.asarray(inputs, "float32").reshape(-1, *shape)
@@ -62,8 +67,8 @@ def _kernel_and_gain(encoder, inputs):
     return kernel / gain, gain.astype("float32")
 
 
-def _quantized(kernel, input_step):
-    """The filters as int8 `FoldedWeights`, one scale per filter."""
+def _quantized(kernel: np.ndarray, input_step: float) -> folding.FoldedWeights:
+    """Returns the filters as int8 `FoldedWeights`, one scale per filter."""
     step = np.maximum(np.abs(kernel).max(axis=(0, 1, 2), keepdims=True), 1e-9) / 127
     precision = WeightPrecision(
         integers=np.rint(kernel / step).astype("int32"), step=step.astype("float32"), bit_width=8
@@ -73,8 +78,14 @@ def _quantized(kernel, input_step):
     )
 
 
-def _keras_router(encoder, policy, weights, gain, shape):
-    """The functional model from the input to `(profile, score)`."""
+def _keras_router(
+    encoder: Any,
+    policy: Any,
+    weights: folding.FoldedWeights,
+    gain: np.ndarray,
+    shape: tuple[int | None, ...],
+) -> keras.Model:
+    """Returns the functional model from the input to `(profile, score)`."""
     x = image = keras.Input(shape)
     if len(shape) != 3:
         x = keras.layers.Reshape(
@@ -110,7 +121,7 @@ def _keras_router(encoder, policy, weights, gain, shape):
     return keras.Model(image, [profile, score, *above])
 
 
-def _dense(x, kernel, bias=None):
+def _dense(x: Any, kernel: Any, bias: Any = None) -> Any:
     kernel = ops.convert_to_numpy(kernel)
     layer = keras.layers.Dense(kernel.shape[1], activation="tanh")
     result = layer(x)
@@ -120,15 +131,18 @@ def _dense(x, kernel, bias=None):
     return result
 
 
-def _name(model):
+def _name(model: ModelT) -> None:
     for index, tensor in enumerate(model.subgraphs[0].tensors):
         tensor.name = f"r{index}".encode()
 
 
-def _plan(model, weights, grid):
-    """Integers up to the response of the convolution, floating point behind it."""
+def _plan(
+    model: ModelT, weights: folding.FoldedWeights, grid: ActivationPrecision
+) -> quantization_plan.Plan:
+    """Returns a plan with integers up to the convolution's response and floating point after it."""
     graph, floats = model.subgraphs[0], set(activation_tensors(model, model.subgraphs[0]))
-    activations, operators = {}, []
+    activations: dict[int, ActivationPrecision] = {}
+    operators: list[int] = []
     for index, operator in enumerate(graph.operators):
         operators.append(index)
         activations |= {i: grid for i in operator.inputs if i in floats}
