@@ -10,6 +10,7 @@ from dqmq_tf.errors import ConversionError, VerificationError
 from dqmq_tf.export import graph_routing, quality_router
 from dqmq_tf.export.conversion_report import AdaptiveReport
 from dqmq_tf.flatbuffer import ModelT, TFLiteFile, editing, merging, metadata, operator_versions
+from dqmq_tf.model import DQMQModel
 from dqmq_tf.precision import ActivationPrecision
 from dqmq_tf.quality.degradations import KINDS
 from dqmq_tf.runtimes import in_process
@@ -55,7 +56,7 @@ def check_request(adaptive: int, kind: str, target: Target, data: Any, dtype: st
 
 
 def combine_profiles(
-    qmodel: Any,
+    qmodel: DQMQModel,
     files: Sequence[TFLiteFile],
     inputs: Sequence[np.ndarray],
     grid: ActivationPrecision | None,
@@ -85,7 +86,7 @@ def combine_profiles(
         _sign_router(brain, first.name)
         names = [f"profile_{number}" for number in range(len(profiles))]
         model = merging.merge({**dict(zip(names, profiles)), _ROUTER: brain})
-    facts = metadata.describe_adaptive([file.metadata for file in files], kind)
+    facts = metadata.describe_adaptive([file.metadata or {} for file in files], kind)
     metadata.attach(model, facts, operator_versions.set_versions(model))
     editing.share_buffers(model)
     return TFLiteFile.from_model(model), routes
@@ -114,7 +115,7 @@ def split_profiles(file: TFLiteFile) -> list[TFLiteFile]:
 
 
 def compare_adaptive_file(
-    qmodel: Any,
+    qmodel: DQMQModel,
     path: Any,
     files: Sequence[TFLiteFile],
     interpreter: AdaptiveInterpreter,

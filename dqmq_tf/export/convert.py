@@ -1,24 +1,28 @@
 """`convert`: a trained model becomes a file for a device."""
 
+import os
 import pathlib
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from dqmq_tf import graph as graphs
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export import adaptive as adaptives
 from dqmq_tf.export import atomic_write, conversion_report, device_checks
 from dqmq_tf.export.artifacts import artifact_paths, check_artifacts, render_artifacts
-from dqmq_tf.export.conversion_report import ConversionReport
-from dqmq_tf.export.verification_report import AdaptiveVerificationReport
+from dqmq_tf.export.conversion_report import AdaptiveReport, ConversionReport
+from dqmq_tf.export.verification_report import AdaptiveVerificationReport, VerificationReport
 from dqmq_tf.export.verify import compare_file
 from dqmq_tf.flatbuffer import file_size, metadata
 from dqmq_tf.inputs import collect, structured
 from dqmq_tf.lowering import quantization_plan, rules, write_file
 from dqmq_tf.lowering.lowered_model import lower_model, probe_inputs
+from dqmq_tf.model import DQMQModel
 from dqmq_tf.runtimes import claimed, tflite_micro
 from dqmq_tf.runtimes.adaptive_interpreter import AdaptiveInterpreter
-from dqmq_tf.targets import IO_TYPES
+from dqmq_tf.targets import IO_TYPES, Target
 from dqmq_tf.terminal import stages
 
 _SUFFIX = ".tflite"
@@ -29,17 +33,17 @@ _PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer")
 
 
 def convert(
-    qmodel,
-    path,
+    qmodel: DQMQModel,
+    path: str | os.PathLike[str],
     *,
-    profile=0,
-    adaptive=None,
-    routing="signatures",
-    data=None,
-    io_dtype=None,
-    verify=True,
-    artifacts=(),
-):
+    profile: int = 0,
+    adaptive: int | None = None,
+    routing: str = "signatures",
+    data: Any = None,
+    io_dtype: str | None = None,
+    verify: bool = True,
+    artifacts: Sequence[str] = (),
+) -> ConversionReport:
     """Writes a trained model as a `.tflite` file for its target.
 
     The file holds the very integers and steps of training: batch normalization is folded exactly,
@@ -49,7 +53,7 @@ def convert(
 
     Args:
         qmodel: A trained `DQMQModel`. It is frozen to one precision profile if that was not done.
-        path: Where to write; ends in `.tflite`. An existing file is replaced once all is well.
+        path: Where to write; ends in `.tflite`. An existing file is replaced only when the conversion succeeds.
         profile: Which precision profile to write.
         adaptive: Number of precision profiles, 2 to 4, to write into one file with the quality
             router that chooses among them for each input. The model is frozen to as many, by the
@@ -105,7 +109,8 @@ def convert(
         inputs = None if data is None else collect(data, qmodel, _CLUSTERED_SAMPLES)
         _freeze(qmodel, adaptive, inputs, stage)
         inputs = inputs and [array[:_MEASURING_SAMPLES] for array in inputs]
-        parts, verifications = [], []
+        parts: list[write_file.WrittenFile] = []
+        verifications: list[VerificationReport] = []
         for number in [profile] if adaptive is None else range(adaptive):
             stage("folding batch normalization")
             lowered = lower_model(qmodel, number)
@@ -157,7 +162,9 @@ def convert(
     return report
 
 
-def _freeze(qmodel, adaptive, inputs, stage):
+def _freeze(
+    qmodel: DQMQModel, adaptive: int | None, inputs: Any, stage: Callable[[str], None]
+) -> None:
     if adaptive is None and not qmodel.frozen_profiles:
         stage("freezing to one precision profile")
         qmodel.freeze(profiles=1)
@@ -166,7 +173,9 @@ def _freeze(qmodel, adaptive, inputs, stage):
         qmodel.freeze(profiles=adaptive, data=structured(inputs, qmodel))
 
 
-def _verified(qmodel, path, part, inputs, stage):
+def _verified(
+    qmodel: DQMQModel, path: Any, part: Any, inputs: Any, stage: Callable[[str], None]
+) -> VerificationReport:
     return compare_file(
         qmodel,
         path,
@@ -178,8 +187,10 @@ def _verified(qmodel, path, part, inputs, stage):
     )
 
 
-def _adaptive(qmodel, path, parts, inputs, data, routing):
-    """The adaptive file, and its report."""
+def _adaptive(
+    qmodel: DQMQModel, path: Any, parts: list[Any], inputs: Any, data: Any, routing: str
+) -> tuple[Any, AdaptiveReport]:
+    """Returns the adaptive file, and its report."""
     lowered = parts[0].lowered
     grid = lowered.quantization.get(lowered.inputs[0])
     files = [part.file for part in parts]
@@ -194,14 +205,16 @@ def _adaptive(qmodel, path, parts, inputs, data, routing):
     return file, report
 
 
-def _one(verifications):
-    """The verification of one profile, or of all, or None."""
+def _one(
+    verifications: list[VerificationReport],
+) -> VerificationReport | AdaptiveVerificationReport | None:
+    """Returns the verification of one profile, or of all, or None."""
     if len(verifications) > 1:
         return AdaptiveVerificationReport(profiles=tuple(verifications))
     return verifications[0] if verifications else None
 
 
-def _checked_path(path):
+def _checked_path(path: str | os.PathLike[str]) -> pathlib.Path:
     path = pathlib.Path(path)
     if path.suffix != _SUFFIX:
         raise ValueError(f"path={str(path)!r} must end in {_SUFFIX!r}.")
@@ -218,7 +231,7 @@ def _checked_path(path):
     return path
 
 
-def _checked_target(target):
+def _checked_target(target: Target) -> Target:
     if not target.deployable:
         raise ConversionError(
             f"Target {target.name!r} has no runtime: nothing runs such a file. Quantize the model "
@@ -227,7 +240,7 @@ def _checked_target(target):
     return target
 
 
-def _check_activations(lowered, target):
+def _check_activations(lowered: Any, target: Target) -> None:
     for key, precision in lowered.quantization.items():
         if precision.bit_width != 8:
             raise ConversionError(
@@ -237,7 +250,7 @@ def _check_activations(lowered, target):
             )
 
 
-def _check_budget(budget, file):
+def _check_budget(budget: Any, file: Any) -> None:
     if budget is None:
         return
     found = file_size.file_bytes(file.sealed().contents)
@@ -249,7 +262,7 @@ def _check_budget(budget, file):
         )
 
 
-def _package_versions():
+def _package_versions() -> dict[str, str]:
     import importlib.metadata
 
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}

@@ -15,6 +15,7 @@ from keras import ops
 from dqmq_tf import flatbuffer
 from dqmq_tf.flatbuffer import ModelT, TFLiteFile, activation_tensors
 from dqmq_tf.lowering import float_file, folding, quantization_plan
+from dqmq_tf.model import DQMQModel
 from dqmq_tf.policy import quality_encoder
 from dqmq_tf.precision import ActivationPrecision, WeightPrecision
 
@@ -25,7 +26,9 @@ _RESPONSE = ActivationPrecision(step=float(np.float32(1 / 127)), zero_point=128,
 _SAMPLES = 256
 
 
-def build_router(qmodel: Any, inputs: np.ndarray, grid: ActivationPrecision | None) -> TFLiteFile:
+def build_router(
+    qmodel: DQMQModel, inputs: np.ndarray, grid: ActivationPrecision | None
+) -> TFLiteFile:
     """Builds the router of a frozen model.
 
     Args:

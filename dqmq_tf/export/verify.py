@@ -1,6 +1,9 @@
 """Comparison of a file with the model that it was written from, on the runtimes of its target."""
 
 import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,11 +18,12 @@ from dqmq_tf.export.verification_report import (
     RuntimeReport,
     VerificationReport,
 )
-from dqmq_tf.flatbuffer import TFLiteFile, lookup_tables
+from dqmq_tf.flatbuffer import ModelT, TFLiteFile, lookup_tables
 from dqmq_tf.inputs import collect, structured
 from dqmq_tf.lowering import number_check
-from dqmq_tf.lowering.lowered_model import lower_model
+from dqmq_tf.lowering.lowered_model import LoweredModel, lower_model
 from dqmq_tf.lowering.write_file import WrittenFile
+from dqmq_tf.model import DQMQModel
 from dqmq_tf.runtimes.registry import MEAN_QUANTA, claimed
 from dqmq_tf.terminal import stages
 
@@ -27,16 +31,16 @@ _SECONDS = 60.0
 
 
 def verify(
-    qmodel,
-    path,
-    data,
+    qmodel: DQMQModel,
+    path: str | os.PathLike[str],
+    data: Any,
     *,
-    samples=1000,
-    runtimes=None,
-    agreement=None,
-    mean_quanta=None,
-    seconds=_SECONDS,
-):
+    samples: int = 1000,
+    runtimes: Sequence[str] | None = None,
+    agreement: float | None = None,
+    mean_quanta: float | None = None,
+    seconds: float = _SECONDS,
+) -> VerificationReport | AdaptiveVerificationReport:
     """Checks that a file holds the model's numbers and computes what the model computes.
 
     The integers, scales, zero points and biases in the file must be equal to the model's. Then it
@@ -50,17 +54,17 @@ def verify(
         path: Path of the `.tflite` file.
         data: Inputs: an array, a list or dictionary of arrays, or a dataset, with or without
             labels, batched or not (see `dqmq_tf.inputs`).
-        samples: At most so many inputs are compared.
+        samples: Largest number of inputs to compare.
         runtimes: Names of runtimes (see `dqmq_tf.runtimes.RUNTIMES`), all of which must be
             installed. None for those that the model's target claims; one that is not installed then
             has a row that says so.
         agreement: Least share of the clear inputs with the same largest output entry, for
             outputs of rank 2 with more than one column; None for each runtime's own. An input is
             clear if the model's largest entry leads by more than an eighth of the output's grid:
-            on the others, rounding alone may turn the order. So few inputs as make no case (three
-            standard deviations) are let pass.
+            on the others, rounding alone may change the order. Disagreements within three standard
+            deviations of the expected number are allowed.
         mean_quanta: Largest mean difference, in steps of the output's grid; None for 8.
-        seconds: A runtime that takes longer is compared on the inputs that it came to.
+        seconds: Time limit per runtime. A slower runtime is compared on fewer inputs.
 
     Returns:
         `VerificationReport`, with a row per runtime; `AdaptiveVerificationReport`, one of these for
@@ -96,7 +100,7 @@ def verify(
     inputs, reports = collect(data, qmodel, samples), []
     with stages("Verifying") as stage:
         for network in networks:
-            profile = network.metadata.get("profile")
+            profile = (network.metadata or {}).get("profile")
             if not isinstance(profile, int):
                 raise VerificationError(f"{path} is corrupt: its metadata does not name a profile.")
             if profile >= qmodel.frozen_profiles:
@@ -126,18 +130,18 @@ def verify(
 
 
 def compare_file(
-    qmodel,
-    path,
-    written,
-    inputs,
+    qmodel: DQMQModel,
+    path: str | os.PathLike[str],
+    written: WrittenFile,
+    inputs: list[np.ndarray],
     *,
-    runtimes,
-    first_only=False,
-    agreement=None,
-    mean_quanta=None,
-    seconds=_SECONDS,
-    stage=lambda name: None,
-):
+    runtimes: Sequence[Any],
+    first_only: bool = False,
+    agreement: float | None = None,
+    mean_quanta: float | None = None,
+    seconds: float = _SECONDS,
+    stage: Callable[[str], None] = lambda name: None,
+) -> VerificationReport:
     """`verify` on what is already in memory.
 
     Args:
@@ -154,12 +158,13 @@ def compare_file(
     _check_order(path, model)
     _check_shapes(path, model, inputs)
     stage(f"predicting {len(inputs[0])} outputs")
-    profile = written.file.metadata["profile"]
+    profile = (written.file.metadata or {})["profile"]
     expected = _predictions(qmodel, profile, inputs)
     exits = len(model.signatureDefs[0].outputs)
     if exits != len(expected):
         raise VerificationError(f"{path} has {exits} outputs, but the model has {len(expected)}.")
-    steps, rows = output_agreement.output_steps(model, expected), []
+    steps = output_agreement.output_steps(model, expected)
+    rows: list[RuntimeReport] = []
     for runtime in runtimes:
         row = _cannot_run(runtime, model)
         if row is None:
@@ -196,8 +201,8 @@ def compare_file(
     )
 
 
-def _named(names):
-    """The runtimes of these names, all of which must be there."""
+def _named(names: Sequence[str]) -> list[Any]:
+    """Returns the runtimes of these names, all of which must be installed."""
     chosen = [runtimes.get(name) for name in names]
     if not chosen:
         raise ValueError("runtimes is empty: name at least one, or pass None.")
@@ -208,7 +213,7 @@ def _named(names):
     return chosen
 
 
-def _compared_numbers(path, model, lowered):
+def _compared_numbers(path: Any, model: ModelT, lowered: LoweredModel) -> Any:
     try:
         figures, messages = number_check.differences(model, lowered)
     except (AttributeError, IndexError, TypeError, ValueError) as error:
@@ -225,7 +230,7 @@ def _compared_numbers(path, model, lowered):
     return figures
 
 
-def _check_shapes(path, model, inputs):
+def _check_shapes(path: Any, model: ModelT, inputs: list[np.ndarray]) -> None:
     if not model.signatureDefs:
         raise VerificationError(f"{path} is damaged: it has no signature.")
     graph, entries = model.subgraphs[0], model.signatureDefs[0].inputs
@@ -237,7 +242,7 @@ def _check_shapes(path, model, inputs):
         raise VerificationError(f"{path} takes inputs of shape {expected}, but data has {found}.")
 
 
-def _check_order(path, model):
+def _check_order(path: Any, model: ModelT) -> None:
     """Refuses a file whose inputs or outputs have another order by index than by signature.
 
     The runtimes are compared with the model by signature, but an app may read by index.
@@ -257,7 +262,7 @@ def _check_order(path, model):
                 )
 
 
-def _predictions(qmodel, profile, inputs):
+def _predictions(qmodel: DQMQModel, profile: int, inputs: list[np.ndarray]) -> list[np.ndarray]:
     if qmodel.frozen_profiles > 1:
         # The model would choose a profile for each input, and the file holds one.
         simulated = lower_model(qmodel, profile, simulate=True)
@@ -267,8 +272,8 @@ def _predictions(qmodel, profile, inputs):
     return [np.asarray(result) for result in keras.tree.flatten(results)]
 
 
-def _cannot_run(runtime, model):
-    """A row that says why a runtime does not run the file, or None if it is to."""
+def _cannot_run(runtime: Any, model: ModelT) -> RuntimeReport | None:
+    """Returns a row that says why a runtime cannot run the file, or None if it can."""
     reason = runtime.missing()
     if reason:
         return RuntimeReport(runtime=runtime.name, note=f"not installed: {reason}")
@@ -279,7 +284,15 @@ def _cannot_run(runtime, model):
     return None
 
 
-def _row(path, file, inputs, expected, steps, runtime, seconds):
+def _row(
+    path: Any,
+    file: TFLiteFile,
+    inputs: list[np.ndarray],
+    expected: list[np.ndarray],
+    steps: list[float],
+    runtime: Any,
+    seconds: float,
+) -> RuntimeReport:
     # The signature has inputs and outputs in the order of the model.
     key = flatbuffer.text(file.signature.signatureKey)
     try:
@@ -296,8 +309,11 @@ def _row(path, file, inputs, expected, steps, runtime, seconds):
     )
 
 
-def _complaint(row, agreement, mean_quanta):
-    """What is wrong with a row, or None."""
+def _complaint(row: RuntimeReport, agreement: float, mean_quanta: float) -> str | None:
+    """Returns what is wrong with a row, or None."""
+    assert row.clear_agreement is not None and row.clear is not None
+    assert row.top1_agreement is not None
+    assert row.mean_quanta is not None and row.largest_quanta is not None
     wrong = round((1 - row.clear_agreement) * row.clear)
     allowed = output_agreement.allowed(agreement, row.clear)
     if wrong <= allowed and row.mean_quanta <= mean_quanta:
