@@ -1,34 +1,38 @@
-"""Biases on the grid that an int8 kernel holds them on.
+"""Rounds biases to the grid on which int8 kernels store them.
 
-A file stores the bias of a convolution as int32 in units of input step x weight step, the batch
-norm folded in. With few weight bits these units are coarse: a float bias would differ from the
-stored one by a good part of an output quantum, and the network by more from layer to layer. Put
-on the grid when the bits are frozen, the Keras model computes what the file will.
+A file stores the bias of a convolution as int32 in units of input step x weight step, with the batch
+norm folded in. With few weight bits these units are coarse: a float bias can differ from the stored
+one by a large part of an output step, and the error grows from layer to layer. Rounding the biases
+when the bits are frozen makes the Keras model compute what the file will compute.
 """
+
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from dqmq_tf.graph import trace
+from dqmq_tf.graph import Node, trace
 from dqmq_tf.graph.fold_rules import einsum_output_axes
 from dqmq_tf.graph.kernels import is_linear
+from dqmq_tf.lowering.folding import batch_norm_affine
+from dqmq_tf.precision import Precision
 
 
-def snap_biases(body, precision):
+def snap_biases(body: keras.Model, precision: Precision) -> None:
     """Moves each bias, or the batch norm after the layer, to the nearest int32 value.
 
-    A rescaling after the layer is part of the kernel: its bias is moved so that it lies on the grid
-    behind it.
+    A rescaling after the layer is part of the kernel, so the layer's bias is moved such that the
+    rescaled bias lies on the grid.
 
     Args:
         body: The float model whose variables the network uses; changed in place.
-        precision: The `Precision` that is to be deployed.
+        precision: The `Precision` to deploy.
     """
     graph = trace(body)
     norms = {path: norm for norm, path in graph.folds.items()}
     layers = {node.path: node.layer for node in graph.nodes}
-    calls = {}
+    calls: dict[str, list[Node]] = {}
     for node in graph.nodes:
         calls.setdefault(node.path, []).append(node)
     for path, variables in precision.weights.items():
@@ -49,8 +53,8 @@ def snap_biases(body, precision):
             layers[path].bias.assign((np.round(bias / grid) * grid - offset) / scale)
 
 
-def _unit(layer, input_step, weight_step):
-    """What one of a bias's integers stands for, shaped like the bias; None if there is no such."""
+def _unit(layer: Any, input_step: float, weight_step: np.ndarray) -> np.ndarray | None:
+    """Returns the value of one bias integer, shaped like the bias; None if the grid is undefined."""
     unit = np.float64(input_step) * weight_step.astype("float64")
     if not isinstance(layer, keras.layers.EinsumDense):
         return unit.ravel()
@@ -58,16 +62,14 @@ def _unit(layer, input_step, weight_step):
     if not axes:
         return None
     unit = unit.reshape([weight_step.shape[axis] for axis in axes])
-    # A bias that several channels share has no grid of its own.
+    # A bias that several channels with different steps share has no common grid.
     apart = unit.size > 1 and layer.bias is not None
     return None if apart and tuple(layer.bias.shape) != unit.shape else unit
 
 
-def _snap_norm(norm, layer, unit):
-    variance = _float64(norm.moving_variance)
-    factor = 1.0 / np.sqrt(variance + norm.epsilon)
-    if norm.scale:
-        factor = factor * _float64(norm.gamma)
+def _snap_norm(norm: Any, layer: Any, unit: np.ndarray) -> None:
+    """Moves the offset of a batch norm so that the folded bias lies on the int32 grid."""
+    factor = batch_norm_affine(norm).multiplier
     mean = _float64(norm.moving_mean)
     if layer.bias is not None:
         mean = mean - _float64(layer.bias)
@@ -82,5 +84,5 @@ def _snap_norm(norm, layer, unit):
         norm.moving_mean.assign(_float64(norm.moving_mean) - moved / np.where(live, factor, 1.0))
 
 
-def _float64(variable):
+def _float64(variable: Any) -> np.ndarray:
     return ops.convert_to_numpy(variable).astype("float64")

@@ -1,28 +1,31 @@
-"""A layer that computes in floating point, amid integers.
+"""Lowers a layer that computes in floating point between integer layers.
 
-What TFLite has no integer kernel for runs as in training: in floating point, on weights that stand
-in the file as the integers of training. Its output goes back to its grid where the next integer
-kernel reads it.
+A layer without an integer kernel in TFLite runs as in training: in floating point, with weights that
+the file stores as the trained integers. Its output is quantized again where the next integer kernel
+reads it.
 """
+
+from typing import Any
 
 import keras
 
 from dqmq_tf.errors import UnsupportedLayerError
-from dqmq_tf.graph import kernels
+from dqmq_tf.graph import Node, kernels
 from dqmq_tf.graph.cloning import clone_layer, copy_state
+from dqmq_tf.lowering.builder import LoweringBuilder
 from dqmq_tf.lowering.stored_weights import DEQUANTIZED, StoredWeights
 
 
-def lower(builder, node, reason):
-    """Adds one node of the graph to the lowered, in floating point.
+def lower(builder: LoweringBuilder, node: Node, reason: str) -> None:
+    """Adds one node of the graph to the lowered model, in floating point.
 
     Args:
         builder: `LoweringBuilder`.
         node: `dqmq_tf.graph.Node`.
-        reason: Why it is not in integers.
+        reason: Why it has no integer form.
 
     Raises:
-        UnsupportedLayerError: If the layer cannot be built anew from its config.
+        UnsupportedLayerError: If the layer cannot be rebuilt from its config.
     """
     args, kwargs = node.arguments(builder.values)
     if isinstance(node.layer, keras.layers.Layer):
@@ -41,8 +44,8 @@ def lower(builder, node, reason):
         builder.emit(tensor, value, floating=builder.graph.dtypes[tensor].startswith("float"))
 
 
-def _layer(builder, node):
-    """The layer's double, the same for each call of a shared layer."""
+def _layer(builder: LoweringBuilder, node: Node) -> Any:
+    """Returns the copy of a layer; all calls of a shared layer use the same copy."""
     key = (node.path, "float")
     if key not in builder.layers:
         name = f"float_{len(builder.layers)}"
@@ -53,11 +56,11 @@ def _layer(builder, node):
     return builder.layers[key]
 
 
-def _prepared(config):
-    """A layer's config for a file: float32, and loops over time written out step by step.
+def _prepared(config: Any) -> Any:
+    """Returns a layer's config for export: float32, with loops over time unrolled.
 
-    TFLite's own loops and LSTM kernels keep what was computed for the last input, or hide weights
-    in graphs of their own.
+    TFLite's loops and LSTM kernels keep state from the previous input, or hide weights in
+    separate subgraphs.
     """
     if isinstance(config, dict):
         kept = {key: _prepared(value) for key, value in config.items() if key != "dtype"}
@@ -67,8 +70,8 @@ def _prepared(config):
     return config
 
 
-def _fill(builder, node):
-    """Gives the double its weights: those of the layer, or the values of their integers."""
+def _fill(builder: LoweringBuilder, node: Node) -> None:
+    """Sets the weights of the copy: those of the layer, or the values of their integers."""
     double = builder.layers[node.path, "float"]
     if double is node.layer:
         return

@@ -1,17 +1,21 @@
-"""The float lowered as a LiteRT file with names that rules can rely on."""
+"""Exports the lowered model as a float LiteRT file whose tensor names are known."""
 
 import copy
 import os
 import tempfile
+from typing import Any
 
 import keras
 
-from dqmq_tf.flatbuffer import TFLiteFile, editing
+from dqmq_tf.flatbuffer import ModelT, TFLiteFile, editing
+from dqmq_tf.flatbuffer.serialization import SubGraphT
 from dqmq_tf.lowering import folding
 from dqmq_tf.lowering.converter_log import quiet_log
+from dqmq_tf.lowering.lowered_model import LoweredModel
+from dqmq_tf.lowering.tensor_matching import Match
 
 
-def export_float(model):
+def export_float(model: keras.Model) -> TFLiteFile:
     """Converts a Keras model to a float `.tflite` file with a batch of one.
 
     Args:
@@ -20,7 +24,7 @@ def export_float(model):
     Returns:
         `TFLiteFile`.
     """
-    # A batch of unknown size would leave SHAPE, STRIDED_SLICE and PACK behind.
+    # With an unknown batch size the file would contain SHAPE, STRIDED_SLICE and PACK operators.
     signature = [keras.InputSpec(shape=(1, *t.shape[1:]), dtype=t.dtype) for t in model.inputs]
     with tempfile.TemporaryDirectory() as folder, quiet_log():
         path = os.path.join(folder, "float.tflite")
@@ -34,18 +38,20 @@ def export_float(model):
             return TFLiteFile(file.read())
 
 
-def name_tensors(model, match, lowered):
-    """Gives every tensor a short name of its own, and every operator its own weights and bias.
+def name_tensors(model: ModelT, match: Match, lowered: LoweredModel) -> None:
+    """Gives every tensor a short unique name, and every operator its own weights and bias.
 
-    Activations are named by their key in the lowered (`"a7"`), weights by their place in it
+    Activations are named by their key in the lowered model (`"a7"`), weights by their position in it
     (`"w0"`), biases by that of their operator (`"b0"`), other constants `"c0"` and so on.
 
     Args:
         model: `ModelT` of the float file; changed in place.
-        match: `Match` of the file and its lowered.
+        match: `Match` of the file and its lowered model.
         lowered: `LoweredModel`.
     """
-    graph, names, owners = model.subgraphs[0], {}, {}
+    graph = model.subgraphs[0]
+    names: dict[int, str] = {}
+    owners: dict[int, dict[int, int]] = {}
     places = {id(weights): place for place, weights in enumerate(lowered.weights)}
     names |= match.tensors
     for number, (index, weights) in enumerate(match.weights.items()):
@@ -68,7 +74,9 @@ def name_tensors(model, match, lowered):
         tensor.name = name.encode()
 
 
-def _own(model, graph, index, owners, owner):
+def _own(
+    model: ModelT, graph: SubGraphT, index: int, owners: dict[int, dict[int, int]], owner: Any
+) -> int:
     """The tensor itself for its first owner, a copy with a buffer of its own for the next."""
     owner = id(owner) if not isinstance(owner, int) else owner
     copies = owners.setdefault(index, {})

@@ -1,4 +1,4 @@
-"""Batch normalization folded into integers, exactly.
+"""Folds batch normalization into integer weights exactly.
 
 A per-channel step commutes with the per-channel affine of the batch normalization behind it:
 
@@ -10,11 +10,13 @@ so the fold rescales steps, flips signs, and leaves every integer's magnitude al
 """
 
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
 
 from dqmq_tf.errors import ConversionError
+from dqmq_tf.precision import WeightPrecision
 
 CONVOLUTION = "CONV_2D"
 DEPTHWISE = "DEPTHWISE_CONV_2D"
@@ -36,8 +38,8 @@ _SMALLEST_RELATIVE_SCALE = 2.0**-24
 _SMALLEST_SCALE = 1e-10
 
 
-def data_operand(kind):
-    """Where an operator takes its input: behind its output's shape, of a transposed convolution."""
+def data_operand(kind: str) -> int:
+    """Returns the position of the data input; a transposed convolution takes its output shape first."""
     return 2 if kind == TRANSPOSED else 0
 
 
@@ -74,22 +76,22 @@ class FoldedWeights:
     coarsened: int = 0
 
     @property
-    def channel_axis(self):
+    def channel_axis(self) -> int:
         """Axis of `integers` that runs over output channels."""
         return self.integers.ndim - 1 if self.kind == DEPTHWISE else 0
 
     @property
-    def values(self):
+    def values(self) -> np.ndarray:
         """float32 values `scale * integer`, in TFLite's layout."""
         return (self.integers * self.broadcast_scales()).astype(np.float32)
 
-    def broadcast_scales(self):
+    def broadcast_scales(self) -> np.ndarray:
         """Scales shaped to broadcast against `integers`, float32."""
         shape = [1] * self.integers.ndim
         shape[self.channel_axis] = -1
         return self.scales.reshape(shape)
 
-    def bias_integers(self, input_step):
+    def bias_integers(self, input_step: float) -> np.ndarray:
         """int32 bias at scale `input_step * scales`.
 
         Args:
@@ -102,7 +104,7 @@ class FoldedWeights:
         return np.rint(self.bias / bias_scales).astype(np.int32)
 
 
-def batch_norm_affine(layer):
+def batch_norm_affine(layer: Any) -> Affine:
     """The inference-time map of a `BatchNormalization` layer.
 
     Args:
@@ -122,7 +124,7 @@ def batch_norm_affine(layer):
     return Affine(multiplier, offset)
 
 
-def following_affine(layer, channels):
+def following_affine(layer: Any, channels: int) -> Affine:
     """The map of what folds into the layer before it.
 
     Args:
@@ -138,7 +140,15 @@ def following_affine(layer, channels):
     return Affine(np.broadcast_to(scale, (channels,)), np.broadcast_to(offset, (channels,)))
 
 
-def fold_weights(path, variable, kind, precision, bias=None, affine=None, input_step=1.0):
+def fold_weights(
+    path: str,
+    variable: str,
+    kind: str,
+    precision: WeightPrecision,
+    bias: np.ndarray | None = None,
+    affine: Affine | None = None,
+    input_step: float = 1.0,
+) -> FoldedWeights:
     """Folds bias and affine map into quantized weights.
 
     Args:
@@ -187,7 +197,9 @@ def fold_weights(path, variable, kind, precision, bias=None, affine=None, input_
     )
 
 
-def affine_weights(path, variable, affine, input_step=1.0):
+def affine_weights(
+    path: str, variable: str, affine: Affine, input_step: float = 1.0
+) -> FoldedWeights:
     """A lone per-channel affine map as a 1 x 1 depthwise convolution.
 
     Every channel has one weight, which is `+-127` steps exactly, so nothing is rounded.
@@ -218,7 +230,7 @@ def affine_weights(path, variable, affine, input_step=1.0):
     )
 
 
-def keras_kernel(weights, shape):
+def keras_kernel(weights: FoldedWeights, shape: tuple[int, ...]) -> np.ndarray:
     """Float kernel of folded weights in Keras's layout.
 
     Args:
@@ -238,11 +250,11 @@ def keras_kernel(weights, shape):
     return values.reshape(shape)
 
 
-def _numpy(variable):
+def _numpy(variable: Any) -> np.ndarray:
     return keras.ops.convert_to_numpy(variable).astype(np.float64)
 
 
-def _tflite_layout(kind, array):
+def _tflite_layout(kind: str, array: np.ndarray) -> np.ndarray:
     if kind == CONVOLUTION:
         return array.transpose(3, 0, 1, 2)
     if kind == TRANSPOSED:
@@ -252,13 +264,13 @@ def _tflite_layout(kind, array):
     return array.transpose(1, 0)
 
 
-def _along_channels(kind, vector, rank):
+def _along_channels(kind: str, vector: np.ndarray, rank: int) -> np.ndarray:
     shape = [1] * rank
     shape[rank - 1 if kind == DEPTHWISE else 0] = -1
     return vector.reshape(shape)
 
 
-def _per_channel(path, variable, kind, steps):
+def _per_channel(path: str, variable: str, kind: str, steps: np.ndarray) -> np.ndarray:
     channels_first = np.moveaxis(steps, -1 if kind == DEPTHWISE else 0, 0)
     channels_first = channels_first.reshape(channels_first.shape[0], -1)
     if np.ptp(channels_first, axis=1).any():
@@ -269,7 +281,7 @@ def _per_channel(path, variable, kind, steps):
     return channels_first[:, 0].copy()
 
 
-def _check_finite(path, variable, scales, bias):
+def _check_finite(path: str, variable: str, scales: np.ndarray, bias: np.ndarray) -> None:
     if not (np.isfinite(scales).all() and (scales > 0).all() and np.isfinite(bias).all()):
         raise ConversionError(
             f"{path}/{variable}: scales or bias are not finite and positive after folding. Look "
@@ -277,7 +289,9 @@ def _check_finite(path, variable, scales, bias):
         )
 
 
-def _fit_bias(kind, integers, scales, bias, input_step):
+def _fit_bias(
+    kind: str, integers: np.ndarray, scales: np.ndarray, bias: np.ndarray, input_step: float
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Raises scales of nearly dead channels until the bias fits into int32."""
     floor = np.maximum(scales.max() * _SMALLEST_RELATIVE_SCALE, _SMALLEST_SCALE)
     floor = np.maximum(floor, np.abs(bias) / (input_step * _LARGEST_BIAS))

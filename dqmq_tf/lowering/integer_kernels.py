@@ -1,17 +1,21 @@
-"""Integers that ai-edge-quantizer does not write: weights of float kernels, and kernels of ours."""
+"""Writes what ai-edge-quantizer cannot: integer weights of float kernels, and some kernels."""
 
 import copy
 
 import numpy as np
 
 from dqmq_tf import flatbuffer
-from dqmq_tf.flatbuffer import editing
+from dqmq_tf.errors import ConversionError
+from dqmq_tf.flatbuffer import ModelT, editing
 from dqmq_tf.flatbuffer.editing import add_int8_tensor, new_operator
+from dqmq_tf.flatbuffer.serialization import OperatorT, SubGraphT, TensorT
+from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.lowering.stored_weights import LOOKED_UP, StoredWeights
+from dqmq_tf.precision import ActivationPrecision
 
 
-def store(model, graph, lowered):
-    """Puts the integers of `StoredWeights` where their values stand.
+def store(model: ModelT, graph: SubGraphT, lowered: LoweredModel) -> None:
+    """Replaces the float constants of `StoredWeights` with their integers.
 
     A DEQUANTIZE restores the values for the operators that read them; a lookup of rows becomes one
     that reads integers.
@@ -41,8 +45,10 @@ def store(model, graph, lowered):
     graph.operators = restoring + list(graph.operators)
 
 
-def merge_kernels(model, graph, names, grids):
-    """Makes DEQUANTIZE, a float kernel and QUANTIZE one integer kernel.
+def merge_kernels(
+    model: ModelT, graph: SubGraphT, names: list[str], grids: dict[str, ActivationPrecision]
+) -> None:
+    """Merges DEQUANTIZE, a float kernel and QUANTIZE into one integer kernel.
 
     Inputs that must be on the grid of the result, such as those of a concatenation, are put there.
 
@@ -65,7 +71,13 @@ def merge_kernels(model, graph, names, grids):
     _drop_unread(model, graph)
 
 
-def _source(model, graph, operator, index, grids):
+def _source(
+    model: ModelT,
+    graph: SubGraphT,
+    operator: OperatorT,
+    index: int,
+    grids: dict[str, ActivationPrecision],
+) -> int:
     """Index of the integer twin of a float tensor that an operator reads; made if there is none."""
     place = _place(graph, operator)
     for other in graph.operators[:place]:
@@ -79,7 +91,13 @@ def _source(model, graph, operator, index, grids):
     return twin
 
 
-def _result(model, graph, operator, index, grids):
+def _result(
+    model: ModelT,
+    graph: SubGraphT,
+    operator: OperatorT,
+    index: int,
+    grids: dict[str, ActivationPrecision],
+) -> int:
     """Index of the integer twin of what an operator makes; other readers get it restored."""
     readers = [other for other in graph.operators if index in other.inputs]
     kinds = [flatbuffer.operator_name(model, other) for other in readers]
@@ -95,11 +113,11 @@ def _result(model, graph, operator, index, grids):
     return twin
 
 
-def _place(graph, operator):
+def _place(graph: SubGraphT, operator: OperatorT) -> int:
     return next(i for i, other in enumerate(graph.operators) if other is operator)
 
 
-def _on_grid_of(model, graph, index, other, reader):
+def _on_grid_of(model: ModelT, graph: SubGraphT, index: int, other: int, reader: OperatorT) -> int:
     """Index of a tensor with the values of one on the grid of another, in front of a reader."""
     own, wanted = (graph.tensors[i].quantization for i in (index, other))
     if own.scale[0] == wanted.scale[0] and own.zeroPoint[0] == wanted.zeroPoint[0]:
@@ -111,17 +129,23 @@ def _on_grid_of(model, graph, index, other, reader):
     return made
 
 
-def _held(model, graph, tensor, weights):
+def _held(model: ModelT, graph: SubGraphT, tensor: TensorT, weights: StoredWeights) -> int:
     """Index of a new tensor with the integers of a float constant."""
-    integers, scales, axis = weights.layout_of(flatbuffer.constant(model, tensor))
+    layout = weights.layout_of(flatbuffer.constant(model, tensor))
+    if layout is None:
+        raise ConversionError(
+            f"{weights.path}/{weights.variable}: the file does not hold the values of these weights. "
+            "Please report the model."
+        )
+    integers, scales, axis = layout
     held, zero_points = copy.copy(tensor), np.zeros(len(scales), np.int64)
     editing.quantize_tensor(held, scales.astype(np.float32), zero_points, axis)
     held.buffer = editing.add_buffer(model, integers.tobytes())
     return editing.add_tensor(graph, held)
 
 
-def _look_up(model, graph, table, held):
-    """Lets the operators that gather rows of a float table read them from one of integers."""
+def _look_up(model: ModelT, graph: SubGraphT, table: int, held: int) -> None:
+    """Replaces each GATHER from a float table with a lookup in the integer table."""
     for number, operator in enumerate(graph.operators):
         if flatbuffer.operator_name(model, operator) == "GATHER" and operator.inputs[0] == table:
             graph.operators[number] = new_operator(
@@ -129,8 +153,8 @@ def _look_up(model, graph, table, held):
             )
 
 
-def _drop_unread(model, graph):
-    """Takes out DEQUANTIZE operators that nothing reads any more."""
+def _drop_unread(model: ModelT, graph: SubGraphT) -> None:
+    """Removes DEQUANTIZE operators whose outputs are no longer read."""
     read = {int(i) for operator in graph.operators for i in operator.inputs} | set(graph.outputs)
     graph.operators = [
         operator

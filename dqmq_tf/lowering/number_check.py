@@ -1,20 +1,26 @@
-"""Comparison of what stands in a file with what the model holds, number by number."""
+"""Compares every number in a file with the lowered model."""
+
+from typing import Any
 
 import numpy as np
 
 from dqmq_tf import flatbuffer
+from dqmq_tf.flatbuffer import ModelT
 from dqmq_tf.lowering import folding
+from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.lowering.stored_weights import StoredWeights
-from dqmq_tf.precision import tflite_zero_point
+from dqmq_tf.precision import ActivationPrecision, tflite_zero_point
 
 
-def differences(model, lowered, activations=None):
-    """Compares a finished file with its lowered.
+def differences(
+    model: ModelT, lowered: LoweredModel, activations: dict[str, ActivationPrecision] | None = None
+) -> tuple[dict[str, int], list[str]]:
+    """Compares a finished file with its lowered model.
 
     Args:
         model: `ModelT` of the file.
         lowered: `LoweredModel`.
-        activations: `{key: ActivationPrecision}` to expect beyond those of the lowered.
+        activations: `{key: ActivationPrecision}` to expect in addition to those of the lowered model.
 
     Returns:
         `(figures, messages)`: counts of compared and different numbers, and one message per
@@ -25,7 +31,7 @@ def differences(model, lowered, activations=None):
     figures = dict(integers=0, scales=0, zero_points=0, biases=0, different=0)
     messages = []
 
-    def compare(kind, label, found, expected):
+    def compare(kind: str, label: str, found: Any, expected: Any) -> None:
         found, expected = np.asarray(found).ravel(), np.asarray(expected).ravel()
         figures[kind] += expected.size
         count = expected.size if found.size != expected.size else int((found != expected).sum())
@@ -72,13 +78,13 @@ def differences(model, lowered, activations=None):
     return figures, messages
 
 
-def _stays_float(key, tensor, lowered):
-    """Whether a tensor goes from one layer in floating point to the next, on no grid."""
+def _stays_float(key: str, tensor: Any, lowered: LoweredModel) -> bool:
+    """Returns whether a tensor connects two floating-point layers and is not quantized."""
     return key in lowered.floating and flatbuffer.type_name(tensor) == "FLOAT32"
 
 
-def _nearest_layout(weights, found):
-    """Integers and scales in the layout of a file that has the fewest different integers."""
+def _nearest_layout(weights: StoredWeights, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the integers and scales in the layout that differs least from the file."""
     layouts = list(weights.layouts(found.shape)) or [(weights.integers, weights.scales, 0)]
     integers, scales, _ = min(
         layouts,

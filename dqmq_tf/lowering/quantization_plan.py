@@ -1,4 +1,4 @@
-"""Quantization of the float file: every range is handed over, nothing is calibrated.
+"""Quantizes the float file with given ranges; nothing is calibrated.
 
 `plan` decides the scale and zero point of each tensor of the file; `quantize` has
 ai-edge-quantizer write them, with one rule per operator, so that an operator without a rule stays
@@ -10,13 +10,19 @@ import dataclasses
 import io
 import logging
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import TFLiteFile, activation_tensors
+from dqmq_tf.flatbuffer import ModelT, TFLiteFile, activation_tensors
+from dqmq_tf.flatbuffer.serialization import OperatorT, SubGraphT
 from dqmq_tf.lowering import folding
+from dqmq_tf.lowering.folding import FoldedWeights
+from dqmq_tf.lowering.lowered_model import LoweredModel
+from dqmq_tf.lowering.tensor_matching import Match
 from dqmq_tf.precision import tflite_zero_point
 
 # Their kernels move values and cannot rescale them.
@@ -38,7 +44,7 @@ _SHARED_SCALES = frozenset(
     }
 )
 _INHERITED_SCALES = _SHARED_SCALES | {"MEAN"}
-# What a grid from zero up does anyhow; in front of them a tensor takes the grid behind.
+# An unsigned grid already clips at zero, so the input of a ReLU shares the quantization of its output.
 _CLIPPING = ("RELU", "RELU6")
 _NAMES = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
 _LARGEST_INT32 = 2**31 - 1
@@ -46,14 +52,14 @@ _LARGEST_INT32 = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the file shall hold.
+    """The quantization of a file.
 
     Attributes:
         activations: `{tensor index: ActivationPrecision}`; a tensor without entry stays float.
         weights: `{operator index: FoldedWeights}`.
         operators: Indices of the operators to quantize.
         own_kernels: Those of them that ai-edge-quantizer has no integer form for, or another one; see
-            `integers.merge_kernels`.
+            `integer_kernels.merge_kernels`.
     """
 
     activations: dict
@@ -62,12 +68,12 @@ class Plan:
     own_kernels: tuple = ()
 
 
-def plan(model, match, lowered):
+def plan(model: ModelT, match: Match, lowered: LoweredModel) -> Plan:
     """Decides the quantization of every tensor of a float file.
 
     Args:
         model: `ModelT` of the float file.
-        match: `Match` of the file and its lowered.
+        match: `Match` of the file and its lowered model.
         lowered: `LoweredModel`.
 
     Returns:
@@ -104,7 +110,7 @@ def plan(model, match, lowered):
     )
 
 
-def require_quantizer():
+def require_quantizer() -> tuple[Any, Any]:
     """Modules `qtyping` and `quantizer` of ai-edge-quantizer.
 
     Raises:
@@ -119,7 +125,7 @@ def require_quantizer():
     return qtyping, quantizer
 
 
-def quantize(file, plan):
+def quantize(file: TFLiteFile, plan: Plan) -> TFLiteFile:
     """Writes a plan into a float file.
 
     Args:
@@ -160,8 +166,8 @@ def quantize(file, plan):
     return TFLiteFile(bytes(result.quantized_model))
 
 
-def _share(model, graph, operators, known):
-    """Hands quantization on through operators that cannot rescale, both ways."""
+def _share(model: ModelT, graph: SubGraphT, operators: list[int], known: dict[int, Any]) -> None:
+    """Propagates quantization in both directions through operators that cannot rescale."""
     floats = set(activation_tensors(model, graph))
     changed = True
     while changed:
@@ -187,7 +193,7 @@ def _share(model, graph, operators, known):
                     known[index], changed = found[0], True
 
 
-def _is_by_us(model, operator, known):
+def _is_by_us(model: ModelT, operator: OperatorT, known: dict[int, Any]) -> bool:
     name = flatbuffer.operator_name(model, operator)
     # Of tensors on several grids, ai-edge-quantizer has all written on that of the result, though
     # the kernel of a sigmoid, say, writes on one grid only.
@@ -195,8 +201,8 @@ def _is_by_us(model, operator, known):
     return name == "LEAKY_RELU" or name == "CONCATENATION" and len(grids) > 1
 
 
-def _ranges(model, graph, plan):
-    """QSVs of ai-edge-quantizer: minima and maxima that give back our scales to the bit."""
+def _ranges(model: ModelT, graph: SubGraphT, plan: Plan) -> dict[str, dict[str, np.ndarray]]:
+    """QSVs of ai-edge-quantizer: minima and maxima that reproduce our scales exactly."""
     ranges = {}
     for index, precision in plan.activations.items():
         step = np.float64(np.float32(precision.step))
@@ -220,13 +226,13 @@ def _ranges(model, graph, plan):
     return ranges
 
 
-def _bound_shape(weights, rank):
+def _bound_shape(weights: FoldedWeights, rank: int) -> np.ndarray:
     shape = [1] * rank
     shape[weights.channel_axis] = -1
     return weights.scales.astype(np.float64).reshape(shape) * 127
 
 
-def _describe(model, graph, index):
+def _describe(model: ModelT, graph: SubGraphT, index: int) -> str:
     shape = tuple(int(n) for n in graph.tensors[index].shape)
     for operator in graph.operators:
         if index in operator.outputs:
@@ -236,8 +242,8 @@ def _describe(model, graph, index):
 
 
 @contextlib.contextmanager
-def _quiet():
-    """ai-edge-quantizer prints and logs its progress."""
+def _quiet() -> Iterator[None]:
+    """Silences ai-edge-quantizer, which prints and logs its progress."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

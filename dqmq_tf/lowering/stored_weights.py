@@ -1,13 +1,16 @@
-"""Weights that stand in a file as integers and are read by a kernel in floating point.
+"""Weights that a file stores as integers and a floating-point kernel reads.
 
-Where a layer computes in floating point, its weights still take the bits that they were trained
-for: a DEQUANTIZE restores them, or, of an embedding, the lookup itself.
+The weights of a floating-point layer still use the bit-width that they were trained for: a
+DEQUANTIZE operator restores their values, or the lookup itself in the case of an embedding.
 """
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
+
+from dqmq_tf.precision import WeightPrecision
 
 DEQUANTIZED = "DEQUANTIZE"
 LOOKED_UP = "EMBEDDING_LOOKUP"
@@ -34,7 +37,7 @@ class StoredWeights:
     bit_width: int
 
     @classmethod
-    def of(cls, path, variable, kind, precision):
+    def of(cls, path: str, variable: str, kind: str, precision: WeightPrecision) -> "StoredWeights":
         """Returns the weights of a `WeightPrecision`."""
         return cls(
             path=path,
@@ -46,17 +49,17 @@ class StoredWeights:
         )
 
     @property
-    def values(self):
+    def values(self) -> np.ndarray:
         """float32 values `step * integer`, in Keras's layout."""
         return self.integers * self.steps
 
     @property
-    def scales(self):
+    def scales(self) -> np.ndarray:
         """All step sizes, float32, flat."""
         return self.steps.ravel()
 
-    def layouts(self, shape):
-        """The ways in which a converter may have laid the variable out in a constant.
+    def layouts(self, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """Yields the layouts in which a converter may have stored the variable as a constant.
 
         Args:
             shape: Shape of the constant.
@@ -73,7 +76,7 @@ class StoredWeights:
             if scales is not None:
                 yield self.integers.transpose(order).reshape(shape), scales, axis
 
-    def layout_of(self, values):
+    def layout_of(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, int] | None:
         """The layout, as of `layouts`, in which a constant holds these weights; None if it does not.
 
         Args:
@@ -87,7 +90,7 @@ class StoredWeights:
         return None
 
 
-def _along_one_axis(steps):
+def _along_one_axis(steps: np.ndarray) -> tuple[np.ndarray | None, int]:
     """`(scales, axis)` of steps that vary along one axis at most, else `(None, 0)`."""
     if not np.ptp(steps):
         return steps.ravel()[:1], 0

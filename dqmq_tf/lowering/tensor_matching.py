@@ -1,22 +1,27 @@
-"""What the parts of a converted float file are: operators, weights and tensors of the lowered.
+"""Finds which operator, constant and tensor of a converted file belongs to which layer.
 
-Tensors are told by their markers, weights by their content, and an operator by the first marked
-tensor that it leads to. Nothing here goes by names, which do not survive the converter.
+Tensors are identified by their markers, weights by their content, and an operator by the first
+marked tensor downstream of it. Names are not used, because they do not survive the converter.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
+from dqmq_tf.flatbuffer import ModelT
+from dqmq_tf.flatbuffer.serialization import SubGraphT
 from dqmq_tf.lowering import folding, tensor_markers
 from dqmq_tf.lowering.folding import FoldedWeights
+from dqmq_tf.lowering.lowered_model import LoweredModel
+from dqmq_tf.lowering.stored_weights import StoredWeights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Match:
-    """The correspondence between a float file and its lowered.
+    """The correspondence between a float file and its lowered model.
 
     Attributes:
         tensors: `{tensor index: key}` of the tensors that were marked; their grid is that of the key.
@@ -33,11 +38,11 @@ class Match:
     paths: dict
 
 
-def match_tensors(model, lowered):
-    """Finds the tensors and weights of a lowered in its converted file.
+def match_tensors(model: ModelT, lowered: LoweredModel) -> Match:
+    """Finds the tensors and weights of a lowered model in its converted file.
 
     Args:
-        model: `ModelT` of the float file; its markers are taken out.
+        model: `ModelT` of the float file; its markers are removed.
         lowered: `LoweredModel` that it was converted from.
 
     Returns:
@@ -72,7 +77,7 @@ def match_tensors(model, lowered):
     )
 
 
-def _one_key(keys, lowered):
+def _one_key(keys: list[str], lowered: LoweredModel) -> str:
     """The key of a tensor behind which the converter found several equal ones."""
     grids = {lowered.quantization[key] for key in keys if key in lowered.quantization}
     if len(grids) > 1:
@@ -83,9 +88,10 @@ def _one_key(keys, lowered):
     return next((key for key in keys if key in lowered.quantization), keys[0])
 
 
-def _destinations(graph, tensors):
+def _destinations(graph: SubGraphT, tensors: dict[int, str]) -> dict[int, str]:
     """`{operator index: key of the first marked tensor that it leads to}`."""
-    found, after = {}, {index: key for index, key in tensors.items()}
+    found: dict[int, str] = {}
+    after = dict(tensors)
     for index in reversed(range(len(graph.operators))):
         operator = graph.operators[index]
         keys = [after[int(i)] for i in operator.outputs if int(i) in after]
@@ -97,8 +103,11 @@ def _destinations(graph, tensors):
     return found
 
 
-def _match_weights(model, graph, expected, floating):
-    remaining, found = list(expected), {}
+def _match_weights(
+    model: ModelT, graph: SubGraphT, expected: list[Any], floating: frozenset[int]
+) -> dict[int, FoldedWeights]:
+    remaining = list(expected)
+    found: dict[int, FoldedWeights] = {}
     for index, operator in enumerate(graph.operators):
         name = flatbuffer.operator_name(model, operator)
         if name not in folding.OPERANDS or index in floating:
@@ -117,7 +126,9 @@ def _match_weights(model, graph, expected, floating):
     return found
 
 
-def _match_stored(model, graph, expected, floating):
+def _match_stored(
+    model: ModelT, graph: SubGraphT, expected: list[Any], floating: frozenset[int]
+) -> dict[int, StoredWeights]:
     read = {int(i) for index in floating for i in graph.operators[index].inputs if int(i) >= 0}
     constants = {
         i: flatbuffer.constant(model, graph.tensors[i])
@@ -134,7 +145,7 @@ def _match_stored(model, graph, expected, floating):
     return found
 
 
-def _check_found(missing):
+def _check_found(missing: list[Any]) -> None:
     if missing:
         paths = ", ".join(repr(weights.path) for weights in missing)
         raise ConversionError(
@@ -143,6 +154,6 @@ def _check_found(missing):
         )
 
 
-def _same_content(weights, values):
+def _same_content(weights: FoldedWeights, values: np.ndarray) -> bool:
     expected = weights.values
     return expected.size == values.size and np.array_equal(expected.ravel(), values.ravel())
