@@ -1,7 +1,7 @@
 """Rounds biases to the grid on which int8 kernels store them.
 
-A file stores the bias of a convolution as int32 in units of input step x weight step, with the batch
-norm folded in. With few weight bits these units are coarse: a float bias can differ from the stored
+A file stores the bias of a convolution as int32 in units of input step x weight step, with the
+batch norm folded in. With few weight bits these units are coarse: a float bias can differ from the stored
 one by a large part of an output step, and the error grows from layer to layer. Rounding the biases
 when the bits are frozen makes the Keras model compute what the file will compute.
 """
@@ -54,7 +54,7 @@ def snap_biases(body: keras.Model, precision: Precision) -> None:
 
 
 def _unit(layer: Any, input_step: float, weight_step: np.ndarray) -> np.ndarray | None:
-    """Returns the value of one bias integer, shaped like the bias; None if the grid is undefined."""
+    """Returns the value of one bias integer, shaped like the bias; None if there is none."""
     unit = np.float64(input_step) * weight_step.astype("float64")
     if not isinstance(layer, keras.layers.EinsumDense):
         return unit.ravel()

@@ -1,7 +1,7 @@
 """Lowers a layer that computes in floating point between integer layers.
 
-A layer without an integer kernel in TFLite runs as in training: in floating point, with weights that
-the file stores as the trained integers. Its output is quantized again where the next integer kernel
+A layer without an integer kernel in TFLite runs as in training: in floating point, with weights
+that the file stores as the trained integers. Its output is quantized again where the next integer kernel
 reads it.
 """
 

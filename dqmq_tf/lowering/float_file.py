@@ -41,7 +41,7 @@ def export_float(model: keras.Model) -> TFLiteFile:
 def name_tensors(model: ModelT, match: Match, lowered: LoweredModel) -> None:
     """Gives every tensor a short unique name, and every operator its own weights and bias.
 
-    Activations are named by their key in the lowered model (`"a7"`), weights by their position in it
+    Activations are named by their key in the lowered model (`"a7"`), weights by position
     (`"w0"`), biases by that of their operator (`"b0"`), other constants `"c0"` and so on.
 
     Args:

@@ -39,7 +39,7 @@ _SMALLEST_SCALE = 1e-10
 
 
 def data_operand(kind: str) -> int:
-    """Returns the position of the data input; a transposed convolution takes its output shape first."""
+    """Returns the position of the data input; `TRANSPOSE_CONV` takes its output shape first."""
     return 2 if kind == TRANSPOSED else 0
 
 

@@ -134,7 +134,7 @@ def _held(model: ModelT, graph: SubGraphT, tensor: TensorT, weights: StoredWeigh
     layout = weights.layout_of(flatbuffer.constant(model, tensor))
     if layout is None:
         raise ConversionError(
-            f"{weights.path}/{weights.variable}: the file does not hold the values of these weights. "
+            f"{weights.path}/{weights.variable}: the file does not hold these weights. "
             "Please report the model."
         )
     integers, scales, axis = layout

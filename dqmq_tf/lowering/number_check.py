@@ -20,7 +20,7 @@ def differences(
     Args:
         model: `ModelT` of the file.
         lowered: `LoweredModel`.
-        activations: `{key: ActivationPrecision}` to expect in addition to those of the lowered model.
+        activations: `{key: ActivationPrecision}` to expect besides the lowered model's.
 
     Returns:
         `(figures, messages)`: counts of compared and different numbers, and one message per

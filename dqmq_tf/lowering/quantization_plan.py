@@ -44,7 +44,8 @@ _SHARED_SCALES = frozenset(
     }
 )
 _INHERITED_SCALES = _SHARED_SCALES | {"MEAN"}
-# An unsigned grid already clips at zero, so the input of a ReLU shares the quantization of its output.
+# An unsigned grid already clips at zero, so the input of a ReLU shares the quantization of its
+# output.
 _CLIPPING = ("RELU", "RELU6")
 _NAMES = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
 _LARGEST_INT32 = 2**31 - 1
@@ -58,7 +59,7 @@ class Plan:
         activations: `{tensor index: ActivationPrecision}`; a tensor without entry stays float.
         weights: `{operator index: FoldedWeights}`.
         operators: Indices of the operators to quantize.
-        own_kernels: Those of them that ai-edge-quantizer has no integer form for, or another one; see
+        own_kernels: Those of them that need an integer form that ai-edge-quantizer lacks; see
             `integer_kernels.merge_kernels`.
     """
 

@@ -77,7 +77,7 @@ class StoredWeights:
                 yield self.integers.transpose(order).reshape(shape), scales, axis
 
     def layout_of(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, int] | None:
-        """The layout, as of `layouts`, in which a constant holds these weights; None if it does not.
+        """Returns the layout in which a constant holds these weights; None if it does not.
 
         Args:
             values: float32 array, the constant.

@@ -1,10 +1,10 @@
 """Markers that identify the tensors of the lowered model in its converted file.
 
 Names do not survive the converter, and values may be equal where tensors are not. So every tensor
-of the lowered model that has a grid, or is made in floating point, passes through a fake quantization
-whose scale is its number. The converter leaves each as a pair of QUANTIZE and DEQUANTIZE, and moves
-nothing across but a RESHAPE, which has the same values on both sides; `remove_markers` reads the numbers
-and removes the pairs.
+of the lowered model that has a grid, or is made in floating point, passes through a fake
+quantization whose scale is its number. The converter leaves each as a pair of QUANTIZE and DEQUANTIZE, and moves
+nothing across but a RESHAPE, which has the same values on both sides; `remove_markers` reads the
+numbers and removes the pairs.
 """
 
 from typing import Any

@@ -24,7 +24,7 @@ class Match:
     """The correspondence between a float file and its lowered model.
 
     Attributes:
-        tensors: `{tensor index: key}` of the tensors that were marked; their grid is that of the key.
+        tensors: `{tensor index: key}` of the marked tensors; their grid is that of the key.
         weights: `{operator index: FoldedWeights}` of the integer kernels with weights.
         stored: `{tensor index: StoredWeights}` of constants that kernels in floating point read.
         floating: Indices of the operators that stay in floating point.
