@@ -21,14 +21,11 @@ from dqmq_tf.training.search_schedule import SearchSchedule
 class DQMQModel(keras.Model):
     """A quantized functional model with a policy; made by `dqmq_tf.quantize_model`.
 
-    It has the inputs, outputs and layer names of the model it was made from; layers with kernels
-    are wrapped in `QuantizeWrapper`. `fit` trains in three phases: a warm-up in which the network
-    gets used to drawn bit-widths, the search in which the policy moves, and, from `config.settle`
-    of the training on, fine-tuning at bits that meet the budget. A `fit` after that goes on
-    fine-tuning at these bits.
-
-    Attributes:
-        parts: A `Parts`; its entries are also attributes of the model (`policy`, `target`, …).
+    It has the inputs, outputs and layer names of the original model. Layers with kernels are wrapped
+    in `QuantizeWrapper`. `fit` trains in three phases: a warm-up in which the network adapts to
+    sampled bit-widths, a search in which the policy learns them, and fine-tuning at fixed bits that
+    meet the budget, which begins after the share `config.settle` of the training. Another `fit`
+    goes on fine-tuning at these bits.
     """
 
     def __init__(self, inputs, outputs, parts, name=None):
