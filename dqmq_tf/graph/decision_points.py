@@ -15,7 +15,6 @@ import keras
 
 from dqmq_tf.config import DQMQConfig, LayerRule
 from dqmq_tf.graph.activations import fixed_range
-from dqmq_tf.graph.aliases import sources_of
 from dqmq_tf.graph.fusion import EXACT, Slot, fused_tensors, rounds, shares_scale, tensor_slots
 from dqmq_tf.graph.graph import Graph, Node
 from dqmq_tf.graph.kernels import (
@@ -25,7 +24,6 @@ from dqmq_tf.graph.kernels import (
     multiply_accumulates,
     op_kind,
 )
-from dqmq_tf.graph.trial_runs import unused_kernels
 from dqmq_tf.targets import Target
 
 
@@ -106,10 +104,7 @@ def find_points(
     for node in graph.nodes:
         rule = config.rule_for(node.path)
         per_tensor = frozenset() if node.path in normalized else target.per_tensor
-        unused = unused_kernels(graph, node)
         for variable_name, variable in quantized_variables(node, rule).items():
-            if variable_name in unused:
-                continue
             name = f"{node.path}:{variable_name}"
             macs = multiply_accumulates(graph, node, variable)
             if name in weights:
@@ -163,7 +158,6 @@ def float_weight_count(graph: Graph, weights: Iterable[WeightPoint]) -> int:
         (node.path, name): math.prod(variable.shape)
         for node in graph.nodes
         for name, variable in kernel_variables(node.layer).items()
-        if name not in unused_kernels(graph, node)
     }
     return sum(size for key, size in sizes.items() if key not in covered)
 
@@ -177,14 +171,12 @@ def _activation_points(graph: Graph, target: Target, config: DQMQConfig) -> list
     quantized -= {t for t, node in producers.items() if not config.rule_for(node.path).quantize}
     quantized -= {t for t, name in names.items() if not config.rule_for(name).quantize}
     quantized -= fused_tensors(graph) | _embedding_indices(graph)
-    # What nothing reads is not in the trained model, so no data would pass its quantizer.
-    quantized &= {*consumers, *graph.outputs}
 
     ranges: dict[int, str] = {}
     sources: dict[int, tuple[int, ...]] = {}
     for tensor in sorted(quantized):
         producer = producers.get(tensor)
-        sources[tensor] = _scale_sources(graph, tensor, quantized, ranges)
+        sources[tensor] = _scale_sources(graph, producer, quantized, ranges)
         source_ranges = {ranges[source] for source in sources[tensor]}
         own_range = fixed_range(producer.layer if producer else None)
         ranges[tensor] = source_ranges.pop() if source_ranges else own_range
@@ -193,7 +185,7 @@ def _activation_points(graph: Graph, target: Target, config: DQMQConfig) -> list
 
     points: list[ActivationPoint] = []
     points_by_path: collections.Counter[str] = collections.Counter()
-    for tensors in _groups(graph, quantized, sources, origins):
+    for tensors in _groups(quantized, sources, slots, origins):
         first, *rest = [t for t in tensors if t in origins]
         paths = [producers[t].path if t in producers else names[t] for t in (first, *rest)]
         allowed = [
@@ -227,12 +219,15 @@ def _activation_points(graph: Graph, target: Target, config: DQMQConfig) -> list
 
 
 def _groups(
-    graph: Graph, quantized: set[int], sources: Mapping[int, tuple[int, ...]], origins: set[int]
+    quantized: set[int],
+    sources: Mapping[int, tuple[int, ...]],
+    slots: Mapping[int, Slot],
+    origins: set[int],
 ) -> Iterable[list[int]]:
     """Returns the sets of tensors that share a scale, each sorted, by their first tensor.
 
-    A tensor shares the scale of its sources, of the tensors that are the same one at inference, and
-    of those in the same slot (a layer of a nested model that is called twice has one quantizer).
+    A tensor shares the scale of its sources, and that of the tensors in the same slot (a layer of a
+    nested model that is called twice has one quantizer).
     """
     parents = {tensor: tensor for tensor in quantized}
 
@@ -241,17 +236,13 @@ def _groups(
             tensor = parents[tensor]
         return tensor
 
-    slots = tensor_slots(graph)
-    quantized_slots = {slots[t] for t in origins}
     first_in_slot: dict[Slot, int] = {}
-    first_of_alias: dict[int, int] = {}
+    quantized_slots = {slots[t] for t in origins}
     for tensor in sorted(quantized):
-        same = [*sources[tensor]]
         if slots[tensor] in quantized_slots:
-            same.append(first_in_slot.setdefault(slots[tensor], tensor))
-        same.append(first_of_alias.setdefault(graph.aliases.get(tensor, tensor), tensor))
-        for other in same:
-            parents[root(tensor)] = root(other)
+            parents[root(tensor)] = root(first_in_slot.setdefault(slots[tensor], tensor))
+        for source in sources[tensor]:
+            parents[root(tensor)] = root(source)
     members = collections.defaultdict(list)
     for tensor in sorted(quantized):
         members[root(tensor)].append(tensor)
@@ -259,19 +250,14 @@ def _groups(
 
 
 def _scale_sources(
-    graph: Graph, tensor: int, quantized: set[int], ranges: Mapping[int, str]
+    graph: Graph, node: Node | None, quantized: set[int], ranges: Mapping[int, str]
 ) -> tuple[int, ...]:
-    """Returns the inputs of a tensor's layer whose scale the tensor shares."""
-    node, aliases = graph.producers.get(tensor), graph.aliases
-    if node is None:
+    """Returns the inputs of a node whose scale its output shares."""
+    if node is None or not shares_scale(graph, node):
         return ()
-    inputs = tuple(dict.fromkeys(t for t in node.inputs if t in quantized))
-    for source in inputs:
-        if aliases.get(source, source) == aliases.get(tensor, tensor):
-            return (source,)
+    sources = tuple(dict.fromkeys(t for t in node.inputs if t in quantized))
     # Kernels fix the range of a sigmoid: one scale for it and a relu would fit neither.
-    has_one_range = len({ranges[t] for t in inputs}) <= 1
-    return inputs if shares_scale(graph, node) and has_one_range else ()
+    return sources if len({ranges[t] for t in sources}) <= 1 else ()
 
 
 def _embedding_indices(graph: Graph) -> set[int]:
@@ -281,7 +267,7 @@ def _embedding_indices(graph: Graph) -> set[int]:
     def reads_indices(node: Node) -> bool:
         if isinstance(node.layer, keras.layers.Embedding):
             return True
-        if type(node.layer).__name__ in EXACT or sources_of(graph, node) is not None:
+        if type(node.layer).__name__ in EXACT:
             return all(t in indices for t in node.outputs)
         return type(node.layer).__name__ == "Cast" and not is_float(graph.dtypes[node.outputs[0]])
 
