@@ -9,6 +9,7 @@ from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.budget.default_budget import allowed_bit_ops, budget_kind
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.graph import activations, decision_points, fusion, splitting
+from dqmq_tf.graph.aliases import with_aliases
 from dqmq_tf.graph.rebuild import new_inputs, single, structured
 from dqmq_tf.layers import (
     ActivationQuantizer,
@@ -40,6 +41,7 @@ class ModelParts:
         costs, target, budget, config: See `quantize_model`.
         bit_ops: By which encoder and normalization were measured out.
         output_names: Names of the outputs, those of the model that was quantized.
+        aliases: `[tensor, alias]` of the tensors that are one at inference, and share a quantizer.
         budget_is_default: Whether the budget was chosen for a model that was given none.
     """
 
@@ -57,6 +59,7 @@ class ModelParts:
     config: DQMQConfig
     bit_ops: float
     output_names: list
+    aliases: list
     budget_is_default: bool = False
 
 
@@ -64,7 +67,7 @@ class ModelParts:
 _NORMALIZATION_SHARE = 0.02
 
 
-def build(model, target, budget, config, bit_ops=None, output_names=None):
+def build(model, target, budget, config, bit_ops=None, output_names=None, aliases=None):
     """Returns what a `DQMQModel` is made of: `(inputs, outputs, ModelParts)`.
 
     A saved model is built anew by this and then given its weights: step sizes for its first, random
@@ -75,11 +78,14 @@ def build(model, target, budget, config, bit_ops=None, output_names=None):
         bit_ops: Per input, by which encoder and normalization are measured out; None for those of
             the budget. A default budget is known only once these are.
         output_names: Names of the outputs, for losses and logs; None for those of the model.
+        aliases: Of a saved model, see `ModelParts`; None to find them by running layers.
     """
     body, made = splitting.split_layers(model)
     config = splitting.with_part_rules(config, made)
     nested = graphs.trace_nested(body)
     graph = graphs.inline(nested)
+    if aliases is not None:
+        graph = with_aliases(graph, aliases)
     activations, weights = decision_points.find_points(graph, target, config)
     kept = decision_points.float_weight_count(graph, weights)
     costs = CostModel(budget_kind(budget, target), target, activations, weights, kept)
@@ -104,6 +110,7 @@ def build(model, target, budget, config, bit_ops=None, output_names=None):
         config=config,
         bit_ops=bit_ops,
         output_names=output_names or names_of_outputs(model),
+        aliases=[list(pair) for pair in graph.aliases.items()],
     )
     return inputs, outputs, parts
 

@@ -338,6 +338,7 @@ class DQMQModel(keras.Model):
             "config": self.config.to_dict(),
             "bit_ops": self._parts.bit_ops,
             "output_names": list(self.output_names),
+            "aliases": self._parts.aliases,
             "budget_is_default": self._parts.budget_is_default,
             "phase": self.policy.phase,
             "profiles": self.policy.profiles,
@@ -354,6 +355,7 @@ class DQMQModel(keras.Model):
             DQMQConfig.from_dict(config["config"]),
             config["bit_ops"],
             config.get("output_names"),
+            config.get("aliases", ()),
         )
         model = cls(*made, name=config["name"])
         model._parts.budget_is_default = config.get("budget_is_default", False)

@@ -225,7 +225,7 @@ def _custom_objects(layer: Any) -> dict[str, Any]:
             if not any(hasattr(namespace, str(name)) for namespace in _NAMESPACES):
                 scope[name] = value
         elif hasattr(value, "get_config") and not isinstance(value, type):
-            if not _is_from_keras(type(value)):
+            if not is_from_keras(type(value)):
                 scope[keras.saving.get_registered_name(type(value))] = type(value)
             for attribute in getattr(value, "__dict__", {}).values():
                 visit(attribute)
@@ -236,10 +236,11 @@ def _custom_objects(layer: Any) -> dict[str, Any]:
 
 def _is_custom_function(value: Any) -> bool:
     is_function = callable(value) and not isinstance(value, (type, keras.Operation))
-    return is_function and not hasattr(value, "get_config") and not _is_from_keras(value)
+    return is_function and not hasattr(value, "get_config") and not is_from_keras(value)
 
 
-def _is_from_keras(value: Any) -> bool:
+def is_from_keras(value: Any) -> bool:
+    """Whether a class or function is one of Keras's own."""
     return (getattr(value, "__module__", None) or "").split(".")[0] == "keras"
 
 

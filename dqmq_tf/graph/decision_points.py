@@ -15,6 +15,7 @@ import keras
 
 from dqmq_tf.config import DQMQConfig, LayerRule
 from dqmq_tf.graph.activations import fixed_range
+from dqmq_tf.graph.aliases import sources_of
 from dqmq_tf.graph.fusion import EXACT, Slot, fused_tensors, rounds, shares_scale, tensor_slots
 from dqmq_tf.graph.graph import Graph, Node
 from dqmq_tf.graph.kernels import (
@@ -24,6 +25,7 @@ from dqmq_tf.graph.kernels import (
     multiply_accumulates,
     op_kind,
 )
+from dqmq_tf.graph.trial_runs import unused_kernels
 from dqmq_tf.targets import Target
 
 
@@ -104,7 +106,10 @@ def find_points(
     for node in graph.nodes:
         rule = config.rule_for(node.path)
         per_tensor = frozenset() if node.path in normalized else target.per_tensor
+        unused = unused_kernels(graph, node)
         for variable_name, variable in quantized_variables(node, rule).items():
+            if variable_name in unused:
+                continue
             name = f"{node.path}:{variable_name}"
             macs = multiply_accumulates(graph, node, variable)
             if name in weights:
@@ -158,6 +163,7 @@ def float_weight_count(graph: Graph, weights: Iterable[WeightPoint]) -> int:
         (node.path, name): math.prod(variable.shape)
         for node in graph.nodes
         for name, variable in kernel_variables(node.layer).items()
+        if name not in unused_kernels(graph, node)
     }
     return sum(size for key, size in sizes.items() if key not in covered)
 
@@ -171,12 +177,14 @@ def _activation_points(graph: Graph, target: Target, config: DQMQConfig) -> list
     quantized -= {t for t, node in producers.items() if not config.rule_for(node.path).quantize}
     quantized -= {t for t, name in names.items() if not config.rule_for(name).quantize}
     quantized -= fused_tensors(graph) | _embedding_indices(graph)
+    # What nothing reads is not in the trained model, so no data would pass its quantizer.
+    quantized &= {*consumers, *graph.outputs}
 
     ranges: dict[int, str] = {}
     sources: dict[int, tuple[int, ...]] = {}
     for tensor in sorted(quantized):
         producer = producers.get(tensor)
-        sources[tensor] = _scale_sources(graph, producer, quantized, ranges)
+        sources[tensor] = _scale_sources(graph, tensor, quantized, ranges)
         source_ranges = {ranges[source] for source in sources[tensor]}
         own_range = fixed_range(producer.layer if producer else None)
         ranges[tensor] = source_ranges.pop() if source_ranges else own_range
@@ -185,7 +193,7 @@ def _activation_points(graph: Graph, target: Target, config: DQMQConfig) -> list
 
     points: list[ActivationPoint] = []
     points_by_path: collections.Counter[str] = collections.Counter()
-    for tensors in _groups(quantized, sources, slots, origins):
+    for tensors in _groups(graph, quantized, sources, origins):
         first, *rest = [t for t in tensors if t in origins]
         paths = [producers[t].path if t in producers else names[t] for t in (first, *rest)]
         allowed = [
@@ -219,15 +227,12 @@ def _activation_points(graph: Graph, target: Target, config: DQMQConfig) -> list
 
 
 def _groups(
-    quantized: set[int],
-    sources: Mapping[int, tuple[int, ...]],
-    slots: Mapping[int, Slot],
-    origins: set[int],
+    graph: Graph, quantized: set[int], sources: Mapping[int, tuple[int, ...]], origins: set[int]
 ) -> Iterable[list[int]]:
     """Returns the sets of tensors that share a scale, each sorted, by their first tensor.
 
-    A tensor shares the scale of its sources, and that of the tensors in the same slot (a layer of a
-    nested model that is called twice has one quantizer).
+    A tensor shares the scale of its sources, of the tensors that are the same one at inference, and
+    of those in the same slot (a layer of a nested model that is called twice has one quantizer).
     """
     parents = {tensor: tensor for tensor in quantized}
 
@@ -236,13 +241,17 @@ def _groups(
             tensor = parents[tensor]
         return tensor
 
-    first_in_slot: dict[Slot, int] = {}
+    slots = tensor_slots(graph)
     quantized_slots = {slots[t] for t in origins}
+    first_in_slot: dict[Slot, int] = {}
+    first_of_alias: dict[int, int] = {}
     for tensor in sorted(quantized):
+        same = [*sources[tensor]]
         if slots[tensor] in quantized_slots:
-            parents[root(tensor)] = root(first_in_slot.setdefault(slots[tensor], tensor))
-        for source in sources[tensor]:
-            parents[root(tensor)] = root(source)
+            same.append(first_in_slot.setdefault(slots[tensor], tensor))
+        same.append(first_of_alias.setdefault(graph.aliases.get(tensor, tensor), tensor))
+        for other in same:
+            parents[root(tensor)] = root(other)
     members = collections.defaultdict(list)
     for tensor in sorted(quantized):
         members[root(tensor)].append(tensor)
@@ -250,14 +259,19 @@ def _groups(
 
 
 def _scale_sources(
-    graph: Graph, node: Node | None, quantized: set[int], ranges: Mapping[int, str]
+    graph: Graph, tensor: int, quantized: set[int], ranges: Mapping[int, str]
 ) -> tuple[int, ...]:
-    """Returns the inputs of a node whose scale its output shares."""
-    if node is None or not shares_scale(graph, node):
+    """Returns the inputs of a tensor's layer whose scale the tensor shares."""
+    node, aliases = graph.producers.get(tensor), graph.aliases
+    if node is None:
         return ()
-    sources = tuple(dict.fromkeys(t for t in node.inputs if t in quantized))
+    inputs = tuple(dict.fromkeys(t for t in node.inputs if t in quantized))
+    for source in inputs:
+        if aliases.get(source, source) == aliases.get(tensor, tensor):
+            return (source,)
     # Kernels fix the range of a sigmoid: one scale for it and a relu would fit neither.
-    return sources if len({ranges[t] for t in sources}) <= 1 else ()
+    has_one_range = len({ranges[t] for t in inputs}) <= 1
+    return inputs if shares_scale(graph, node) and has_one_range else ()
 
 
 def _embedding_indices(graph: Graph) -> set[int]:
@@ -267,7 +281,7 @@ def _embedding_indices(graph: Graph) -> set[int]:
     def reads_indices(node: Node) -> bool:
         if isinstance(node.layer, keras.layers.Embedding):
             return True
-        if type(node.layer).__name__ in EXACT:
+        if type(node.layer).__name__ in EXACT or sources_of(graph, node) is not None:
             return all(t in indices for t in node.outputs)
         return type(node.layer).__name__ == "Cast" and not is_float(graph.dtypes[node.outputs[0]])
 

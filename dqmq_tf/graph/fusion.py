@@ -17,11 +17,9 @@ INPUT_CALL = -1
 # Layers and operations by class name, as Keras does not export the classes of its operations.
 # These only move or select values:
 EXACT = {
-    "Concatenate", "Cropping1D", "Cropping2D", "Dropout", "Flatten", "GaussianDropout",
-    "GaussianNoise", "GetItem", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "Identity",
-    "MaxPooling1D", "MaxPooling2D", "Permute", "RepeatVector", "Reshape", "SpatialDropout1D",
-    "SpatialDropout2D", "Squeeze", "Transpose", "ExpandDims", "ZeroPadding1D", "ZeroPadding2D",
-    "ActivityRegularization", "AlphaDropout",
+    "Concatenate", "Cropping1D", "Cropping2D", "ExpandDims", "Flatten", "GetItem",
+    "GlobalMaxPooling1D", "GlobalMaxPooling2D", "MaxPooling1D", "MaxPooling2D", "Permute",
+    "RepeatVector", "Reshape", "Squeeze", "Transpose", "ZeroPadding1D", "ZeroPadding2D",
 }  # fmt: skip
 # These compute means of neighboring values, and round them to the scale of their input:
 AVERAGES = {
@@ -64,13 +62,10 @@ def tensor_slots(graph: Graph) -> dict[int, Slot]:
 
 
 def shares_scale(graph: Graph, node: Node) -> bool:
-    """Whether the output of a node has the scale of its input."""
+    """Whether the outputs of a node have the scale of its inputs: it moves or averages values."""
     kind = type(node.layer).__name__
-    if kind.startswith(_GLOBAL_AVERAGE):
-        return not is_global_average(graph, node)
-    if getattr(node.layer, "activation", None) is keras.activations.linear:
-        return kind == "Activation"
-    return kind in EXACT | AVERAGES and not is_global_average(graph, node)
+    is_average = kind in AVERAGES or kind.startswith(_GLOBAL_AVERAGE)
+    return kind in EXACT or is_average and not is_global_average(graph, node)
 
 
 def rounds(node: Node) -> bool:

@@ -9,11 +9,12 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import keras
 
+from dqmq_tf.graph.aliases import find_aliases
 from dqmq_tf.graph.fold_rules import folds_into, is_foldable
 
 CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -101,13 +102,21 @@ class Graph:
         }
 
     @functools.cached_property
+    def aliases(self) -> dict[int, int]:
+        """`{tensor: first tensor with the same values at inference}`; see `find_aliases`."""
+        return find_aliases(self)
+
+    @functools.cached_property
     def calls(self) -> collections.Counter[str]:
         """`{path: number of calls of its layer}`."""
         return collections.Counter(node.path for node in self.nodes)
 
 
 def inline(graph: Graph) -> Graph:
-    """Returns `graph` with each nested model replaced by its layers, recursively."""
+    """Returns `graph` with each nested model replaced by its layers, recursively.
+
+    Layers of a nested model that compute only what the whole model does not use are left out.
+    """
     nodes: list[Node] = []
     shapes: dict[int, tuple[int | None, ...]] = {}
     dtypes: dict[int, str] = {}
@@ -140,7 +149,7 @@ def inline(graph: Graph) -> Graph:
     ids = {tensor: copy_tensor(graph, tensor) for tensor in graph.inputs}
     copy_nodes(graph, ids)
     return Graph(
-        nodes=tuple(nodes),
+        nodes=_needed(nodes, [ids[t] for t in graph.outputs]),
         inputs=tuple(ids[t] for t in graph.inputs),
         outputs=tuple(ids[t] for t in graph.outputs),
         input_structure=keras.tree.map_structure(lambda t: ids[t], graph.input_structure),
@@ -171,6 +180,16 @@ def replay(
         results = keras.tree.flatten(call(node, args, kwargs))
         values.update(zip(node.outputs, results))
     return keras.tree.map_structure(lambda tensor: values[tensor], graph.output_structure)
+
+
+def _needed(nodes: Sequence[Node], outputs: Iterable[int]) -> tuple[Node, ...]:
+    """Returns the nodes that outputs depend on."""
+    read, needed = {*outputs}, []
+    for node in reversed(nodes):
+        if read.intersection(node.outputs):
+            read.update(node.inputs)
+            needed.append(node)
+    return tuple(reversed(needed))
 
 
 @dataclasses.dataclass(frozen=True)

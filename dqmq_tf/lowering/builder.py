@@ -73,7 +73,8 @@ class LoweringBuilder:
         reads_indices = isinstance(node.layer, keras.layers.Embedding)
         if not reads_indices and any(self.is_float(tensor) for tensor in node.inputs):
             return "its input is in floating point"
-        floats = [t for t in node.outputs if self.graph.dtypes[t].startswith("float")]
+        read = {*self._consumers, *self.outputs}
+        floats = [t for t in node.outputs if t in read and self.graph.dtypes[t].startswith("float")]
         if not all(map(self._has_grid, floats)):
             return "its output is left in floating point by a rule"
         return None

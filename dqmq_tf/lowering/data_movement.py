@@ -25,11 +25,6 @@ def check_interpolation(node):
         )
 
 
-def identity(builder, node):
-    """A layer that does nothing at inference."""
-    builder.forward(node.outputs[0], node.inputs[0])
-
-
 def move_values(builder, node):
     """A layer that only moves or selects values: it keeps the quantization of its input."""
     check_data_format(node)

@@ -7,6 +7,7 @@ point on its integer weights, and the report says so (see `island`).
 import keras
 
 from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
+from dqmq_tf.graph.aliases import sources_of
 from dqmq_tf.lowering import data_movement, elementwise, float_fallback, linear
 
 
@@ -21,6 +22,11 @@ def lower(builder, node):
         UnsupportedLayerError: If the layer has no counterpart in a file.
     """
     builder.path = node.path
+    sources = sources_of(builder.graph, node)
+    if sources is not None:
+        for tensor, source in zip(node.outputs, sources):
+            builder.forward(tensor, source)
+        return
     try:
         reason = builder.float_reason(node)
         function = _LOWERINGS.get(type(node.layer)) or _OPERATIONS.get(_operation_name(node))
@@ -107,14 +113,6 @@ _LOWERINGS = {
     _layers.UpSampling1D: data_movement.upsampling_of_signals,
     _layers.UpSampling2D: data_movement.upsampling,
     _layers.Resizing: data_movement.resizing,
-    _layers.Dropout: data_movement.identity,
-    _layers.SpatialDropout1D: data_movement.identity,
-    _layers.SpatialDropout2D: data_movement.identity,
-    _layers.AlphaDropout: data_movement.identity,
-    _layers.GaussianDropout: data_movement.identity,
-    _layers.GaussianNoise: data_movement.identity,
-    _layers.ActivityRegularization: data_movement.identity,
-    _layers.Identity: data_movement.identity,
 }
 # By class name: Keras does not export the classes of its operations.
 _OPERATIONS = {

@@ -90,12 +90,16 @@ def adapted_centered():
     return layer
 
 
-def filled_codebook():
+def filled_codebook(table=(0.1, 0.2, 0.3, 0.5)):
     layer = Codebook()
-    layer.make(4)
+    layer.make(len(table))
     layer.built = True
-    layer.load_own_variables({"table": np.array([0.1, 0.2, 0.3, 0.4], "float32")})
+    layer.load_own_variables({"table": np.array(table, "float32")})
     return layer
+
+
+def codebook_that_changes_nothing():
+    return filled_codebook((0.25, 0.25, 0.5))
 
 
 def filled_thresholds():
@@ -117,6 +121,7 @@ KINDS = [
     adapted_normalization,
     adapted_centered,
     filled_codebook,
+    codebook_that_changes_nothing,
     filled_thresholds,
     nested_normalization,
     normalization_in_a_wrapper,
