@@ -188,9 +188,10 @@ def _targets(arguments: argparse.Namespace) -> None:
 
 
 def _print_report(report: _Report, path: str | None = None) -> None:
-    import rich
+    import rich.console
 
-    rich.print(report)
+    # Rich's global console keeps the environment of the moment in which it was made.
+    rich.console.Console().print(report)
     if path:
         pathlib.Path(path).write_text(report.to_json() + "\n", encoding="utf-8")
 

@@ -117,6 +117,7 @@ def test_wrong_arguments_exit_with_an_error_that_names_them(files, capsys):
 
 def test_targets_shows_every_target_its_runtimes_and_refusals(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
     path = tmp_path / "targets.json"
     assert call("targets", f"--json={path}") == 0
     printed = capsys.readouterr().out

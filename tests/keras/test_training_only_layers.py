@@ -56,7 +56,7 @@ def noise_of_the_users_own():
 
 def a_state_beside_the_output():
     inputs = keras.Input((6, 4), name="x")
-    output, state = layers.GRU(5, return_state=True)(inputs)
+    output, state = layers.GRU(5, return_state=True, name="gru")(inputs)
     return keras.Model(inputs, [layers.Dense(3)(output), layers.Dense(2)(state)]), SIGNALS
 
 
