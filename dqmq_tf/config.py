@@ -1,42 +1,49 @@
-"""Configuration: what to quantize, to which budget, and how the policy is trained."""
+"""Configuration: what to quantize, within which budget, and how the policy is trained."""
 
 import dataclasses
 import math
 import numbers
 import re
+from collections.abc import Mapping
+from typing import Any, Self
 
 BUDGET_KINDS = ("size_bytes", "download_bytes", "bit_ops", "mean_bit_width")
 
+# Defaults that depend on the kind of budget. Under a byte budget only weight bits are learned: they
+# need long fine-tuning, and wide sampling disturbs training more than it helps the search.
+_OPERATION_DEFAULTS = {"settle": 0.6, "initial_sigma": 0.6, "final_sigma": 0.3}
+_BYTE_DEFAULTS = {"settle": 0.3, "initial_sigma": 0.1, "final_sigma": 0.1}
 
-def _check(condition, argument, value, hint):
-    if not condition:
-        raise ValueError(f"{argument}={value!r}: {hint}.")
 
-
-# What hangs on the kind of the budget. In bytes weights alone are decided: they take a long
-# fine-tuning, and a wide draw tells less of where they belong than it disturbs.
-_IN_OPERATIONS = {"settle": 0.6, "initial_sigma": 0.6, "final_sigma": 0.3}
-_IN_BYTES = {"settle": 0.3, "initial_sigma": 0.1, "final_sigma": 0.1}
+def _check(is_valid: bool, argument: str, value: object, hint: str) -> None:
+    if not is_valid:
+        raise ValueError(f"{argument}={value!r} is not valid: {hint}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The cost that the user allows; give exactly one.
+    """The largest cost that the quantized model may have, in one of four units.
 
-    Attributes:
-        size_bytes: Bytes of the stored file, in the target's containers.
-        download_bytes: Bytes of the file under deflate (zlib level 9): what fewer bits buy where
-            the container is INT8.
-        bit_ops: Mean bit operations per input: multiply-accumulates x weight bits x input bits.
-        mean_bit_width: Square root of the multiply-accumulate-weighted mean of weight bits x
-            activation bits.
+    Bit operations count each multiply-accumulate as the product of its operands' bit-widths.
+
+    Args:
+        size_bytes: Size of the stored file in bytes, with weights in the containers that the
+            target supports.
+        download_bytes: Size of the file in bytes after deflate compression (zlib level 9). Fewer
+            bits make this number smaller even if the target stores every weight as int8.
+        bit_ops: Bit operations per input, averaged over the inputs: the sum over all layers of
+            multiply-accumulates x weight bits x input bits.
+        mean_bit_width: Average bit-width: the square root of the mean of weight bits x activation
+            bits, weighted by the multiply-accumulates of the layers.
 
     Raises:
-        ValueError: If not exactly one is given, or if it is not a positive number.
+        ValueError: If not exactly one argument is given, or if it is not a positive, finite number.
 
     Example:
 
-    >>> dqmq_tf.Budget(download_bytes=50_000)
+    >>> budget = dqmq_tf.Budget(download_bytes=50_000)
+    >>> budget.kind, budget.value
+    ('download_bytes', 50000)
     """
 
     size_bytes: float | None = None
@@ -44,47 +51,71 @@ class Budget:
     bit_ops: float | None = None
     mean_bit_width: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         given = [kind for kind in BUDGET_KINDS if getattr(self, kind) is not None]
-        _check(len(given) == 1, "Budget", given, f"give exactly one of {', '.join(BUDGET_KINDS)}")
-        number = isinstance(self.value, numbers.Real) and math.isfinite(self.value)
-        _check(number and self.value > 0, self.kind, self.value, "give a positive number")
+        if len(given) != 1:
+            raise ValueError(
+                f"Budget got {', '.join(given) or 'no argument'}: "
+                f"give exactly one of {', '.join(BUDGET_KINDS)}."
+            )
+        value: object = self.value
+        is_number = isinstance(value, numbers.Real) and math.isfinite(value)
+        _check(is_number and self.value > 0, self.kind, value, "give a positive, finite number")
 
     @property
-    def kind(self):
+    def kind(self) -> str:
+        """The unit of the budget: the name of the argument that was given."""
         return next(kind for kind in BUDGET_KINDS if getattr(self, kind) is not None)
 
     @property
-    def value(self):
+    def value(self) -> float:
+        """The number that was given, in the unit `kind`."""
         return getattr(self, self.kind)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerRule:
-    """What holds for the layers whose path matches; in a list of rules the first match wins.
+    """Sets how the layers whose path matches a pattern are quantized.
 
-    Attributes:
-        pattern: Regular expression, matched against the whole path (`"backbone/conv2d_3"`); the
-            model's inputs are matched by their names.
-        quantize: False leaves the layer, and the tensor that it makes, in floating point.
-        weight_bits: Candidates for the layer's weights; None for all that the target has.
-        activation_bits: Candidates for the tensor that the layer makes; None for all.
-        weights: Names of the layer's variables to quantize; None for all that are kernels, and
-            `()` for none, so that only the tensor that the layer makes is quantized.
+    In a list of rules the first match wins. A single bit-width or name may stand for a tuple of
+    one, and any sequence for a tuple; the attributes are sorted tuples.
+
+    Args:
+        pattern: A regular expression that must match the whole path of a layer, such as
+            `"backbone/conv2d_3"`. For an input of the model, the path is the name of the input.
+        quantize: Whether to quantize the layer. If False, the layer and its output tensor stay in
+            floating point.
+        weight_bits: The candidate bit-widths for the weights of the layer. None allows all
+            bit-widths that the target supports.
+        activation_bits: The candidate bit-widths for the output tensor of the layer. None allows
+            all bit-widths that the target supports.
+        weights: The names of the variables of the layer to quantize. None selects all kernels. An
+            empty tuple selects none, so that only the output tensor is quantized.
+
+    Raises:
+        ValueError: If `pattern` is not a regular expression, or if `weight_bits` or
+            `activation_bits` is empty.
+
+    Example:
+
+    >>> first = dqmq_tf.LayerRule(pattern="stem/conv2d", weight_bits=8)
+    >>> head = dqmq_tf.LayerRule(pattern="head/.*", quantize=False)
+    >>> config = dqmq_tf.DQMQConfig(rules=[first, head])
     """
 
     pattern: str
     quantize: bool = True
-    weight_bits: tuple | None = None
-    activation_bits: tuple | None = None
-    weights: tuple | None = None
+    weight_bits: tuple[int, ...] | None = None
+    activation_bits: tuple[int, ...] | None = None
+    weights: tuple[str, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         try:
             re.compile(self.pattern)
         except re.error as error:
             raise ValueError(
-                f"LayerRule pattern {self.pattern!r} is not a regular expression: {error}."
+                f"LayerRule got pattern={self.pattern!r}, which is not a regular expression: {error}. "
+                "Escape the special characters of a layer's path with re.escape."
             ) from error
         for name in ("weight_bits", "activation_bits", "weights"):
             value = getattr(self, name)
@@ -93,13 +124,31 @@ class LayerRule:
             if value is not None:
                 value = tuple(sorted(set(value)))
                 if name != "weights":
-                    _check(value, name, value, "give at least one, or None for all")
+                    _check(len(value) > 0, name, value, "give at least one, or None for all")
                 object.__setattr__(self, name, value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveTerms:
-    """Switches of the hybrid objective, one per term, for ablations (see `dqmq_tf.training.objective`)."""
+    """Switches the terms of the hybrid objective on and off, for ablation studies.
+
+    `dqmq_tf.training.objective` describes the terms and their sources.
+
+    Args:
+        supervised: The task loss, which trains the weights and the step sizes.
+        pathwise: The gradient of the task loss that reaches the mean bit-widths through the
+            relaxation between neighboring bit-widths.
+        curvature: The term that gives more activation bits to inputs with larger curvature (see
+            `dqmq_tf.policy.curvature`).
+        score_function: The policy gradient with a learned baseline.
+        model_cost: The expected cost, which keeps the bits within the budget.
+        entropy: The entropy bonus, which keeps the distributions from narrowing too early.
+
+    Example:
+
+    >>> terms = dqmq_tf.ObjectiveTerms(score_function=False)
+    >>> config = dqmq_tf.DQMQConfig(terms=terms)
+    """
 
     supervised: bool = True
     pathwise: bool = True
@@ -111,34 +160,48 @@ class ObjectiveTerms:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DQMQConfig:
-    """How a model is quantized and its policy trained.
+    """Sets how a model is quantized and how its policy is trained.
 
-    Attributes:
-        rules: `LayerRule`s, the first that matches a layer wins.
-        terms: Which terms of the objective are on.
-        quality_aware: Whether bits depend on the quality of the input; False learns static bits.
+    The method follows Wang et al. 2023, "Data Quality-aware Mixed-precision Quantization via Hybrid
+    Reinforcement Learning", arXiv 2302.04453.
+
+    Args:
+        rules: A sequence of `LayerRule` objects. The first rule that matches a layer applies.
+        terms: The terms of the objective that are on.
+        quality_aware: Whether bit-widths depend on the quality of the input. If False, the policy
+            learns static bit-widths.
         quality_normalization: Whether the scale and shift of batch normalizations depend on the
-            quality as well; where there are files, which hold one normalization, they do not.
-        embedding_size: Length of the quality embedding.
-        profiles: Precision profiles, 1 to 4: weights have bits of their own in each. Groups of
-            samples of like quality draw them in the search, and the last fine-tuning is at them;
-            `DQMQModel.freeze` takes as many by default.
-        warmup: Share of the training at which the policy begins to move.
-        settle: Share at which the bits are fixed for the last fine-tuning. None for 0.6, or for 0.3
-            where the budget is in bytes.
-        initial_sigma: Width of the bit-width distributions at the start of the search, in bits;
-            None for 0.6, or for 0.1 where the budget is in bytes.
-        final_sigma: Their width at its end; None for 0.3, or for 0.1 where the budget is in bytes.
-        policy_learning_rate: Of the Adam that moves policy and quality normalization, and five
-            times the encoder's; None suits it to the length of training.
-        score_coefficient, entropy_coefficient: Weights of these terms.
-        seed: Of the draws and of the encoder's and the policy's first weights.
+            quality as well. A file holds one normalization, so this has an effect only for targets
+            that are not deployable, such as `"simulation"`.
+        embedding_size: The length of the quality embedding.
+        profiles: The number of precision profiles, 1 to 4. Each profile has its own weight bits.
+            During the search, each group of samples of similar quality draws weight bits of its
+            own; the final fine-tuning uses the profiles. `DQMQModel.freeze` assigns as many by
+            default.
+        warmup: The fraction of the training after which the policy starts to learn.
+        settle: The fraction of the training after which the bit-widths are fixed for the final
+            fine-tuning. None means 0.6, or 0.3 if the budget is in bytes.
+        initial_sigma: The width of the bit-width distributions at the start of the search, in bits.
+            None means 0.6, or 0.1 if the budget is in bytes.
+        final_sigma: Their width at the end of the search, in bits. None means 0.3, or 0.1 if the
+            budget is in bytes.
+        policy_learning_rate: The learning rate of Adam for the policy and the quality
+            normalization. The quality encoder uses one fifth of it. None chooses a rate that suits
+            the length of the training.
+        score_coefficient: The weight of the score-function term.
+        entropy_coefficient: The weight of the entropy term.
+        seed: The seed of the draws and of the initial weights of the encoder and the policy.
 
     Raises:
-        ValueError: If a value is out of range; it names the argument.
+        ValueError: If a value is out of range. The message names the argument.
+
+    Example:
+
+    >>> config = dqmq_tf.DQMQConfig(profiles=2, seed=1)
+    >>> qmodel = dqmq_tf.quantize_model(model, target="android", config=config)
     """
 
-    rules: tuple = ()
+    rules: tuple[LayerRule, ...] = ()
     terms: ObjectiveTerms = ObjectiveTerms()
     quality_aware: bool = True
     quality_normalization: bool = True
@@ -153,43 +216,61 @@ class DQMQConfig:
     entropy_coefficient: float = 0.001
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
         for rule in self.rules:
             _check(isinstance(rule, LayerRule), "rules", rule, "give dqmq_tf.LayerRule objects")
         _check(self.profiles in (1, 2, 3, 4), "profiles", self.profiles, "give 1, 2, 3 or 4")
-        aware = self.quality_aware or self.profiles == 1
-        _check(aware, "profiles", self.profiles, "bits that ignore quality have one profile")
+        _check(
+            self.quality_aware or self.profiles == 1,
+            "profiles",
+            self.profiles,
+            "static bits (quality_aware=False) have one profile, so give 1",
+        )
         _check(self.embedding_size >= 1, "embedding_size", self.embedding_size, "give at least 1")
-        settle = _IN_OPERATIONS["settle"] if self.settle is None else self.settle
-        order = 0 <= self.warmup < settle <= 1
-        _check(order, "warmup, settle", (self.warmup, self.settle), "0 <= warmup < settle <= 1")
+        settle = _OPERATION_DEFAULTS["settle"] if self.settle is None else self.settle
+        is_ordered = 0 <= self.warmup < settle <= 1
+        shares = (self.warmup, settle)
+        _check(is_ordered, "warmup, settle", shares, "give 0 <= warmup < settle <= 1")
         sigmas = [sigma for sigma in (self.initial_sigma, self.final_sigma) if sigma is not None]
-        positive = all(sigma > 0 for sigma in sigmas)
-        _check(positive, "initial_sigma, final_sigma", sigmas, "give positive widths")
+        is_positive = all(sigma > 0 for sigma in sigmas)
+        _check(is_positive, "initial_sigma, final_sigma", sigmas, "give positive widths")
 
-    def completed(self, in_bytes):
-        """Returns the configuration with what hangs on the kind of the budget."""
-        defaults = _IN_BYTES if in_bytes else _IN_OPERATIONS
-        open_ = {name: v for name, v in defaults.items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **open_)
+    def completed(self, in_bytes: bool) -> Self:
+        """Returns a copy in which the defaults that depend on the budget are filled in.
 
-    def rule_for(self, path):
-        """Returns the first `LayerRule` that matches a layer's path, or one that allows all."""
+        Args:
+            in_bytes: Whether the budget is in bytes.
+        """
+        defaults = _BYTE_DEFAULTS if in_bytes else _OPERATION_DEFAULTS
+        unset: dict[str, Any] = {k: v for k, v in defaults.items() if getattr(self, k) is None}
+        return dataclasses.replace(self, **unset)
+
+    def rule_for(self, path: str) -> LayerRule:
+        """Returns the first rule that matches the path of a layer.
+
+        If no rule matches, returns a rule that allows everything.
+        """
         for rule in self.rules:
             if re.fullmatch(rule.pattern, path):
                 return rule
         return LayerRule(pattern=re.escape(path))
 
-    def to_dict(self):
-        """Returns plain data that `from_dict` reads back."""
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the configuration as plain data for `from_dict`."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data):
-        """Returns the configuration that `to_dict` wrote."""
-        rules = tuple(
-            LayerRule(**{k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()})
-            for rule in data["rules"]
-        )
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Returns the configuration that `to_dict` has converted.
+
+        Args:
+            data: The result of `to_dict`. Lists, as JSON has them, are accepted for tuples.
+        """
+        rules = tuple(_rule_from_dict(rule) for rule in data["rules"])
         return cls(**{**data, "rules": rules, "terms": ObjectiveTerms(**data["terms"])})
+
+
+def _rule_from_dict(data: Mapping[str, Any]) -> LayerRule:
+    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return LayerRule(**arguments)

@@ -1,1 +1,1 @@
-"""What decides the bits: quality encoder, policy, decisions."""
+"""What decides the bit-widths: the quality encoder, the policy and its decisions."""

@@ -7,7 +7,7 @@ from keras import ops
 
 from dqmq_tf.policy import discrete_gaussian, stored_variables
 from dqmq_tf.policy.curvature import follow_curvature
-from dqmq_tf.policy.decision_tensor import FIELDS, SLOPE, drawn
+from dqmq_tf.policy.decision_tensor import FIELDS, SLOPE, draw_fields
 from dqmq_tf.policy.int8_arithmetic import DECIDER_BITS, fake_int8
 from dqmq_tf.policy.seen_embeddings import SeenEmbeddings
 
@@ -283,7 +283,7 @@ class BitWidthPolicy(keras.layers.Layer):
             return ops.zeros((ops.shape(means)[0], 0, FIELDS))
         fixed = ops.stop_gradient(means)
         uniform = keras.random.uniform(ops.shape(means), seed=self.random)
-        constants = drawn(fixed, self.sigma()[which], self.bit_widths, allowed, uniform)
+        constants = draw_fields(fixed, self.sigma()[which], self.bit_widths, allowed, uniform)
         carried = means if self.pathwise else fixed
         if self.curvature and self.quality_aware and z is not None:
             offset = (self.means(z) - self.mean)[:, which]

@@ -1,10 +1,13 @@
 """The tensor form of a decision, and how a quantizer reads its part of it.
 
-A decision tensor is `[samples or groups, decision points, fields]`. With one field it holds the
-executed bit-width; with five, as while the policy searches, also what the pathwise gradient
-needs: the two candidates around the mean, the slope and the mean itself.
+A decision tensor has shape `[samples or groups, decision points, fields]`. With one field, it holds
+the bit-width to execute. With five fields, as during the search, it also holds what the pathwise
+gradient needs: the two candidates around the mean, the slope and the mean itself.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -14,63 +17,84 @@ EXECUTED, LOW, HIGH, SLOPE, MEAN = range(5)
 FIELDS = 5
 
 
-def bit_widths_of(row):
-    """Returns the bit-widths `[..., 1 or 3]` of a decision row: executed, and low and high."""
+def bit_widths_of(row: tf.Tensor) -> tf.Tensor:
+    """Returns the bit-widths of a decision.
+
+    Args:
+        row: A decision of one decision point, shape `[..., 1]` or `[..., FIELDS]`.
+
+    Returns:
+        A tensor of shape `[..., 1]` or `[..., 3]`: the executed bit-width, and the two candidates
+        around the mean if `row` holds them.
+    """
     return row[..., :SLOPE] if row.shape[-1] == FIELDS else row
 
 
-def look_up(table, candidates, bit_widths):
-    """Looks up the rows of a table, one per candidate, for chosen bit-widths.
+def look_up(table: tf.Tensor, candidates: Sequence[int], bit_widths: tf.Tensor) -> tf.Tensor:
+    """Looks up the rows of a table by bit-width.
 
     Args:
-        table: `[K, n]`.
-        candidates: The K bit-widths.
-        bit_widths: Chosen ones, `[...]`.
+        table: A tensor of shape `[K, n]`, one row per candidate.
+        candidates: The K candidate bit-widths.
+        bit_widths: The bit-widths to look up, a tensor of any shape `[...]`.
 
     Returns:
-        `[..., n]`; a bit-width that is no candidate gives zeros.
+        A tensor of shape `[..., n]`, zero for a bit-width that is not a candidate.
     """
-    # One lookup for all fields: every operation here is traced once per layer.
-    hit = ops.equal(
+    # One lookup serves all fields, because every operation here is traced once per layer.
+    is_candidate = ops.equal(
         ops.expand_dims(bit_widths, -1), ops.convert_to_tensor(candidates, bit_widths.dtype)
     )
-    return ops.matmul(ops.cast(hit, table.dtype), table)
+    return ops.matmul(ops.cast(is_candidate, table.dtype), table)
 
 
-def drawn(means, sigma, grid, allowed, uniform):
-    """Draws bit-widths, with what the pathwise gradient needs to know of them.
+def draw_fields(
+    means: tf.Tensor,
+    sigma: tf.Tensor,
+    grid: np.ndarray,
+    allowed: np.ndarray,
+    uniform: tf.Tensor,
+) -> list[tf.Tensor]:
+    """Draws bit-widths and computes what the pathwise gradient needs to know about them.
 
     Args:
-        means: `[B, P]`, of the discretised Gaussians.
-        sigma: `[P]`, their widths.
-        grid, allowed: Bit-widths `[K]`, and which of them each point may have, `[P, K]`.
-        uniform: Random numbers `[B, P]` in [0, 1).
+        means: The means of the discretized Gaussians in bits, shape `[B, P]`.
+        sigma: Their widths in bits, shape `[P]`.
+        grid: The bit-widths, shape `[K]`.
+        allowed: 1 for the bit-widths that a decision point may have and 0 for the others, shape
+            `[P, K]`.
+        uniform: Random numbers in [0, 1), shape `[B, P]`.
 
     Returns:
-        The fields before the mean, each `[B, P]` and without a gradient; the slope is 0 where the
-        draw is no neighbour of the mean.
+        The fields `EXECUTED`, `LOW`, `HIGH` and `SLOPE`, each of shape `[B, P]` and without a
+        gradient. The slope is 0 if the executed bit-width is not a neighbor of the mean.
     """
     log_p = discrete_gaussian.log_probabilities(means, sigma, grid, allowed)
     executed = ops.take(grid, discrete_gaussian.draw(log_p, uniform))
-    low, high = discrete_gaussian.neighbours(means, grid, allowed)
+    low, high = discrete_gaussian.neighbors(means, grid, allowed)
     distance = (ops.square(means - high) - ops.square(means - low)) / (2 * ops.square(sigma))
     probability = ops.sigmoid(ops.where(ops.equal(executed, low), distance, -distance))
-    is_neighbour = ops.equal(executed, low) | ops.equal(executed, high)
+    is_neighbor = ops.equal(executed, low) | ops.equal(executed, high)
     gap = high - low
     slope = trapezoid_slope(probability, ops.maximum(gap, 1.0))
-    slope = ops.where(is_neighbour & (gap > 0), slope, 0.0)
+    slope = ops.where(is_neighbor & (gap > 0), slope, 0.0)
     return [ops.stop_gradient(x) for x in (executed, low, high, slope)]
 
 
-def trapezoid_slope(probability, gap, bound=4.0):
-    """Returns the `slope` for which the pathwise gradient is a trapezoid rule.
+def trapezoid_slope(probability: tf.Tensor, gap: tf.Tensor, bound: float = 4.0) -> tf.Tensor:
+    """Returns the slope that makes the pathwise gradient a trapezoid rule.
 
-    `loss(high) - loss(low)` is half the upstream gradient at either end times the change of the
-    output, exact to second order; one end is executed, so it is divided by its probability.
+    To second order, `loss(high) - loss(low)` is the change of the output times the mean of the
+    upstream gradients at both ends. Only one end is executed. Its half of the sum is therefore
+    divided by the probability that this end is executed, which keeps the estimate unbiased.
 
     Args:
-        probability: Of the executed one of the two neighbours, given that it is one of them.
-        gap: `high - low` in bits.
-        bound: Largest importance, which bounds the variance.
+        probability: The probability of the executed neighbor, given that one of the two neighbors
+            of the mean is executed.
+        gap: The distance `high - low` in bits, a tensor of the same shape.
+        bound: The largest value of `0.5 / probability`, which bounds the variance.
+
+    Returns:
+        A tensor of the same shape, per bit.
     """
     return tf.minimum(0.5 / tf.maximum(probability, 1e-6), bound) / gap

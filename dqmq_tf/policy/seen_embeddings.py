@@ -1,24 +1,23 @@
-"""The quality embeddings of the last training samples, on which bits are fixed to the budget."""
-
-from typing import Any
+"""The quality embeddings of the latest training samples; bits are fixed so that these meet the budget."""
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 CAPACITY = 1024
-# Embeddings that are kept of each batch.
+# The number of embeddings to keep from each batch.
 PER_BATCH = 64
 
 
 class SeenEmbeddings:
-    """Remembers the last embeddings.
+    """Remembers the latest quality embeddings.
 
-    They are saved with the policy, but are no weights of a model: Keras does not track variables in
-    an object of this kind.
+    The policy saves them, but they are not weights of a model: Keras does not track the variables
+    of an object that is not a layer.
 
     Args:
-        size: Length `d` of an embedding.
+        size: The length d of an embedding.
     """
 
     def __init__(self, size: int) -> None:
@@ -38,16 +37,20 @@ class SeenEmbeddings:
         """The variables to save, by name."""
         return {"reservoir": self.reservoir, "reservoir_fill": self.fill}
 
-    def add(self, z: Any) -> None:
-        """Keeps some embeddings of a batch `[B, d]`."""
+    def add(self, z: tf.Tensor) -> None:
+        """Adds `PER_BATCH` embeddings of a batch and drops the oldest ones.
+
+        Args:
+            z: The embeddings of the batch, shape `[B, d]`.
+        """
         z = ops.stop_gradient(z)
-        # A dataset may sort its batches: take evenly from all of it.
+        # A batch may be sorted, so take rows from all of it at equal distances.
         rows = ops.arange(PER_BATCH) * ops.shape(z)[0] // PER_BATCH
-        kept = self.reservoir[: CAPACITY - PER_BATCH]
-        self.reservoir.assign(ops.concatenate([ops.take(z, rows, axis=0), kept], axis=0))
+        remaining = self.reservoir[: CAPACITY - PER_BATCH]
+        self.reservoir.assign(ops.concatenate([ops.take(z, rows, axis=0), remaining], axis=0))
         self.fill.assign(self.fill + float(PER_BATCH))
 
     def values(self) -> np.ndarray:
-        """Returns the embeddings `[N, d]`, N at most 1,024, the last ones first."""
-        filled = int(min(ops.convert_to_numpy(self.fill), CAPACITY))
-        return ops.convert_to_numpy(self.reservoir)[:filled]
+        """Returns the embeddings, newest first, shape `[N, d]` with N at most `CAPACITY`."""
+        count = int(min(ops.convert_to_numpy(self.fill), CAPACITY))
+        return ops.convert_to_numpy(self.reservoir)[:count]

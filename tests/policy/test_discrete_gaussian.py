@@ -123,9 +123,9 @@ def test_entropy_is_that_of_the_probabilities(mean, sigma):
 
 @settings(max_examples=40, deadline=None)
 @given(mean=means)
-def test_neighbours_bracket_the_mean(mean):
+def test_neighbors_bracket_the_mean(mean):
     mean = clipped(mean)
-    low, high = (np.array(n)[0] for n in discrete_gaussian.neighbours(mean, GRID, ALLOWED))
+    low, high = (np.array(n)[0] for n in discrete_gaussian.neighbors(mean, GRID, ALLOWED))
     for point, candidates in enumerate(CANDIDATES):
         assert low[point] in candidates and high[point] in candidates
         assert low[point] <= mean[0, point] <= high[point]
@@ -134,10 +134,10 @@ def test_neighbours_bracket_the_mean(mean):
         assert low[point] < high[point] or len(candidates) == 1
 
 
-def test_neighbours_at_candidates_and_beyond_the_ends():
+def test_neighbors_at_candidates_and_beyond_the_ends():
     def pairs(value):
         mean = np.full((1, POINTS), value, "float32")
-        low, high = discrete_gaussian.neighbours(mean, GRID, ALLOWED)
+        low, high = discrete_gaussian.neighbors(mean, GRID, ALLOWED)
         return list(zip(np.array(low)[0].tolist(), np.array(high)[0].tolist()))
 
     assert pairs(4.0) == [(4, 5), (4, 8), (8, 8), (3, 4), (5, 6), (2, 8)]
