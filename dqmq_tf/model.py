@@ -7,8 +7,8 @@ from dqmq_tf import assembly, inputs, targets
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.layers.trained_precision import precision_of
-from dqmq_tf.policy.bit_width_policy import FROZEN, SEARCH
 from dqmq_tf.policy.decision_table import DecisionTable
+from dqmq_tf.policy.policy_state import FROZEN, SEARCH
 from dqmq_tf.training import optimizers, steps
 from dqmq_tf.training.batch_statistics import BatchStatistics
 from dqmq_tf.training.bit_logs import BitLogs

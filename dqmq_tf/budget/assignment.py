@@ -5,7 +5,7 @@ from keras import ops
 
 from dqmq_tf.budget import allocation, byte_allocation
 from dqmq_tf.budget.byte_allocation import BYTES_MARGIN
-from dqmq_tf.policy.bit_width_policy import FROZEN, SETTLED
+from dqmq_tf.policy.policy_state import FROZEN, SETTLED
 
 # The mean over inputs that were not seen differs by a few thousandths.
 _MEAN_MARGIN = 0.998

@@ -19,7 +19,7 @@ from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.lowering.bias_grid import snap_biases
 from dqmq_tf.lowering.write_file import measure_file
-from dqmq_tf.policy.bit_width_policy import SEARCH
+from dqmq_tf.policy.policy_state import SEARCH
 
 # Files written, at most, for one choice of bits.
 _MAX_FILES = 2

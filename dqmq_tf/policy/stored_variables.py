@@ -1,41 +1,49 @@
-"""How a `BitWidthPolicy` is saved: by the names of its variables."""
+"""How a policy is saved: by the names of its variables, so that their order may change."""
 
+from __future__ import annotations
+
+import typing
 from typing import Any
 
 import keras
 from keras import ops
 
-# The order in which files written before the names hold the variables: trainable ones first.
-_TRAINED = ("mean", "log_sigma", "direction", "baseline_direction", "baseline_bias")
+if typing.TYPE_CHECKING:
+    from dqmq_tf.policy.policy_state import PolicyState
+
+# Older files have numbers in place of names. They hold the variables in this order: the trainable
+# ones first, then the others.
+_TRAINABLE = ("mean", "log_sigma", "direction", "baseline_direction", "baseline_bias")
 _STATE = (
     "byte_table", "loss_table", "temperature", "loss_scale", "multiplier", "advantage_scale",
     "search_step", "search_total", "shift", "thresholds", "centroids", "assigned",
 )  # fmt: skip
-_LATER = ("phase_index", "profile_count", "file_bytes")
+# Older files do not hold these.
+_NEWER = ("phase_index", "profile_count", "file_bytes")
 
 
-def save(policy: Any, store: Any) -> None:
-    """Writes all variables of a policy to a store of Keras's."""
+def save(policy: PolicyState, store: Any) -> None:
+    """Writes all variables of a policy to a Keras store."""
     for name, variable in _variables(policy).items():
         store[name] = ops.convert_to_numpy(variable)
 
 
-def load(policy: Any, store: Any) -> None:
-    """Reads what `save` wrote, or what Keras wrote before, which had numbers for names."""
+def load(policy: PolicyState, store: Any) -> None:
+    """Reads the variables of a policy from a Keras store, by name or in the order of older files."""
     variables = _variables(policy)
     if "mean" in store.keys():
         for name, variable in variables.items():
             variable.assign(store[name])
         return
-    # Files that old hold no state of the draws: they begin at the seed again.
-    first = [name for name in _TRAINED if name != "direction" or policy.quality_aware]
-    rest = [name for name in ("direction", *_STATE) if name not in first]
-    for index, name in enumerate([*first, *rest, "reservoir", "reservoir_fill"]):
+    # Older files do not hold the state of the random generator, so draws start again at the seed.
+    trainable = [name for name in _TRAINABLE if name != "direction" or policy.quality_aware]
+    others = [name for name in ("direction", *_STATE) if name not in trainable]
+    for index, name in enumerate([*trainable, *others, "reservoir", "reservoir_fill"]):
         variables[name].assign(store[str(index)])
 
 
-def _variables(policy: Any) -> dict[str, keras.Variable]:
-    names = (*_TRAINED, *_STATE, *_LATER)
-    # Keras does not save the state of a seed generator, and a resumed search draws on from it.
+def _variables(policy: PolicyState) -> dict[str, keras.Variable]:
+    names = (*_TRAINABLE, *_STATE, *_NEWER)
+    # Keras does not save the state of a seed generator. A resumed search must continue its draws.
     random = {"random_state": policy.random.state}
     return {name: getattr(policy, name) for name in names} | policy.seen.variables | random

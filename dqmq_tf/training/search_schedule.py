@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from dqmq_tf.policy.bit_width_policy import SETTLED
+from dqmq_tf.policy.policy_state import SETTLED
 from dqmq_tf.policy.seen_embeddings import CAPACITY, PER_BATCH
 
 # Bytes still drift a little in the second half of the fine-tuning.

@@ -6,7 +6,7 @@ from helpers.three_convolutions import assigned, embeddings, network
 
 from dqmq_tf.budget import assignment
 from dqmq_tf.config import Budget
-from dqmq_tf.policy.bit_width_policy import SETTLED
+from dqmq_tf.policy.policy_state import SETTLED
 
 
 @pytest.mark.parametrize("value", [2.5, 4.0, 6.0])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dqmq_tf.budget import assignment
 from dqmq_tf.config import Budget
-from dqmq_tf.policy.bit_width_policy import FROZEN
+from dqmq_tf.policy.policy_state import FROZEN
 
 
 @settings(max_examples=30, deadline=None)

@@ -7,8 +7,9 @@ import tensorflow as tf
 from helpers.small_policies import ACTIVATIONS, SIZE, WEIGHTS, embeddings, make, numpy
 from keras import ops
 
-from dqmq_tf.policy.bit_width_policy import FROZEN, BitWidthPolicy
+from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
 from dqmq_tf.policy.decision_tensor import EXECUTED, FIELDS, HIGH, LOW, MEAN, SLOPE
+from dqmq_tf.policy.policy_state import FROZEN
 from dqmq_tf.policy.seen_embeddings import CAPACITY
 
 

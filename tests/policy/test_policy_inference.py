@@ -6,7 +6,7 @@ import tensorflow as tf
 from helpers.small_policies import ACTIVATIONS, WEIGHTS, embeddings, make, numpy, prepared
 from keras import ops
 
-from dqmq_tf.policy.bit_width_policy import FROZEN, SETTLED
+from dqmq_tf.policy.policy_state import FROZEN, SETTLED
 
 
 @pytest.mark.parametrize("phase", [None, SETTLED, FROZEN])
