@@ -1,1 +1,1 @@
-"""What `fit` does: objective, search, schedule, optimizers, distillation."""
+"""What `fit` does: the objective, the search and its schedule, the optimizers, distillation."""

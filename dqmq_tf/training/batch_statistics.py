@@ -1,24 +1,32 @@
-"""Moving statistics of batch normalizations that belong to the weights as training leaves them.
+"""Batch-norm statistics that match the final weights.
 
-A moving mean with a momentum of 0.99 is that of weights a hundred steps ago. Quantized weights still
-jump between two levels then, however small the learning rate, and each jump moves what comes after
-(Nagel et al. 2022, "Overcoming Oscillations in Quantization-Aware Training", arXiv 2203.11086, who run
-the data once more for that). The plain mean over the last steps is half as old and costs nothing.
+With a momentum of 0.99, a moving mean reflects the weights of about a hundred steps ago. Late in
+training, quantized weights still oscillate between two levels, however small the learning rate, and
+each oscillation changes the statistics of the layers that follow (Nagel et al. 2022, "Overcoming
+Oscillations in Quantization-Aware Training", arXiv 2203.11086, who re-estimate them with another
+pass over the data). The plain mean over the last steps is half as old and costs nothing.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-# Share of a training whose last steps are averaged, and the most of them.
-_SHARE, _MOST = 0.1, 100
+from dqmq_tf.graph.graph import Graph
+
+# The share of the training steps that are averaged, the last ones, and the largest number of them.
+_SHARE, _MAX_STEPS = 0.1, 100
 
 
-def normalizations(graph):
-    """Returns the `BatchNormalization`s that a step calls once: others add two batches at a time.
+def normalizations(graph: Graph) -> list[Any]:
+    """Returns the `BatchNormalization` layers that are called once per step.
+
+    A shared one updates its statistics several times per step and cannot be averaged this way.
 
     Args:
-        graph: Graph of a float model, its nested models inlined.
+        graph: The graph of a float model, with its nested models inlined.
     """
     calls = graph.calls
     norms = (n for n in graph.nodes if isinstance(n.layer, keras.layers.BatchNormalization))
@@ -26,56 +34,69 @@ def normalizations(graph):
 
 
 class BatchStatistics(keras.callbacks.Callback):
-    """Gives batch normalizations the mean of the last steps' statistics at the end of `fit`.
+    """Sets batch-norm statistics to their mean over the last training steps when `fit` ends.
 
-    A moving mean gives away what was added to it: after a step at momentum `u` it is
-    `u * before + (1 - u) * batch`. So the step is left as it is.
+    The batch statistics are recovered from the moving ones: with momentum `u`, a step changes
+    `before` to `u * before + (1 - u) * batch`. The training step itself needs no change.
 
     Args:
-        layers: `BatchNormalization`s; those of momentum 0 or 1 stay as they are.
-        epochs, steps: Of this `fit`, for a `CallbackList` of the user's that does not know them.
+        layers: The `BatchNormalization` layers. Those with a momentum of 0 or 1 are not changed.
+        epochs, steps: The number of epochs and of steps per epoch of this `fit`. They are used if
+            the user passes a `CallbackList` that does not know them.
     """
 
-    def __init__(self, layers, epochs=1, steps=None):
+    def __init__(
+        self,
+        layers: Sequence[keras.layers.BatchNormalization],
+        epochs: int = 1,
+        steps: int | None = None,
+    ) -> None:
         super().__init__()
         self.layers, self._epochs, self._steps = layers, epochs, steps
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         params = self.params or {}
-        # Nothing is done where the length of an epoch is not known.
+        # If the length of an epoch is unknown, the window is empty and nothing is averaged.
         self.steps = params.get("steps") or self._steps or 0
         self.total = self.steps * (params.get("epochs") or self._epochs)
-        # Within the last epoch, so that a training resumed at its start averages the same steps.
-        self.window = min(int(_SHARE * self.total), _MOST, self.steps)
-        # Several steps in one call leave nothing to read between them.
+        # The window lies within the last epoch, so that a training that is resumed at the start of
+        # this epoch averages the same steps.
+        self.window = min(int(_SHARE * self.total), _MAX_STEPS, self.steps)
+        # If one call runs several steps, the statistics between them cannot be read.
         if self.model.steps_per_execution != 1:
             self.window = 0
         layers = [x for x in self.layers if 0.0 < x.momentum < 1.0]
         self.moving = [(v, x.momentum) for x in layers for v in (x.moving_mean, x.moving_variance)]
-        self.before, self.sums, self.count = None, [0.0] * len(self.moving), 0
+        self.before: list[np.ndarray] | None = None
+        self.sums: list[Any] = [0.0] * len(self.moving)
+        self.count = 0
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self.begun = epoch * self.steps
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.first_step_of_epoch = epoch * self.steps
 
-    def on_train_batch_begin(self, batch, logs=None):
-        begins = self.window > 0 and self.begun + batch >= self.total - self.window
-        if begins and self.before is None:
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        step = self.first_step_of_epoch + batch
+        is_in_window = self.window > 0 and step >= self.total - self.window
+        if is_in_window and self.before is None:
             self.before = self._values()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self.before is None:
             return
         now, momenta = self._values(), [momentum for _, momentum in self.moving]
-        batches = [(a - u * b) / (1.0 - u) for a, b, u in zip(now, self.before, momenta)]
-        self.sums = [total + found for total, found in zip(self.sums, batches)]
+        batch_values = [(a - u * b) / (1.0 - u) for a, b, u in zip(now, self.before, momenta)]
+        self.sums = [total + value for total, value in zip(self.sums, batch_values)]
         self.before, self.count = now, self.count + 1
 
-    def on_train_end(self, logs=None):
-        # Weights that a callback restored have statistics of their own.
-        untouched = self.count and all(map(np.array_equal, self._values(), self.before))
-        if untouched:
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self.before is None or not self.count:
+            return
+        # If the statistics changed since the last step, a callback has restored other weights. The
+        # restored statistics match those weights, so they are kept.
+        if all(map(np.array_equal, self._values(), self.before)):
             for (variable, _), total in zip(self.moving, self.sums):
                 variable.assign(np.asarray(total / self.count, "float32"))
 
-    def _values(self):
+    def _values(self) -> list[np.ndarray]:
+        """Returns the current moving statistics in float64."""
         return [ops.convert_to_numpy(v).astype("float64") for v, _ in self.moving]

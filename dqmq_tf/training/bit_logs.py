@@ -1,4 +1,4 @@
-"""The figures of the bits among the logs of `fit`."""
+"""Adds the figures of the bit search to the logs of `fit`."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import keras
 
 
 class BitLogs(keras.callbacks.Callback):
-    """Adds the means of an epoch to its logs, under names that stay the same in every phase.
+    """Adds the epoch means of the search's figures to the logs, under the same names in every phase.
 
-    It comes before the callbacks of the user, which then find the figures in `logs`. `train_step`
-    returns what Keras's returns, so that `train_on_batch` does too.
+    It runs before the user's callbacks, so that they find the figures in `logs`. `train_step` still
+    returns only what Keras's own returns, and so does `train_on_batch`.
     """
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What training does to the bits of a model: it calibrates, searches, settles and freezes them."""
+"""The training of a model's bits: calibration, search, settling and the recorded figures."""
 
 from typing import Any
 
@@ -17,15 +17,15 @@ _CALIBRATION_SAMPLES = 256
 
 
 class BitTraining:
-    """The training of a model's bits; made once by `DQMQModel`, driven by `SearchSchedule`.
+    """Trains the bits of a model. `DQMQModel` creates it, `SearchSchedule` calls it during `fit`.
 
     Args:
         model: The `DQMQModel`.
-        parts: Its `ModelParts`.
+        parts: The `ModelParts` of the model.
 
     Attributes:
-        search: The `PolicySearch`: the terms of one training step.
-        keeper: The `BudgetKeeper`: fixes bits within the budget.
+        search: The `PolicySearch`, which computes the terms of a training step.
+        keeper: The `BudgetKeeper`, which fixes bits within the budget.
     """
 
     def __init__(self, model: keras.Model, parts: Any) -> None:
@@ -38,30 +38,35 @@ class BitTraining:
 
     @property
     def is_searching(self) -> bool:
+        """Whether the bits are still being learned."""
         return self.parts.policy.phase == SEARCH
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether activation step sizes have been set from data."""
+        """Whether the step sizes of activations have been set from data."""
         return all(float(q.calibrated.numpy()) > 0 for q in self.parts.quantizers)
 
     @property
     def has_begun(self) -> bool:
-        """Whether the search has begun, in `fit`, step by step or in a loop of the user's."""
+        """Whether the search has begun, by `fit`, `train_on_batch` or a loop of the user's."""
         return self._begun or self.steps_searched > 0
 
     @property
     def steps_searched(self) -> float:
-        """Training steps that the search has taken."""
+        """The number of training steps that the search has taken."""
         return float(self.parts.policy.search_step.numpy())
 
     @property
     def total_steps(self) -> float:
-        """Training steps that the search was planned for, fine-tuning included; 0 if unknown."""
+        """The planned number of training steps, including the fine-tuning; 0 if unknown."""
         return float(self.parts.policy.search_total.numpy())
 
     def calibrate(self, x: Any) -> None:
-        """Sets ranges and step sizes from data; see `DQMQModel.calibrate`."""
+        """Sets ranges and step sizes from data; see `DQMQModel.calibrate`.
+
+        Args:
+            x: Inputs: an array, a list or dictionary of arrays, or a dataset.
+        """
         parts = self.parts
         arrays = inputs.collect(x, self.model, samples=_CALIBRATION_SAMPLES)
         x = inputs.structured(inputs.checked_finite(arrays), self.model)
@@ -69,8 +74,9 @@ class BitTraining:
         for layer in layers:
             layer.observe()
         try:
-            # In training mode for batch statistics, in a scope that drops what would be assigned:
-            # the moving statistics of a new network say nothing of what training will see.
+            # Training mode uses batch statistics, because the moving statistics of a new network
+            # say nothing about the values that training will see. The scope discards the updates of
+            # all variables.
             with keras.StatelessScope():
                 parts.instrumented(x, training=True)
         finally:
@@ -85,10 +91,11 @@ class BitTraining:
                 self.keeper.place_means()
 
     def begin(self, total_steps: float) -> None:
-        """Starts the clock of a new search.
+        """Starts a new search at step 0.
 
         Args:
-            total_steps: Training steps in all, fine-tuning included; 0 if they are not known.
+            total_steps: The total number of training steps, including the fine-tuning. 0 if it is
+                unknown.
         """
         if not self.steps_searched:
             self.keeper.start()
@@ -98,11 +105,12 @@ class BitTraining:
         self.set_rate(total_steps)
 
     def set_rate(self, total_steps: float, faded: float = 0.0) -> None:
-        """Sets the learning rates of policy, normalization by quality and encoder.
+        """Sets the learning rates of policy, quality normalization and encoder.
 
         Args:
-            total_steps: Steps of this training.
-            faded: Share by which the rate has fallen in the fine-tuning at settled bits.
+            total_steps: The number of steps of this training.
+            faded: The share by which the rates are reduced, 0 to 1. It rises during the fine-tuning
+                at settled bits.
         """
         if getattr(self.model, "policy_optimizer", None) is None:
             return
@@ -110,17 +118,21 @@ class BitTraining:
         optimizers.set_rate(self.model, rate * (1.0 - faded))
 
     def progress(self) -> float:
-        """Returns the share of the training that is done, 0.5 where its length is unknown."""
+        """Returns the share of the training that is done, 0.5 if its length is unknown."""
         return float(ops.convert_to_numpy(self.search.progress()))
 
     def settle(self) -> None:
-        """Fixes weight bits to the budget and ends the search; training goes on at them."""
+        """Ends the search: fixes the weight bits within the budget, for the fine-tuning."""
         self.keeper.settle(self.seen())
         self._settled_cost = None
         self.model.refresh_functions()
 
     def keep_budget(self, share: float = 1.0) -> None:
-        """Brings settled bits back to the budget; see `BudgetKeeper.keep`."""
+        """Brings settled bits back within the budget; see `BudgetKeeper.keep`.
+
+        Args:
+            share: The share of a byte budget that may be used.
+        """
         if self.parts.policy.phase == SETTLED:
             self.keeper.keep(self.seen(), share)
             self._settled_cost = None
@@ -129,9 +141,9 @@ class BitTraining:
         """Records the figures of a training step.
 
         Args:
-            result: Output of the instrumented model.
-            terms: `{name: scalar}` of the terms that were added to the loss.
-            expected: Expected cost, or None once the bits are settled.
+            result: The output of the instrumented model.
+            terms: A dictionary `{name: scalar}` of the terms that were added to the loss.
+            expected: The expected cost, or None once the bits are settled.
         """
         figures = dict.fromkeys(self.search.term_names, 0.0) | terms
         figures["mean_bits"] = mean_bits(result, self.parts.costs)
@@ -141,21 +153,25 @@ class BitTraining:
             self._figures[name].update_state(value)
 
     def reset_figures(self) -> None:
-        """Forgets what was recorded."""
+        """Resets the recorded figures."""
         for metric in self._figures.values():
             metric.reset_state()
 
     def figures(self) -> dict[str, float]:
-        """Returns the means of what was recorded, and the cost of settled bits."""
-        found = {name: float(metric.result()) for name, metric in self._figures.items()}
+        """Returns the means of the recorded figures; the cost of settled bits is computed exactly."""
+        means = {name: float(metric.result()) for name, metric in self._figures.items()}
         if not self.is_searching:
             if self._settled_cost is None:
                 self._settled_cost = self.keeper.assigned_cost(self.seen())
-            found["cost"] = self._settled_cost
-        return found
+            means["cost"] = self._settled_cost
+        return means
 
     def seen(self, data: Any = None) -> np.ndarray:
-        """Returns the quality embeddings `[N, d]` of data, or of what training saw last."""
+        """Returns quality embeddings, shape `[N, d]`.
+
+        Args:
+            data: Inputs to embed. None for the embeddings that training saw last.
+        """
         if data is not None:
             return np.concatenate(
                 [ops.convert_to_numpy(self.parts.encoder(ops.convert_to_tensor(part[0])))

@@ -1,4 +1,4 @@
-"""The search in a training loop that the user writes, with a `tf.GradientTape`."""
+"""The search in a training loop of the user's, with a `tf.GradientTape`."""
 
 from typing import Any
 
@@ -11,16 +11,18 @@ from dqmq_tf.training import optimizers
 
 
 class CustomTraining:
-    """What `DQMQModel.custom_training` gives: moves network and policy, and settles in time.
+    """Trains network and policy in the user's loop; returned by `DQMQModel.custom_training`.
+
+    It settles the bits at the same share of the training as `fit`.
 
     Args:
-        model: The calibrated `DQMQModel`.
-        steps: Training steps in all, fine-tuning included.
+        model: A calibrated `DQMQModel`.
+        steps: The total number of training steps, including the fine-tuning.
     """
 
     def __init__(self, model: keras.Model, steps: int) -> None:
         self._model, self._training, self._steps = model, model._training, steps
-        self._taken = 0
+        self._steps_done = 0
 
     def __enter__(self) -> "CustomTraining":
         optimizers.compile_own(self._model)
@@ -38,16 +40,18 @@ class CustomTraining:
     def apply_gradients(
         self, tape: tf.GradientTape, loss: tf.Tensor, x: Any, optimizer: keras.optimizers.Optimizer
     ) -> None:
-        """Takes one step: moves the network by an optimizer, and what decides the bits by its own.
+        """Applies one training step to the network, the policy and the encoder.
 
-        The task's loss reaches the bit-widths through the relaxation between neighboring ones.
-        The terms that do not need the task's loss per sample are added: expected cost and entropy.
+        The gradient of `loss` reaches the bit-widths through the relaxation between neighboring
+        ones. The terms of the objective that do not need the loss of each sample are added: expected
+        cost and entropy.
 
         Args:
-            tape: The tape that recorded the loss.
-            loss: Scalar loss of `model(x, training=True)`.
-            x: The inputs of this step, in the structure in which the model takes them.
-            optimizer: Moves the network's variables, `model.trainable_variables`.
+            tape: The `tf.GradientTape` that recorded the loss.
+            loss: A scalar, the loss of `model(x, training=True)`.
+            x: The inputs of this step, in the structure that the model takes.
+            optimizer: The optimizer of the network's variables, `model.trainable_variables`. Policy
+                and encoder have optimizers of their own.
         """
         training, parts = self._training, self._training.parts
         if training.is_searching and training.progress() >= parts.config.settle:
@@ -58,21 +62,22 @@ class CustomTraining:
         gradients = tape.gradient(loss, variables)
         if searching:
             gradients = [*map(_sum, gradients, self._policy_gradients(x, variables))]
-        found = training.search.gated(zip(gradients, variables))
-        for one, share in shares:
-            pairs = [(found[id(v)], v) for v in share if id(v) in found]
+        gradient_of = training.search.gated(zip(gradients, variables))
+        for share_optimizer, share in shares:
+            pairs = [(gradient_of[id(v)], v) for v in share if id(v) in gradient_of]
             if pairs:
-                one.apply_gradients(pairs)
-        self._taken += 1
+                share_optimizer.apply_gradients(pairs)
+        self._steps_done += 1
         if searching:
             training.search.advance()
             parts.encoder.adapt(keras.tree.flatten(x)[0])
         else:
             settled_at = parts.config.settle * self._steps
-            faded = (self._taken - settled_at) / max(self._steps - settled_at, 1)
+            faded = (self._steps_done - settled_at) / max(self._steps - settled_at, 1)
             training.set_rate(self._steps, float(np.clip(faded, 0.0, 1.0)))
 
     def _policy_gradients(self, x: Any, variables: list[Any]) -> list[Any]:
+        """Returns the gradients of expected cost and entropy, None where there is none."""
         parts = self._training.parts
         with tf.GradientTape() as tape:
             z = parts.encoder(ops.convert_to_tensor(keras.tree.flatten(x)[0]))
@@ -83,6 +88,7 @@ class CustomTraining:
 
 
 def _sum(one: Any, other: Any) -> Any:
+    """Returns the sum of two gradients, either of which may be None."""
     if one is None or other is None:
         return other if one is None else one
     return one + other

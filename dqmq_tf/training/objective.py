@@ -1,87 +1,109 @@
-"""The terms of the hybrid objective, each a named function.
+"""The terms of the hybrid objective, one function each.
 
-The objective joins supervised quantization-aware training with model-based and sampled policy
-optimisation in one gradient step (after Wang et al. 2023, arXiv 2302.04453):
+The objective combines supervised quantization-aware training with model-based and sampled policy
+optimization in one gradient step (after Wang et al. 2023, arXiv 2302.04453):
 
 - supervised: the task loss, which reaches weights and step sizes through the quantizers;
 - pathwise: the same loss, which reaches the mean bit-widths through the relaxation of
   `dqmq_tf.layers.lsq.relaxed_quantize`;
-- curvature: the square of that gradient's contrast, by which the bits of activations come to differ
-  between images (`dqmq_tf.policy.curvature`); all other terms then move what images have in common;
-- score function: `score_function`, unbiased where the relaxation is not (Williams 1992);
+- curvature: the square of that gradient's contrast, which makes the bits of activations differ
+  between images (`dqmq_tf.policy.curvature`). While it is on, the other terms train only the part of
+  the means that all images have in common;
+- score function: `score_function`, which is unbiased where the relaxation is not (Williams 1992);
 - model-based: `model_cost`, the exact expectation of a known cost;
-- entropy: `entropy_bonus`, which keeps the distributions from closing early.
+- entropy: `entropy_bonus`, which keeps the distributions from narrowing too early.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
 
-# Pull of the augmented Lagrangian back to the budget, in loss per squared relative excess.
+# Strength of the penalty in the augmented Lagrangian, in loss per squared relative excess.
 PENALTY = 10.0
 
 
-def score_function(losses, log_p, baseline, scale):
-    """Returns the policy-gradient term and the baseline's regression error.
+def score_function(
+    losses: tf.Tensor, log_p: tf.Tensor, baseline: tf.Tensor, scale: Any
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the policy-gradient term and the regression error of the baseline.
+
+    The cost is not part of the reward. Its expectation is known (see `model_cost`), so a sample of
+    it would only add variance.
 
     Args:
-        losses: Task loss `[B]` of each sample under the decisions that were drawn.
-        log_p: Log-probability `[B]` of a sample's decisions.
-        baseline: Expected loss `[B]` of a sample, whatever is drawn.
-        scale: Spread of the advantage, which it is divided by.
+        losses: The task loss of each sample under the sampled decisions, shape `[B]`.
+        log_p: The log-probability of each sample's decisions, shape `[B]`.
+        baseline: The expected loss of each sample over all decisions, shape `[B]`.
+        scale: A scalar, the spread of the advantage. The advantage is divided by it.
 
     Returns:
-        `(term, baseline_error)`, scalars. The cost is no part of the reward: its expectation is
-        known, see `model_cost`, and a sample of it would only add variance.
+        `(term, baseline_error)`, two scalars.
     """
     reward = -ops.stop_gradient(losses)
     advantage = ops.stop_gradient((reward + baseline) / scale)
     return -ops.mean(advantage * log_p), ops.mean(ops.square(reward + baseline))
 
 
-def model_cost(expected, budget, multiplier):
+def model_cost(expected: Any, budget: float, multiplier: Any) -> Any:
     """Returns the price of the expected cost: an augmented Lagrangian in its relative excess.
 
     Args:
-        expected: Expected cost under the policy, differentiable.
-        budget: The cost allowed, in the same unit.
-        multiplier: Lagrange multiplier, raised by dual ascent (see `dual_ascent`).
+        expected: A scalar, the expected cost under the policy. It is differentiable.
+        budget: The allowed cost, in the same unit.
+        multiplier: A scalar, the Lagrange multiplier, which `dual_ascent` updates.
+
+    Returns:
+        A scalar.
     """
     excess = expected / budget - 1.0
     return multiplier * excess + 0.5 * PENALTY * ops.square(excess)
 
 
-def dual_ascent(multiplier, expected, budget, rate=0.02):
-    """Returns the next multiplier: it grows while the expected cost is over the budget."""
+def dual_ascent(multiplier: Any, expected: Any, budget: float, rate: float = 0.02) -> Any:
+    """Returns the next multiplier, which rises while the expected cost exceeds the budget."""
     return ops.maximum(multiplier + rate * PENALTY * (expected / budget - 1.0), 0.0)
 
 
-def entropy_bonus(entropies, coefficient):
-    """Returns minus the mean entropy of the distributions, times a coefficient."""
+def entropy_bonus(entropies: tf.Tensor, coefficient: float) -> tf.Tensor:
+    """Returns the negative mean entropy of the distributions, times a coefficient."""
     return -coefficient * ops.mean(entropies)
 
 
-def per_sample_losses(loss, y, y_pred, sample_weight=None, loss_weights=None, names=None):
-    """Returns the task loss `[B]` of each sample, outputs added up.
+def per_sample_losses(
+    loss: Any,
+    y: Any,
+    y_pred: Any,
+    sample_weight: Any = None,
+    loss_weights: Any = None,
+    names: Sequence[str] | None = None,
+) -> Any:
+    """Returns the task loss of each sample, summed over outputs.
 
     Args:
-        loss: What was given to `compile`: a name, `keras.losses.Loss` or function, or a list or
-            dictionary of these, one per output.
-        y, y_pred: Targets and predictions.
-        sample_weight: Weights `[B, ...]`, one or one per output, or None.
-        loss_weights: Weights of the outputs, as given to `compile`.
-        names: Names of the outputs, for a dictionary of losses where outputs are a list.
+        loss: The `loss` that was passed to `compile`: a name, a `keras.losses.Loss` or a function,
+            or a list or dictionary of these, one per output.
+        y, y_pred: The targets and predictions.
+        sample_weight: Weights of shape `[B, ...]`, one array or one per output, or None.
+        loss_weights: The weights of the outputs that were passed to `compile`.
+        names: The names of the outputs. They are needed if `loss` is a dictionary and `y_pred` is a
+            list.
+
+    Returns:
+        A tensor of shape `[B]`.
     """
-    named = isinstance(y_pred, dict)
-    keys = list(y_pred) if named else names
+    keys = list(y_pred) if isinstance(y_pred, dict) else list(names or ())
     predictions = (
         [y_pred[key] for key in keys] if isinstance(y_pred, dict) else keras.tree.flatten(y_pred)
     )
-    parts = [
+    arguments = [
         _per_output(structure, keys, len(predictions))
         for structure in (loss, y, sample_weight, loss_weights)
     ]
-    total = 0.0
-    for prediction, function, target, weight, scale in zip(predictions, *parts):
+    total: Any = 0.0
+    for prediction, function, target, weight, scale in zip(predictions, *arguments):
         if function is None:
             continue
         values = _unreduced(keras.losses.get(function), target, prediction)
@@ -97,8 +119,8 @@ def per_sample_losses(loss, y, y_pred, sample_weight=None, loss_weights=None, na
     return total
 
 
-def _per_output(structure, keys, count):
-    """A list with one entry per output of what may be one thing, a list or a dictionary."""
+def _per_output(structure: Any, keys: list[str], count: int) -> list[Any]:
+    """Converts a single value, a list or a dictionary to a list with one entry per output."""
     if isinstance(structure, dict):
         return [structure.get(key) for key in keys]
     if isinstance(structure, (list, tuple)):
@@ -106,7 +128,8 @@ def _per_output(structure, keys, count):
     return [structure] * count
 
 
-def _unreduced(function, target, prediction):
+def _unreduced(function: Any, target: Any, prediction: Any) -> Any:
+    """Returns a loss before its mean or sum over samples, in float32."""
     sparse = "sparse" in getattr(function, "name", getattr(function, "__name__", ""))
     if not sparse and len(target.shape) == len(prediction.shape) - 1 and prediction.shape[-1] == 1:
         target = ops.expand_dims(target, -1)

@@ -1,18 +1,26 @@
-"""Which optimizer moves what: the user's moves the network, and what sees the quality has its own.
+"""The user's optimizer trains the network; the encoder and the policy have optimizers of their own.
 
-The rate that suits a network, be it 0.001 for one or 0.1 with momentum for another, says nothing of
-how fast its bits should follow the quality.
+The learning rate that suits a network, such as 0.001 for one or 0.1 with momentum for another, says
+nothing about how fast its bit-widths should adapt to the quality.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 
-# Of the policy's rate. Policy and normalization read what the encoder makes, and follow it.
+# The encoder's learning rate relative to the policy's. The policy and the quality normalization read
+# the encoder's output, so it has to change more slowly than they do.
 _ENCODER_PACE = 0.2
 _FIRST_RATE = 0.01
 
 
-def compile_own(model):
-    """Gives a model `policy_optimizer` and `encoder_optimizer`, and builds all that it has."""
+def compile_own(model: keras.Model) -> None:
+    """Creates `policy_optimizer` and `encoder_optimizer` of a model and builds all its optimizers.
+
+    Args:
+        model: A `DQMQModel`.
+    """
     model.policy_optimizer, model.encoder_optimizer = (
         keras.optimizers.Adam(beta_1=0.9, beta_2=0.99) for _ in range(2)
     )
@@ -22,34 +30,43 @@ def compile_own(model):
             optimizer.build(variables)
 
 
-def set_rate(model, rate):
-    """Sets the learning rate of policy and normalization, and by it the encoder's."""
+def set_rate(model: keras.Model, rate: float) -> None:
+    """Sets the learning rate of policy and quality normalization, and the encoder's in proportion.
+
+    Args:
+        model: A `DQMQModel`.
+        rate: The learning rate of the policy.
+    """
     model.policy_optimizer.learning_rate = rate
     model.encoder_optimizer.learning_rate = _ENCODER_PACE * rate
 
 
-def shares(model):
-    """Returns `(optimizer, variables)` of all that is trained."""
-    readers = [model.policy, *model._parts.affines]
-    readers = [v for layer in readers for v in layer.trainable_variables]
+def shares(model: keras.Model) -> list[tuple[Any, list[Any]]]:
+    """Returns `(optimizer, variables)` of each optimizer, which together cover all that is trained.
+
+    Args:
+        model: A `DQMQModel`. The first optimizer is the user's, None if the model is not compiled.
+    """
+    quality_readers = [model.policy, *model._parts.affines]
     return [
         (getattr(model, "optimizer", None), model.trainable_variables),
-        (model.policy_optimizer, readers),
+        (model.policy_optimizer, [v for x in quality_readers for v in x.trainable_variables]),
         (model.encoder_optimizer, model.encoder.trainable_variables),
     ]
 
 
-def apply(model, found, scale):
-    """Moves all that has a gradient.
+def apply(model: keras.Model, gradients: Mapping[int, Any], scale: Any) -> None:
+    """Updates every variable that has a gradient.
 
     Args:
         model: A `DQMQModel`.
-        found: `{id of variable: gradient}`. With terms switched off, or settled bits, some
-            variables, or all of an optimizer's, have none.
-        scale: What the user's optimizer had the loss multiplied by, and takes off itself.
+        gradients: `{id of variable: gradient}`. If terms of the objective are switched off, or once
+            the bits are settled, some variables, or all of one optimizer, have none.
+        scale: The factor by which the user's optimizer scaled the loss. That optimizer removes it
+            from its own gradients; for the others it is removed here.
     """
     for optimizer, variables in shares(model):
-        pairs = [(found[id(v)], v) for v in variables if id(v) in found]
+        pairs = [(gradients[id(v)], v) for v in variables if id(v) in gradients]
         if optimizer is not model.optimizer:
             pairs = [(g / scale, v) for g, v in pairs]
         if pairs:

@@ -11,11 +11,14 @@ from dqmq_tf.training import objective, optimizers
 
 
 def train_step(model: Any, data: Any) -> dict[str, Any]:
-    """Moves network, policy and encoder by the hybrid objective, and returns Keras's logs.
+    """Updates network, policy and encoder by one gradient step on the hybrid objective.
 
     Args:
         model: A compiled `DQMQModel`.
         data: A batch: `x`, `(x, y)` or `(x, y, sample_weight)`.
+
+    Returns:
+        The logs that Keras's own `train_step` returns.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     training, parts = model._training, model._parts
@@ -43,8 +46,10 @@ def train_step(model: Any, data: Any) -> dict[str, Any]:
     decisions = [result["activations"], result["weights"]]
     gradients = tape.gradient(total, trained + decisions)
     optimizers.apply(model, training.search.gated(zip(gradients, trained)), scale)
-    pulls = [ops.sum(ops.abs(g[..., -1])) for g in gradients[-2:] if searching and g is not None]
-    terms["pathwise"] = sum(pulls, ops.zeros(())) / scale
+    # The last field of a decision carries the gradient to the mean bit-widths.
+    decision_gradients = [g for g in gradients[-2:] if searching and g is not None]
+    pathwise = [ops.sum(ops.abs(g[..., -1])) for g in decision_gradients]
+    terms["pathwise"] = sum(pathwise, ops.zeros(())) / scale
     training.record(result, terms, expected)
     if searching:
         training.search.advance()
@@ -53,7 +58,12 @@ def train_step(model: Any, data: Any) -> dict[str, Any]:
 
 
 def test_step(model: Any, data: Any) -> dict[str, Any]:
-    """Returns Keras's logs of a batch in inference mode; arguments are those of `train_step`."""
+    """Returns Keras's logs of a batch in inference mode.
+
+    Args:
+        model: A compiled `DQMQModel`.
+        data: A batch, see `train_step`.
+    """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     outputs = model(inputs.finite(x), training=False)
     loss = _task_loss(model, x, y, outputs, sample_weight, training=False)
@@ -62,12 +72,14 @@ def test_step(model: Any, data: Any) -> dict[str, Any]:
 
 
 def _task_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> Any:
+    """Returns the compiled loss of the user."""
     return model.compute_loss(
         x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
     )
 
 
 def _logs(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, loss: Any) -> dict[str, Any]:
+    """Updates the metrics of Keras and returns their values."""
     for metric in model.metrics:
         if metric.name == "loss":
             batch = ops.shape(keras.tree.flatten(x)[0])[0]
