@@ -11,6 +11,15 @@ SMALL = {
     "images": {"FLOAT_EPOCHS": 1, "EPOCHS": 2, "TRAIN_IMAGES": 128, "TEST_DRAWS": 1},
     "microcontroller": {"FLOAT_EPOCHS": 1, "EPOCHS": 2, "TRAIN_IMAGES": 128, "TEST_DRAWS": 1},
     "signals": {"FLOAT_EPOCHS": 1, "EPOCHS": 2, "TRAIN_WORDS": 128, "TEST_WORDS": 100},
+    "transfer_learning": {
+        "LAST_LAYER": "conv_pw_1_relu",
+        "PRETRAIN_EPOCHS": 1,
+        "HEAD_EPOCHS": 1,
+        "FINE_TUNE_EPOCHS": 1,
+        "EPOCHS": 2,
+        "TRAIN_IMAGES": 64,
+        "TEST_DRAWS": 1,
+    },
 }
 MAX_BYTES = 300_000
 PATHS = [notebooks.EXAMPLES / f"{name}.ipynb" for name in SMALL]
