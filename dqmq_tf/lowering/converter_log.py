@@ -1,4 +1,4 @@
-"""Keeps the log of TensorFlow's converter off the standard error of the user."""
+"""Hides the log of TensorFlow's converter from the user."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-# Lines of TensorFlow's C++ log below an error, and their notice of instruction sets.
+# Messages of TensorFlow's C++ log below the level "error", and its notice about CPU instructions.
 _LOG = re.compile(
     rb"[IW]\d{4} \d\d:\d\d:|[IW]0000 |\d{4}-\d\d-\d\d \S+: [IW] |INFO: |WARNING: All log messages"
     rb"|To enable the following instructions|Created TensorFlow Lite"
@@ -16,11 +16,12 @@ _LOG = re.compile(
 
 @contextlib.contextmanager
 def quiet_log() -> Iterator[None]:
-    """Drops what TensorFlow logs below an error from standard error; everything else passes.
+    """Removes TensorFlow's log messages below the level "error" from standard error.
 
-    The converter writes some ten lines for each file, and a file is written several times in a
-    training to learn its size. The log comes from C++, so the file descriptor itself is redirected.
-    `TF_CPP_MAX_VLOG_LEVEL` leaves it alone.
+    All other output appears, but only when the context ends. The converter logs about ten lines per
+    file, and one training run converts several files to measure their size. The log is written in
+    C++, so the file descriptor is redirected, not `sys.stderr`. Nothing is removed if
+    `TF_CPP_MAX_VLOG_LEVEL` is set.
     """
     try:
         descriptor = sys.__stderr__.fileno() if sys.__stderr__ else -1
@@ -39,5 +40,5 @@ def quiet_log() -> Iterator[None]:
             os.dup2(saved, descriptor)
             os.close(saved)
             file.seek(0)
-            kept = [line for line in file if not _LOG.match(line)]
-            os.write(descriptor, b"".join(kept))
+            remaining = [line for line in file if not _LOG.match(line)]
+            os.write(descriptor, b"".join(remaining))

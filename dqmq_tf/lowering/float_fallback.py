@@ -1,8 +1,7 @@
-"""Lowers a layer that computes in floating point between integer layers.
+"""Lowers a layer without an integer kernel: it computes in floating point.
 
-A layer without an integer kernel in TFLite runs as in training: in floating point, with weights
-that the file stores as the trained integers. Its output is quantized again where the next integer kernel
-reads it.
+The layer runs as in training. The file stores its weights as the trained integers. If an integer
+kernel reads its output, the output is quantized there.
 """
 
 from typing import Any
@@ -20,23 +19,24 @@ def lower(builder: LoweringBuilder, node: Node, reason: str) -> None:
     """Adds one node of the graph to the lowered model, in floating point.
 
     Args:
-        builder: `LoweringBuilder`.
-        node: `dqmq_tf.graph.Node`.
-        reason: Why it has no integer form.
+        builder: The `LoweringBuilder`, changed in place.
+        node: The `dqmq_tf.graph.Node`.
+        reason: Why it has no integer kernel.
 
     Raises:
         UnsupportedLayerError: If the layer cannot be rebuilt from its config.
     """
     args, kwargs = node.arguments(builder.values)
     if isinstance(node.layer, keras.layers.Layer):
-        layer = _layer(builder, node)
-        # Its state may be needed for the call, but some layers have variables only after it.
-        is_filled = layer.built
-        if is_filled:
-            _fill(builder, node)
+        layer = _clone_of(builder, node)
+        # A call may need the layer's state, so it is copied before. Some layers create their
+        # variables in the first call only: for these it is copied after.
+        has_variables = layer.built
+        if has_variables:
+            _copy_weights(builder, node)
         results = layer(*args, **kwargs)
-        if not is_filled:
-            _fill(builder, node)
+        if not has_variables:
+            _copy_weights(builder, node)
     else:
         results = node.layer(*args, **kwargs)
     builder.float_layers[node.path] = reason
@@ -44,44 +44,43 @@ def lower(builder: LoweringBuilder, node: Node, reason: str) -> None:
         builder.emit(tensor, value, floating=builder.graph.dtypes[tensor].startswith("float"))
 
 
-def _layer(builder: LoweringBuilder, node: Node) -> Any:
-    """Returns the copy of a layer; all calls of a shared layer use the same copy."""
+def _clone_of(builder: LoweringBuilder, node: Node) -> Any:
+    """Returns the clone of a node's layer. All calls of a shared layer use the same clone."""
     key = (node.path, "float")
     if key not in builder.layers:
         name = f"float_{len(builder.layers)}"
         try:
-            builder.layers[key] = clone_layer(node.layer, _prepared, name)
+            builder.layers[key] = clone_layer(node.layer, _for_export, name)
         except ValueError as error:
             raise UnsupportedLayerError(node.path, type(node.layer).__name__, str(error)) from error
     return builder.layers[key]
 
 
-def _prepared(config: Any) -> Any:
-    """Returns a layer's config for export: float32, with loops over time unrolled.
+def _for_export(config: Any) -> Any:
+    """Returns a layer's config for export: in float32, with loops over time unrolled.
 
     TFLite's loops and LSTM kernels keep state from the previous input, or hide weights in
     separate subgraphs.
     """
     if isinstance(config, dict):
-        kept = {key: _prepared(value) for key, value in config.items() if key != "dtype"}
-        return kept | {"unroll": True} if "unroll" in kept else kept
+        changed = {key: _for_export(value) for key, value in config.items() if key != "dtype"}
+        return changed | {"unroll": True} if "unroll" in changed else changed
     if isinstance(config, (list, tuple)):
-        return type(config)(_prepared(value) for value in config)
+        return type(config)(_for_export(value) for value in config)
     return config
 
 
-def _fill(builder: LoweringBuilder, node: Node) -> None:
-    """Sets the weights of the copy: those of the layer, or the values of their integers."""
-    double = builder.layers[node.path, "float"]
-    if double is node.layer:
+def _copy_weights(builder: LoweringBuilder, node: Node) -> None:
+    """Copies the state of a node's layer to its clone, and sets the quantized weights there."""
+    clone = builder.layers[node.path, "float"]
+    if clone is node.layer:
         return
-    copy_state(node.layer, double)
+    copy_state(node.layer, clone)
     precisions = builder.precision.weights.get(node.path, {})
-    named = kernels.variable_names(node.layer)
-    for name, own in zip(named, double.weights):
+    for name, variable in zip(kernels.variable_names(node.layer), clone.weights):
         if name not in precisions:
             continue
         key = f"{node.path}:{name}"
         if key not in builder.weights:
             builder.weights[key] = StoredWeights.of(node.path, name, DEQUANTIZED, precisions[name])
-        own.assign(builder.weights[key].values)
+        variable.assign(builder.weights[key].values)

@@ -1,9 +1,8 @@
-"""Exports the lowered model as a float LiteRT file whose tensor names are known."""
+"""Exports the lowered model as a float `.tflite` file, and names its tensors."""
 
 import copy
 import os
 import tempfile
-from typing import Any
 
 import keras
 
@@ -16,13 +15,13 @@ from dqmq_tf.lowering.tensor_matching import Match
 
 
 def export_float(model: keras.Model) -> TFLiteFile:
-    """Converts a Keras model to a float `.tflite` file with a batch of one.
+    """Converts a Keras model to a float `.tflite` file with a batch size of one.
 
     Args:
-        model: Functional model.
+        model: A functional `keras.Model`.
 
     Returns:
-        `TFLiteFile`.
+        A `TFLiteFile`.
     """
     # With an unknown batch size the file would contain SHAPE, STRIDED_SLICE and PACK operators.
     signature = [keras.InputSpec(shape=(1, *t.shape[1:]), dtype=t.dtype) for t in model.inputs]
@@ -39,52 +38,61 @@ def export_float(model: keras.Model) -> TFLiteFile:
 
 
 def name_tensors(model: ModelT, match: Match, lowered: LoweredModel) -> None:
-    """Gives every tensor a short unique name, and every operator its own weights and bias.
+    """Gives every tensor a short unique name, and every operator separate weights and biases.
 
-    Activations are named by their key in the lowered model (`"a7"`), weights by position
-    (`"w0"`), biases by that of their operator (`"b0"`), other constants `"c0"` and so on.
+    An activation is named by its key in the lowered model (`"a7"`), weights by their position in
+    `lowered.weights` (`"w0"`), a bias by the number of its operator among those with weights
+    (`"b0"`), any other tensor by its index (`"c0"`).
 
     Args:
-        model: `ModelT` of the float file; changed in place.
-        match: `Match` of the file and its lowered model.
-        lowered: `LoweredModel`.
+        model: The `ModelT` of the float file, changed in place.
+        match: The `Match` of the file and its lowered model.
+        lowered: The `LoweredModel`.
     """
     graph = model.subgraphs[0]
-    names: dict[int, str] = {}
-    owners: dict[int, dict[int, int]] = {}
-    places = {id(weights): place for place, weights in enumerate(lowered.weights)}
-    names |= match.tensors
+    names: dict[int, str] = dict(match.tensors)
+    copies: dict[int, dict[int, int]] = {}
+    positions = {id(weights): position for position, weights in enumerate(lowered.weights)}
     for number, (index, weights) in enumerate(match.weights.items()):
         inputs = list(graph.operators[index].inputs)
         kernel, bias = folding.OPERANDS[weights.kind]
-        inputs[kernel] = _own(model, graph, inputs[kernel], owners, weights)
-        names[inputs[kernel]] = f"w{places[id(weights)]}"
+        inputs[kernel] = _copy_for(model, graph, inputs[kernel], copies, id(weights))
+        names[inputs[kernel]] = f"w{positions[id(weights)]}"
         if len(inputs) > bias and inputs[bias] >= 0:
-            inputs[bias] = _own(model, graph, inputs[bias], owners, index)
+            inputs[bias] = _copy_for(model, graph, inputs[bias], copies, index)
             names[inputs[bias]] = f"b{number}"
         graph.operators[index].inputs = inputs
-    for index, weights in match.stored.items():
-        names[index] = f"w{places[id(weights)]}"
-    taken = set()
+    for index, stored in match.stored.items():
+        names[index] = f"w{positions[id(stored)]}"
+    used_names = set()
     for index, tensor in enumerate(graph.tensors):
         name = names.get(index, f"c{index}")
-        while name in taken:
+        while name in used_names:
             name += "_"
-        taken.add(name)
+        used_names.add(name)
         tensor.name = name.encode()
 
 
-def _own(
-    model: ModelT, graph: SubGraphT, index: int, owners: dict[int, dict[int, int]], owner: Any
+def _copy_for(
+    model: ModelT, graph: SubGraphT, index: int, copies: dict[int, dict[int, int]], owner: int
 ) -> int:
-    """The tensor itself for its first owner, a copy with a buffer of its own for the next."""
-    owner = id(owner) if not isinstance(owner, int) else owner
-    copies = owners.setdefault(index, {})
-    if not copies:
-        copies[owner] = index
-    if owner not in copies:
+    """Returns the index of the copy of a constant tensor that belongs to an owner.
+
+    Args:
+        model: The `ModelT`, changed in place.
+        graph: Its subgraph.
+        index: The index of the tensor.
+        copies: `{tensor index: {owner: index of its copy}}`, changed in place. The first owner gets
+            the tensor itself, any other a new tensor with a new buffer.
+        owner: The id of the weights that the tensor holds, or the index of the operator whose bias
+            it is.
+    """
+    copy_of = copies.setdefault(index, {})
+    if not copy_of:
+        copy_of[owner] = index
+    if owner not in copy_of:
         tensor = copy.copy(graph.tensors[index])
         data = model.buffers[tensor.buffer].data
         tensor.buffer = editing.add_buffer(model, b"" if data is None else bytes(data))
-        copies[owner] = editing.add_tensor(graph, tensor)
-    return copies[owner]
+        copy_of[owner] = editing.add_tensor(graph, tensor)
+    return copy_of[owner]

@@ -1,7 +1,8 @@
-"""Weights that a file stores as integers and a floating-point kernel reads.
+"""Weights that a file stores as integers and that a floating-point kernel reads.
 
-The weights of a floating-point layer still use the bit-width that they were trained for: a
-DEQUANTIZE operator restores their values, or the lookup itself in the case of an embedding.
+A layer that computes in floating point still stores its weights with the bit-width that they were
+trained for. A DEQUANTIZE operator restores their real values. For an embedding, the operator that
+looks up the rows does this itself.
 """
 
 import dataclasses
@@ -12,21 +13,22 @@ import numpy as np
 
 from dqmq_tf.precision import WeightPrecision
 
+# How the real values are restored: by the operator of this name.
 DEQUANTIZED = "DEQUANTIZE"
 LOOKED_UP = "EMBEDDING_LOOKUP"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredWeights:
-    """Weights of one variable, in Keras's layout.
+    """The weights of one variable, in Keras's layout.
 
     Attributes:
-        path: Graph path of the layer.
-        variable: Name of the layer's variable, such as `"lstm_cell/kernel"`.
+        path: The path of the layer in the graph.
+        variable: The name of the layer's variable, such as `"lstm_cell/kernel"`.
         kind: `DEQUANTIZED` or `LOOKED_UP`.
-        integers: int8, of the variable's shape.
-        steps: float32, broadcasts against `integers`.
-        bit_width: Bits that the integers were trained for.
+        integers: An int8 array, shape that of the variable.
+        steps: A float32 array that broadcasts against `integers`.
+        bit_width: The bit-width that the integers were trained for.
     """
 
     path: str
@@ -50,23 +52,26 @@ class StoredWeights:
 
     @property
     def values(self) -> np.ndarray:
-        """float32 values `step * integer`, in Keras's layout."""
+        """The real values `step * integer`, float32, in Keras's layout."""
         return self.integers * self.steps
 
     @property
     def scales(self) -> np.ndarray:
-        """All step sizes, float32, flat."""
+        """All step sizes, float32, rank 1."""
         return self.steps.ravel()
 
     def layouts(self, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-        """Yields the layouts in which a converter may have stored the variable as a constant.
+        """Yields the layouts in which the converter may have stored the variable as a constant.
+
+        A layout is a permutation of the variable's axes, followed by a reshape. Layouts in which
+        the step varies along more than one axis are left out, because a file cannot store them.
 
         Args:
-            shape: Shape of the constant.
+            shape: The shape of the constant.
 
         Yields:
-            `(integers, scales, axis)`: int8 of that shape; float32, one value or one for each index
-            of `axis`. A layout in which the step varies along several axes is left out.
+            `(integers, scales, axis)`: an int8 array of that shape, a float32 array with one value
+            or one value per index of `axis`, and the axis along which the scales vary.
         """
         if int(np.prod(shape)) != self.integers.size:
             return
@@ -77,10 +82,14 @@ class StoredWeights:
                 yield self.integers.transpose(order).reshape(shape), scales, axis
 
     def layout_of(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, int] | None:
-        """Returns the layout in which a constant holds these weights; None if it does not.
+        """Returns the layout in which a constant holds these weights.
 
         Args:
-            values: float32 array, the constant.
+            values: The constant, a float32 array.
+
+        Returns:
+            `(integers, scales, axis)` as `layouts` yields them. None if the constant holds other
+            values.
         """
         for integers, scales, axis in self.layouts(values.shape):
             shape = [1] * values.ndim
@@ -91,7 +100,7 @@ class StoredWeights:
 
 
 def _along_one_axis(steps: np.ndarray) -> tuple[np.ndarray | None, int]:
-    """`(scales, axis)` of steps that vary along one axis at most, else `(None, 0)`."""
+    """Returns `(scales, axis)` of steps that vary along one axis at most, else `(None, 0)`."""
     if not np.ptp(steps):
         return steps.ravel()[:1], 0
     for axis in range(steps.ndim):

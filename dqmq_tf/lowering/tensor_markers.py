@@ -1,10 +1,11 @@
-"""Markers that identify the tensors of the lowered model in its converted file.
+"""Markers that identify the tensors of the lowered model in the converted file.
 
-Names do not survive the converter, and values may be equal where tensors are not. So every tensor
-of the lowered model that has a grid, or is made in floating point, passes through a fake
-quantization whose scale is its number. The converter leaves each as a pair of QUANTIZE and DEQUANTIZE, and moves
-nothing across but a RESHAPE, which has the same values on both sides; `remove_markers` reads the
-numbers and removes the pairs.
+The converter does not keep the names of tensors, and different tensors may have equal values. So
+every tensor of the lowered model that is quantized, or computed in floating point, passes through a
+marker: a fake quantization whose scale encodes the number of the tensor. The converter turns each
+marker into a QUANTIZE operator followed by a DEQUANTIZE operator. It moves no operator past them
+except a RESHAPE, which does not change values. `remove_markers` reads the numbers and removes these
+operators.
 """
 
 from typing import Any
@@ -17,22 +18,29 @@ from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.flatbuffer import ModelT, editing
 
-# Powers of two, so that number and scale turn into each other without rounding.
+# The scale of marker n is (n + 1) * _UNIT. As _UNIT is a power of two and n is small, float32
+# represents every scale exactly.
 _UNIT = 2.0**-10
-_MOST = 2**14
+_MAX_MARKERS = 2**14
 
 
 class Marker(keras.layers.Layer):
     """Tags a float tensor with a number that survives the converter.
 
     Args:
-        number: 0 to 16,383.
+        number: An int, 0 to 16,383.
+
+    Raises:
+        ConversionError: If the number is out of this range.
     """
 
     def __init__(self, number: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0 <= number < _MOST:
-            raise ConversionError(f"The model has more than {_MOST:,} tensors between its layers.")
+        if not 0 <= number < _MAX_MARKERS:
+            raise ConversionError(
+                f"The model has more than {_MAX_MARKERS:,} tensors between its layers, which is the "
+                "most that can be converted. Split it into several models."
+            )
         self.number = number
 
     def call(self, x: Any) -> Any:
@@ -42,24 +50,25 @@ class Marker(keras.layers.Layer):
         )
 
     def compute_output_spec(self, x: Any) -> keras.KerasTensor:
-        # A dense tensor, even where Keras takes a product with a number for a sparse one.
+        # Keras may take the product with a number for a sparse tensor. The output is always dense.
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
 
 def remove_markers(model: ModelT) -> dict[int, tuple[int, ...]]:
-    """Removes the markers of a file.
+    """Removes the markers from a file.
 
     Args:
-        model: `ModelT` of the float file; changed in place.
+        model: The `ModelT` of the float file, changed in place.
 
     Returns:
-        `{tensor index: numbers}` of the tensors that were marked. One has several numbers where the
-        converter found that the layer between two markers changes nothing.
+        `{tensor index: numbers}` of the marked tensors. A tensor has several numbers if the
+        converter removed a layer between two markers because it changes nothing.
     """
-    graph, kept = model.subgraphs[0], []
+    graph, kept_operators = model.subgraphs[0], []
+    # Maps the output of each removed operator to its input.
     sources: dict[int, int] = {}
     numbers: dict[int, tuple[int, ...]] = {}
-    rounded = set()
+    quantize_outputs = set()
 
     def source_of(index: int) -> int:
         while index in sources:
@@ -69,28 +78,29 @@ def remove_markers(model: ModelT) -> dict[int, tuple[int, ...]]:
     for operator in graph.operators:
         name = flatbuffer.operator_name(model, operator)
         if name not in ("QUANTIZE", "DEQUANTIZE"):
-            kept.append(operator)
+            kept_operators.append(operator)
             continue
-        entered, left = int(operator.inputs[0]), int(operator.outputs[0])
+        input_index, output_index = int(operator.inputs[0]), int(operator.outputs[0])
         if name == "QUANTIZE":
-            scale = float(graph.tensors[left].quantization.scale[0])
-            marked = id(graph.tensors[source_of(entered)])
+            scale = float(graph.tensors[output_index].quantization.scale[0])
+            marked = id(graph.tensors[source_of(input_index)])
             numbers[marked] = (*numbers.get(marked, ()), round(scale / _UNIT) - 1)
-            rounded.add(left)
-        elif entered not in rounded:
-            kept.append(operator)
+            quantize_outputs.add(output_index)
+        elif input_index not in quantize_outputs:
+            kept_operators.append(operator)
             continue
-        sources[left] = entered
-    graph.operators = kept
+        sources[output_index] = input_index
+    graph.operators = kept_operators
 
-    def rename(indices: Any) -> np.ndarray:
+    def bypass(indices: Any) -> np.ndarray:
         return np.array([source_of(int(index)) for index in indices], np.int32)
 
     for operator in graph.operators:
-        operator.inputs = rename(operator.inputs)
-    graph.outputs = rename(graph.outputs)
+        operator.inputs = bypass(operator.inputs)
+    graph.outputs = bypass(graph.outputs)
     for definition in model.signatureDefs or ():
         for entry in definition.outputs:
             entry.tensorIndex = source_of(entry.tensorIndex)
     editing.drop_unused_tensors(model, graph)
+    # Removing tensors changed the indices, so the numbers are keyed by the tensor objects.
     return {i: numbers[id(t)] for i, t in enumerate(graph.tensors) if id(t) in numbers}

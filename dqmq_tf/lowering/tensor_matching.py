@@ -1,11 +1,11 @@
 """Finds which operator, constant and tensor of a converted file belongs to which layer.
 
-Tensors are identified by their markers, weights by their content, and an operator by the first
-marked tensor downstream of it. Names are not used, because they do not survive the converter.
+Tensors are identified by their markers, weights by their values, and an operator by the first
+marked tensor downstream of it. Names cannot be used, because the converter does not keep them.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,61 +24,62 @@ class Match:
     """The correspondence between a float file and its lowered model.
 
     Attributes:
-        tensors: `{tensor index: key}` of the marked tensors; their grid is that of the key.
+        tensors: `{tensor index: key}` of the marked tensors, with their keys in the lowered model.
         weights: `{operator index: FoldedWeights}` of the integer kernels with weights.
-        stored: `{tensor index: StoredWeights}` of constants that kernels in floating point read.
-        floating: Indices of the operators that stay in floating point.
-        paths: `{operator index: layer that it is part of}`; a reshaped input is of none.
+        stored: `{tensor index: StoredWeights}` of the constants that floating-point kernels read.
+        floating: The indices of the operators that stay in floating point.
+        paths: `{operator index: path of its layer}`. An operator that leads to no marked tensor has
+            no entry. An operator that reshapes an input has the path `""`.
     """
 
-    tensors: dict
-    weights: dict
-    stored: dict
-    floating: frozenset
-    paths: dict
+    tensors: dict[int, str]
+    weights: dict[int, FoldedWeights]
+    stored: dict[int, StoredWeights]
+    floating: frozenset[int]
+    paths: dict[int, str]
 
 
 def match_tensors(model: ModelT, lowered: LoweredModel) -> Match:
     """Finds the tensors and weights of a lowered model in its converted file.
 
     Args:
-        model: `ModelT` of the float file; its markers are removed.
-        lowered: `LoweredModel` that it was converted from.
+        model: The `ModelT` of the float file. Its markers are removed.
+        lowered: The `LoweredModel` that it was converted from.
 
     Returns:
-        `Match`.
+        A `Match`.
 
     Raises:
-        ConversionError: If quantized weights are not in the file, or equal tensors have different
-            grids.
+        ConversionError: If quantized weights are not in the file, or if tensors that are one tensor
+            in the file have different quantization.
     """
     tensors = {
-        index: _one_key([lowered.marked[number] for number in numbers], lowered)
+        index: _key_of([lowered.marked[number] for number in numbers], lowered)
         for index, numbers in tensor_markers.remove_markers(model).items()
     }
     graph = model.subgraphs[0]
     destinations = _destinations(graph, tensors)
-    # The converter reshapes an input before its marker: that is as good in integers.
-    floats = lowered.floating - {key for key in lowered.inputs if key in lowered.quantization}
+    # The converter may reshape an input before its marker. A reshape works on integers as well, so
+    # an operator that leads to a quantized input need not stay in floating point.
+    float_keys = lowered.floating - {key for key in lowered.inputs if key in lowered.quantization}
     floating = frozenset(
         index
         for index in range(len(graph.operators))
-        if destinations.get(index) is None or destinations[index] in floats
+        if destinations.get(index) is None or destinations[index] in float_keys
     )
     folded = [w for w in lowered.weights if isinstance(w, FoldedWeights)]
-    weights = _match_weights(model, graph, folded, floating)
-    others = [w for w in lowered.weights if not isinstance(w, FoldedWeights)]
+    stored = [w for w in lowered.weights if isinstance(w, StoredWeights)]
     return Match(
         tensors=tensors,
-        weights=weights,
-        stored=_match_stored(model, graph, others, floating),
+        weights=_match_folded(model, graph, folded, floating),
+        stored=_match_stored(model, graph, stored, floating),
         floating=floating,
         paths={index: lowered.paths[key] for index, key in destinations.items()},
     )
 
 
-def _one_key(keys: list[str], lowered: LoweredModel) -> str:
-    """The key of a tensor behind which the converter found several equal ones."""
+def _key_of(keys: list[str], lowered: LoweredModel) -> str:
+    """Returns the key of a tensor of the file, which may be several tensors of the model."""
     grids = {lowered.quantization[key] for key in keys if key in lowered.quantization}
     if len(grids) > 1:
         raise ConversionError(
@@ -89,25 +90,26 @@ def _one_key(keys: list[str], lowered: LoweredModel) -> str:
 
 
 def _destinations(graph: SubGraphT, tensors: dict[int, str]) -> dict[int, str]:
-    """`{operator index: key of the first marked tensor that it leads to}`."""
-    found: dict[int, str] = {}
-    after = dict(tensors)
+    """Returns `{operator index: key of the first marked tensor downstream of it}`."""
+    destinations: dict[int, str] = {}
+    downstream = dict(tensors)
     for index in reversed(range(len(graph.operators))):
         operator = graph.operators[index]
-        keys = [after[int(i)] for i in operator.outputs if int(i) in after]
+        keys = [downstream[int(i)] for i in operator.outputs if int(i) in downstream]
         if not keys:
             continue
-        found[index] = keys[0]
+        destinations[index] = keys[0]
         for i in operator.inputs:
-            after.setdefault(int(i), keys[0])
-    return found
+            downstream.setdefault(int(i), keys[0])
+    return destinations
 
 
-def _match_weights(
-    model: ModelT, graph: SubGraphT, expected: list[Any], floating: frozenset[int]
+def _match_folded(
+    model: ModelT, graph: SubGraphT, folded: list[FoldedWeights], floating: frozenset[int]
 ) -> dict[int, FoldedWeights]:
-    remaining = list(expected)
-    found: dict[int, FoldedWeights] = {}
+    """Returns `{operator index: its weights}` of the integer kernels."""
+    unmatched = list(folded)
+    matches: dict[int, FoldedWeights] = {}
     for index, operator in enumerate(graph.operators):
         name = flatbuffer.operator_name(model, operator)
         if name not in folding.OPERANDS or index in floating:
@@ -116,44 +118,47 @@ def _match_weights(
         if not flatbuffer.is_constant(model, tensor):
             continue
         values = flatbuffer.constant(model, tensor)
-        # A shared layer makes several operators with the same weights.
-        candidates = [w for w in (*remaining, *found.values()) if _same_content(w, values)]
+        # Prefer weights without an operator. Those of a shared layer belong to several operators.
+        candidates = [w for w in (*unmatched, *matches.values()) if _has_values(w, values)]
         if candidates:
-            found[index] = candidates[0]
-            if candidates[0] in remaining:
-                remaining.remove(candidates[0])
-    _check_found(remaining)
-    return found
+            matches[index] = candidates[0]
+            if candidates[0] in unmatched:
+                unmatched.remove(candidates[0])
+    _check_all_matched(unmatched)
+    return matches
 
 
 def _match_stored(
-    model: ModelT, graph: SubGraphT, expected: list[Any], floating: frozenset[int]
+    model: ModelT, graph: SubGraphT, stored: list[StoredWeights], floating: frozenset[int]
 ) -> dict[int, StoredWeights]:
-    read = {int(i) for index in floating for i in graph.operators[index].inputs if int(i) >= 0}
+    """Returns `{tensor index: its weights}` of the constants of floating-point kernels."""
+    operands = {int(i) for index in floating for i in graph.operators[index].inputs if int(i) >= 0}
     constants = {
         i: flatbuffer.constant(model, graph.tensors[i])
-        for i in sorted(read)
+        for i in sorted(operands)
         if flatbuffer.type_name(graph.tensors[i]) == "FLOAT32"
         and flatbuffer.is_constant(model, graph.tensors[i])
     }
-    found = {}
-    for weights in expected:
+    matches: dict[int, StoredWeights] = {}
+    for weights in stored:
         for index, values in constants.items():
-            if index not in found and weights.layout_of(values):
-                found[index] = weights
-    _check_found([weights for weights in expected if weights not in found.values()])
-    return found
+            if index not in matches and weights.layout_of(values):
+                matches[index] = weights
+    _check_all_matched([weights for weights in stored if weights not in matches.values()])
+    return matches
 
 
-def _check_found(missing: list[Any]) -> None:
-    if missing:
-        paths = ", ".join(repr(weights.path) for weights in missing)
+def _check_all_matched(unmatched: Sequence[FoldedWeights | StoredWeights]) -> None:
+    """Raises an error if weights were not found in the file."""
+    if unmatched:
+        paths = ", ".join(repr(weights.path) for weights in unmatched)
         raise ConversionError(
             f"The weights of {paths} are not in the converted file: the converter rewrote the "
-            "layer. Leave it in floating point by dqmq_tf.LayerRule(pattern=..., quantize=False)."
+            "layer. Keep it in floating point with dqmq_tf.LayerRule(pattern=..., quantize=False)."
         )
 
 
-def _same_content(weights: FoldedWeights, values: np.ndarray) -> bool:
+def _has_values(weights: FoldedWeights, values: np.ndarray) -> bool:
+    """Returns whether a constant holds the values of weights, in any shape."""
     expected = weights.values
     return expected.size == values.size and np.array_equal(expected.ravel(), values.ravel())
