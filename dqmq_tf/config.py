@@ -4,7 +4,7 @@ import dataclasses
 import math
 import numbers
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 BUDGET_KINDS = ("size_bytes", "download_bytes", "bit_ops", "mean_bit_width")
@@ -77,8 +77,8 @@ class Budget:
 class LayerRule:
     """Sets how the layers whose path matches a pattern are quantized.
 
-    In a list of rules the first match wins. A single bit-width or name may stand for a tuple of
-    one, and any sequence for a tuple; the attributes are sorted tuples.
+    In a list of rules the first match wins. `weight_bits`, `activation_bits` and `weights` also
+    accept a single value or any other sequence, and are stored as sorted tuples.
 
     Args:
         pattern: A regular expression that must match the whole path of a layer, such as
@@ -98,7 +98,7 @@ class LayerRule:
 
     Example:
 
-    >>> first = dqmq_tf.LayerRule(pattern="stem/conv2d", weight_bits=8)
+    >>> first = dqmq_tf.LayerRule(pattern="stem/conv2d", weight_bits=(8,))
     >>> head = dqmq_tf.LayerRule(pattern="head/.*", quantize=False)
     >>> config = dqmq_tf.DQMQConfig(rules=[first, head])
     """
@@ -114,8 +114,8 @@ class LayerRule:
             re.compile(self.pattern)
         except re.error as error:
             raise ValueError(
-                f"LayerRule got pattern={self.pattern!r}, which is not a regular expression: {error}. "
-                "Escape the special characters of a layer's path with re.escape."
+                f"LayerRule pattern {self.pattern!r} is not a regular expression: {error}. "
+                "Escape the special characters in the path of a layer with re.escape."
             ) from error
         for name in ("weight_bits", "activation_bits", "weights"):
             value = getattr(self, name)
@@ -166,7 +166,7 @@ class DQMQConfig:
     Reinforcement Learning", arXiv 2302.04453.
 
     Args:
-        rules: A sequence of `LayerRule` objects. The first rule that matches a layer applies.
+        rules: `LayerRule` objects, stored as a tuple. The first rule that matches a layer applies.
         terms: The terms of the objective that are on.
         quality_aware: Whether bit-widths depend on the quality of the input. If False, the policy
             learns static bit-widths.
@@ -175,8 +175,8 @@ class DQMQConfig:
             that are not deployable, such as `"simulation"`.
         embedding_size: The length of the quality embedding.
         profiles: The number of precision profiles, 1 to 4. Each profile has its own weight bits.
-            During the search, each group of samples of similar quality draws weight bits of its
-            own; the final fine-tuning uses the profiles. `DQMQModel.freeze` assigns as many by
+            During the search, each group of samples of similar quality draws its own weight bits.
+            The final fine-tuning uses the profiles, and `DQMQModel.freeze` keeps their number by
             default.
         warmup: The fraction of the training after which the policy starts to learn.
         settle: The fraction of the training after which the bit-widths are fixed for the final
@@ -201,7 +201,7 @@ class DQMQConfig:
     >>> qmodel = dqmq_tf.quantize_model(model, target="android", config=config)
     """
 
-    rules: tuple[LayerRule, ...] = ()
+    rules: Sequence[LayerRule] = ()
     terms: ObjectiveTerms = ObjectiveTerms()
     quality_aware: bool = True
     quality_normalization: bool = True
@@ -262,10 +262,10 @@ class DQMQConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Returns the configuration that `to_dict` has converted.
+        """Returns the configuration that `to_dict` converted.
 
         Args:
-            data: The result of `to_dict`. Lists, as JSON has them, are accepted for tuples.
+            data: The result of `to_dict`. Lists may stand for tuples, as in JSON.
         """
         rules = tuple(_rule_from_dict(rule) for rule in data["rules"])
         return cls(**{**data, "rules": rules, "terms": ObjectiveTerms(**data["terms"])})

@@ -28,12 +28,14 @@ _LARGEST = 25.0
 _PULL = math.log(4.0)
 
 
-def follow_curvature(offset: tf.Tensor, slope: tf.Tensor, scale: float = 1.0) -> tf.Tensor:
+def follow_curvature(
+    offset: tf.Tensor, slope: tf.Tensor, scale: float | tf.Tensor = 1.0
+) -> tf.Tensor:
     """Returns `offset` with a gradient that raises it where the curvature is above average.
 
-    The gradient replaces what comes from above. It is the mean over the batch of two parts: how far
+    The gradient replaces the upstream gradient. It is the mean over the batch of two parts: how far
     the square of the contrast is above its mean, in units of that mean, and the pull towards the
-    static bits. It does not depend on the size of the loss or of the contrasts.
+    static bits. Apart from `scale`, it does not depend on the size of the loss or of the contrasts.
 
     Args:
         offset: The difference in bits between the means of the images and the static means, shape

@@ -13,7 +13,7 @@ class DecisionTable:
 
     Args:
         points: The names of the decision points. An activation has the name of the layer that
-            outputs the tensor, a weight has the form `"path:variable"`.
+            outputs the tensor; a weight has the form `"path:variable"`.
         bits: The bit-widths, an int array of shape `[samples, points]`.
         profile: The precision profile, or in the search the weight group, of each sample, an int
             array of shape `[samples]`.

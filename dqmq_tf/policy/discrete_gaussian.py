@@ -55,7 +55,7 @@ def draw(log_p: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
 
 
 def mode(mean: tf.Tensor, grid: np.ndarray, allowed: np.ndarray) -> tf.Tensor:
-    """Returns the index of the allowed bit-width nearest to `mean`; of two, the lower one."""
+    """Returns the index of the allowed bit-width nearest to `mean`, the lower one at a tie."""
     distance = ops.abs(ops.expand_dims(mean, -1) - grid) + (1.0 - allowed) * -_EXCLUDED
     return ops.argmin(distance, axis=-1)
 

@@ -86,7 +86,7 @@ class PolicyState(keras.layers.Layer):
 
     @property
     def phase(self) -> str:
-        """`"search"`, `"settled"` or `"frozen"`. A variable holds it, so it is saved with them."""
+        """`"search"`, `"settled"` or `"frozen"`; stored in a variable, so that it is saved too."""
         return PHASES[int(_value(self.phase_index))] if self.built else SEARCH
 
     @phase.setter

@@ -1,4 +1,7 @@
-"""The quality embeddings of the latest training samples; bits are fixed so that these meet the budget."""
+"""The quality embeddings of the latest training samples.
+
+They represent the data when bits are fixed: the cost over these samples must meet the budget.
+"""
 
 import keras
 import numpy as np
@@ -13,8 +16,8 @@ PER_BATCH = 64
 class SeenEmbeddings:
     """Remembers the latest quality embeddings.
 
-    The policy saves them, but they are not weights of a model: Keras does not track the variables
-    of an object that is not a layer.
+    The policy saves them, but they are not weights of the model: Keras does not track variables in
+    an object that is not a layer.
 
     Args:
         size: The length d of an embedding.

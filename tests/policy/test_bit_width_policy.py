@@ -1,4 +1,4 @@
-"""What the policy draws and what its draws learn from."""
+"""The draws of the policy and the gradients that train them."""
 
 import keras
 import numpy as np
@@ -17,21 +17,21 @@ from dqmq_tf.policy.seen_embeddings import CAPACITY
 def test_drawn_decisions_have_the_documented_form(groups):
     policy = make(groups)
     z = embeddings(13)
-    found = numpy(policy(z, training=True))
-    assert found["activations"].shape == (13, 2, FIELDS)
-    assert found["weights"].shape == (groups, 3, FIELDS)
-    assert found["order"].shape == ((0,) if groups == 1 else (13,))
+    decision = numpy(policy(z, training=True))
+    assert decision["activations"].shape == (13, 2, FIELDS)
+    assert decision["weights"].shape == (groups, 3, FIELDS)
+    assert decision["order"].shape == ((0,) if groups == 1 else (13,))
     spec = policy.compute_output_spec(keras.KerasTensor((None, SIZE)))
-    for key, value in found.items():
+    for key, value in decision.items():
         assert str(value.dtype) == spec[key].dtype
         assert len(value.shape) == len(spec[key].shape)
     for table, candidates in (("activations", ACTIVATIONS), ("weights", WEIGHTS)):
         for point, allowed in enumerate(candidates):
             for field in (EXECUTED, LOW, HIGH):
-                assert set(found[table][:, point, field]) <= set(allowed)
-            low, high, mean = (found[table][:, point, f] for f in (LOW, HIGH, MEAN))
+                assert set(decision[table][:, point, field]) <= set(allowed)
+            low, high, mean = (decision[table][:, point, f] for f in (LOW, HIGH, MEAN))
             assert np.all((low <= mean) & (mean <= high))
-            slope = found[table][:, point, SLOPE]
+            slope = decision[table][:, point, SLOPE]
             assert np.all(np.isfinite(slope) & (slope >= 0))
             if len(allowed) == 1:
                 assert np.all(slope == 0)
@@ -43,32 +43,32 @@ def test_drawn_decisions_have_the_documented_form(groups):
 def test_a_batch_is_sorted_by_score_and_cut_into_equal_groups(groups, batch, expected):
     policy = make(groups)
     z = embeddings(batch)
-    found = numpy(policy(z, training=True))
+    decision = numpy(policy(z, training=True))
     if groups > 1:
-        assert sorted(found["order"]) == list(range(batch))
-        np.testing.assert_array_equal(found["embedding"], z[found["order"]])
-        assert np.all(np.diff(policy.score(found["embedding"])) >= 0)
-    assert np.all(np.diff(found["group"]) >= 0)
-    np.testing.assert_array_equal(np.bincount(found["group"], minlength=groups), expected)
-    for g, row in enumerate(found["weights"]):
-        middle = found["embedding"][found["group"] == g].mean(0, keepdims=True)
+        assert sorted(decision["order"]) == list(range(batch))
+        np.testing.assert_array_equal(decision["embedding"], z[decision["order"]])
+        assert np.all(np.diff(policy.score(decision["embedding"])) >= 0)
+    assert np.all(np.diff(decision["group"]) >= 0)
+    np.testing.assert_array_equal(np.bincount(decision["group"], minlength=groups), expected)
+    for g, row in enumerate(decision["weights"]):
+        middle = decision["embedding"][decision["group"] == g].mean(0, keepdims=True)
         np.testing.assert_allclose(row[:, MEAN], policy.means(middle)[0, 2:], rtol=1e-5)
 
 
-def test_equal_scores_are_sorted_without_loss():
-    found = numpy(make(3)(np.zeros((7, SIZE), "float32"), training=True))
-    assert sorted(found["order"]) == list(range(7))
+def test_sorting_equal_scores_keeps_every_sample():
+    decision = numpy(make(3)(np.zeros((7, SIZE), "float32"), training=True))
+    assert sorted(decision["order"]) == list(range(7))
 
 
 @pytest.mark.parametrize("groups", [2, 4])
 @pytest.mark.parametrize("batch", [1, 2, 3])
-def test_batches_smaller_than_the_groups_are_drawn_too(groups, batch):
+def test_a_batch_may_have_fewer_samples_than_groups(groups, batch):
     policy = make(groups)
-    found = numpy(policy(embeddings(batch), training=True))
-    assert found["weights"].shape[0] == groups
-    assert np.all(np.isfinite(found["weights"])) and np.all(np.isfinite(found["activations"]))
-    assert found["group"].max() < groups
-    assert set(found["order"]) == set(range(batch))
+    decision = numpy(policy(embeddings(batch), training=True))
+    assert decision["weights"].shape[0] == groups
+    assert np.all(np.isfinite(decision["weights"])) and np.all(np.isfinite(decision["activations"]))
+    assert decision["group"].max() < groups
+    assert set(decision["order"]) == set(range(batch))
     assert np.all(np.isfinite(policy.seen.values()))
 
 
@@ -114,8 +114,8 @@ def test_a_narrower_temperature_draws_nearer_to_the_mean():
     assert narrow.std() < 0.5 * wide.std()
 
 
-def test_pathwise_gradient_is_unbiased_for_a_quadratic_loss_between_two_neighbours():
-    # The loss sees the executed bits only; its difference over the pair is what the mean gets.
+def test_pathwise_gradient_is_unbiased_for_a_quadratic_loss_between_two_neighbors():
+    # The loss depends on the executed bits only. The mean gets its difference between neighbors.
     policy = BitWidthPolicy([(4, 5)], [(8,)], groups=1, initial_sigma=0.6)
     policy.build((None, SIZE))
     policy.mean.assign([4.4, 8.0])
@@ -135,8 +135,10 @@ def test_the_mean_of_a_decision_carries_gradients_to_policy_and_embedding():
     def gradients():
         with tf.GradientTape() as tape:
             tape.watch(z)
-            found = policy(z, training=True)
-            loss = ops.sum(found["activations"][..., MEAN]) + ops.sum(found["weights"][..., MEAN])
+            decision = policy(z, training=True)
+            loss = ops.sum(decision["activations"][..., MEAN]) + ops.sum(
+                decision["weights"][..., MEAN]
+            )
         return tape.gradient(loss, [z, *parameters])
 
     policy.curvature = False
@@ -145,30 +147,30 @@ def test_the_mean_of_a_decision_carries_gradients_to_policy_and_embedding():
     assert all(g is None or np.all(tf.convert_to_tensor(g) == 0) for g in gradients())
 
 
-def test_with_curvature_how_activation_bits_differ_is_its_own():
+def test_with_curvature_the_differences_between_samples_have_a_gradient_of_their_own():
     policy = make()
     z = tf.constant(embeddings(256))
 
     def gradients(*names):
         with tf.GradientTape() as tape:
-            found = policy(z, training=True)["activations"]
-            # Contrasts that grow with an entry of the embedding.
-            loss = ops.sum(found[..., MEAN] * found[..., SLOPE] * ops.exp(z[:, :1]))
+            activations = policy(z, training=True)["activations"]
+            # The contrasts grow with the first entry of the embedding.
+            loss = ops.sum(activations[..., MEAN] * activations[..., SLOPE] * ops.exp(z[:, :1]))
         return tape.gradient(loss, [getattr(policy, name).value for name in names])
 
     mean, direction = gradients("mean", "direction")
     count = policy.activation_count
     assert np.any(mean[:count] != 0) and np.any(direction[:count] != 0)
-    # What grows with it gets more bits; what all have in common moves the mean alone.
+    # Samples with larger contrasts get more bits. What all have in common moves only the mean.
     assert np.sum(direction[:count, 0]) < 0
     policy.pathwise = False
-    mean, again = gradients("mean", "direction")
+    mean, direction = gradients("mean", "direction")
     assert mean is None or np.all(mean == 0)
-    assert np.any(again != 0)
+    assert np.any(direction != 0)
 
 
 @pytest.mark.parametrize("curvature", [False, True])
-def test_draws_carry_no_gradient_but_through_the_mean(curvature):
+def test_draws_have_a_gradient_only_through_the_mean(curvature):
     policy = make()
     policy.curvature = curvature
     z = tf.constant(embeddings(8))
@@ -176,20 +178,20 @@ def test_draws_carry_no_gradient_but_through_the_mean(curvature):
     def gradient(weight):
         with tf.GradientTape() as tape:
             tape.watch(z)
-            found = policy(z, training=True)
-            draws = [found[name][..., :MEAN] for name in ("activations", "weights")]
+            decision = policy(z, training=True)
+            draws = [decision[name][..., :MEAN] for name in ("activations", "weights")]
             loss = weight * sum(ops.sum(draw) for draw in draws)
-        found = tape.gradient(loss, z)
-        return np.zeros_like(z) if found is None else np.asarray(tf.convert_to_tensor(found))
+        dz = tape.gradient(loss, z)
+        return np.zeros_like(z) if dz is None else np.asarray(tf.convert_to_tensor(dz))
 
-    # The pull back to the static bits is there whatever the loss, and with curvature alone.
+    # The pull towards the static bits does not depend on the loss. It exists only with curvature.
     np.testing.assert_array_equal(gradient(1.0), gradient(0.0))
     assert gradient(0.0).any() == curvature
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("batch", [3, 64, 700])
-def test_what_was_observed_is_a_fair_sample_of_the_batches(groups, batch):
+def test_seen_embeddings_are_a_fair_sample_of_the_batches(groups, batch):
     policy = make(groups)
     assert len(policy.seen.values()) == 0
     draw = tf.function(lambda z: policy(z, training=True)["group"])
@@ -206,7 +208,7 @@ def test_what_was_observed_is_a_fair_sample_of_the_batches(groups, batch):
         )
 
 
-def test_inference_observes_nothing():
+def test_inference_changes_no_variable():
     policy = make()
     before = policy.get_weights()
     policy(embeddings(8))
@@ -234,9 +236,9 @@ def test_policy_runs_in_compiled_functions(how, training):
     def run(z):
         return policy(z, training=training)
 
-    found = numpy(run(tf.constant(embeddings(8))))
-    assert np.all(np.isfinite(found["activations"]))
-    assert set(found["activations"][:, 1, 0]) <= {2, 4, 8}
+    decision = numpy(run(tf.constant(embeddings(8))))
+    assert np.all(np.isfinite(decision["activations"]))
+    assert set(decision["activations"][:, 1, 0]) <= {2, 4, 8}
 
 
 def test_batch_size_may_be_unknown():
@@ -250,12 +252,12 @@ def test_batch_size_may_be_unknown():
         assert run(embeddings(batch))["group"].shape[0] in (batch, 2)
 
 
-def test_a_policy_of_weights_alone():
+def test_a_policy_may_have_weights_only():
     policy = BitWidthPolicy([], WEIGHTS, groups=2)
     z = embeddings(6)
     for training in (True, False):
-        found = numpy(policy(z, training=training))
-        assert found["activations"].shape[:2] == (6, 0)
+        decision = numpy(policy(z, training=training))
+        assert decision["activations"].shape[:2] == (6, 0)
     policy.phase = FROZEN
     assert numpy(policy(z))["activations"].shape[1] == 0
 
@@ -278,7 +280,7 @@ def test_static_bits_do_not_follow_the_mean_embedding(activations, groups):
     assert (list(bits) != nearest) == followed
 
 
-def test_policy_learns_within_its_constraints():
+def test_learned_means_and_widths_stay_within_their_bounds():
     policy = make()
     optimizer = keras.optimizers.SGD(100.0)
     variables = policy.trainable_variables
@@ -289,17 +291,17 @@ def test_policy_learns_within_its_constraints():
     np.testing.assert_allclose(np.exp(policy.log_sigma), 0.1, rtol=1e-5)
 
 
-def test_config_and_weights_go_around(tmp_path):
+def test_policy_can_be_saved_and_loaded(tmp_path):
     z = keras.Input((SIZE,))
     policy = BitWidthPolicy(ACTIVATIONS, WEIGHTS, groups=2, initial_sigma=0.5, seed=3)
     model = keras.Model(z, policy(z))
     for seed in range(3):
         policy(embeddings(16, seed), training=True)
     model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    found, wanted = (numpy(m(embeddings(9))) for m in (again, model))
-    for key in wanted:
-        np.testing.assert_array_equal(found[key], wanted[key])
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    restored, original = (numpy(m(embeddings(9))) for m in (loaded, model))
+    for key in original:
+        np.testing.assert_array_equal(restored[key], original[key])
     copy = BitWidthPolicy.from_config(policy.get_config())
     assert (copy.activation_candidates, copy.weight_candidates, copy.groups) == (
         ACTIVATIONS,

@@ -26,7 +26,7 @@ def clipped(mean):
 
 @settings(max_examples=40, deadline=None)
 @given(mean=means, sigma=sigmas)
-def test_probabilities_are_a_discretised_gaussian_on_the_candidates(mean, sigma):
+def test_probabilities_are_a_discretized_gaussian_on_the_candidates(mean, sigma):
     p = np.exp(discrete_gaussian.log_probabilities(mean, sigma, GRID, ALLOWED))[0]
     np.testing.assert_allclose(p.sum(axis=-1), 1.0, rtol=1e-5)
     assert np.all(p[ALLOWED == 0] == 0)
@@ -46,7 +46,7 @@ def test_probabilities_are_a_discretised_gaussian_on_the_candidates(mean, sigma)
     uniform=st.lists(st.floats(0, 1, width=32, exclude_max=True), min_size=POINTS, max_size=POINTS),
 )
 def test_excluded_candidates_are_never_drawn_and_never_the_mode(mean, sigma, uniform):
-    # 0 is among the values of keras.random.uniform, and the sum of p may fall short of 1.
+    # keras.random.uniform can return 0, and the sum of p may be just below 1.
     log_p = discrete_gaussian.log_probabilities(mean, sigma, GRID, ALLOWED)
     points = np.arange(POINTS)
     drawn = np.array(discrete_gaussian.draw(log_p, np.array([uniform], "float32")))[0]
@@ -56,7 +56,7 @@ def test_excluded_candidates_are_never_drawn_and_never_the_mode(mean, sigma, uni
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1e-7, 0.5, 1 - 6e-8])
-def test_ends_of_the_uniform_draw_give_candidates(uniform):
+def test_the_ends_of_the_uniform_range_draw_allowed_candidates(uniform):
     log_p = discrete_gaussian.log_probabilities(
         np.full((1, POINTS), 5.0, "float32"), np.full(POINTS, 0.1, "float32"), GRID, ALLOWED
     )
@@ -111,7 +111,7 @@ def test_expectation_rises_with_the_mean_and_stays_among_the_candidates(sigma):
 
 @settings(max_examples=40, deadline=None)
 @given(mean=means, sigma=sigmas)
-def test_entropy_is_that_of_the_probabilities(mean, sigma):
+def test_entropy_matches_the_probabilities(mean, sigma):
     log_p = discrete_gaussian.log_probabilities(mean, sigma, GRID, ALLOWED)
     entropy = np.array(discrete_gaussian.entropy(log_p))[0]
     p = np.exp(log_p).astype("float64")[0]

@@ -11,18 +11,18 @@ VALUES = np.random.default_rng(0).normal(size=(50, 4)).astype("float32")
 def test_values_lie_on_a_grid_of_eight_bits(largest):
     end = np.abs(VALUES).max() if largest is None else largest
     values = np.clip(VALUES, -end, end)
-    found = np.asarray(fake_int8(values, largest)) * (2 ** (DECIDER_BITS - 1) - 1) / end
-    np.testing.assert_allclose(found, np.round(found), atol=1e-3)
-    assert np.abs(found).max() <= 127.001
-    assert np.abs(found * end / 127 - values).max() <= 0.51 * end / 127
+    multiples = np.asarray(fake_int8(values, largest)) * (2 ** (DECIDER_BITS - 1) - 1) / end
+    np.testing.assert_allclose(multiples, np.round(multiples), atol=1e-3)
+    assert np.abs(multiples).max() <= 127.001
+    assert np.abs(multiples * end / 127 - values).max() <= 0.51 * end / 127
 
 
-def test_it_is_idempotent():
+def test_rounding_twice_changes_nothing():
     once = fake_int8(VALUES)
     np.testing.assert_allclose(fake_int8(once), once, atol=1e-6)
 
 
-def test_the_gradient_passes_the_round():
+def test_the_gradient_passes_straight_through():
     values = tf.constant(VALUES)
     with tf.GradientTape() as tape:
         tape.watch(values)

@@ -1,4 +1,4 @@
-"""What the policy decides without drawing: in inference, and once it has settled."""
+"""The decisions of the policy that are not drawn: at inference, and once bits are settled."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_samples_are_routed_by_the_thresholds_on_their_score(phase):
 def test_search_inference_takes_the_nearest_candidates():
     policy = prepared(None)
     z = embeddings(40)
-    found = numpy(policy(z))
+    decision = numpy(policy(z))
     means = ops.convert_to_numpy(policy.means(z))
     at_groups = ops.convert_to_numpy(policy.means(policy.centroids[:3]))
     for table, rows, start, candidates in (
@@ -51,16 +51,16 @@ def test_search_inference_takes_the_nearest_candidates():
                 min(allowed, key=lambda b, m=m: (abs(np.float32(b) - m), b))
                 for m in rows[:, start + point]
             ]
-            np.testing.assert_array_equal(found[table][:, point, 0], nearest)
+            np.testing.assert_array_equal(decision[table][:, point, 0], nearest)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_settled_weights_are_assigned_and_activations_follow_the_shifted_mean(training):
     policy = prepared(SETTLED)
     z = embeddings(40)
-    found = numpy(policy(z, training=training))
-    np.testing.assert_array_equal(found["weights"][..., 0], [[2, 4, 8], [3, 4, 8], [8, 8, 8]])
-    bits = [found["activations"][:, :, 0].mean()]
+    decision = numpy(policy(z, training=training))
+    np.testing.assert_array_equal(decision["weights"][..., 0], [[2, 4, 8], [3, 4, 8], [8, 8, 8]])
+    bits = [decision["activations"][:, :, 0].mean()]
     for shift in (-2.0, 2.0):
         policy.shift.assign(shift)
         bits.append(numpy(policy(z, training=training))["activations"][:, :, 0].mean())
@@ -71,16 +71,16 @@ def test_settled_weights_are_assigned_and_activations_follow_the_shifted_mean(tr
 def test_frozen_bits_are_all_assigned(training):
     policy = prepared(FROZEN)
     z = embeddings(40)
-    found = numpy(policy(z, training=training))
-    rows = np.array([[2, 2], [5, 4], [8, 8]])[found["group"]]
-    np.testing.assert_array_equal(found["activations"][..., 0], rows)
+    decision = numpy(policy(z, training=training))
+    rows = np.array([[2, 2], [5, 4], [8, 8]])[decision["group"]]
+    np.testing.assert_array_equal(decision["activations"][..., 0], rows)
     single = prepared(FROZEN, profiles=1)
     np.testing.assert_array_equal(numpy(single(z))["activations"], np.full((40, 2, 1), 2))
     assert set(numpy(single(z))["group"]) == {0}
 
 
 @pytest.mark.parametrize("phase", [SETTLED, FROZEN])
-def test_in_training_the_groups_of_settled_samples_are_those_of_inference(phase):
+def test_settled_samples_have_the_same_groups_in_training_and_inference(phase):
     policy = prepared(phase)
     z = embeddings(40)
     trained, inferred = numpy(policy(z, training=True)), numpy(policy(z))
@@ -88,7 +88,7 @@ def test_in_training_the_groups_of_settled_samples_are_those_of_inference(phase)
     np.testing.assert_array_equal(trained["group"], inferred["group"][order])
 
 
-def test_groups_of_inference_follow_those_of_training():
+def test_the_groups_of_inference_follow_the_groups_of_training():
     policy = make(2)
     draw = tf.function(lambda z: policy(z, training=True)["group"])
     for seed in range(60):

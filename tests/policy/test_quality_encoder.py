@@ -10,7 +10,7 @@ from dqmq_tf.policy.quality_encoder import QualityEncoder
 
 @pytest.fixture(scope="module")
 def digits():
-    """200 real images, float32 [200, 32, 32, 3] in 0..1."""
+    """Returns 200 real images, float32, shape `[200, 32, 32, 3]`, values from 0 to 1."""
     images, _ = next(iter(quality.digits("train").batch(200)))
     return images.numpy().astype("float32") / 255.0
 
@@ -28,7 +28,7 @@ def degraded(digits):
 
 
 def probe(features, labels):
-    """Accuracy on unseen rows of a linear classifier by least squares."""
+    """Returns the accuracy of a linear least-squares classifier on rows that it was not fitted on."""
     rows = np.random.default_rng(0).permutation(len(labels))
     features = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     train, test = rows[::2], rows[1::2]
@@ -37,14 +37,14 @@ def probe(features, labels):
     return np.mean((features[test] @ weights).argmax(1) == labels[test])
 
 
-def test_embedding_tells_qualities_apart_before_any_training(digits):
+def test_embedding_separates_qualities_before_any_training(digits):
     keras.utils.set_random_seed(0)
     parts = degraded(digits)
     encoder = calibrated(np.concatenate(parts))
     clean, *others = (ops.convert_to_numpy(encoder(part)) for part in parts)
     assert clean.shape == (200, 8)
     assert np.all(np.abs(clean) < 1)
-    # The digits are of 8 x 8 pixels, so blur takes little from them.
+    # The digits have 8 x 8 pixels before resizing, so blur changes them little.
     for other, accuracy in zip(others, (0.97, 0.7, 0.97)):
         assert probe(np.concatenate([clean, other]), np.repeat([0, 1], 200)) > accuracy
     assert probe(np.concatenate([clean, *others]), np.repeat(np.arange(4), 200)) > 0.8
@@ -75,7 +75,7 @@ def test_samples_are_encoded_one_by_one(digits):
     np.testing.assert_allclose(encoder(digits[:1])[0], encoder(digits[:16])[0], atol=1e-5)
 
 
-def test_embedding_of_what_was_never_seen_is_finite(digits):
+def test_embedding_of_inputs_unlike_the_training_data_is_finite(digits):
     encoder = calibrated(digits)
     for image in (np.zeros((1, 32, 32, 3)), np.full((1, 32, 32, 3), 1e6), -1e6 * digits[:1]):
         z = ops.convert_to_numpy(encoder(image.astype("float32")))
@@ -101,7 +101,7 @@ def test_inputs_of_any_rank_known_or_not(shape, dtype):
     assert np.all(np.isfinite(z))
 
 
-def test_adapt_moves_the_normalisation_towards_the_data(digits):
+def test_adapt_moves_the_normalization_towards_the_data(digits):
     encoder = calibrated(digits)
     dark = np.array(quality.degrade(digits, "low_light", 4))
     before = ops.convert_to_numpy(encoder.feature_mean).copy()
@@ -129,7 +129,7 @@ def test_encoder_learns(digits):
 @pytest.mark.parametrize(
     "shape", [(None, 32, 32, 3), (None, 224, 224, 3), (None, 28, 28, 1), (None, 16)]
 )
-def test_encoder_is_made_to_cost_under_a_fiftieth_of_the_model(shape):
+def test_encoder_costs_at_most_a_fiftieth_of_the_model(shape):
     bit_ops = 50e6 * 64
     encoder = QualityEncoder.for_model(shape, bit_ops, 8)
     assert encoder.bit_operations(shape) <= 0.02 * bit_ops
@@ -137,18 +137,18 @@ def test_encoder_is_made_to_cost_under_a_fiftieth_of_the_model(shape):
     assert (smallest.filters, smallest.stride) == (4, 16)
 
 
-def test_multiply_accumulates_are_those_of_its_layers():
+def test_multiply_accumulates_are_the_sum_over_its_layers():
     encoder = QualityEncoder(size=8, filters=4, stride=2)
     filters, dense = 5 * 4 * 9 * 3 * 4, 10 * 16 + 16 * 8
     assert encoder.multiply_accumulates((None, 9, 8, 3)) == filters + dense
     assert encoder.bit_operations((None, 9, 8, 3)) == 64 * (filters + dense)
 
 
-def test_config_goes_around(digits, tmp_path):
+def test_encoder_can_be_saved_and_loaded(digits, tmp_path):
     inputs = keras.Input((32, 32, 3))
     encoder = QualityEncoder(size=6, filters=4, stride=2)
     model = keras.Model(inputs, encoder(inputs))
     encoder.calibrate(digits)
     model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(again(digits[:5]), model(digits[:5]))
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(digits[:5]), model(digits[:5]))
