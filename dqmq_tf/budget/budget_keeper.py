@@ -1,8 +1,8 @@
-"""Fixes bits to the budget, and writes files to see that they keep it.
+"""Fixes bits within the budget, and writes files to check that they fit.
 
-`dqmq_tf.budget.assignment` chooses bits by a table of what each kernel costs. A file holds more than
-kernels, and weights compress differently together than alone. For budgets in bytes, the keeper
-therefore writes the model's file and corrects the table by what that file takes.
+`dqmq_tf.budget.assignment` chooses bits by a table with the cost of each kernel. A file holds more
+than kernels, and weights compress differently together than alone. For budgets in bytes,
+`BudgetKeeper` therefore writes the model's file and corrects the cost model by its measured size.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ from dqmq_tf.lowering.bias_grid import snap_biases
 from dqmq_tf.lowering.write_file import measure_file
 from dqmq_tf.policy.policy_state import SEARCH
 
-# Files written, at most, for one choice of bits.
+# The largest number of files that are written for one choice of bits.
 _MAX_FILES = 2
-# Share of the budget from which a frozen model's file is measured.
+# A frozen model's file is measured if its estimated size exceeds this share of the budget.
 _MEASURED_FROM = 0.98
 
 
@@ -31,10 +31,11 @@ class BudgetKeeper:
     """Fixes the bits of a model within its budget.
 
     Args:
-        parts: The `ModelParts`; policy, cost model, budget and layers are read from it each time.
+        parts: The `ModelParts` of the model. Policy, cost model, budget and layers are read from it
+            at each call, because the budget can change.
 
     Attributes:
-        refusal: Why the last file could not be written, or None.
+        refusal: The reason why the last file could not be written, or None.
     """
 
     def __init__(self, parts: Any) -> None:
@@ -42,7 +43,7 @@ class BudgetKeeper:
         self.refusal: str | None = None
 
     def measure(self) -> None:
-        """Measures what each bit-width of each kernel costs now, for budgets in bytes."""
+        """Measures the bytes of each kernel at each bit-width, for budgets in bytes."""
         costs, policy = self._parts.costs, self._parts.policy
         wrappers, points = self._parts.wrappers, costs.weights
         costs.measure(lambda i, bits: wrappers[points[i].path].integers(points[i].variable, bits))
@@ -51,7 +52,7 @@ class BudgetKeeper:
             costs.file_constant = policy.file_constant
 
     def set_budget(self, budget: Budget | None) -> None:
-        """Sets the budget, or the default one, against the file that the model really becomes.
+        """Sets the budget, or the default one, after measuring the file that the model becomes.
 
         Args:
             budget: The user's budget, or None.
@@ -63,22 +64,22 @@ class BudgetKeeper:
         self.measure()
         bits = default_budget.first_bits(budget, costs)
         if parts.target.deployable:
-            found = self.write(np.array([*costs.most_activation_bits(), *bits]))
-            if found is not None and costs.in_bytes:
-                costs.learn_file(found[costs.kind], bits, [])
+            sizes = self.write(np.array([*costs.most_activation_bits(), *bits]))
+            if sizes is not None and costs.in_bytes:
+                costs.learn_file(sizes[costs.kind], bits, [])
                 parts.policy.file_constant = costs.file_constant
         parts.budget = default_budget.checked_budget(budget, costs)
         parts.budget_is_default = budget is None
         self.place_means()
 
     def place_means(self) -> None:
-        """Moves the means to where they meet the budget, by what is known of the layers."""
+        """Sets the policy's means to the bits that suit the layers and meet the budget."""
         parts = self._parts
         means = assignment.starting_means(parts.policy, parts.costs, parts.budget)
         parts.policy.mean.assign(means)
 
     def start(self) -> None:
-        """Moves the means to the bits of a file that meets the budget, before the search begins."""
+        """Sets the means to the bits of a file that meets the budget, before the search begins."""
 
         def fix() -> np.ndarray:
             self.place_means()
@@ -88,10 +89,10 @@ class BudgetKeeper:
             self._fix_until_measured(fix)
 
     def settle(self, seen: np.ndarray) -> None:
-        """Fixes weight bits for the fine-tuning.
+        """Fixes the weight bits for the fine-tuning.
 
         Args:
-            seen: Quality embeddings `[N, d]` on which the budget is kept.
+            seen: Quality embeddings of training data, shape `[N, d]`, on which the budget is met.
         """
         parts = self._parts
 
@@ -103,14 +104,14 @@ class BudgetKeeper:
         self._fix_until_measured(fix)
 
     def keep(self, seen: np.ndarray, share: float = 1.0) -> None:
-        """Brings settled bits back to the budget.
+        """Brings settled bits back within the budget.
 
-        Bytes drift while integers are trained. Bit operations are estimated again on what was seen
-        since the bits were settled, as the encoder does not learn any more.
+        Bytes drift while the integers are trained. Bit operations are estimated again on the
+        embeddings since the bits were settled, which come from the final encoder.
 
         Args:
-            seen: Quality embeddings `[N, d]` on which the budget is kept.
-            share: Share of a budget in bytes that may be used.
+            seen: Quality embeddings of training data, shape `[N, d]`, on which the budget is met.
+            share: The share of a budget in bytes that may be used.
         """
         parts = self._parts
         if not parts.costs.in_bytes:
@@ -122,11 +123,11 @@ class BudgetKeeper:
             self._settle_lower(seen, share)
 
     def freeze(self, seen: np.ndarray, count: int) -> None:
-        """Fixes all bits to profiles. The biases of a single profile go to the grid of its file.
+        """Assigns all bits to profiles. With one profile, biases are rounded to the grid of its file.
 
         Args:
-            seen: Quality embeddings `[N, d]` that are clustered into profiles.
-            count: Number of profiles.
+            seen: Quality embeddings, shape `[N, d]`, that are clustered into profiles.
+            count: The number of profiles.
         """
         parts, policy, budget = self._parts, self._parts.policy, self._parts.budget
         self.measure()
@@ -138,22 +139,25 @@ class BudgetKeeper:
         self._snap_biases()
         # Training and bias rounding changed how well the file compresses, so measure it again when
         # it is close to the budget.
-        close = self.largest_file() > _MEASURED_FROM * budget.value
-        if close and self._learn_file_overhead(self._assigned()[0]):
+        is_close = self.largest_file() > _MEASURED_FROM * budget.value
+        if is_close and self._learn_file_overhead(self._assigned()[0]):
             if self.largest_file() > budget.value:
                 self._settle_lower(seen, 1.0)
                 self._freeze(seen, count)
                 self._snap_biases()
         if parts.budget_is_default and self.largest_file() > parts.budget.value:
-            # Nobody asked for this budget, and no fewer bits are left to meet it.
+            # The user did not ask for this budget, and fewer bits are not possible: raise it.
             parts.budget = Budget(**{parts.costs.kind: self.largest_file()})
 
     def write(self, bits: np.ndarray) -> dict[str, int] | None:
-        """Writes the file for bit-widths `[P]`, to learn its size.
+        """Writes the file of the model to measure its size.
+
+        Args:
+            bits: The bit-widths of the file, shape `[P]`.
 
         Returns:
-            Its bytes by kind of budget, or None if the model cannot be written; `refusal` then
-            says why.
+            The bytes of the file, `{kind of budget: bytes}`. None if the model cannot be written;
+            `refusal` then holds the reason.
         """
         parts = self._parts
         try:
@@ -169,7 +173,7 @@ class BudgetKeeper:
             return None
 
     def largest_file(self) -> float:
-        """Returns the bytes of the largest profile's file by the cost model, 0 for bit operations."""
+        """Returns the estimated bytes of the largest profile's file, 0 for budgets in operations."""
         if not self._parts.costs.in_bytes:
             return 0.0
         count = self._parts.policy.activation_count
@@ -180,7 +184,7 @@ class BudgetKeeper:
         """Returns the cost of the assigned bits, in the unit of the budget.
 
         Args:
-            seen: Quality embeddings `[N, d]` over which bit operations are averaged.
+            seen: Quality embeddings, shape `[N, d]`, over which bit operations are averaged.
         """
         parts = self._parts
         if parts.costs.in_bytes:
@@ -188,7 +192,11 @@ class BudgetKeeper:
         return assignment.assigned_cost(parts.policy, parts.costs, seen)
 
     def _fix_until_measured(self, fix: Callable[[], np.ndarray]) -> None:
-        """Calls `fix`, which returns bits `[P]`, until the overhead of the file at them is known."""
+        """Fixes bits, measures their file, and repeats until the bits do not change any more.
+
+        Args:
+            fix: A function that fixes the bits and returns those of the first profile, shape `[P]`.
+        """
         self.measure()
         bits = fix()
         for _ in range(_MAX_FILES):
@@ -199,34 +207,36 @@ class BudgetKeeper:
                 break
 
     def _freeze(self, seen: np.ndarray, count: int) -> None:
+        """Assigns all bits to profiles by the current cost model."""
         parts = self._parts
         assignment.freeze(parts.policy, parts.costs, parts.budget, count, seen)
 
     def _settle_lower(self, seen: np.ndarray, share: float) -> None:
-        """Settles again within a share of the budget, at no more bits than are assigned."""
-        parts, assigned = self._parts, self._assigned()
+        """Settles again within a share of the budget, with at most the bits that are assigned."""
+        parts, ceiling = self._parts, self._assigned()
         count = parts.policy.profiles
-        assignment.settle(parts.policy, parts.costs, parts.budget, count, seen, assigned, share)
+        assignment.settle(parts.policy, parts.costs, parts.budget, count, seen, ceiling, share)
 
     def _snap_biases(self) -> None:
-        # Profiles share the biases but not the weight steps, so only one can be on its grid.
+        """Rounds the biases to the grid of the file if there is one profile."""
+        # Profiles share the biases but not the weight steps, so only one grid can be used.
         if self._parts.policy.profiles == 1:
             snap_biases(self._parts.body, precision_of(self._parts, self._assigned()[0]))
 
     def _learn_file_overhead(self, bits: np.ndarray) -> bool:
-        """Writes the file for bits `[P]` and records the bytes that are not weights.
+        """Writes the file for these bits `[P]` and records its overhead, the bytes that are not weights.
 
-        Returns False if the model cannot be written, or if the budget is not in bytes.
+        Returns False if the model cannot be written or the budget is not in bytes.
         """
         costs, count = self._parts.costs, self._parts.policy.activation_count
-        found = self.write(bits) if costs.in_bytes else None
-        if found is None:
+        sizes = self.write(bits) if costs.in_bytes else None
+        if sizes is None:
             return False
-        costs.learn_file(found[costs.kind], bits[count:], bits[:count])
+        costs.learn_file(sizes[costs.kind], bits[count:], bits[:count])
         self._parts.policy.file_constant = costs.file_constant
         return True
 
     def _assigned(self) -> np.ndarray:
-        """Bits `[profiles, P]`."""
+        """Returns the assigned bits, shape `[profiles, P]`."""
         policy = self._parts.policy
         return ops.convert_to_numpy(policy.assigned)[: policy.profiles]

@@ -1,95 +1,136 @@
-"""Bits of a file within a budget of bytes.
+"""Chooses the weight bits of files within a budget in bytes.
 
-The means of the policy start at the bits of a file that add least to the loss by the second-order
-critic (`dqmq_tf.budget.sensitivity`), and become bits again by rounding: what a search finds by chance, less
-than half a bit, is worth less than what the critic knows.
+The policy's means start at the bits of the file that adds least to the loss, by the second-order
+estimate of `dqmq_tf.budget.sensitivity`. They become bits again by rounding: the search moves a mean
+by chance by less than half a bit, and the estimate is more reliable than that.
 """
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from keras import ops
 
 from dqmq_tf.budget import allocation
+from dqmq_tf.budget.costs import CostModel
+from dqmq_tf.config import Budget
+from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
 
-# Bytes drift a little while a settled network is fine-tuned: stay just under the budget.
+# The share of the budget that settled bits may use. The bytes drift a little during the fine-tuning.
 BYTES_MARGIN = 0.99
-# And leave them as much while they are still searched.
+# The same for the bits at which the search starts. The bytes drift more until they are settled.
 _START_MARGIN = 0.985
-# Share of a network's weights that may differ between profiles, which one file holds together.
+# The share of a network's weights whose bits may differ between profiles. One file holds all
+# profiles, and the weights that differ are stored once for each.
 _DISTINCT_WEIGHTS = 0.5
-# From how far above the table's limit it is lowered, and by how much of a file's limit at least.
-_ABOVE, _FINEST = 1.02, 0.002
+# The limit for the sum of the table starts at this factor of its estimate and is lowered, each time
+# by at least this share of the file's limit, until the file fits.
+_FIRST_TRY, _SMALLEST_STEP = 1.02, 0.002
 
 
-def starting_bits(policy, costs, budget):
-    """Returns the bits `[P]` of the file that adds least to the loss by `policy.loss_table`.
+def starting_bits(policy: BitWidthPolicy, costs: CostModel, budget: Budget) -> np.ndarray:
+    """Returns the bits of the file that adds least to the loss by `policy.loss_table`.
 
     Args:
-        policy, costs, budget: As of `dqmq_tf.budget.assignment.settle`.
+        policy: The policy.
+        costs: A measured `CostModel` of a budget in bytes.
+        budget: The budget.
+
+    Returns:
+        An int array of shape `[P]`, activations first.
 
     Raises:
         ValueError: If the budget is below the smallest possible cost.
     """
-    bits = _cheapest_bits(costs, _losses(policy), _limit(costs, budget, _START_MARGIN))
-    return np.concatenate([_most_activations(policy), bits])
+    bits = _best_bits(costs, _losses(policy), _limit(costs, budget, _START_MARGIN))
+    return np.concatenate([_most_activation_bits(policy), bits])
 
 
-def nearest_bits(policy, costs, budget, means, most, share):
-    """Returns the bits `[count, P]` of each profile's file: the means rounded, as the budget has it.
+def nearest_bits(
+    policy: BitWidthPolicy,
+    costs: CostModel,
+    budget: Budget,
+    means: np.ndarray,
+    ceiling: np.ndarray | None,
+    share: float,
+) -> np.ndarray:
+    """Returns the bits of each profile's file: the means rounded, and changed to fit the budget.
 
     Args:
-        policy, costs, budget, most, share: As of `dqmq_tf.budget.assignment.settle`.
-        means: `[count, P]`, of each profile.
+        policy: The policy.
+        costs: A measured `CostModel` of a budget in bytes.
+        budget: The budget.
+        means: The mean bit-widths of each profile, shape `[count, P]`.
+        ceiling: The largest bits of each profile, shape `[count, P]`, which replace the means. None
+            sets no limit.
+        share: The share of the budget that may be used.
+
+    Returns:
+        An int array of shape `[count, P]`, activations first.
 
     Raises:
         ValueError: If the budget is below the smallest possible cost.
     """
     limit, decided = _limit(costs, budget, share), policy.activation_count
-    means = (means if most is None else most)[:, decided:]
-    static, added = ops.convert_to_numpy(policy.mean)[decided:], _losses(policy)
+    means = (means if ceiling is None else ceiling)[:, decided:]
+    static_means, losses = ops.convert_to_numpy(policy.mean)[decided:], _losses(policy)
 
-    def bits_of(row, fixed):
-        wanted = allocation.nearest(row, policy.weight_candidates)
-        over = costs.of_file(wanted, []) > limit
-        if not over and most is not None:
-            return wanted
-        # Bits that were trained are left only downwards where they are too many, else upwards. To
-        # want one more than the mean over images is to lose four times as much.
-        losses = [
-            {b: f * loss for b, loss in known.items() if b == w or not kept and (b < w) == over}
-            for known, w, kept, f in zip(added, wanted, fixed, 4.0 ** (row - static))
+    def bits_of(profile_means: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+        rounded = allocation.nearest(profile_means, policy.weight_candidates)
+        is_too_large = costs.of_file(rounded, []) > limit
+        if not is_too_large and ceiling is not None:
+            return rounded
+        # Trained bits only go down if the file is too large, and only up if there is room. A point
+        # that wants one bit more than the mean over images counts four times as much.
+        factors = 4.0 ** (profile_means - static_means)
+        allowed = [
+            {
+                b: factor * loss
+                for b, loss in row.items()
+                if b == bits or not is_fixed and (b < bits) == is_too_large
+            }
+            for row, bits, is_fixed, factor in zip(losses, rounded, fixed, factors)
         ]
-        return _cheapest_bits(costs, losses, limit)
+        return _best_bits(costs, allowed, limit)
 
     shared = np.zeros(means.shape[1], bool)
     if len(means) > 1:
-        common = bits_of(means.mean(axis=0), shared)
-        shared = _shared(costs, means) if most is None else np.ptp(means, axis=0) == 0
-        means = np.where(shared, common, means)
-    weights = [bits_of(row, shared) for row in means]
-    return np.stack([np.concatenate([_most_activations(policy), row]) for row in weights])
+        shared_bits = bits_of(means.mean(axis=0), shared)
+        shared = _shared(costs, means) if ceiling is None else np.ptp(means, axis=0) == 0
+        means = np.where(shared, shared_bits, means)
+    weight_bits = [bits_of(row, shared) for row in means]
+    activation_bits = _most_activation_bits(policy)
+    return np.stack([np.concatenate([activation_bits, row]) for row in weight_bits])
 
 
-def _losses(policy):
-    """What each bit-width of each weight point adds to the loss: dictionaries by bits."""
-    table = ops.convert_to_numpy(policy.loss_table)
-    known = [dict(zip(policy.bit_widths.astype(int).tolist(), row)) for row in table]
-    return [{b: row[b] for b in c} for c, row in zip(policy.weight_candidates, known)]
+def _losses(policy: BitWidthPolicy) -> list[dict[int, float]]:
+    """Returns the loss that each bit-width adds, as a dictionary for each weight point."""
+    grid = policy.bit_widths.astype(int).tolist()
+    rows = [dict(zip(grid, row)) for row in ops.convert_to_numpy(policy.loss_table)]
+    return [{b: row[b] for b in c} for c, row in zip(policy.weight_candidates, rows)]
 
 
-def _most_activations(policy):
-    """What is not a weight costs no bytes, and has its most bits."""
+def _most_activation_bits(policy: BitWidthPolicy) -> np.ndarray:
+    """Returns the most bits of each activation: activations take no bytes in a file."""
     return np.array([max(c) for c in policy.activation_candidates], "int64")
 
 
-def _limit(costs, budget, share):
-    """The bytes that may be used: not fewer than the table has at the fewest bits."""
+def _limit(costs: CostModel, budget: Budget, share: float) -> float:
+    """Returns the bytes that may be used: a share of the budget, or all if the fewest bits need it."""
     return max(share * budget.value, min(budget.value, costs.smallest()))
 
 
-def _shared(costs, means):
-    """Which weights `[Pw]` get the same bits in all profiles, so that one file holds them once.
+def _shared(costs: CostModel, means: np.ndarray) -> np.ndarray:
+    """Returns which weights have the same bits in all profiles, so that a file holds them once.
 
-    Those that the profiles want most differently go apart first, up to a share of all.
+    The weights whose means differ most between the profiles get separate bits first, up to a share
+    of all weights.
+
+    Args:
+        costs: The `CostModel`, for the sizes of the weights.
+        means: The mean bit-widths of each profile, shape `[count, Pw]`.
+
+    Returns:
+        A bool array of shape `[Pw]`.
     """
     sizes = costs.sizes
     room, shared = _DISTINCT_WEIGHTS * sizes.sum(), np.zeros(len(sizes), bool)
@@ -101,26 +142,34 @@ def _shared(costs, means):
     return shared
 
 
-def _cheapest_bits(costs, losses, limit):
-    """Bits `[Pw]` of one file.
+def _best_bits(costs: CostModel, losses: Sequence[Mapping[int, float]], limit: float) -> np.ndarray:
+    """Returns the weight bits of one file of at most `limit` bytes with the smallest added loss.
 
-    Tensors of a file share a compressor, and cost other bytes together than in the table: the
-    table's limit is moved by what the first bits differ, and lowered from a little above that until
-    the file keeps its own.
+    The tensors of a file share a compressor, so together they take other bytes than in the table.
+    The limit for the sum of the table is corrected by the difference at a first choice of bits. It
+    starts a little above that and is lowered until the file fits.
+
+    Args:
+        costs: The `CostModel`.
+        losses: `{bits: loss}` of the allowed bit-widths of each weight point.
+        limit: The largest number of bytes of the file.
+
+    Returns:
+        An int array of shape `[Pw]`.
     """
-    table = [{b: found[b] for b in row} for found, row in zip(costs.table, losses)]
-    lowest, aim = sum(min(row.values()) for row in table), limit - costs.constant()
+    table = [{b: row[b] for b in loss} for row, loss in zip(costs.measured_table, losses)]
+    lowest, table_limit = sum(min(row.values()) for row in table), limit - costs.constant()
 
-    def within(aim):
-        bits = allocation.allocate_by_knapsack(losses, table, max(aim, lowest))
+    def bits_within(table_limit: float) -> tuple[np.ndarray, float]:
+        bits = allocation.allocate_by_knapsack(losses, table, max(table_limit, lowest))
         return bits, costs.of_file(bits, []) - limit
 
-    bits, excess = within(aim)
+    bits, excess = bits_within(table_limit)
     if not costs.adds_up:
-        alone = sum(row[b] for row, b in zip(table, bits))
-        aim *= _ABOVE * alone / (aim + excess)
-        bits, excess = within(aim)
-    while excess > 0 and aim > lowest:
-        aim -= max(0.5 * excess, _FINEST * limit)
-        bits, excess = within(aim)
+        table_sum = sum(row[b] for row, b in zip(table, bits))
+        table_limit *= _FIRST_TRY * table_sum / (table_limit + excess)
+        bits, excess = bits_within(table_limit)
+    while excess > 0 and table_limit > lowest:
+        table_limit -= max(0.5 * excess, _SMALLEST_STEP * limit)
+        bits, excess = bits_within(table_limit)
     return bits

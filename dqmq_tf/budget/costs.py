@@ -1,50 +1,82 @@
-"""What a decision costs: bit operations, bytes of the file, bytes of the file under deflate.
+"""Computes what a decision costs: bit operations, bytes of the file, or bytes under deflate.
 
 The cost is a known function of the decision, so its expectation under the policy is computed, not
-sampled. Two forms cover all kinds: bit operations are bilinear in weight and activation bits;
-bytes are a table, one entry per weight decision point and candidate, plus a constant.
+sampled. Two forms cover all kinds. Bit operations are bilinear in weight bits and activation bits.
+Bytes are the sum over a table with one entry per weight decision point and candidate, plus a
+constant.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from dqmq_tf.flatbuffer import bit_packing, file_size
+from dqmq_tf.graph.decision_points import ActivationPoint, WeightPoint
+from dqmq_tf.targets import Storage, Target
 
-# Bytes of a TFLite file beside its weights, until `CostModel.learn_file` knows them: fitted on files
-# that the converter wrote, right within 9 % of what is not weights. The file's frame, each tensor's
-# entry, each channel's scale and bias.
-_FRAME_BYTES = {"size_bytes": 1120, "download_bytes": 410}
+# The bytes of a TFLite file that are not weights, until `CostModel.learn_file` measures them: of the
+# file itself, of each tensor's entry, and of each channel's scale and bias. They are fitted to files
+# that the converter wrote, with an error of at most 9 %.
+_FILE_BYTES = {"size_bytes": 1120, "download_bytes": 410}
 _TENSOR_BYTES = {"size_bytes": 136, "download_bytes": 79}
 _CHANNEL_BYTES = {"size_bytes": 14.1, "download_bytes": 9.4}
+# At most this many bytes of a kernel are compressed; the result is scaled up.
 _SAMPLE = 1 << 20
+
+# The bit-widths of decision points: `[points]`, or `[N, points]` for N samples or profiles.
+Bits = Sequence[float] | np.ndarray
+# Returns the integers of a weight point, given its index and a bit-width.
+Integers = Callable[[int, int], np.ndarray]
 
 
 class CostModel:
-    """The cost of decisions in the unit of a budget.
+    """Computes the cost of decisions in the unit of a budget.
 
     Args:
-        kind: One of `dqmq_tf.config.BUDGET_KINDS`.
-        target: A `Target`, for its containers.
-        activations: `ActivationPoint`s.
-        weights: `WeightPoint`s.
-        float_weights: Number of kernel weights that stay in floating point.
+        kind: The kind of the budget, one of `dqmq_tf.config.BUDGET_KINDS`.
+        target: The `Target`, which determines how a file stores weights.
+        activations: The activation decision points.
+        weights: The weight decision points.
+        float_weights: The number of kernel weights that stay in floating point.
 
     Attributes:
-        macs, sizes: Multiply-accumulates per input and number of weights of each weight point.
-        decided: Indices of the activation points that are decided, in the order of the columns.
-        overhead: Bit operations per input of what decides, where bits follow the input.
-        file_constant: Bytes of the file beside its weights, None until `learn_file`.
+        macs: The multiply-accumulates per input of each weight point, shape `[Pw]`.
+        sizes: The number of weights of each weight point, shape `[Pw]`.
+        decided: The indices of the activation points whose bits the policy chooses, in the order of
+            its columns.
+        overhead: The bit operations per input of the layers that choose the bits, 0 if bits do not
+            depend on the input.
+        table: The bytes of each weight point, `{bits: bytes}`. None until `measure`, and for budgets
+            in operations.
+        file_constant: The bytes of the file that are not weights, None until `learn_file`.
+
+    Example:
+
+    >>> costs = CostModel("bit_ops", target, activations, weights)
+    >>> costs.exact(weight_bits=[4, 4, 8], activation_bits=[8, 4])
     """
 
-    def __init__(self, kind, target, activations, weights, float_weights=0):
+    def __init__(
+        self,
+        kind: str,
+        target: Target,
+        activations: Sequence[ActivationPoint],
+        weights: Sequence[WeightPoint],
+        float_weights: int = 0,
+    ) -> None:
         self.kind, self.target, self.float_weights = kind, target, float_weights
         self.activations, self.weights = activations, weights
         self.decided = [i for i, point in enumerate(activations) if point.decided]
-        column = {point: i for i, point in enumerate(self.decided)}
+        columns = {point: column for column, point in enumerate(self.decided)}
         self.macs = np.array([point.macs for point in weights], "float64")
         self.sizes = np.array([np.prod(point.shape) for point in weights], "float64")
-        # Which column gives the bits of a layer's input; -1 where they are fixed.
-        self.input_column = np.array([column.get(point.input, -1) for point in weights])
+        # The column of the policy with the bits of each layer's input, -1 if these are not decided.
+        self.input_column = np.array(
+            [-1 if point.input is None else columns.get(point.input, -1) for point in weights]
+        )
         self.input_bits = np.array(
             [
                 32.0 if point.input is None else activations[point.input].bit_widths[-1]
@@ -52,23 +84,40 @@ class CostModel:
             ],
             "float64",
         )
-        self.table = self.file_constant = None
+        self.table: list[dict[int, float]] | None = None
+        self.file_constant: float | None = None
         self.overhead = 0.0
 
     @property
-    def in_bytes(self):
+    def in_bytes(self) -> bool:
+        """Whether the budget is in bytes, and not in operations."""
         return self.kind in ("size_bytes", "download_bytes")
 
     @property
-    def adds_up(self):
-        """Whether a file costs the sum of what its weights cost alone."""
+    def adds_up(self) -> bool:
+        """Whether the weights of a file take the sum of the bytes that each takes alone."""
         return self.kind != "download_bytes"
 
-    def measure(self, integers):
-        """Fills the table of bytes from the weights as they are.
+    @property
+    def measured_table(self) -> list[dict[int, float]]:
+        """The bytes of each weight point, `{bits: bytes}`.
+
+        Raises:
+            ValueError: If `measure` was not called or the budget is in operations.
+        """
+        if self.table is None:
+            raise ValueError(
+                f"The bytes of the weights are unknown (budget in {self.kind}). Use a budget in "
+                "bytes, and call `measure` first."
+            )
+        return self.table
+
+    def measure(self, integers: Integers) -> None:
+        """Fills the table of bytes from the current weights, if the budget is in bytes.
 
         Args:
-            integers: `integers(point_index, bit_width)` gives a weight point's integer array.
+            integers: A function `integers(point_index, bit_width)` that returns the integer array of
+                a weight point.
         """
         if not self.in_bytes:
             return
@@ -78,8 +127,8 @@ class CostModel:
             for i, point in enumerate(self.weights)
         ]
 
-    def constant(self):
-        """Returns the bytes that no decision changes."""
+    def constant(self) -> float:
+        """Returns the bytes of a file that do not depend on the decision, 0 for bit operations."""
         if not self.in_bytes:
             return 0.0
         if self.file_constant is not None:
@@ -88,25 +137,30 @@ class CostModel:
             int(np.prod([point.shape[a] for a in point.channel_axes])) for point in self.weights
         )
         tensors = 2 * len(self.weights) + len(self.activations)
-        per = _TENSOR_BYTES[self.kind] * tensors + _CHANNEL_BYTES[self.kind] * channels
-        return float(_FRAME_BYTES[self.kind] + per + 4 * self.float_weights)
+        entries = _TENSOR_BYTES[self.kind] * tensors + _CHANNEL_BYTES[self.kind] * channels
+        return float(_FILE_BYTES[self.kind] + entries + 4 * self.float_weights)
 
-    def learn_file(self, found, weight_bits, activation_bits):
-        """Takes what a file beside its weights takes from one that was written.
+    def learn_file(self, measured: float, weight_bits: Bits, activation_bits: Bits) -> None:
+        """Sets the bytes that are not weights from a file that was written.
 
         Args:
-            found: Bytes of that file, in the unit of this cost.
-            weight_bits, activation_bits: Its bits.
+            measured: The bytes of that file, in the unit of the budget.
+            weight_bits: The weight bits of the file, shape `[Pw]`.
+            activation_bits: The activation bits of the file, shape `[decided]`.
         """
         estimate = self.of_file(weight_bits, activation_bits)
-        self.file_constant = self.constant() + found - estimate
+        self.file_constant = self.constant() + measured - estimate
 
-    def of_file(self, weight_bits, activation_bits):
-        """Returns the cost of one assignment, under deflate with all weights in one stream.
+    def of_file(self, weight_bits: Bits, activation_bits: Bits) -> float:
+        """Returns the cost of one assignment. Under deflate, all weights are compressed together.
 
-        A file's tensors share a compressor, so that their bytes do not just add up as the table
-        of `exact` has it. They come in falling entropy: a file's buffers are sorted by it, and
-        written from behind.
+        The tensors of a file share a compressor, so their bytes are not the sum that `exact` takes
+        from the table. The weights are compressed by falling entropy, as they lie in the file: its
+        buffers are sorted by rising entropy and written from the last to the first.
+
+        Args:
+            weight_bits: Weight bits, shape `[Pw]`.
+            activation_bits: Activation bits, shape `[decided]`.
         """
         if self.adds_up:
             return self.exact(weight_bits, activation_bits)
@@ -115,71 +169,113 @@ class CostModel:
             self._stored(point, self._integers(i, b), b)
             for i, (point, b) in enumerate(zip(self.weights, bits))
         ]
-        stream = b"".join(sorted(stored, key=bit_packing.byte_entropy, reverse=True))
-        return file_size.deflated_bytes(stream) + self.constant()
+        stored.sort(key=bit_packing.byte_entropy, reverse=True)
+        return file_size.deflated_bytes(b"".join(stored)) + self.constant()
 
-    def exact(self, weight_bits, activation_bits):
+    def exact(self, weight_bits: Bits, activation_bits: Bits) -> float:
         """Returns the cost of an assignment, or the mean cost of several.
 
-        Between two candidates it is that of drawing them in the mean.
+        The bytes of bit-widths between two candidates are interpolated linearly.
 
         Args:
-            weight_bits: `[Pw]`, or `[N, Pw]` for N samples or profiles.
-            activation_bits: `[decided]`, or `[N, decided]`.
+            weight_bits: Weight bits, shape `[Pw]`, or `[N, Pw]` for N samples or profiles.
+            activation_bits: Activation bits, shape `[decided]` or `[N, decided]`.
         """
         weight_bits = np.atleast_2d(np.asarray(weight_bits, "float64"))
         if self.in_bytes:
-            sums = [sum(map(_entry, self.table, row)) for row in weight_bits]
+            table = self.measured_table
+            sums = [sum(map(_interpolated, table, row)) for row in weight_bits]
             return float(np.mean(sums)) + self.constant()
-        return float(self.finish(self.bit_ops(weight_bits, activation_bits)))
+        return float(self.to_budget_unit(self.bit_ops(weight_bits, activation_bits)))
 
-    def smallest(self):
-        """Returns the cost at the fewest bits of all decision points."""
+    def smallest(self) -> float:
+        """Returns the cost when every decision point has its fewest bits."""
         decided = [self.activations[i] for i in self.decided]
-        return self.exact(*([min(p.bit_widths) for p in ps] for ps in (self.weights, decided)))
+        return self.exact(
+            [min(point.bit_widths) for point in self.weights],
+            [min(point.bit_widths) for point in decided],
+        )
 
-    def most_activation_bits(self):
-        """Returns the most bits of each activation that is decided."""
+    def most_activation_bits(self) -> list[int]:
+        """Returns the most bits of each activation point that is decided."""
         return [max(self.activations[i].bit_widths) for i in self.decided]
 
-    def prices(self):
-        """Returns by what a bit more raises operations, up to a factor: `[P]`, activations first."""
-        columns = range(len(self.decided))
-        read = [self.macs[self.input_column == column].sum() for column in columns]
-        return np.concatenate([read, self.macs])
+    def prices(self) -> np.ndarray:
+        """Returns how much one more bit raises the operations, up to a common factor.
 
-    def bit_ops(self, weight_bits, activation_bits):
-        """Returns the bit operations per input of an assignment, or the mean over several."""
+        Returns:
+            A float array of shape `[P]`, activations first.
+        """
+        columns = range(len(self.decided))
+        activation_macs = [self.macs[self.input_column == column].sum() for column in columns]
+        return np.concatenate([activation_macs, self.macs])
+
+    def bit_ops(self, weight_bits: Bits, activation_bits: Bits) -> float:
+        """Returns the bit operations per input of an assignment, or the mean over several.
+
+        Args:
+            weight_bits: Weight bits, shape `[Pw]` or `[N, Pw]`.
+            activation_bits: Activation bits, shape `[decided]` or `[N, decided]`.
+        """
         return float(self.bit_ops_of_each(weight_bits, activation_bits).mean())
 
-    def bit_ops_of_each(self, weight_bits, activation_bits):
-        """Returns the bit operations of each of several assignments: `[N]`."""
+    def bit_ops_of_each(self, weight_bits: Bits, activation_bits: Bits) -> np.ndarray:
+        """Returns the bit operations per input of each of several assignments.
+
+        Args:
+            weight_bits: Weight bits, shape `[Pw]` or `[N, Pw]`.
+            activation_bits: Activation bits, shape `[decided]` or `[N, decided]`.
+
+        Returns:
+            A float array of shape `[N]`.
+        """
         weight_bits = np.atleast_2d(np.asarray(weight_bits, "float64"))
         activation_bits = np.atleast_2d(np.asarray(activation_bits, "float64"))
         inputs = np.tile(self.input_bits, (len(activation_bits), 1))
-        known = self.input_column >= 0
-        inputs[:, known] = activation_bits[:, self.input_column[known]]
+        is_decided = self.input_column >= 0
+        inputs[:, is_decided] = activation_bits[:, self.input_column[is_decided]]
         return (self.macs * weight_bits * inputs).sum(axis=-1) + self.overhead
 
-    def finish(self, bit_ops):
-        """Turns bit operations, already averaged over inputs, into the budget's unit."""
+    def to_budget_unit(self, bit_ops: Any) -> Any:
+        """Converts bit operations to the unit of the budget.
+
+        Args:
+            bit_ops: Bit operations per input, a number or a tensor. Several assignments have to be
+                averaged first, because the mean bit-width is a square root.
+        """
         if self.kind == "mean_bit_width":
             return (bit_ops / max(self.macs.sum(), 1.0)) ** 0.5
         return bit_ops
 
-    def table_array(self, grid):
-        """Returns the table as float32 `[Pw, K]` on a grid of bit-widths, 0 where not allowed."""
-        rows = [[row.get(int(b), 0.0) for b in grid] for row in self.table]
+    def table_array(self, grid: np.ndarray) -> np.ndarray:
+        """Returns the table of bytes as an array.
+
+        Args:
+            grid: Bit-widths, shape `[K]`.
+
+        Returns:
+            A float32 array of shape `[Pw, K]`, 0 for bit-widths that a point cannot have.
+        """
+        rows = [[row.get(int(b), 0.0) for b in grid] for row in self.measured_table]
         return np.array(rows, "float32")
 
-    def expected(self, weight_p, activation_bits, grid, table):
+    def expected(
+        self,
+        weight_p: tf.Tensor,
+        activation_bits: tf.Tensor,
+        grid: np.ndarray,
+        table: tf.Tensor | None,
+    ) -> Any:
         """Returns the expected cost under the distributions, differentiable.
 
         Args:
-            weight_p: Probabilities `[G, Pw, K]` of the weight bits, per group.
-            activation_bits: Expected activation bits `[G, decided]`, per group.
-            grid: Bit-widths `[K]`.
-            table: Tensor `[Pw, K]` of bytes; not used for bit operations.
+            weight_p: The probabilities of the weight bits of each group, shape `[G, Pw, K]`.
+            activation_bits: The expected activation bits of each group, shape `[G, decided]`.
+            grid: Bit-widths, shape `[K]`.
+            table: The table of bytes, shape `[Pw, K]`. It is not used for bit operations.
+
+        Returns:
+            A scalar.
         """
         if self.in_bytes:
             return ops.sum(ops.mean(weight_p, axis=0) * table) + self.constant()
@@ -194,36 +290,42 @@ class CostModel:
             inputs = inputs + ops.matmul(activation_bits, selector)
         macs = ops.convert_to_tensor(self.macs, "float32")
         bit_ops = ops.mean(ops.sum(macs * weight_bits * inputs, axis=-1))
-        return self.finish(bit_ops + self.overhead)
+        return self.to_budget_unit(bit_ops + self.overhead)
 
-    def _bytes(self, point, integers, bit_width):
+    def _bytes(self, point: WeightPoint, integers: np.ndarray, bit_width: int) -> float:
+        """Returns the bytes of one kernel, under deflate if the budget is a download."""
         if self.kind == "size_bytes":
             return self._storage(point, bit_width).size_bytes
         stored = self._stored(point, integers, bit_width)
         sample = stored[:_SAMPLE]
         return file_size.deflated_bytes(sample) * len(stored) / max(len(sample), 1)
 
-    def _storage(self, point, bit_width):
+    def _storage(self, point: WeightPoint, bit_width: int) -> Storage:
+        """Returns how the target stores a kernel."""
         count = int(np.prod(point.shape))
         return self.target.storage(
             point.op_kind, bit_width, count, per_channel=bool(point.channel_axes)
         )
 
-    def _stored(self, point, integers, bit_width):
-        """The bytes of a kernel as the file holds them: output channels first, in few bits packed."""
+    def _stored(self, point: WeightPoint, integers: np.ndarray, bit_width: int) -> bytes:
+        """Returns the bytes of a kernel in the file: output channels first, few bits packed."""
         values = np.asarray(integers).astype("int8")
         if point.op_kind not in ("depthwise", "embedding"):
-            # A layer with one scale has its output channels in the last axis too.
+            # A layer with a single scale also has its output channels in the last axis.
             axes = point.channel_axes or (values.ndim - 1,)
             values = np.moveaxis(values, axes, range(len(axes)))
         storage = self._storage(point, bit_width)
         if storage.table:
             return bit_packing.pack_indices(values + 2 ** (bit_width - 1) - 1, bit_width).tobytes()
-        pack = {"INT4": bit_packing.pack_int4, "INT2": bit_packing.pack_int2}.get(storage.container)
-        return (values if pack is None else pack(values)).tobytes()
+        if storage.container == "INT4":
+            return bit_packing.pack_int4(values).tobytes()
+        if storage.container == "INT2":
+            return bit_packing.pack_int2(values).tobytes()
+        return values.tobytes()
 
 
-def _entry(row, bits):
-    """An entry of a row `{bits: bytes}` of the table, or what lies between two."""
-    found = row.get(bits)
-    return np.interp(bits, list(row), list(row.values())) if found is None else found
+def _interpolated(row: dict[int, float], bits: float) -> float:
+    """Returns the bytes at a bit-width, interpolated linearly between two candidates."""
+    if bits in row:
+        return row[int(bits)]
+    return float(np.interp(bits, list(row), list(row.values())))

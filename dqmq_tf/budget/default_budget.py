@@ -1,27 +1,46 @@
-"""The budget of a model that was given none, and the check of one that was given."""
+"""The default budget of a model, and the check of a budget that the user gives."""
 
+from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.config import Budget
+from dqmq_tf.targets import Target
 
 _DEFAULT_MEAN_BITS = 4.0
+# The weight bits that determine a default budget in bytes.
+_DEFAULT_WEIGHT_BITS = 5
 
 
-_SPARED = " What decides the bits for each input is counted too: DQMQConfig(quality_aware=False) spares it."
+def budget_kind(budget: object, target: Target) -> str:
+    """Returns the kind of the budget, or of the default one for the target.
 
+    Args:
+        budget: The user's `Budget`, or None.
+        target: The `Target`.
 
-def budget_kind(budget, target):
+    Raises:
+        ValueError: If `budget` is neither a `Budget` nor None.
+    """
     if budget is None:
         if not target.deployable:
             return "mean_bit_width"
         return "size_bytes" if target.size_varies else "download_bytes"
     if not isinstance(budget, Budget):
         raise ValueError(
-            f"budget={budget!r}: give a dqmq_tf.Budget, such as Budget(download_bytes=50_000)."
+            f"budget={budget!r} is not a Budget. Pass a dqmq_tf.Budget, such as "
+            "Budget(download_bytes=50_000)."
         )
     return budget.kind
 
 
-def allowed_bit_ops(budget, costs):
-    """The bit operations per input that a budget allows, or those of int8."""
+def allowed_bit_ops(budget: Budget | None, costs: CostModel) -> float:
+    """Returns the bit operations per input that a budget allows, or those of int8 if it is in bytes.
+
+    Without a budget, they are those of int8 on a target with a runtime, and else those of the
+    default mean bit-width.
+
+    Args:
+        budget: The user's `Budget`, or None.
+        costs: The `CostModel`.
+    """
     macs, deployable = max(costs.macs.sum(), 1.0), costs.target.deployable
     if budget is not None and budget.kind == "bit_ops":
         return budget.value
@@ -30,31 +49,55 @@ def allowed_bit_ops(budget, costs):
     return macs * (8.0 if deployable or budget is not None else _DEFAULT_MEAN_BITS) ** 2
 
 
-def first_bits(budget, costs):
-    """Returns the weight bits `[Pw]` at which a file is first written.
+def first_bits(budget: Budget | None, costs: CostModel) -> list[int]:
+    """Returns the weight bits `[Pw]` of the first file that is written to measure its size.
 
-    Those of the default budget, or the fewest, which tell whether a budget can be met.
+    Without a budget, they are the bits that determine the default budget. Otherwise they are the
+    fewest bits, which tell whether the budget can be met.
+
+    Args:
+        budget: The user's `Budget`, or None.
+        costs: The `CostModel`.
     """
-    wanted = 5 if budget is None else 0
+    wanted = _DEFAULT_WEIGHT_BITS if budget is None else 0
     return [min(point.bit_widths, key=lambda b: abs(b - wanted)) for point in costs.weights]
 
 
-def checked_budget(budget, costs):
-    """Returns the budget, or the default one; raises if it cannot be met."""
+def checked_budget(budget: Budget | None, costs: CostModel) -> Budget:
+    """Returns the user's budget, or the default one.
+
+    Args:
+        budget: The user's `Budget`, or None.
+        costs: The `CostModel`, measured.
+
+    Raises:
+        ValueError: If the budget is below the smallest possible cost.
+    """
     fewest = [min(point.bit_widths) for point in costs.weights]
     smallest = costs.of_file(fewest, []) if costs.in_bytes else costs.smallest()
     if budget is None:
-        if not costs.in_bytes:
-            # What decides the bits comes on top, which is much for a tiny network.
-            beside = costs.overhead / max(costs.macs.sum(), 1.0)
-            return Budget(mean_bit_width=(_DEFAULT_MEAN_BITS**2 + beside) ** 0.5)
-        found = costs.of_file(first_bits(None, costs), [])
-        return Budget(**{costs.kind: max(found, smallest) * 1.01})
+        return _default_budget(costs, smallest)
     if budget.value < smallest:
-        raise ValueError(
-            f"Budget {costs.kind}={budget.value:,g} is below the smallest possible: with every "
+        message = (
+            f"Budget {costs.kind}={budget.value:,g} is below the smallest possible cost: with every "
             f"decision point at its fewest bits on target {costs.target.name!r} the cost is "
             f"{smallest:,.6g}. Raise the budget, use a smaller network, or choose another target."
-            + (_SPARED if costs.overhead and not costs.in_bytes else "")
         )
+        if costs.overhead and not costs.in_bytes:
+            message += (
+                " The cost includes the quality encoder and the policy, which choose the bits for "
+                "each input. DQMQConfig(quality_aware=False) removes them."
+            )
+        raise ValueError(message)
     return budget
+
+
+def _default_budget(costs: CostModel, smallest: float) -> Budget:
+    """Returns the budget of a model that was given none."""
+    if not costs.in_bytes:
+        # The operations of encoder and policy are added, because they are many compared with those
+        # of a tiny network.
+        overhead = costs.overhead / max(costs.macs.sum(), 1.0)
+        return Budget(mean_bit_width=(_DEFAULT_MEAN_BITS**2 + overhead) ** 0.5)
+    default_size = costs.of_file(first_bits(None, costs), [])
+    return Budget(**{costs.kind: max(default_size, smallest) * 1.01})

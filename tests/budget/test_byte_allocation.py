@@ -99,8 +99,8 @@ def test_bits_that_are_not_to_rise_do_not():
     before = settled(policy, costs)
     policy.mean.assign([8.0, 2.0, 8.0])
     assert (settled(policy, costs) > before).any()
-    np.testing.assert_array_equal(settled(policy, costs, most=before, share=1.5), before)
-    lowered = settled(policy, costs, most=before, share=0.9)
+    np.testing.assert_array_equal(settled(policy, costs, ceiling=before, share=1.5), before)
+    lowered = settled(policy, costs, ceiling=before, share=0.9)
     assert (lowered <= before).all() and (lowered < before).any()
     assert costs.of_file(lowered[0], []) <= 0.9 * half_budget(costs).value
 
