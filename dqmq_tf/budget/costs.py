@@ -100,16 +100,8 @@ class CostModel:
 
     @property
     def measured_table(self) -> list[dict[int, float]]:
-        """The bytes of each weight point, `{bits: bytes}`.
-
-        Raises:
-            ValueError: If `measure` was not called or the budget is in operations.
-        """
-        if self.table is None:
-            raise ValueError(
-                f"The bytes of the weights are unknown (budget in {self.kind}). Use a budget in "
-                "bytes, and call `measure` first."
-            )
+        """The table, which `measure` has to have filled."""
+        assert self.table is not None, f"No table of bytes for {self.kind}: call `measure` first."
         return self.table
 
     def measure(self, integers: Integers) -> None:

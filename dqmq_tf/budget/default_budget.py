@@ -25,7 +25,7 @@ def budget_kind(budget: object, target: Target) -> str:
         return "size_bytes" if target.size_varies else "download_bytes"
     if not isinstance(budget, Budget):
         raise ValueError(
-            f"budget={budget!r} is not a Budget. Pass a dqmq_tf.Budget, such as "
+            f"budget={budget!r} is not a budget: give a dqmq_tf.Budget, such as "
             "Budget(download_bytes=50_000)."
         )
     return budget.kind
@@ -78,17 +78,17 @@ def checked_budget(budget: Budget | None, costs: CostModel) -> Budget:
     if budget is None:
         return _default_budget(costs, smallest)
     if budget.value < smallest:
-        message = (
+        # Encoder and policy, which choose the bits for each input, count as operations too.
+        hint = (
+            " The cost includes the choice of the bits for each input, which "
+            "DQMQConfig(quality_aware=False) removes."
+        )
+        raise ValueError(
             f"Budget {costs.kind}={budget.value:,g} is below the smallest possible cost: with every "
             f"decision point at its fewest bits on target {costs.target.name!r} the cost is "
             f"{smallest:,.6g}. Raise the budget, use a smaller network, or choose another target."
+            + (hint if costs.overhead and not costs.in_bytes else "")
         )
-        if costs.overhead and not costs.in_bytes:
-            message += (
-                " The cost includes the quality encoder and the policy, which choose the bits for "
-                "each input. DQMQConfig(quality_aware=False) removes them."
-            )
-        raise ValueError(message)
     return budget
 
 

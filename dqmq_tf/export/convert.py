@@ -251,14 +251,16 @@ def _check_activations(lowered: Any, target: Target) -> None:
 
 
 def _check_budget(budget: Any, file: Any) -> None:
+    """Raises `ConversionError` if a file is larger than a budget in bytes."""
     if budget is None:
         return
-    found = file_size.file_bytes(file.sealed().contents)
-    if budget.kind in found and found[budget.kind] > budget.value:
+    sizes = file_size.file_bytes(file.sealed().contents)
+    if budget.kind in sizes and sizes[budget.kind] > budget.value:
         raise ConversionError(
-            f"The file takes {found[budget.kind]:,} bytes ({budget.kind}), the budget is "
-            f"{int(budget.value):,}; its weights alone are only a part of that. Nothing was "
-            "written. Train with a smaller budget, or allow fewer bits by LayerRule."
+            f"The file takes {sizes[budget.kind]:,} bytes ({budget.kind}), the budget is "
+            f"{int(budget.value):,} bytes. The file was not written. Besides the weights, it holds "
+            "the graph, scales and biases, which fewer bits do not reduce. Train with a smaller "
+            "budget, or allow fewer bits with a LayerRule."
         )
 
 
