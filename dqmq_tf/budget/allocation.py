@@ -89,9 +89,9 @@ def allocate_by_knapsack(
     """Returns the bit-widths with the smallest total loss whose total cost is at most `limit`.
 
     This is a multiple-choice knapsack, solved by dynamic programming (Kellerer, Pferschy and
-    Pisinger 2004, "Knapsack Problems", 11.5). The result is exact, except that costs are rounded up,
-    in total by at most half a percent of the room above the lowest cost. `scipy.optimize.milp` finds
-    the same bit-widths, but its solver writes to standard output.
+    Pisinger 2004, "Knapsack Problems", 11.5). The result is exact, except that costs are rounded up:
+    in total by at most one percent of the room above the lowest cost, on average by half of that.
+    `scipy.optimize.milp` finds the same bit-widths, but its solver writes to standard output.
 
     Args:
         losses: A dictionary `{bits: loss}` for each of the P points.
