@@ -42,7 +42,7 @@ def einsum_output_axes(layer: keras.layers.EinsumDense) -> tuple[int, ...]:
     >>> dqmq_tf.graph.fold_rules.einsum_output_axes(layer)
     (1, 2)
     """
-    inputs, kernel, outputs = einsum_terms(layer)
+    inputs, kernel, outputs = einsum_terms(layer.equation)
     channels = [letter for letter in kernel if letter in outputs]
     is_product = not set(channels) & set(inputs) and set(layer.bias_axes or "") <= set(channels)
     if not channels or not is_product or not outputs.endswith("".join(channels)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import string
 import typing
 from collections.abc import Collection
 from typing import Any
@@ -102,7 +103,7 @@ def channel_axes(
     if kind == "embedding":
         return (0,)
     if isinstance(layer, keras.layers.EinsumDense):
-        inputs, kernel, outputs = einsum_terms(layer)
+        inputs, kernel, outputs = einsum_terms(layer.equation)
         # A file holds steps along one axis. An axis that the input has too is no channel axis.
         axes = tuple(i for i, n in enumerate(kernel) if n in outputs and n not in inputs)
         return axes or (rank - 1,)
@@ -117,9 +118,7 @@ def multiply_accumulates(graph: Graph, node: Node, variable: Any) -> int:
     size = math.prod(variable.shape)
     input_shape, output_shape = graph.shapes[node.inputs[0]], graph.shapes[node.outputs[0]]
     if isinstance(layer, keras.layers.EinsumDense):
-        inputs, kernel, _ = einsum_terms(layer)
-        # The kernel has none of the axes of an ellipsis.
-        inputs = inputs.replace("...", "." * (len(input_shape) - len(inputs.replace("...", ""))))
+        inputs, kernel, _ = einsum_terms(layer.equation, len(input_shape))
         axes = list(zip(inputs, input_shape))[1:]
         return size * math.prod(n or 1 for letter, n in axes if letter not in kernel)
     # A kernel meets each position of the output once, or each position of the input: transposed
@@ -132,9 +131,25 @@ def multiply_accumulates(graph: Graph, node: Node, variable: Any) -> int:
     return size * math.prod(n or 1 for n in positions)
 
 
-def einsum_terms(layer: keras.layers.EinsumDense) -> list[str]:
-    """Returns the letters of an `EinsumDense`'s input, kernel and output."""
-    return re.split(",|->", layer.equation.replace(" ", ""))
+def einsum_terms(equation: str, rank: int | None = None) -> tuple[str, str, str]:
+    """Returns the axes of an `EinsumDense`'s input, kernel and output, one letter per axis.
+
+    Args:
+        equation: The equation of the layer.
+        rank: The rank of its input. An ellipsis, whose axes the kernel does not have, is replaced
+            by letters that are not in the equation. None to keep an ellipsis.
+
+    Example:
+
+    >>> einsum_terms("...x,xy->...y", rank=3)
+    ('ABx', 'xy', 'ABy')
+    """
+    inputs, kernel, outputs = re.split(",|->", equation.replace(" ", ""))
+    if rank is None:
+        return inputs, kernel, outputs
+    unused = [letter for letter in string.ascii_uppercase if letter not in equation]
+    axes = "".join(unused[: rank - len(inputs.replace("...", ""))])
+    return inputs.replace("...", axes), kernel, outputs.replace("...", axes)
 
 
 def is_float(dtype: Any) -> bool:

@@ -1,9 +1,10 @@
-"""Rounds biases to the grid on which int8 kernels store them.
+"""Rounds the biases of the Keras model to the values that a file can store.
 
-A file stores the bias of a convolution as int32 in units of input step x weight step, with the
-batch norm folded in. With few weight bits these units are coarse: a float bias can differ from the stored
-one by a large part of an output step, and the error grows from layer to layer. Rounding the biases
-when the bits are frozen makes the Keras model compute what the file will compute.
+A file stores the bias of a linear layer, with the batch norm folded in, as int32 in units of
+`input_step * weight_step`. With few weight bits these units are coarse: a float bias can differ
+from the stored one by a large part of an output step, and the error grows from layer to layer.
+Rounding the biases when the bits are frozen makes the Keras model compute what the file will
+compute.
 """
 
 from typing import Any
@@ -20,41 +21,54 @@ from dqmq_tf.precision import Precision
 
 
 def snap_biases(body: keras.Model, precision: Precision) -> None:
-    """Moves each bias, or the batch norm after the layer, to the nearest int32 value.
+    """Rounds the folded bias of each linear layer to a whole number of units.
 
-    A rescaling after the layer is part of the kernel, so the layer's bias is moved such that the
-    rescaled bias lies on the grid.
+    The variable that changes is the beta of a batch norm that is folded into the layer, its moving
+    mean if it has no beta, or else the bias of the layer. If a rescaling is folded into the layer,
+    the rescaled bias is rounded.
 
     Args:
-        body: The float model whose variables the network uses; changed in place.
+        body: The float model, changed in place.
         precision: The `Precision` to deploy.
     """
     graph = trace(body)
-    norms = {path: norm for norm, path in graph.folds.items()}
     layers = {node.path: node.layer for node in graph.nodes}
+    folded_layers = {linear: layers[path] for path, linear in graph.folds.items()}
     calls: dict[str, list[Node]] = {}
     for node in graph.nodes:
         calls.setdefault(node.path, []).append(node)
     for path, variables in precision.weights.items():
-        steps = {precision.activations.get(node.inputs[0]) for node in calls[path]}
-        if len(variables) != 1 or len(steps) != 1 or not is_linear(layers[path]):
+        layer = layers[path]
+        input_precisions = {precision.activations.get(node.inputs[0]) for node in calls[path]}
+        if len(variables) != 1 or len(input_precisions) != 1 or not is_linear(layer):
             continue
-        (source,), (weight,) = steps, variables.values()
-        unit = None if source is None else _unit(layers[path], source.step, weight.step)
+        (input_precision,), (weight,) = input_precisions, variables.values()
+        if input_precision is None:
+            continue
+        unit = _unit(layer, input_precision.step, weight.step)
         if unit is None:
             continue
-        norm = layers[norms[path]] if path in norms else None
-        if isinstance(norm, keras.layers.BatchNormalization):
-            _snap_norm(norm, layers[path], unit)
-        elif layers[path].bias is not None:
-            scale, offset = (1.0, 0.0) if norm is None else (norm.scale, norm.offset)
-            bias = _float64(layers[path].bias) * scale + offset
+        folded = folded_layers.get(path)
+        if isinstance(folded, keras.layers.BatchNormalization):
+            _snap_batch_norm(folded, layer, unit)
+        elif layer.bias is not None:
+            scale, offset = (1.0, 0.0) if folded is None else (folded.scale, folded.offset)
+            bias = _float64(layer.bias) * scale + offset
             grid = unit * abs(scale)
-            layers[path].bias.assign((np.round(bias / grid) * grid - offset) / scale)
+            layer.bias.assign((np.round(bias / grid) * grid - offset) / scale)
 
 
 def _unit(layer: Any, input_step: float, weight_step: np.ndarray) -> np.ndarray | None:
-    """Returns the value of one bias integer, shaped like the bias; None if there is none."""
+    """Returns the unit of a layer's int32 bias.
+
+    Args:
+        layer: A linear layer.
+        input_step: The step of its input.
+        weight_step: The step of its kernel, of the kernel's rank.
+
+    Returns:
+        A float64 array in the shape of the bias. None if the bias has no unit.
+    """
     unit = np.float64(input_step) * weight_step.astype("float64")
     if not isinstance(layer, keras.layers.EinsumDense):
         return unit.ravel()
@@ -62,27 +76,38 @@ def _unit(layer: Any, input_step: float, weight_step: np.ndarray) -> np.ndarray 
     if not axes:
         return None
     unit = unit.reshape([weight_step.shape[axis] for axis in axes])
-    # A bias that several channels with different steps share has no common grid.
-    apart = unit.size > 1 and layer.bias is not None
-    return None if apart and tuple(layer.bias.shape) != unit.shape else unit
+    # A bias value that several channels with different steps share has no single unit.
+    has_other_shape = layer.bias is not None and tuple(layer.bias.shape) != unit.shape
+    return None if unit.size > 1 and has_other_shape else unit
 
 
-def _snap_norm(norm: Any, layer: Any, unit: np.ndarray) -> None:
-    """Moves the offset of a batch norm so that the folded bias lies on the int32 grid."""
-    factor = batch_norm_affine(norm).multiplier
-    mean = _float64(norm.moving_mean)
+def _snap_batch_norm(batch_norm: Any, layer: Any, unit: np.ndarray) -> None:
+    """Changes a batch norm so that the folded bias is a whole number of units.
+
+    Args:
+        batch_norm: The `BatchNormalization` that is folded into the layer, changed in place.
+        layer: The linear layer.
+        unit: The unit of its bias without the batch norm (see `_unit`).
+    """
+    multiplier = batch_norm_affine(batch_norm).multiplier
+    mean = _float64(batch_norm.moving_mean)
     if layer.bias is not None:
         mean = mean - _float64(layer.bias)
-    beta = _float64(norm.beta) if norm.center else np.zeros_like(mean)
-    bias = beta - mean * factor
-    grid = unit * np.abs(factor)
-    live = grid > 0
-    moved = np.where(live, np.round(bias / np.where(live, grid, 1.0)) * grid - bias, 0.0)
-    if norm.center:
-        norm.beta.assign(beta + moved)
+    beta = _float64(batch_norm.beta) if batch_norm.center else np.zeros_like(mean)
+    bias = beta - mean * multiplier
+    grid = unit * np.abs(multiplier)
+    # A channel whose gamma is 0 has no unit, and its bias stays as it is.
+    has_unit = grid > 0
+    rounded = np.round(bias / np.where(has_unit, grid, 1.0)) * grid
+    change = np.where(has_unit, rounded - bias, 0.0)
+    if batch_norm.center:
+        batch_norm.beta.assign(beta + change)
     else:
-        norm.moving_mean.assign(_float64(norm.moving_mean) - moved / np.where(live, factor, 1.0))
+        batch_norm.moving_mean.assign(
+            _float64(batch_norm.moving_mean) - change / np.where(has_unit, multiplier, 1.0)
+        )
 
 
 def _float64(variable: Any) -> np.ndarray:
+    """Returns the value of a variable as a float64 array."""
     return ops.convert_to_numpy(variable).astype("float64")

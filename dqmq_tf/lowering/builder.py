@@ -1,124 +1,183 @@
-"""The builder of a lowered graph: what each lowering function works with."""
+"""`LoweringBuilder`: collects the tensors, layers and weights of a lowered model."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import keras
 
 from dqmq_tf.errors import ConversionError
+from dqmq_tf.graph import Graph, Node
 from dqmq_tf.graph.fusion import fused_tensors
 from dqmq_tf.graph.kernels import kernel_variables
+from dqmq_tf.lowering.folding import FoldedWeights
+from dqmq_tf.lowering.stored_weights import StoredWeights
 from dqmq_tf.lowering.tensor_markers import Marker
+from dqmq_tf.precision import ActivationPrecision, Precision
 
 
-def tensor_key(tensor, inner=False):
-    """Key of a graph tensor, or of the tensor inside the layer that makes it."""
+def tensor_key(tensor: int, inner: bool = False) -> str:
+    """Returns the key of a tensor in the lowered model.
+
+    Args:
+        tensor: The id of a tensor of the graph.
+        inner: Whether the key is that of the tensor inside the layer that computes `tensor`.
+    """
     return f"a{tensor}p" if inner else f"a{tensor}"
 
 
 class LoweringBuilder:
-    """Collects the lowered while the graph's nodes are lowered one after another."""
+    """Collects the lowered model while the nodes of a graph are lowered in execution order.
 
-    def __init__(self, graph, precision, simulate):
+    Args:
+        graph: An inlined `dqmq_tf.graph.Graph` of the float model.
+        precision: The `Precision` of the same graph.
+        simulate: Whether to round every quantized tensor to its grid. Otherwise it gets a marker.
+
+    Attributes:
+        path: The path of the layer that is being lowered. `""` for the inputs.
+        inputs: The KerasTensors of the model's inputs.
+        values: `{tensor id: KerasTensor}` of the tensors that are lowered so far.
+        layers: The new layers, by the path of the layer that they replace, so that all calls of a
+            shared layer use the same one. The clone of a floating-point layer has the key
+            `(path, "float")`.
+        weights: `FoldedWeights` by the path of their layer, `StoredWeights` by the path or by
+            `"path:variable"`, in execution order.
+        tensors, paths, marked, quantization, floating, vocabulary, float_layers: See
+            `LoweredModel`.
+
+    Raises:
+        ConversionError: If an input of the model has no fixed shape, or a dtype other than float32
+            and int32.
+    """
+
+    def __init__(self, graph: Graph, precision: Precision, simulate: bool) -> None:
         self.graph = graph
         self.precision = precision
         self.simulate = simulate
-        self.folded_sites = graph.folds
-        self.outputs = graph.outputs
         self.path = ""
-        self.inputs = []
-        self.values = {}
-        self.tensors = {}
-        self.paths = {}
-        self.marked = []
-        self.quantization = {}
-        self.floating = set()
-        self.weights = {}
-        self.layers = {}
-        self.vocabulary = {}
-        self.float_layers = {}
-        self._fused, self._consumers = fused_tensors(graph), graph.consumers
-        nodes = {node.path: node for node in graph.nodes}
-        self._folded = {path: nodes[follower].layer for follower, path in graph.folds.items()}
+        self.inputs: list[Any] = []
+        self.values: dict[int, Any] = {}
+        self.tensors: dict[str, Any] = {}
+        self.paths: dict[str, str] = {}
+        self.marked: list[str] = []
+        self.quantization: dict[str, ActivationPrecision] = {}
+        self.floating: set[str] = set()
+        self.weights: dict[str, FoldedWeights | StoredWeights] = {}
+        self.layers: dict[str | tuple[str, str], Any] = {}
+        self.vocabulary: dict[str, int] = {}
+        self.float_layers: dict[str, str] = {}
+        self._fused = fused_tensors(graph)
+        layers = {node.path: node.layer for node in graph.nodes}
+        self._folded_layers = {linear: layers[path] for path, linear in graph.folds.items()}
         for tensor in graph.inputs:
             shape, dtype = graph.shapes[tensor], graph.dtypes[tensor]
             if None in shape[1:]:
                 raise ConversionError(
-                    f"The model's input has shape {shape}: a file holds fixed sizes. Build the "
+                    f"The model's input has shape {shape}, but a file needs fixed sizes. Build the "
                     "model with a fixed keras.Input(shape=...)."
                 )
             if dtype not in ("float32", "int32"):
                 raise ConversionError(
-                    f"The model's input has dtype {dtype}: a file takes float32, or int32 for "
-                    "indices. Build the model with such a keras.Input."
+                    f"The model's input has dtype {dtype}, but a file takes float32, or int32 for "
+                    "indices. Build the model with keras.Input(dtype=...) of one of these types."
                 )
             self.inputs.append(keras.Input(shape[1:], dtype=dtype))
             self.emit(tensor, self.inputs[-1], floating=dtype == "float32")
 
-    def folded_after(self, path):
-        """The `BatchNormalization` or `Rescaling` to fold into a path, or None."""
-        return self._folded.get(path)
+    def folded_layer(self, path: str) -> Any:
+        """Returns the `BatchNormalization` or `Rescaling` that is folded into a layer.
 
-    def input_step(self, tensor):
-        """Step of a graph tensor, 1.0 where it has no quantization."""
-        found = self.quantization.get(tensor_key(tensor))
-        return 1.0 if found is None else found.step
+        Args:
+            path: The path of the linear layer.
 
-    def is_float(self, tensor):
-        """Whether a graph tensor has no grid that an integer kernel could read it by."""
+        Returns:
+            The `keras.layers.Layer`. None if none is folded into it.
+        """
+        return self._folded_layers.get(path)
+
+    def input_step(self, tensor: int) -> float:
+        """Returns the step of a tensor of the graph, 1.0 if it is not quantized."""
+        precision = self.quantization.get(tensor_key(tensor))
+        return 1.0 if precision is None else precision.step
+
+    def is_float(self, tensor: int) -> bool:
+        """Returns whether a tensor is in floating point, so that no integer kernel can read it."""
         key = tensor_key(tensor)
         return key in self.floating and key not in self.quantization
 
-    def float_reason(self, node):
-        """Why no integer kernel can make a node's outputs, whatever its layer; None if one can."""
+    def float_reason(self, node: Node) -> str | None:
+        """Returns why a node must compute in floating point, whatever the class of its layer.
+
+        Args:
+            node: A node of the graph.
+
+        Returns:
+            The reason. None if the weights, inputs and outputs of the node are quantized.
+        """
         if kernel_variables(node.layer) and node.path not in self.precision.weights:
             return "its weights are left in floating point by a rule"
         reads_indices = isinstance(node.layer, keras.layers.Embedding)
         if not reads_indices and any(self.is_float(tensor) for tensor in node.inputs):
             return "its input is in floating point"
-        read = {*self._consumers, *self.outputs}
-        floats = [t for t in node.outputs if t in read and self.graph.dtypes[t].startswith("float")]
-        if not all(map(self._has_grid, floats)):
+        used = {*self.graph.consumers, *self.graph.outputs}
+        float_outputs = [
+            t for t in node.outputs if t in used and self.graph.dtypes[t].startswith("float")
+        ]
+        if not all(self._has_grid(tensor) for tensor in float_outputs):
             return "its output is left in floating point by a rule"
         return None
 
-    def _has_grid(self, tensor):
-        """Whether a tensor, or the one that it is fused into, is quantized."""
+    def _has_grid(self, tensor: int) -> bool:
+        """Returns whether a tensor, or the one that it is fused into, is quantized."""
         if tensor in self.precision.activations:
             return True
-        return tensor in self._fused and self._has_grid(self._consumers[tensor][0].outputs[0])
+        return self.is_fused(tensor) and self._has_grid(self.graph.consumers[tensor][0].outputs[0])
 
-    def is_fused(self, tensor):
-        """Whether a graph tensor lives inside the kernel that makes what is behind it."""
+    def is_fused(self, tensor: int) -> bool:
+        """Returns whether a tensor exists only inside the operator that computes its reader."""
         return tensor in self._fused
 
-    def emit(self, tensor, value, like=None, inner=False, fixed=None, floating=False):
-        """Defines a graph tensor, and its quantization.
+    def emit(
+        self,
+        tensor: int,
+        value: Any,
+        like: int | None = None,
+        inner: bool = False,
+        fixed: ActivationPrecision | None = None,
+        floating: bool = False,
+    ) -> Any:
+        """Defines the value and the quantization of a tensor of the graph.
 
         Args:
-            tensor: Id of the graph tensor.
+            tensor: The id of the tensor.
             value: Its KerasTensor.
-            like: Id of the tensor whose quantization it takes where it has none of its own.
-            inner: The value lives inside the layer that makes the tensor.
-            fixed: The one grid that runtimes write this tensor on.
-            floating: The value is made in floating point; where it has a grid, the next integer
-                kernel puts it there.
+            like: The id of a tensor whose quantization it has if `precision` has none for it.
+            inner: Whether the value is that of a tensor inside the layer that computes `tensor`.
+            fixed: The quantization that all runtimes use for this tensor, if there is only one.
+            floating: Whether the value is computed in floating point. If it is quantized as well,
+                the next integer kernel that reads it rounds it to its grid.
 
         Returns:
-            The KerasTensor to go on with.
+            The KerasTensor to continue with: the value, rounded to its grid or with a marker.
+
+        Raises:
+            ConversionError: If the tensor was trained with another quantization than `fixed`.
         """
         key = tensor_key(tensor, inner)
         self.paths[key] = self.path
-        found = None if inner else self.precision.activations.get(tensor)
-        if found is None and like is not None:
-            found = self.quantization.get(tensor_key(like))
+        precision = None if inner else self.precision.activations.get(tensor)
+        if precision is None and like is not None:
+            precision = self.quantization.get(tensor_key(like))
         if fixed is not None:
-            self._check_fixed(tensor, found, fixed)
-            found = fixed
+            self._check_fixed(tensor, precision, fixed)
+            precision = fixed
         if floating:
             self.floating.add(key)
-        if found is not None:
-            self.quantization[key] = found
-        if self.simulate and found is not None:
-            value = round_to_grid(value, found)
-        elif not self.simulate and (found is not None or floating):
+        if precision is not None:
+            self.quantization[key] = precision
+        if self.simulate and precision is not None:
+            value = round_to_grid(value, precision)
+        elif not self.simulate and (precision is not None or floating):
             self.marked.append(key)
             value = Marker(len(self.marked) - 1)(value)
         self.tensors[key] = value
@@ -126,47 +185,65 @@ class LoweringBuilder:
             self.values[tensor] = value
         return value
 
-    def forward(self, tensor, source):
-        """Defines a graph tensor that is another one at inference."""
-        key, before = tensor_key(tensor), tensor_key(source)
+    def forward(self, tensor: int, source: int) -> None:
+        """Defines a tensor of the graph that is the same as an earlier one at inference.
+
+        Args:
+            tensor: The id of the tensor.
+            source: The id of the earlier tensor.
+
+        Raises:
+            ConversionError: If the two were trained with different quantization.
+        """
+        key, source_key = tensor_key(tensor), tensor_key(source)
         self.paths[key] = self.path
-        own = self.precision.activations.get(tensor)
-        found = self.quantization.get(before)
-        if own is not None and found is not None and own != found:
+        precision = self.precision.activations.get(tensor)
+        source_precision = self.quantization.get(source_key)
+        if precision is not None and source_precision not in (None, precision):
             raise ConversionError(
                 f"{self.path!r} changes nothing at inference, but its input and output have "
                 "different quantization. Remove the layer."
             )
-        if found is None and own is not None:
+        if source_precision is None and precision is not None:
             self.emit(tensor, self.values[source], floating=self.is_float(source))
             return
-        if before in self.floating:
+        if source_key in self.floating:
             self.floating.add(key)
-        if found is not None:
-            self.quantization[key] = found
+        if source_precision is not None:
+            self.quantization[key] = source_precision
         self.tensors[key] = self.values[tensor] = self.values[source]
 
-    def _check_fixed(self, tensor, found, fixed):
-        # An output's own grid is of no consequence: nothing in the graph reads it.
-        if found not in (None, fixed) and tensor not in self.outputs:
+    def _check_fixed(
+        self, tensor: int, precision: ActivationPrecision | None, fixed: ActivationPrecision
+    ) -> None:
+        """Checks that a tensor was trained with the quantization that all runtimes use for it."""
+        if precision is None or precision == fixed:
+            return
+        # The trained quantization of an output of the model does not matter: no layer reads it.
+        if tensor not in self.graph.outputs:
             raise ConversionError(
-                f"The output of {self.path!r} was trained with step {found.step} and zero point "
-                f"{found.zero_point}, but every runtime writes it with step {fixed.step} and zero "
-                f"point {fixed.zero_point}. Quantize the model again."
+                f"The output of {self.path!r} was trained with step {precision.step} and zero "
+                f"point {precision.zero_point}, but every runtime writes it with step "
+                f"{fixed.step} and zero point {fixed.zero_point}. Quantize the model again."
             )
 
 
-def round_to_grid(values, precision):
-    """Values on the grid of an activation.
+def round_to_grid(values: Any, precision: ActivationPrecision) -> Any:
+    """Rounds values to the grid of an activation.
 
     Args:
-        values: Tensor.
-        precision: `ActivationPrecision`.
+        values: A float tensor.
+        precision: The `ActivationPrecision`.
 
     Returns:
-        Tensor of the same shape, clipped to the grid's ends.
+        A tensor of the same shape, clipped to the range of the grid.
     """
     levels = 2**precision.bit_width - 1
     integers = keras.ops.round(values / precision.step) + precision.zero_point
     integers = keras.ops.clip(integers, 0, levels)
     return (integers - precision.zero_point) * precision.step
+
+
+# A function that adds a node of the graph to a lowered model. It raises `FloatOnly` if there is no
+# integer kernel for the node.
+Lowering: TypeAlias = Callable[[LoweringBuilder, Node], None]

@@ -1,124 +1,134 @@
-"""Layers that move, select or average values on the integer road."""
+"""Lowers layers that move, select or average values: reshapes, pads, crops, pools, resizes."""
+
+from typing import Any
 
 import keras
 
 from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
+from dqmq_tf.graph import Node
 from dqmq_tf.graph.fusion import is_global_average
-from dqmq_tf.lowering.elementwise import call_again, check_data_format
+from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
+from dqmq_tf.lowering.elementwise import call_copy, check_data_format, compute_values
 
-_RESIZES = ("nearest", "bilinear")
+_INTERPOLATIONS = ("nearest", "bilinear")
 
 
-def check_interpolation(node):
-    """Refuses a resize that TFLite has in floating point neither."""
+def check_interpolation(node: Node) -> None:
+    """Rejects a resize that TFLite has no kernel for, not even in floating point."""
     layer = node.layer
     if not isinstance(layer, (keras.layers.Resizing, keras.layers.UpSampling2D)):
         return
-    found = f"interpolation={layer.interpolation!r}" if layer.interpolation not in _RESIZES else ""
     if getattr(layer, "antialias", False):
-        found = "antialias=True"
-    if found:
-        raise UnsupportedLayerError(
-            node.path,
-            f"{type(layer).__name__}: {found}",
-            "Use interpolation='bilinear' or 'nearest', without antialias.",
-        )
+        option = "antialias=True"
+    elif layer.interpolation not in _INTERPOLATIONS:
+        option = f"interpolation={layer.interpolation!r}"
+    else:
+        return
+    raise UnsupportedLayerError(
+        node.path,
+        f"{type(layer).__name__}: {option}",
+        "Use interpolation='bilinear' or 'nearest', without antialias.",
+    )
 
 
-def move_values(builder, node):
-    """A layer that only moves or selects values: it keeps the quantization of its input."""
+def move_values(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers a layer that shares the quantization of its input: it only moves or selects values."""
     check_data_format(node)
-    builder.emit(node.outputs[0], call_again(builder, node), like=node.inputs[0])
+    builder.emit(node.outputs[0], call_copy(builder, node), like=node.inputs[0])
 
 
-def local(of_images, *names):
-    """Lowering of a layer for signals by its twin for images of height 1.
+def as_image_layer(image_layer: type[keras.layers.Layer], *names: str) -> Lowering:
+    """Returns the function that lowers a layer of signals to a layer of images of height 1.
 
     Args:
-        of_images: The twin.
-        names: Arguments of the layer that are numbers along the signal; along the height they are 1,
-            or 0 for what is added or cut off.
+        image_layer: The class of the layer of images, such as `MaxPooling2D`.
+        names: The arguments of the layer of signals that are sizes along the signal. Along the
+            height, the layer of images gets 1 for them, or 0 for `padding` and `cropping`.
     """
 
-    def function(builder, node):
+    def lower(builder: LoweringBuilder, node: Node) -> None:
         check_data_format(node)
-        config, beside = node.layer.get_config(), {}
+        config = node.layer.get_config()
+        options: dict[str, Any] = {}
         for name in names:
-            value = config[name]
+            size = config[name]
             if name in ("padding", "cropping"):
-                beside[name] = ((0, 0), tuple(value))
+                options[name] = ((0, 0), tuple(size))
             else:
-                value = value[0] if isinstance(value, (list, tuple)) else value
-                beside[name] = (1, value)
-        for name in set(config) & {"padding"} - set(names):
-            beside[name] = config[name]
+                options[name] = (1, size[0] if isinstance(size, (list, tuple)) else size)
+        # The padding of a pool is a word, which means the same for images.
+        if "padding" in config and "padding" not in names:
+            options["padding"] = config["padding"]
         value = builder.values[node.inputs[0]]
-        image = of_images(**beside)(keras.ops.expand_dims(value, 1))
+        image = image_layer(**options)(keras.ops.expand_dims(value, 1))
         builder.emit(node.outputs[0], keras.ops.squeeze(image, 1), like=node.inputs[0])
 
-    return function
+    return lower
 
 
-def average(builder, node):
-    """A pool over the whole image becomes a mean, which has a scale of its own."""
+def average(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers `AveragePooling2D`; over the whole image it is a mean, with its own scale."""
     if not is_global_average(builder.graph, node):
-        return move_values(builder, node)
+        move_values(builder, node)
+        return
     check_data_format(node)
     pool = keras.layers.GlobalAveragePooling2D(keepdims=True)
     builder.emit(node.outputs[0], pool(builder.values[node.inputs[0]]))
 
 
-def global_average(builder, node):
-    """A mean over all positions; over one it is that position."""
+def global_average(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers a mean over all positions; the mean of a single position is a reshape."""
     if is_global_average(builder.graph, node):
-        check_data_format(node)
-        builder.emit(node.outputs[0], call_again(builder, node))
-        return
-    _reshaped(builder, node, builder.values[node.inputs[0]])
+        compute_values(builder, node)
+    else:
+        _emit_reshaped(builder, node, builder.values[node.inputs[0]])
 
 
-def global_max(builder, node):
-    """A maximum over all positions: a pool."""
+def global_max(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers a maximum over all positions to a max pool."""
     check_data_format(node)
     value = builder.values[node.inputs[0]]
     if len(value.shape) == 3:
         value = keras.ops.expand_dims(value, 1)
-    _reshaped(builder, node, keras.layers.MaxPooling2D(value.shape[1:3], strides=1)(value))
+    _emit_reshaped(builder, node, keras.layers.MaxPooling2D(value.shape[1:3], strides=1)(value))
 
 
-def upsampling(builder, node):
-    """`UpSampling2D`: it repeats by TILE, which has no int8 form; a resize is the same."""
+def upsampling(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers `UpSampling2D` to a resize, as the TILE that it converts to has no int8 kernel."""
     check_data_format(node)
-    value = builder.values[node.inputs[0]]
-    size = [n * factor for n, factor in zip(value.shape[1:3], node.layer.size)]
-    _resized(builder, node, size, node.layer.interpolation)
+    height, width = builder.values[node.inputs[0]].shape[1:3]
+    size = (height * node.layer.size[0], width * node.layer.size[1])
+    _emit_resized(builder, node, size, node.layer.interpolation)
 
 
-def upsampling_of_signals(builder, node):
-    """`UpSampling1D`."""
+def upsampling_of_signals(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers `UpSampling1D` to a resize of an image of height 1."""
     value = keras.ops.expand_dims(builder.values[node.inputs[0]], 1)
     size = (1, value.shape[2] * node.layer.size)
     result = keras.ops.image.resize(value, size, interpolation="nearest")
     builder.emit(node.outputs[0], keras.ops.squeeze(result, 1), like=node.inputs[0])
 
 
-def resizing(builder, node):
-    """`Resizing`."""
+def resizing(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers `Resizing`."""
     layer = node.layer
     if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio:
         raise FloatOnly("a resize that crops or pads has no integer kernel")
     check_data_format(node)
-    _resized(builder, node, (layer.height, layer.width), layer.interpolation)
+    _emit_resized(builder, node, (layer.height, layer.width), layer.interpolation)
 
 
-def _resized(builder, node, size, interpolation):
+def _emit_resized(
+    builder: LoweringBuilder, node: Node, size: tuple[int, int], interpolation: str
+) -> None:
+    """Emits a node's input, resized to `(height, width)`, as its output."""
     value = builder.values[node.inputs[0]]
     result = keras.ops.image.resize(value, size, interpolation=interpolation)
     builder.emit(node.outputs[0], result, like=node.inputs[0])
 
 
-def _reshaped(builder, node, value):
-    """A value in the shape of the node's output."""
+def _emit_reshaped(builder: LoweringBuilder, node: Node, value: Any) -> None:
+    """Emits a value, reshaped to the shape of a node's output, as its output."""
     shape = builder.graph.shapes[node.outputs[0]][1:]
     if tuple(value.shape[1:]) != tuple(shape):
         value = keras.ops.reshape(value, (-1, *shape))

@@ -1,48 +1,61 @@
-"""Activations and per-channel maps on the integer road."""
+"""Lowers activations, batch norms and other per-channel maps, and arithmetic."""
+
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 
 from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
+from dqmq_tf.graph import Node
 from dqmq_tf.lowering import folding
+from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
 from dqmq_tf.precision import ActivationPrecision
 
-# Fused into the operator before them; the tensor in front is never rounded.
+# Activations that TFLite fuses into the operator before them, whose own result is never rounded.
 _FUSED = ("linear", "relu", "relu6")
-_LONE = ("relu", "softmax", "sigmoid", "tanh", "hard_silu", "gelu", "leaky_relu")
-_UNIT = ActivationPrecision(step=1 / 256, zero_point=0, bit_width=8)
-# Their kernels write one grid.
+# Activations that are an operator of their own.
+_STANDALONE = ("relu", "softmax", "sigmoid", "tanh", "hard_silu", "gelu", "leaky_relu")
+_ZERO_TO_ONE = ActivationPrecision(step=1 / 256, zero_point=0, bit_width=8)
+# Activations whose integer kernels support only one quantization of the output.
 _FIXED_GRIDS = {
-    "softmax": _UNIT,
-    "sigmoid": _UNIT,
+    "softmax": _ZERO_TO_ONE,
+    "sigmoid": _ZERO_TO_ONE,
     "tanh": ActivationPrecision(step=1 / 128, zero_point=128, bit_width=8),
 }
 
 
-def activation_name(function):
-    """Name of an activation function of Keras, or None for any other callable."""
+def activation_name(function: Any) -> str | None:
+    """Returns the name of an activation function.
+
+    Args:
+        function: A function of `keras.activations`, or any other callable. None for the identity.
+
+    Returns:
+        The name, such as `"relu"`. None if no integer kernel computes the function.
+    """
     if function is None:
         return "linear"
-    for name in dict.fromkeys((*_FUSED, *_LONE, "silu")):
+    for name in dict.fromkeys((*_FUSED, *_STANDALONE, "silu")):
         if function is keras.activations.get(name):
             return name
     return None
 
 
-def check_fused(function):
-    """Refuses an activation that no kernel fuses."""
+def check_fused(function: Any) -> None:
+    """Raises `FloatOnly` for an activation function that TFLite cannot fuse."""
     if activation_name(function) not in _FUSED:
         raise FloatOnly(f"its kernel does not fuse activation {_label(function)!r}")
 
 
-def fused(function, value):
-    """A value behind an activation that its kernel fuses."""
+def apply_fused(function: Any, value: Any) -> Any:
+    """Applies an activation function that TFLite fuses into the operator that computes `value`."""
     name = activation_name(function)
     return value if name == "linear" else keras.layers.Activation(name)(value)
 
 
-def check_data_format(node):
-    """Refuses channels first, which no runtime knows."""
+def check_data_format(node: Node) -> None:
+    """Rejects `data_format="channels_first"`, which no runtime supports."""
     if getattr(node.layer, "data_format", "channels_last") != "channels_last":
         raise UnsupportedLayerError(
             node.path,
@@ -51,33 +64,24 @@ def check_data_format(node):
         )
 
 
-def activation(builder, node):
-    """`Activation`."""
-    apply(builder, node, node.layer.activation)
+def activation(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers `Activation`."""
+    _lower_activation(builder, node, node.layer.activation)
 
 
-def apply(builder, node, function):
-    """An activation that is a layer of its own."""
-    source, target = node.inputs[0], node.outputs[0]
-    name, value = activation_name(function), builder.values[source]
-    if name == "linear":
-        builder.forward(target, source)
-    elif name == "silu":
-        gate = builder.emit(target, keras.ops.sigmoid(value), inner=True, fixed=_UNIT)
-        builder.emit(target, value * gate)
-    elif name in _LONE or name == "relu6" and builder.is_fused(source):
-        builder.emit(target, keras.layers.Activation(function)(value), fixed=_FIXED_GRIDS.get(name))
-    else:
-        raise FloatOnly(f"activation {_label(function)!r} has no integer kernel in every runtime")
+def activation_function(name: str) -> Lowering:
+    """Returns the function that lowers a call of an activation, such as `keras.ops.relu(x)`."""
+    return lambda builder, node: _lower_activation(builder, node, keras.activations.get(name))
 
 
-def relu(builder, node):
-    """`ReLU`."""
+def relu(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers `ReLU`."""
     layer = node.layer
     if not layer.negative_slope and not layer.threshold and layer.max_value in (None, 6):
-        apply(builder, node, keras.activations.get("relu" if layer.max_value is None else "relu6"))
+        name = "relu" if layer.max_value is None else "relu6"
+        _lower_activation(builder, node, keras.activations.get(name))
     elif layer.max_value is None and not layer.threshold:
-        _leaky(builder, node, layer.negative_slope)
+        _lower_leaky_relu(builder, node, layer.negative_slope)
     else:
         raise FloatOnly(
             f"a ReLU with max_value={layer.max_value} and threshold={layer.threshold} has no "
@@ -85,105 +89,47 @@ def relu(builder, node):
         )
 
 
-def leaky_relu(builder, node):
-    """`LeakyReLU`."""
-    _leaky(builder, node, node.layer.negative_slope)
+def leaky_relu(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers `LeakyReLU`."""
+    _lower_leaky_relu(builder, node, node.layer.negative_slope)
 
 
-def softmax(builder, node):
-    """`Softmax`."""
+def softmax(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers `Softmax`."""
     rank = len(builder.values[node.inputs[0]].shape)
     if node.layer.axis not in (-1, rank - 1):
         raise FloatOnly(
             f"the integer kernel of softmax is for the last axis, not {node.layer.axis}"
         )
-    apply(builder, node, keras.activations.softmax)
+    _lower_activation(builder, node, keras.activations.softmax)
 
 
-def function(name):
-    """Lowering of an activation that is called as a function, such as `keras.ops.relu(x)`."""
-    return lambda builder, node: apply(builder, node, keras.activations.get(name))
+def batch_norm(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers `BatchNormalization`.
 
-
-def batch_norm(builder, node):
-    """`BatchNormalization`, folded into the layer before it or alone."""
-    if node.path in builder.folded_sites:
+    A batch norm that is folded is already part of the weights of the layer before it (see
+    `linear._set_folded_weights`). Any other becomes a depthwise convolution.
+    """
+    if node.path in builder.graph.folds:
         builder.emit(node.outputs[0], builder.values[node.inputs[0]])
         return
     rank = len(builder.values[node.inputs[0]].shape)
     if node.layer.axis not in (-1, rank - 1):
-        raise FloatOnly(f"it normalizes axis {node.layer.axis}, and channels are the last")
-    _affine(builder, node, "gamma", folding.batch_norm_affine(node.layer))
+        raise FloatOnly(f"it normalizes axis {node.layer.axis}, but channels are the last axis")
+    _lower_affine(builder, node, "gamma", folding.batch_norm_affine(node.layer))
 
 
-def rescaling(builder, node):
-    """`Rescaling`, folded into the layer before it or alone."""
-    if node.path in builder.folded_sites:
+def rescaling(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers `Rescaling`, in the same two ways as `batch_norm`."""
+    if node.path in builder.graph.folds:
         builder.emit(node.outputs[0], builder.values[node.inputs[0]])
         return
     channels = builder.values[node.inputs[0]].shape[-1]
-    _affine(builder, node, "scale", folding.following_affine(node.layer, channels))
+    _lower_affine(builder, node, "scale", folding.layer_affine(node.layer, channels))
 
 
-def computed(builder, node):
-    """A layer without weights whose output has a quantization of its own."""
-    check_data_format(node)
-    builder.emit(node.outputs[0], call_again(builder, node))
-
-
-def product(builder, node):
-    """A matrix product of two tensors."""
-    if len(node.inputs) != 2:
-        raise FloatOnly("one of its operands is a constant")
-    computed(builder, node)
-
-
-def arithmetic(multiplier, offset):
-    """Lowering of an operator between two tensors, or a tensor and a number.
-
-    Args:
-        multiplier, offset: Functions of the number, and of whether it comes first, that give the
-            map which the operator is.
-    """
-
-    def lowering(builder, node):
-        if len(node.inputs) == 2:
-            computed(builder, node)
-            return
-        args, kwargs = node.arguments(builder.values)
-        operands = [*args, *kwargs.values()]
-        numbers = [i for i, operand in enumerate(operands) if np.ndim(operand) == 0]
-        if len(operands) != 2 or len(numbers) != 1:
-            raise FloatOnly("one of its operands is a constant tensor")
-        (place,) = numbers
-        number = float(operands[place])
-        channels = builder.values[node.inputs[0]].shape[-1]
-        affine = folding.Affine(
-            np.full(channels, multiplier(number, place == 0)),
-            np.full(channels, offset(number, place == 0)),
-        )
-        _affine(builder, node, "constant", affine)
-
-    return lowering
-
-
-def call_again(builder, node):
-    """The value of a layer without weights, or an operation, called once more."""
-    args, kwargs = node.arguments(builder.values)
-    layer = node.layer
-    if isinstance(layer, keras.layers.Layer):
-        config = {k: v for k, v in layer.get_config().items() if k not in ("name", "dtype")}
-        layer = type(layer).from_config(config)
-    return layer(*args, **kwargs)
-
-
-def _leaky(builder, node, slope):
-    layer = keras.layers.LeakyReLU(slope)
-    builder.emit(node.outputs[0], layer(builder.values[node.inputs[0]]))
-
-
-def normalization(builder, node):
-    """`Normalization` of the last axis, whose mean and variance are adapted to data or given."""
+def normalization(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers `Normalization` of the last axis, or of all axes by one mean and variance."""
     layer = node.layer
     rank = len(builder.values[node.inputs[0]].shape)
     if tuple(axis % rank for axis in layer.axis) not in ((), (rank - 1,)) or layer.invert:
@@ -194,11 +140,107 @@ def normalization(builder, node):
         for value in (layer.mean, layer.variance)
     )
     multiplier = 1 / np.maximum(np.sqrt(variance), keras.config.epsilon())
-    _affine(builder, node, "variance", folding.Affine(multiplier, -mean * multiplier))
+    _lower_affine(builder, node, "variance", folding.Affine(multiplier, -mean * multiplier))
 
 
-def _affine(builder, node, variable, affine):
-    """A lone per-channel map: a depthwise convolution of 1 x 1, which rounds nothing."""
+def compute_values(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers a layer without weights whose output has a quantization of its own."""
+    check_data_format(node)
+    builder.emit(node.outputs[0], call_copy(builder, node))
+
+
+def product(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers a matrix product of two tensors."""
+    if len(node.inputs) != 2:
+        raise FloatOnly("one of its operands is a constant")
+    compute_values(builder, node)
+
+
+def arithmetic(
+    multiplier: Callable[[float, bool], float], offset: Callable[[float, bool], float]
+) -> Lowering:
+    """Returns the function that lowers an operator of two tensors, or of a tensor and a number.
+
+    An operator of a tensor and a number is the map `multiplier * x + offset`.
+
+    Args:
+        multiplier: `multiplier(number, is_first)` returns the multiplier of the map. `is_first`
+            tells whether the number is the first operand.
+        offset: `offset(number, is_first)` returns the offset of the map.
+    """
+
+    def lower(builder: LoweringBuilder, node: Node) -> None:
+        if len(node.inputs) == 2:
+            compute_values(builder, node)
+            return
+        args, kwargs = node.arguments(builder.values)
+        operands = [*args, *kwargs.values()]
+        positions = [i for i, operand in enumerate(operands) if np.ndim(operand) == 0]
+        if len(operands) != 2 or len(positions) != 1:
+            raise FloatOnly("one of its operands is a constant tensor")
+        (position,) = positions
+        number, is_first = float(operands[position]), position == 0
+        channels = builder.values[node.inputs[0]].shape[-1]
+        affine = folding.Affine(
+            np.full(channels, multiplier(number, is_first)),
+            np.full(channels, offset(number, is_first)),
+        )
+        _lower_affine(builder, node, "constant", affine)
+
+    return lower
+
+
+def call_copy(builder: LoweringBuilder, node: Node) -> Any:
+    """Calls a copy of a layer without weights, or an operation, on the lowered inputs.
+
+    Args:
+        builder: The `LoweringBuilder`.
+        node: The node of the layer or operation.
+
+    Returns:
+        The KerasTensor of the output.
+    """
+    args, kwargs = node.arguments(builder.values)
+    layer = node.layer
+    if isinstance(layer, keras.layers.Layer):
+        config = {k: v for k, v in layer.get_config().items() if k not in ("name", "dtype")}
+        layer = type(layer).from_config(config)
+    return layer(*args, **kwargs)
+
+
+def _lower_activation(builder: LoweringBuilder, node: Node, function: Any) -> None:
+    """Lowers a node that applies an activation function."""
+    source, target = node.inputs[0], node.outputs[0]
+    name, value = activation_name(function), builder.values[source]
+    if name == "linear":
+        builder.forward(target, source)
+    elif name == "silu":
+        # TFLite has no kernel for silu: it becomes x * sigmoid(x).
+        gate = builder.emit(target, keras.ops.sigmoid(value), inner=True, fixed=_ZERO_TO_ONE)
+        builder.emit(target, value * gate)
+    elif name in _STANDALONE or name == "relu6" and builder.is_fused(source):
+        fixed = _FIXED_GRIDS.get(name)
+        builder.emit(target, keras.layers.Activation(function)(value), fixed=fixed)
+    else:
+        raise FloatOnly(f"activation {_label(function)!r} has no integer kernel in every runtime")
+
+
+def _lower_leaky_relu(builder: LoweringBuilder, node: Node, slope: float) -> None:
+    layer = keras.layers.LeakyReLU(slope)
+    builder.emit(node.outputs[0], layer(builder.values[node.inputs[0]]))
+
+
+def _lower_affine(
+    builder: LoweringBuilder, node: Node, variable: str, affine: folding.Affine
+) -> None:
+    """Lowers a per-channel map to a depthwise convolution of 1 x 1, which is exact.
+
+    Args:
+        builder: The `LoweringBuilder`, changed in place.
+        node: The node of the map.
+        variable: The name under which reports list the weights.
+        affine: The map, over the last axis.
+    """
     source, target = node.inputs[0], node.outputs[0]
     value = builder.values[source]
     rank = len(value.shape)
@@ -221,5 +263,6 @@ def _affine(builder, node, variable, affine):
     builder.emit(target, result)
 
 
-def _label(activation):
-    return getattr(activation, "__name__", activation)
+def _label(function: Any) -> Any:
+    """Returns what messages call an activation function."""
+    return getattr(function, "__name__", function)

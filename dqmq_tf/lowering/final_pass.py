@@ -1,36 +1,65 @@
-"""The last pass over a quantized file: containers, names, signature, versions, metadata."""
+"""The last edits of a quantized file: storage of weights, inputs and outputs, names, metadata."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import bit_packing, editing, merging, metadata, operator_versions
+from dqmq_tf.flatbuffer import (
+    ModelT,
+    SubGraphT,
+    TFLiteFile,
+    bit_packing,
+    editing,
+    merging,
+    metadata,
+    operator_versions,
+)
 from dqmq_tf.lowering import folding, integer_kernels
+from dqmq_tf.lowering.lowered_model import LoweredModel
+from dqmq_tf.precision import ActivationPrecision
 
 _PACK = {"INT4": bit_packing.pack_int4, "INT2": bit_packing.pack_int2}
-_ADDED_BY_QUANTIZER = ("_quantized", "_dequant")
+# What ai-edge-quantizer appends to the names of the tensors that it adds.
+_QUANTIZER_SUFFIXES = ("_quantized", "_dequant")
 
 
-def finish(file, lowered, containers, facts, io_dtype, merged, grids):
-    """Turns a quantized file into the one that is delivered.
+def finish(
+    file: TFLiteFile,
+    lowered: LoweredModel,
+    containers: Mapping[str, str],
+    facts: Mapping[str, Any],
+    io_dtype: str,
+    merged: Sequence[str],
+    grids: Mapping[str, ActivationPrecision],
+) -> None:
+    """Turns a quantized file into the file that is delivered.
 
     Args:
-        file: `TFLiteFile`, quantized, tensors named by `float_file.name_tensors`; changed in place.
-        lowered: `LoweredModel`.
+        file: The quantized `TFLiteFile`, with the names that `float_file.name_tensors` gave to its
+            tensors. Changed in place.
+        lowered: The `LoweredModel`.
         containers: `{name of a weight tensor: "INT8", "INT4" or "INT2"}`.
-        facts: What `metadata.describe` returned.
-        io_dtype: Type of inputs and outputs, `"float32"` or `"int8"`.
-        merged: Names of the tensors whose integer kernels are still to be made.
-        grids: `{name of a tensor: ActivationPrecision}`, for these.
+        facts: The facts that `metadata.describe` returned.
+        io_dtype: The dtype of the file's inputs and outputs, `"float32"` or `"int8"`.
+        merged: The names of the outputs of the operators that `integer_kernels.merge_kernels`
+            turns into integer kernels.
+        grids: `{name of a tensor: ActivationPrecision}` of the tensors of these operators.
+
+    Raises:
+        ConversionError: If weights are not in the file, or if `io_dtype` is `"int8"` but an input
+            or output is not quantized.
     """
     model, graph = file.model, file.model.subgraphs[0]
-    _keep_float_outputs(model, graph)
+    _restore_float_outputs(model, graph)
     integer_kernels.merge_kernels(model, graph, merged, grids)
-    integer_kernels.store(model, graph, lowered)
+    integer_kernels.store_weights(model, graph, lowered)
     _merge_equal_scales(graph, lowered)
     _store_in_containers(model, graph, containers)
     if io_dtype == "int8":
-        _strip_ends(model, graph, lowered)
+        _make_ends_int8(model, graph, lowered)
     _name_inputs_and_outputs(model, graph, lowered)
     editing.drop_unused_tensors(model, graph)
     model.description = b"dqmq_tf"
@@ -40,22 +69,25 @@ def finish(file, lowered, containers, facts, io_dtype, merged, grids):
     file.edited()
 
 
-def _keep_float_outputs(model, graph):
-    """Gives the graph the outputs of its signature.
+def _restore_float_outputs(model: ModelT, graph: SubGraphT) -> None:
+    """Makes the outputs of the graph those of its signature.
 
-    Where an integer kernel reads an output that is made in floating point, ai-edge-quantizer hands
-    out the integers that this kernel reads.
+    If an integer kernel reads an output that is computed in floating point, ai-edge-quantizer
+    returns the quantized tensor that this kernel reads.
     """
-    named = {entry.tensorIndex for entry in model.signatureDefs[0].outputs}
+    signature_outputs = {entry.tensorIndex for entry in model.signatureDefs[0].outputs}
     quantized = {
         int(operator.outputs[0]): int(operator.inputs[0])
         for operator in graph.operators
         if flatbuffer.operator_name(model, operator) == "QUANTIZE"
     }
-    graph.outputs = [i if i in named else quantized.get(int(i), i) for i in graph.outputs]
+    graph.outputs = [
+        i if i in signature_outputs else quantized.get(int(i), i) for i in graph.outputs
+    ]
 
 
-def _store_in_containers(model, graph, containers):
+def _store_in_containers(model: ModelT, graph: SubGraphT, containers: Mapping[str, str]) -> None:
+    """Packs the weights that a target stores as INT4 or INT2."""
     for tensor in graph.tensors:
         container = containers.get(flatbuffer.text(tensor.name).rstrip("_"))
         if container in _PACK:
@@ -64,8 +96,8 @@ def _store_in_containers(model, graph, containers):
             tensor.type = getattr(flatbuffer.schema().TensorType, container)
 
 
-def _merge_equal_scales(graph, lowered):
-    """Weights with one step get one scale: some kernels take no more."""
+def _merge_equal_scales(graph: SubGraphT, lowered: LoweredModel) -> None:
+    """Gives dense weights with equal scales a single one: some kernels support no more."""
     tensors = {flatbuffer.text(tensor.name): tensor for tensor in graph.tensors}
     for number, weights in enumerate(lowered.weights):
         tensor = tensors.get(f"w{number}")
@@ -78,86 +110,106 @@ def _merge_equal_scales(graph, lowered):
             and operator.inputs[2] >= 0
             and graph.tensors[operator.inputs[1]] is tensor
         ]
-        for merged in (tensor, *biases):
-            found = merged.quantization
-            found.scale, found.zeroPoint = found.scale[:1], found.zeroPoint[:1]
-            found.quantizedDimension = 0
+        for operand in (tensor, *biases):
+            quantization = operand.quantization
+            quantization.scale = quantization.scale[:1]
+            quantization.zeroPoint = quantization.zeroPoint[:1]
+            quantization.quantizedDimension = 0
 
 
-def _strip_ends(model, graph, lowered):
-    """Makes the integer twins of inputs and outputs the ends of the graph."""
-    inner = {}
+def _make_ends_int8(model: ModelT, graph: SubGraphT, lowered: LoweredModel) -> None:
+    """Replaces the float inputs and outputs of the graph by their int8 counterparts."""
+    new_index = {}
     for index in dict.fromkeys((*graph.inputs, *graph.outputs)):
         key = flatbuffer.text(graph.tensors[index].name)
-        # Numbers of a table's rows are on no grid, whatever type they come in.
+        # Indices are not quantized, even where the model takes them as float32.
         if flatbuffer.type_name(graph.tensors[index]) != "FLOAT32" or key in lowered.vocabulary:
-            inner[index] = index
+            new_index[index] = index
             continue
-        grid = lowered.quantization.get(key)
-        entering = index in graph.inputs
-        inner[index] = _integer_twin(model, graph, index, grid, entering)
-    graph.inputs = [inner[i] for i in graph.inputs]
-    graph.outputs = [inner[i] for i in graph.outputs]
+        precision = lowered.quantization.get(key)
+        is_input = index in graph.inputs
+        new_index[index] = _int8_counterpart(model, graph, index, precision, is_input)
+    graph.inputs = [new_index[i] for i in graph.inputs]
+    graph.outputs = [new_index[i] for i in graph.outputs]
     for definition in model.signatureDefs:
         for entry in (*definition.inputs, *definition.outputs):
-            entry.tensorIndex = inner[entry.tensorIndex]
+            entry.tensorIndex = new_index[entry.tensorIndex]
 
 
-def _integer_twin(model, graph, index, grid, entering):
-    """Index of the int8 tensor beside a float end, which is made where there is none."""
-    between = "QUANTIZE" if entering else "DEQUANTIZE"
+def _int8_counterpart(
+    model: ModelT,
+    graph: SubGraphT,
+    index: int,
+    precision: ActivationPrecision | None,
+    is_input: bool,
+) -> int:
+    """Returns the index of the int8 counterpart of a float input or output.
+
+    The operator that converts one into the other is removed if there is one. Otherwise the int8
+    tensor is added. Operators that use the float tensor get a conversion from or to the int8 one.
+
+    Args:
+        model: The `ModelT`, changed in place.
+        graph: Its subgraph.
+        index: The index of the float tensor.
+        precision: Its quantization. None if it has none.
+        is_input: Whether it is an input of the graph.
+    """
+    conversion = "QUANTIZE" if is_input else "DEQUANTIZE"
     for operator in graph.operators:
-        ends = (int(operator.inputs[0]), int(operator.outputs[0]))
-        outer, twin = ends if entering else ends[::-1]
-        if flatbuffer.operator_name(model, operator) == between and outer == index:
+        source, result = int(operator.inputs[0]), int(operator.outputs[0])
+        float_index, int8_index = (source, result) if is_input else (result, source)
+        if flatbuffer.operator_name(model, operator) == conversion and float_index == index:
             break
     else:
-        if grid is None:
+        if precision is None:
             raise ConversionError(
                 f"io_dtype='int8', but {flatbuffer.text(graph.tensors[index].name)} is in floating "
-                "point: the layer at this end is not quantized. Use io_dtype='float32'."
+                f"point: this {'input' if is_input else 'output'} of the model is not quantized. "
+                "Use io_dtype='float32'."
             )
-        twin = editing.add_int8_tensor(graph, index, grid)
+        int8_index = editing.add_int8_tensor(graph, index, precision)
     graph.operators = [
         operator
         for operator in graph.operators
-        if flatbuffer.operator_name(model, operator) != between
-        or index not in (operator.inputs if entering else operator.outputs)
+        if flatbuffer.operator_name(model, operator) != conversion
+        or index not in (operator.inputs if is_input else operator.outputs)
     ]
-    read = any(index in operator.inputs for operator in graph.operators)
-    made = any(index in operator.outputs for operator in graph.operators)
-    if entering and read:
-        graph.operators.insert(0, editing.new_operator(model, "DEQUANTIZE", [twin], [index]))
-    elif not entering and made:
-        graph.operators.append(editing.new_operator(model, "QUANTIZE", [index], [twin]))
-    elif not entering and read:
-        graph.operators.insert(0, editing.new_operator(model, "DEQUANTIZE", [twin], [index]))
-    return twin
+    is_read = any(index in operator.inputs for operator in graph.operators)
+    is_computed = any(index in operator.outputs for operator in graph.operators)
+    if not is_input and is_computed:
+        quantize = editing.new_operator(model, "QUANTIZE", [index], [int8_index])
+        graph.operators.append(quantize)
+    elif is_read:
+        dequantize = editing.new_operator(model, "DEQUANTIZE", [int8_index], [index])
+        graph.operators.insert(0, dequantize)
+    return int8_index
 
 
-def _name_inputs_and_outputs(model, graph, lowered):
+def _name_inputs_and_outputs(model: ModelT, graph: SubGraphT, lowered: LoweredModel) -> None:
     """Gives the inputs and outputs the model's names and order, in the signature and the graph.
 
     The converter sorts the outputs of the graph by name, but an app or firmware reads them by
-    index. The converter numbers the names in the signature, so these tell the model's order.
+    index. The converter numbers the names in the signature, which gives the model's order.
     The int8 tensors beside float inputs and outputs keep their keys as names.
     """
     (definition,) = model.signatureDefs
     definition.signatureKey = merging.DEFAULT_SIGNATURE.encode()
-    entries = sorted(definition.inputs, key=lambda entry: (len(entry.name), entry.name))
-    exits = sorted(definition.outputs, key=lambda entry: (len(entry.name), entry.name))
-    definition.inputs, definition.outputs, ends = entries, exits, {}
-    for entry, name in zip(entries + exits, [*lowered.input_names, *lowered.output_names]):
+    # By length first, because "output_10" comes after "output_9".
+    inputs = sorted(definition.inputs, key=lambda entry: (len(entry.name), entry.name))
+    outputs = sorted(definition.outputs, key=lambda entry: (len(entry.name), entry.name))
+    definition.inputs, definition.outputs = inputs, outputs
+    names = {}
+    for entry, name in zip(inputs + outputs, [*lowered.input_names, *lowered.output_names]):
         entry.name = name.encode()
-        ends[entry.tensorIndex] = name
-    graph.inputs = np.array([entry.tensorIndex for entry in entries], np.int32)
-    graph.outputs = np.array([entry.tensorIndex for entry in exits], np.int32)
+        names[entry.tensorIndex] = name
+    graph.inputs = np.array([entry.tensorIndex for entry in inputs], np.int32)
+    graph.outputs = np.array([entry.tensorIndex for entry in outputs], np.int32)
     for index, tensor in enumerate(graph.tensors):
         name = flatbuffer.text(tensor.name)
-        base = name
-        for suffix in _ADDED_BY_QUANTIZER:
-            base = base.removesuffix(suffix)
         if flatbuffer.type_name(tensor) == "FLOAT32":
-            # The float twin of a quantized tensor; as an end of the graph it has a name already.
-            base = ends.get(index, name)
-        tensor.name = base.encode()
+            name = names.get(index, name)
+        else:
+            for suffix in _QUANTIZER_SUFFIXES:
+                name = name.removesuffix(suffix)
+        tensor.name = name.encode()

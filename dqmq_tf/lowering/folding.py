@@ -1,12 +1,15 @@
-"""Folds batch normalization into integer weights exactly.
+"""Folds batch normalization into integer weights, without rounding them again.
 
-A per-channel step commutes with the per-channel affine of the batch normalization behind it:
+A linear layer with integer weights `q`, one step per output channel and bias `b`, followed by a
+batch norm, computes
 
     gamma / sqrt(var + eps) * (step * q * x + b - mean) + beta
         = (|gamma| * step / sqrt(var + eps)) * (sign(gamma) * q) * x
           + (b - mean) * gamma / sqrt(var + eps) + beta
 
-so the fold rescales steps, flips signs, and leaves every integer's magnitude alone.
+The second form is a linear layer without a batch norm. Its steps are multiplied by a factor per
+channel, some of its integers change their sign, and no integer changes its magnitude.
+`fold_weights` computes it.
 """
 
 import dataclasses
@@ -23,7 +26,7 @@ DEPTHWISE = "DEPTHWISE_CONV_2D"
 FULLY_CONNECTED = "FULLY_CONNECTED"
 TRANSPOSED = "TRANSPOSE_CONV"
 KINDS = (CONVOLUTION, DEPTHWISE, FULLY_CONNECTED, TRANSPOSED)
-# Where an operator takes its weights and its bias.
+# The positions of the weights and of the bias among the inputs of an operator.
 OPERANDS = {
     CONVOLUTION: (1, 2),
     DEPTHWISE: (1, 2),
@@ -31,21 +34,34 @@ OPERANDS = {
     TRANSPOSED: (1, 3),
 }
 
-# An int32 bias may take this much of the accumulator.
+# The largest absolute value of an int32 bias, which leaves half of the accumulator's range for the
+# products.
 _LARGEST_BIAS = 2.0**30
-# A channel's scale may lie this far below the largest of its tensor; runtimes refuse more.
+# The smallest scale of a channel, relative to the largest scale of the tensor and absolute.
+# Runtimes reject smaller ones.
 _SMALLEST_RELATIVE_SCALE = 2.0**-24
 _SMALLEST_SCALE = 1e-10
 
 
 def data_operand(kind: str) -> int:
-    """Returns the position of the data input; `TRANSPOSE_CONV` takes its output shape first."""
+    """Returns the position of an operator's data among its inputs.
+
+    It comes first, but the first input of `TRANSPOSE_CONV` is the shape of its output.
+
+    Args:
+        kind: One of `KINDS`.
+    """
     return 2 if kind == TRANSPOSED else 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Affine:
-    """A per-channel map `y = multiplier * x + offset`, in float64, shape `(channels,)`."""
+    """A per-channel map `y = multiplier * x + offset`.
+
+    Attributes:
+        multiplier: A float64 array, shape `(channels,)`.
+        offset: A float64 array, shape `(channels,)`.
+    """
 
     multiplier: np.ndarray
     offset: np.ndarray
@@ -53,17 +69,17 @@ class Affine:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FoldedWeights:
-    """Weights of one operator, as the file must hold them.
+    """The weights and bias of one operator, as the file holds them.
 
     Attributes:
-        path: Graph path of the layer.
-        variable: Name of the layer's variable, such as `"kernel"`.
+        path: The path of the layer in the graph.
+        variable: The name of the layer's variable, such as `"kernel"`.
         kind: One of `KINDS`.
-        integers: int8, in TFLite's layout (OHWI, 1HWC or OI).
-        scales: float32, one per output channel.
-        bias: float32, one per output channel, in real units.
-        bit_width: Bits that the integers were trained for.
-        coarsened: Channels whose scale was raised so that the bias fits into int32.
+        integers: An int8 array in TFLite's layout (OHWI, 1HWC or OI).
+        scales: A float32 array, one value per output channel.
+        bias: A float32 array of real values, one per output channel.
+        bit_width: The bit-width that the integers were trained for.
+        coarsened: The number of channels whose scale was raised (see `_raise_small_scales`).
     """
 
     path: str
@@ -77,62 +93,60 @@ class FoldedWeights:
 
     @property
     def channel_axis(self) -> int:
-        """Axis of `integers` that runs over output channels."""
+        """The axis of `integers` that indexes output channels."""
         return self.integers.ndim - 1 if self.kind == DEPTHWISE else 0
 
     @property
     def values(self) -> np.ndarray:
-        """float32 values `scale * integer`, in TFLite's layout."""
+        """The real values `scale * integer`, float32, in TFLite's layout."""
         return (self.integers * self.broadcast_scales()).astype(np.float32)
 
     def broadcast_scales(self) -> np.ndarray:
-        """Scales shaped to broadcast against `integers`, float32."""
-        shape = [1] * self.integers.ndim
-        shape[self.channel_axis] = -1
-        return self.scales.reshape(shape)
+        """Returns the scales in a shape that broadcasts against `integers`, float32."""
+        return _along_channels(self.kind, self.scales, self.integers.ndim)
 
     def bias_integers(self, input_step: float) -> np.ndarray:
-        """int32 bias at scale `input_step * scales`.
+        """Returns the bias in units of `input_step * scales`.
 
         Args:
-            input_step: Step of the operator's input tensor.
+            input_step: The step of the operator's input tensor.
 
         Returns:
-            int32 array of shape `(channels,)`.
+            An int32 array, shape `(channels,)`.
         """
         bias_scales = np.float64(np.float32(input_step)) * self.scales.astype(np.float64)
         return np.rint(self.bias / bias_scales).astype(np.int32)
 
 
 def batch_norm_affine(layer: Any) -> Affine:
-    """The inference-time map of a `BatchNormalization` layer.
+    """Returns the map that a batch norm computes at inference.
 
     Args:
         layer: A built `keras.layers.BatchNormalization`.
 
     Returns:
-        `Affine` over the layer's channels.
+        An `Affine` over the layer's channels.
     """
-    mean = _numpy(layer.moving_mean)
-    variance = _numpy(layer.moving_variance)
+    mean = _float64(layer.moving_mean)
+    variance = _float64(layer.moving_variance)
     multiplier = 1.0 / np.sqrt(variance + layer.epsilon)
     if layer.scale:
-        multiplier = multiplier * _numpy(layer.gamma)
+        multiplier = multiplier * _float64(layer.gamma)
     offset = -mean * multiplier
     if layer.center:
-        offset = offset + _numpy(layer.beta)
+        offset = offset + _float64(layer.beta)
     return Affine(multiplier, offset)
 
 
-def following_affine(layer: Any, channels: int) -> Affine:
-    """The map of what folds into the layer before it.
+def layer_affine(layer: Any, channels: int) -> Affine:
+    """Returns the map that a batch norm or rescaling computes at inference.
 
     Args:
         layer: A built `BatchNormalization`, or a `Rescaling`.
-        channels: Output channels of the layer before.
+        channels: The number of channels of its input.
 
     Returns:
-        `Affine` over the channels.
+        An `Affine` over the channels.
     """
     if isinstance(layer, keras.layers.BatchNormalization):
         return batch_norm_affine(layer)
@@ -149,22 +163,29 @@ def fold_weights(
     affine: Affine | None = None,
     input_step: float = 1.0,
 ) -> FoldedWeights:
-    """Folds bias and affine map into quantized weights.
+    """Folds the batch norm or rescaling after a layer into its weights and bias.
 
     Args:
-        path: Graph path of the layer, for messages.
-        variable: Name of the quantized variable.
+        path: The path of the layer in the graph, for error messages.
+        variable: The name of the quantized variable.
         kind: One of `KINDS`.
-        precision: `WeightPrecision` in Keras's layout.
-        bias: Float bias of the layer, shape `(channels,)`, or `None`.
-        affine: `Affine` that follows the layer, or `None`.
-        input_step: Step of the input tensor; it decides whether a bias fits into int32.
+        precision: The `WeightPrecision`, in Keras's layout.
+        bias: The float bias of the layer, shape `(channels,)`. None for no bias.
+        affine: The `Affine` that the batch norm or rescaling computes. None if nothing is folded.
+        input_step: The step of the input tensor. The scales are raised where the bias would
+            otherwise not fit into int32.
 
     Returns:
-        `FoldedWeights`.
+        The `FoldedWeights`.
 
     Raises:
-        ConversionError: If integers leave their range, or steps vary inside a channel.
+        ConversionError: If an integer is out of range, the step varies within an output channel, or
+            the result is not finite.
+
+    Example:
+
+    >>> affine = batch_norm_affine(batch_norm)
+    >>> fold_weights("conv", "kernel", CONVOLUTION, precision, bias, affine, input_step=0.02)
     """
     integers = _tflite_layout(kind, np.asarray(precision.integers))
     limit = 2 ** (precision.bit_width - 1) - 1
@@ -184,7 +205,9 @@ def fold_weights(
         integers = integers * _along_channels(kind, signs, integers.ndim).astype(integers.dtype)
         scales = scales * np.where(multiplier == 0, 1.0, np.abs(multiplier))
     _check_finite(path, variable, scales, bias)
-    integers, scales, coarsened = _fit_bias(kind, integers, scales, bias, float(input_step))
+    integers, scales, coarsened = _raise_small_scales(
+        kind, integers, scales, bias, float(input_step)
+    )
     return FoldedWeights(
         path,
         variable,
@@ -200,24 +223,30 @@ def fold_weights(
 def affine_weights(
     path: str, variable: str, affine: Affine, input_step: float = 1.0
 ) -> FoldedWeights:
-    """A lone per-channel affine map as a 1 x 1 depthwise convolution.
+    """Returns the weights of a 1 x 1 depthwise convolution that computes a per-channel map.
 
-    Every channel has one weight, which is `+-127` steps exactly, so nothing is rounded.
+    Every channel has one weight, which is exactly 127 or -127 steps (0 if the multiplier is 0), so
+    nothing is rounded.
 
     Args:
-        path: Graph path of the layer.
-        variable: Name to report, such as `"gamma"`.
+        path: The path of the layer in the graph.
+        variable: The name under which reports list the weights, such as `"gamma"`.
         affine: The map.
-        input_step: Step of the input tensor.
+        input_step: The step of the input tensor.
 
     Returns:
-        `FoldedWeights` of kind `DEPTHWISE_CONV_2D` with integers of shape `(1, 1, 1, channels)`.
+        `FoldedWeights` of the kind `DEPTHWISE`, with integers of shape `(1, 1, 1, channels)`.
+
+    Raises:
+        ConversionError: If the map is not finite.
     """
     multiplier, offset = affine.multiplier, affine.offset
     integers = np.where(multiplier < 0, -127, np.where(multiplier > 0, 127, 0)).reshape(1, 1, 1, -1)
     scales = np.where(multiplier == 0, 1.0, np.abs(multiplier)) / 127.0
     _check_finite(path, variable, scales, offset)
-    integers, scales, coarsened = _fit_bias(DEPTHWISE, integers, scales, offset, float(input_step))
+    integers, scales, coarsened = _raise_small_scales(
+        DEPTHWISE, integers, scales, offset, float(input_step)
+    )
     return FoldedWeights(
         path,
         variable,
@@ -231,14 +260,14 @@ def affine_weights(
 
 
 def keras_kernel(weights: FoldedWeights, shape: tuple[int, ...]) -> np.ndarray:
-    """Float kernel of folded weights in Keras's layout.
+    """Returns the real values of weights in Keras's layout.
 
     Args:
-        weights: `FoldedWeights`.
-        shape: Shape of the Keras variable.
+        weights: The `FoldedWeights`.
+        shape: The shape of the Keras variable.
 
     Returns:
-        float32 array of that shape.
+        A float32 array of that shape.
     """
     values = weights.values
     if weights.kind == CONVOLUTION:
@@ -250,11 +279,12 @@ def keras_kernel(weights: FoldedWeights, shape: tuple[int, ...]) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _numpy(variable: Any) -> np.ndarray:
+def _float64(variable: Any) -> np.ndarray:
     return keras.ops.convert_to_numpy(variable).astype(np.float64)
 
 
 def _tflite_layout(kind: str, array: np.ndarray) -> np.ndarray:
+    """Transposes an array from Keras's layout of a kernel to TFLite's."""
     if kind == CONVOLUTION:
         return array.transpose(3, 0, 1, 2)
     if kind == TRANSPOSED:
@@ -265,39 +295,58 @@ def _tflite_layout(kind: str, array: np.ndarray) -> np.ndarray:
 
 
 def _along_channels(kind: str, vector: np.ndarray, rank: int) -> np.ndarray:
+    """Reshapes one value per output channel to broadcast against weights in TFLite's layout."""
     shape = [1] * rank
     shape[rank - 1 if kind == DEPTHWISE else 0] = -1
     return vector.reshape(shape)
 
 
 def _per_channel(path: str, variable: str, kind: str, steps: np.ndarray) -> np.ndarray:
+    """Returns the step of each output channel, from the step of each weight in TFLite's layout."""
     channels_first = np.moveaxis(steps, -1 if kind == DEPTHWISE else 0, 0)
     channels_first = channels_first.reshape(channels_first.shape[0], -1)
     if np.ptp(channels_first, axis=1).any():
         raise ConversionError(
-            f"{path}/{variable}: the step varies inside an output channel; a file holds one scale "
-            "per output channel. Quantize this variable per output channel."
+            f"{path}/{variable}: the step varies within an output channel, but a file holds one "
+            "scale per output channel. Quantize this variable per output channel."
         )
     return channels_first[:, 0].copy()
 
 
 def _check_finite(path: str, variable: str, scales: np.ndarray, bias: np.ndarray) -> None:
+    """Raises an error if folding resulted in a scale or bias that a file cannot hold."""
     if not (np.isfinite(scales).all() and (scales > 0).all() and np.isfinite(bias).all()):
         raise ConversionError(
-            f"{path}/{variable}: scales or bias are not finite and positive after folding. Look "
-            "for NaN in the weights, the step sizes or the batch normalization behind it."
+            f"{path}/{variable}: after folding, a scale is not positive and finite, or the bias is "
+            "not finite. Look for NaN in the weights, their step sizes and the batch norm after "
+            "the layer."
         )
 
 
-def _fit_bias(
+def _raise_small_scales(
     kind: str, integers: np.ndarray, scales: np.ndarray, bias: np.ndarray, input_step: float
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Raises scales of nearly dead channels until the bias fits into int32."""
+    """Raises the scales of channels that are too small for a file.
+
+    These channels are almost constant: their weights are tiny compared with their bias or with the
+    other channels. A larger scale makes the bias, in units of `input_step * scale`, fit into int32.
+
+    Args:
+        kind: One of `KINDS`.
+        integers: The weights in TFLite's layout.
+        scales: The scale of each output channel.
+        bias: The bias of each output channel.
+        input_step: The step of the input tensor.
+
+    Returns:
+        `(integers, scales, count)`: the weights rounded to the new scales, the new scales, and the
+        number of scales that were raised.
+    """
     floor = np.maximum(scales.max() * _SMALLEST_RELATIVE_SCALE, _SMALLEST_SCALE)
     floor = np.maximum(floor, np.abs(bias) / (input_step * _LARGEST_BIAS))
-    low = scales < floor
-    if not low.any():
+    is_small = scales < floor
+    if not is_small.any():
         return integers, scales, 0
-    fitted = np.where(low, floor, scales)
-    ratio = _along_channels(kind, scales / fitted, integers.ndim)
-    return np.rint(integers * ratio).astype(integers.dtype), fitted, int(low.sum())
+    raised = np.where(is_small, floor, scales)
+    ratio = _along_channels(kind, scales / raised, integers.ndim)
+    return np.rint(integers * ratio).astype(integers.dtype), raised, int(is_small.sum())

@@ -1,160 +1,228 @@
-"""Writes what ai-edge-quantizer cannot: integer weights of float kernels, and some kernels."""
+"""Writes what ai-edge-quantizer does not support.
+
+These are the integer weights that floating-point kernels read (`store_weights`), and the integer
+form of some operators (`merge_kernels`).
+"""
 
 import copy
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import ModelT, editing
+from dqmq_tf.flatbuffer import ModelT, OperatorT, SubGraphT, TensorT, editing
 from dqmq_tf.flatbuffer.editing import add_int8_tensor, new_operator
-from dqmq_tf.flatbuffer.serialization import OperatorT, SubGraphT, TensorT
 from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.lowering.stored_weights import LOOKED_UP, StoredWeights
 from dqmq_tf.precision import ActivationPrecision
 
 
-def store(model: ModelT, graph: SubGraphT, lowered: LoweredModel) -> None:
+def store_weights(model: ModelT, graph: SubGraphT, lowered: LoweredModel) -> None:
     """Replaces the float constants of `StoredWeights` with their integers.
 
-    A DEQUANTIZE restores the values for the operators that read them; a lookup of rows becomes one
-    that reads integers.
+    A DEQUANTIZE operator restores the real values for the operators that read them. A GATHER of
+    rows becomes an EMBEDDING_LOOKUP, which reads integers.
 
     Args:
-        model: `ModelT` of a quantized file; changed in place.
+        model: The `ModelT` of a quantized file, changed in place.
         graph: Its subgraph.
-        lowered: `LoweredModel`.
+        lowered: The `LoweredModel`.
+
+    Raises:
+        ConversionError: If a constant holds other values than the weights.
     """
     stored = {
         f"w{number}": weights
         for number, weights in enumerate(lowered.weights)
         if isinstance(weights, StoredWeights)
     }
-    restoring = []
+    dequantize_operators = []
     for index, tensor in enumerate(list(graph.tensors)):
         weights = stored.get(flatbuffer.text(tensor.name).rstrip("_"))
         if weights is None:
             continue
-        held = _held(model, graph, tensor, weights)
+        int8_index = _add_integer_constant(model, graph, tensor, weights)
         if weights.kind == LOOKED_UP:
-            _look_up(model, graph, index, held)
+            _replace_gathers(model, graph, index, int8_index)
             continue
+        # The float tensor is no constant any more: it gets the empty buffer and a new name.
         tensor.buffer = 0
         tensor.name += b"f"
-        restoring.append(new_operator(model, "DEQUANTIZE", [held], [index]))
-    graph.operators = restoring + list(graph.operators)
+        dequantize_operators.append(new_operator(model, "DEQUANTIZE", [int8_index], [index]))
+    graph.operators = dequantize_operators + list(graph.operators)
 
 
 def merge_kernels(
-    model: ModelT, graph: SubGraphT, names: list[str], grids: dict[str, ActivationPrecision]
+    model: ModelT,
+    graph: SubGraphT,
+    names: Collection[str],
+    grids: Mapping[str, ActivationPrecision],
 ) -> None:
     """Merges DEQUANTIZE, a float kernel and QUANTIZE into one integer kernel.
 
-    Inputs that must be on the grid of the result, such as those of a concatenation, are put there.
+    The inputs of a CONCATENATION are quantized to the grid of its output first.
 
     Args:
-        model: `ModelT` of a quantized file; changed in place.
+        model: The `ModelT` of a quantized file, changed in place.
         graph: Its subgraph.
-        names: Names of the tensors that such kernels make.
-        grids: `{name of a float tensor: ActivationPrecision}` of what they read and make.
+        names: The names of the outputs of the operators to merge.
+        grids: `{name of a float tensor: ActivationPrecision}` of their inputs and outputs.
     """
     for operator in list(graph.operators):
-        made = int(operator.outputs[0])
-        if flatbuffer.text(graph.tensors[made].name) not in names:
+        output_index = int(operator.outputs[0])
+        if flatbuffer.text(graph.tensors[output_index].name) not in names:
             continue
-        result = _result(model, graph, operator, made, grids)
-        sources = [_source(model, graph, operator, int(i), grids) for i in operator.inputs]
+        int8_output = _int8_output(model, graph, operator, grids)
+        int8_inputs = [_int8_input(model, graph, operator, int(i), grids) for i in operator.inputs]
         if flatbuffer.operator_name(model, operator) == "CONCATENATION":
-            sources = [_on_grid_of(model, graph, i, result, operator) for i in sources]
-        operator.inputs = np.array(sources, np.int32)
-        operator.outputs = np.array([result], np.int32)
-    _drop_unread(model, graph)
+            int8_inputs = [
+                _requantized(model, graph, i, int8_output, operator) for i in int8_inputs
+            ]
+        operator.inputs = np.array(int8_inputs, np.int32)
+        operator.outputs = np.array([int8_output], np.int32)
+    _drop_unread_dequantize(model, graph)
 
 
-def _source(
+def _int8_input(
     model: ModelT,
     graph: SubGraphT,
     operator: OperatorT,
     index: int,
-    grids: dict[str, ActivationPrecision],
+    grids: Mapping[str, ActivationPrecision],
 ) -> int:
-    """Index of the integer twin of a float tensor that an operator reads; made if there is none."""
-    place = _place(graph, operator)
-    for other in graph.operators[:place]:
-        name, ends = flatbuffer.operator_name(model, other), (other.inputs[0], other.outputs[0])
-        if name == "DEQUANTIZE" and ends[1] == index:
-            return int(ends[0])
-        if name == "QUANTIZE" and ends[0] == index:
-            return int(ends[1])
-    twin = add_int8_tensor(graph, index, grids[flatbuffer.text(graph.tensors[index].name)])
-    graph.operators.insert(place, new_operator(model, "QUANTIZE", [index], [twin]))
-    return twin
+    """Returns the index of the int8 counterpart of a float tensor, which is added if needed.
+
+    Args:
+        model: The `ModelT`, changed in place.
+        graph: Its subgraph.
+        operator: An operator that reads the float tensor.
+        index: The index of the float tensor.
+        grids: See `merge_kernels`.
+    """
+    position = _position(graph, operator)
+    for other in graph.operators[:position]:
+        name = flatbuffer.operator_name(model, other)
+        source, result = int(other.inputs[0]), int(other.outputs[0])
+        if name == "DEQUANTIZE" and result == index:
+            return source
+        if name == "QUANTIZE" and source == index:
+            return result
+    int8_index = add_int8_tensor(graph, index, grids[flatbuffer.text(graph.tensors[index].name)])
+    graph.operators.insert(position, new_operator(model, "QUANTIZE", [index], [int8_index]))
+    return int8_index
 
 
-def _result(
+def _int8_output(
     model: ModelT,
     graph: SubGraphT,
     operator: OperatorT,
-    index: int,
-    grids: dict[str, ActivationPrecision],
+    grids: Mapping[str, ActivationPrecision],
 ) -> int:
-    """Index of the integer twin of what an operator makes; other readers get it restored."""
+    """Returns the index of the int8 counterpart of an operator's float output.
+
+    It is the output of the QUANTIZE operator that reads the float output, which is removed, or else
+    a new tensor. If other operators read the float output as well, or the graph returns it, a
+    DEQUANTIZE operator computes it.
+
+    Args:
+        model: The `ModelT`, changed in place.
+        graph: Its subgraph.
+        operator: The operator.
+        grids: See `merge_kernels`.
+    """
+    index = int(operator.outputs[0])
     readers = [other for other in graph.operators if index in other.inputs]
-    kinds = [flatbuffer.operator_name(model, other) for other in readers]
-    if "QUANTIZE" in kinds:
-        quantizing = readers.pop(kinds.index("QUANTIZE"))
-        twin = int(quantizing.outputs[0])
-        graph.operators = [other for other in graph.operators if other is not quantizing]
+    names = [flatbuffer.operator_name(model, other) for other in readers]
+    if "QUANTIZE" in names:
+        quantize = readers.pop(names.index("QUANTIZE"))
+        int8_index = int(quantize.outputs[0])
+        graph.operators = [other for other in graph.operators if other is not quantize]
     else:
-        twin = add_int8_tensor(graph, index, grids[flatbuffer.text(graph.tensors[index].name)])
+        precision = grids[flatbuffer.text(graph.tensors[index].name)]
+        int8_index = add_int8_tensor(graph, index, precision)
     if readers or index in graph.outputs:
-        place = _place(graph, operator) + 1
-        graph.operators.insert(place, new_operator(model, "DEQUANTIZE", [twin], [index]))
-    return twin
+        dequantize = new_operator(model, "DEQUANTIZE", [int8_index], [index])
+        graph.operators.insert(_position(graph, operator) + 1, dequantize)
+    return int8_index
 
 
-def _place(graph: SubGraphT, operator: OperatorT) -> int:
+def _position(graph: SubGraphT, operator: OperatorT) -> int:
+    """Returns the position of an operator in its graph."""
     return next(i for i, other in enumerate(graph.operators) if other is operator)
 
 
-def _on_grid_of(model: ModelT, graph: SubGraphT, index: int, other: int, reader: OperatorT) -> int:
-    """Index of a tensor with the values of one on the grid of another, in front of a reader."""
-    own, wanted = (graph.tensors[i].quantization for i in (index, other))
-    if own.scale[0] == wanted.scale[0] and own.zeroPoint[0] == wanted.zeroPoint[0]:
+def _requantized(model: ModelT, graph: SubGraphT, index: int, other: int, reader: OperatorT) -> int:
+    """Returns the index of an int8 tensor, requantized to the grid of another one.
+
+    Args:
+        model: The `ModelT`, changed in place.
+        graph: Its subgraph.
+        index: The index of the tensor.
+        other: The index of the tensor with the grid.
+        reader: The operator before which the tensor is requantized.
+
+    Returns:
+        The index of a new tensor, or `index` if the two grids are equal.
+    """
+    current, new = graph.tensors[index].quantization, graph.tensors[other].quantization
+    if current.scale[0] == new.scale[0] and current.zeroPoint[0] == new.zeroPoint[0]:
         return index
     tensor = copy.copy(graph.tensors[index])
-    tensor.quantization, tensor.name = wanted, tensor.name + b"q"
-    made = editing.add_tensor(graph, tensor)
-    graph.operators.insert(_place(graph, reader), new_operator(model, "QUANTIZE", [index], [made]))
-    return made
+    tensor.quantization, tensor.name = new, tensor.name + b"q"
+    new_index = editing.add_tensor(graph, tensor)
+    requantize = new_operator(model, "QUANTIZE", [index], [new_index])
+    graph.operators.insert(_position(graph, reader), requantize)
+    return new_index
 
 
-def _held(model: ModelT, graph: SubGraphT, tensor: TensorT, weights: StoredWeights) -> int:
-    """Index of a new tensor with the integers of a float constant."""
+def _add_integer_constant(
+    model: ModelT, graph: SubGraphT, tensor: TensorT, weights: StoredWeights
+) -> int:
+    """Adds a constant int8 tensor with the integers of weights, in the layout of a float constant.
+
+    Args:
+        model: The `ModelT`, changed in place.
+        graph: Its subgraph.
+        tensor: The constant, which holds the real values of the weights.
+        weights: The `StoredWeights`.
+
+    Returns:
+        The index of the new tensor.
+    """
     layout = weights.layout_of(flatbuffer.constant(model, tensor))
     if layout is None:
         raise ConversionError(
-            f"{weights.path}/{weights.variable}: the file does not hold these weights. "
-            "Please report the model."
+            f"{weights.path}/{weights.variable}: the file does not hold these weights. Keep the "
+            "layer in floating point with dqmq_tf.LayerRule(pattern=..., quantize=False), and "
+            "please report the model."
         )
     integers, scales, axis = layout
-    held, zero_points = copy.copy(tensor), np.zeros(len(scales), np.int64)
-    editing.quantize_tensor(held, scales.astype(np.float32), zero_points, axis)
-    held.buffer = editing.add_buffer(model, integers.tobytes())
-    return editing.add_tensor(graph, held)
+    int8_tensor, zero_points = copy.copy(tensor), np.zeros(len(scales), np.int64)
+    editing.quantize_tensor(int8_tensor, scales.astype(np.float32), zero_points, axis)
+    int8_tensor.buffer = editing.add_buffer(model, integers.tobytes())
+    return editing.add_tensor(graph, int8_tensor)
 
 
-def _look_up(model: ModelT, graph: SubGraphT, table: int, held: int) -> None:
-    """Replaces each GATHER from a float table with a lookup in the integer table."""
-    for number, operator in enumerate(graph.operators):
-        if flatbuffer.operator_name(model, operator) == "GATHER" and operator.inputs[0] == table:
-            graph.operators[number] = new_operator(
-                model, LOOKED_UP, [operator.inputs[1], held], operator.outputs
+def _replace_gathers(model: ModelT, graph: SubGraphT, float_table: int, int8_table: int) -> None:
+    """Replaces each GATHER from a float table with an EMBEDDING_LOOKUP in the int8 table.
+
+    Args:
+        model: The `ModelT`, changed in place.
+        graph: Its subgraph.
+        float_table: The index of the float table.
+        int8_table: The index of the int8 table.
+    """
+    for position, operator in enumerate(graph.operators):
+        name = flatbuffer.operator_name(model, operator)
+        if name == "GATHER" and operator.inputs[0] == float_table:
+            graph.operators[position] = new_operator(
+                model, LOOKED_UP, [operator.inputs[1], int8_table], operator.outputs
             )
 
 
-def _drop_unread(model: ModelT, graph: SubGraphT) -> None:
-    """Removes DEQUANTIZE operators whose outputs are no longer read."""
+def _drop_unread_dequantize(model: ModelT, graph: SubGraphT) -> None:
+    """Removes the DEQUANTIZE operators whose outputs nothing reads."""
     read = {int(i) for operator in graph.operators for i in operator.inputs} | set(graph.outputs)
     graph.operators = [
         operator

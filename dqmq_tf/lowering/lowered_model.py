@@ -1,91 +1,70 @@
-"""The float lowered: a plain Keras model whose kernels are already on the integer grid.
+"""The lowered model: a plain float Keras model that computes what the file will compute.
 
-It is rebuilt from the graph of the trained model, with every batch normalization folded, and it
-is the one description of the network that the later steps go by: the converter reads its kernels,
-its markers tell which tensor of the converted file is which, and its simulated twin says what a
-file should compute.
+It is rebuilt from the graph of the trained model. Its weights are integers times a scale, and batch
+norms are folded into them. All later steps depend on it: TensorFlow's converter converts it, its
+markers identify the tensors of the converted file, and its simulated version defines what the file
+should compute.
 """
 
 import contextlib
 import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from dqmq_tf import graph as graphs
+from dqmq_tf.graph import Graph
 from dqmq_tf.lowering import rules
 from dqmq_tf.lowering.builder import LoweringBuilder, tensor_key
+from dqmq_tf.lowering.folding import FoldedWeights
+from dqmq_tf.lowering.stored_weights import StoredWeights
+from dqmq_tf.precision import ActivationPrecision, Precision
 from dqmq_tf.runtimes.random_inputs import random_inputs
-
-
-def probe_inputs(lowered, count):
-    """Random inputs that cover the ranges that the inputs are quantized for.
-
-    Args:
-        lowered: `LoweredModel`.
-        count: Batch size.
-
-    Returns:
-        List of arrays of the inputs' types.
-    """
-    tensors = [lowered.tensors[key] for key in lowered.inputs]
-    shapes = [(count, *tensor.shape[1:]) for tensor in tensors]
-    arrays = random_inputs(shapes, [_input_range(lowered, key) for key in lowered.inputs])
-    return [array.astype(tensor.dtype) for array, tensor in zip(arrays, tensors)]
-
-
-def _input_range(lowered, key):
-    """Range of an input, as `random_inputs` takes it."""
-    if key in lowered.vocabulary:
-        return range(lowered.vocabulary[key])
-    precision = lowered.quantization.get(key)
-    if precision is None:
-        return None
-    low = -precision.step * precision.zero_point
-    return low, low + precision.step * (2**precision.bit_width - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoweredModel:
     """A float model, its tensors by key, and the quantization of each.
 
-    A key is `"a7"` for tensor 7 of the graph, or `"a7p"` for a tensor that lives inside the layer
-    which makes tensor 7, such as the sigmoid of a silu.
+    The key of tensor 7 of the graph is `"a7"`. `"a7p"` is the key of a tensor inside the layer that
+    computes tensor 7, such as the sigmoid of a silu.
 
     Attributes:
-        model: Functional model from the inputs to the outputs.
+        model: A functional `keras.Model` from the inputs to the outputs.
         tensors: `{key: KerasTensor}` in execution order.
-        paths: `{key: layer that makes the tensor}`; inputs have none.
-        marked: Keys in the order of their markers' numbers; a tensor that is fused away has none.
-        quantization: `{key: ActivationPrecision}`; a tensor without entry is fused away, is in
-            floating point, or holds no real numbers.
-        floating: Keys of the tensors that are made in floating point.
-        weights: `FoldedWeights` and `StoredWeights` in execution order, one per variable.
-        inputs, outputs: Keys of the model's inputs and outputs.
-        input_names, output_names: Their names in the trained model, for signatures.
-        vocabulary: `{key of an input that holds indices: how many there are}`.
-        float_layers: `{layer that computes in floating point: why}`.
+        paths: `{key: path of the layer that computes the tensor}`, `""` for an input.
+        marked: The keys of the tensors with markers, in the order of the markers' numbers.
+        quantization: `{key: ActivationPrecision}`. A tensor has no entry if it is fused away, is in
+            floating point, or holds indices.
+        floating: The keys of the tensors that are computed in floating point.
+        weights: The `FoldedWeights` and `StoredWeights`, one per variable, in execution order.
+        inputs, outputs: The keys of the model's inputs and outputs.
+        input_names, output_names: Their names in the trained model, for the file's signature.
+        vocabulary: `{key of an input that holds indices: number of different indices}`.
+        float_layers: `{path of a layer that computes in floating point: reason}`.
     """
 
-    model: Any
-    tensors: dict
-    paths: dict
-    marked: tuple
-    quantization: dict
-    floating: frozenset
-    weights: tuple
-    inputs: tuple
-    outputs: tuple
-    input_names: tuple
-    output_names: tuple
-    vocabulary: dict
-    float_layers: dict
+    model: keras.Model
+    tensors: dict[str, Any]
+    paths: dict[str, str]
+    marked: tuple[str, ...]
+    quantization: dict[str, ActivationPrecision]
+    floating: frozenset[str]
+    weights: tuple[FoldedWeights | StoredWeights, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    vocabulary: dict[str, int]
+    float_layers: dict[str, str]
 
-    def values(self, inputs):
+    def values(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         """Runs the model and returns every tensor.
 
         Args:
-            inputs: Arrays, one per model input, with a batch dimension.
+            inputs: The inputs, one array per input of the model, with a batch axis.
 
         Returns:
             `{key: array}`.
@@ -93,30 +72,51 @@ class LoweredModel:
         unique = {id(tensor): tensor for tensor in self.tensors.values()}
         probe = keras.Model(self.model.inputs, list(unique.values()))
         results = probe([keras.ops.convert_to_tensor(array) for array in inputs], training=False)
-        found = dict(zip(unique, keras.tree.flatten(results)))
+        computed = dict(zip(unique, keras.tree.flatten(results)))
         return {
-            key: keras.ops.convert_to_numpy(found[id(tensor)])
+            key: keras.ops.convert_to_numpy(computed[id(tensor)])
             for key, tensor in self.tensors.items()
         }
 
 
-def lower_graph(graph, precision, simulate=False, output_names=None):
-    """Rebuilds a traced model as a float lowered.
+def lower_model(qmodel: Any, profile: int, simulate: bool = False) -> LoweredModel:
+    """Lowers a frozen model.
 
     Args:
-        graph: `dqmq_tf.graph.Graph` of the float model.
-        precision: `Precision` of the same graph.
-        simulate: Round every quantized activation to its grid, so that the model computes what
-            the file should compute. A simulated lowered has no markers: it is not for conversion.
-        output_names: Names of the outputs, in the model's order. None for the paths of the layers
-            that make them.
+        qmodel: A frozen `DQMQModel`.
+        profile: The index of the precision profile.
+        simulate: See `lower_graph`.
 
     Returns:
-        `LoweredModel`.
+        The `LoweredModel` of the profile.
+    """
+    graph = graphs.trace(qmodel.float_model())
+    return lower_graph(graph, qmodel.precision(profile), simulate, qmodel.output_names)
+
+
+def lower_graph(
+    graph: Graph,
+    precision: Precision,
+    simulate: bool = False,
+    output_names: Iterable[str] | None = None,
+) -> LoweredModel:
+    """Lowers a traced model.
+
+    Args:
+        graph: The inlined `dqmq_tf.graph.Graph` of the float model.
+        precision: The `Precision` of the same graph.
+        simulate: Whether to round every quantized activation to its grid, so that the model
+            computes what the file should compute. Such a model has no markers and cannot be
+            converted.
+        output_names: The names of the outputs, in the model's order. None for the paths of the
+            layers that compute them.
+
+    Returns:
+        A `LoweredModel`.
 
     Raises:
-        UnsupportedLayerError: If a layer has no counterpart in a file.
-        ConversionError: If shapes or precisions do not allow a file.
+        UnsupportedLayerError: If a file cannot hold a layer.
+        ConversionError: If a file cannot hold a shape, a dtype or a quantization.
     """
     with _in_float32():
         builder = LoweringBuilder(graph, precision, simulate)
@@ -141,9 +141,36 @@ def lower_graph(graph, precision, simulate=False, output_names=None):
     )
 
 
+def probe_inputs(lowered: LoweredModel, count: int) -> list[np.ndarray]:
+    """Returns random inputs that cover the ranges that the inputs are quantized for.
+
+    Args:
+        lowered: A `LoweredModel`.
+        count: The batch size.
+
+    Returns:
+        A list of arrays with the dtypes of the inputs.
+    """
+    tensors = [lowered.tensors[key] for key in lowered.inputs]
+    shapes = [(count, *tensor.shape[1:]) for tensor in tensors]
+    arrays = random_inputs(shapes, [_input_range(lowered, key) for key in lowered.inputs])
+    return [array.astype(tensor.dtype) for array, tensor in zip(arrays, tensors)]
+
+
+def _input_range(lowered: LoweredModel, key: str) -> tuple[float, float] | range | None:
+    """Returns the range of an input, in the form that `random_inputs` takes."""
+    if key in lowered.vocabulary:
+        return range(lowered.vocabulary[key])
+    precision = lowered.quantization.get(key)
+    if precision is None:
+        return None
+    low = -precision.step * precision.zero_point
+    return low, low + precision.step * (2**precision.bit_width - 1)
+
+
 @contextlib.contextmanager
-def _in_float32():
-    """New layers compute in float32, whatever policy of mixed precision the training runs under."""
+def _in_float32() -> Iterator[None]:
+    """Creates layers in float32, even if the training uses a mixed-precision policy."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
@@ -152,24 +179,18 @@ def _in_float32():
         keras.config.set_dtype_policy(policy)
 
 
-def _output_paths(graph):
-    """Returns the path of the layer that makes each output."""
+def _output_paths(graph: Graph) -> list[str]:
+    """Returns the path of the layer that computes each output."""
     producers = graph.producers
     return [producers[t].path if t in producers else "output" for t in graph.outputs]
 
 
-def _unique(names):
-    """Returns the names with a number appended where one occurs again."""
-    result = []
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names with a number appended to each repeated one."""
+    result: list[str] = []
     for base in names:
         name = base
         while name in result:
             name = f"{base}_{len(result)}"
         result.append(name)
     return tuple(result)
-
-
-def lower_model(qmodel, profile, simulate=False):
-    """Returns the `LoweredModel` of a frozen model's precision profile."""
-    graph = graphs.trace(qmodel.float_model())
-    return lower_graph(graph, qmodel.precision(profile), simulate, qmodel.output_names)

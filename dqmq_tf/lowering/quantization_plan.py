@@ -1,8 +1,8 @@
-"""Quantizes the float file with given ranges; nothing is calibrated.
+"""Decides the scale and zero point of each tensor of the file, and writes them.
 
-`plan` decides the scale and zero point of each tensor of the file; `quantize` has
-ai-edge-quantizer write them, with one rule per operator, so that an operator without a rule stays
-in floating point by intention and never by accident.
+`plan` takes them from the lowered model, so nothing is calibrated. `quantize` passes them to
+ai-edge-quantizer as ranges, with one rule for each operator to quantize. All other operators stay
+in floating point.
 """
 
 import contextlib
@@ -10,22 +10,21 @@ import dataclasses
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import ModelT, TFLiteFile, activation_tensors
-from dqmq_tf.flatbuffer.serialization import OperatorT, SubGraphT
+from dqmq_tf.flatbuffer import ModelT, OperatorT, SubGraphT, TFLiteFile, activation_tensors
 from dqmq_tf.lowering import folding
 from dqmq_tf.lowering.folding import FoldedWeights
 from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.lowering.tensor_matching import Match
-from dqmq_tf.precision import tflite_zero_point
+from dqmq_tf.precision import ActivationPrecision, tflite_zero_point
 
-# Their kernels move values and cannot rescale them.
+# The integer kernels of these operators cannot rescale values: their tensors share one scale.
 _SHARED_SCALES = frozenset(
     {
         "AVERAGE_POOL_2D",
@@ -43,11 +42,13 @@ _SHARED_SCALES = frozenset(
         "CONCATENATION",
     }
 )
+# Operators whose tensors get the scale of the others if they have none of their own.
 _INHERITED_SCALES = _SHARED_SCALES | {"MEAN"}
 # An unsigned grid already clips at zero, so the input of a ReLU shares the quantization of its
 # output.
 _CLIPPING = ("RELU", "RELU6")
-_NAMES = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
+# What ai-edge-quantizer calls an operator, if it does not use TFLite's name.
+_QUANTIZER_NAMES = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
 _LARGEST_INT32 = 2**31 - 1
 
 
@@ -56,63 +57,63 @@ class Plan:
     """The quantization of a file.
 
     Attributes:
-        activations: `{tensor index: ActivationPrecision}`; a tensor without entry stays float.
+        activations: `{tensor index: ActivationPrecision}`. A tensor without an entry stays in
+            floating point.
         weights: `{operator index: FoldedWeights}`.
-        operators: Indices of the operators to quantize.
-        own_kernels: Those of them that need an integer form that ai-edge-quantizer lacks; see
-            `integer_kernels.merge_kernels`.
+        operators: The indices of the operators to quantize.
+        merged: The indices of those among them that `integer_kernels.merge_kernels` quantizes,
+            because ai-edge-quantizer does not support them.
     """
 
-    activations: dict
-    weights: dict
-    operators: tuple
-    own_kernels: tuple = ()
+    activations: dict[int, ActivationPrecision]
+    weights: dict[int, FoldedWeights]
+    operators: tuple[int, ...]
+    merged: tuple[int, ...] = ()
 
 
 def plan(model: ModelT, match: Match, lowered: LoweredModel) -> Plan:
     """Decides the quantization of every tensor of a float file.
 
     Args:
-        model: `ModelT` of the float file.
-        match: `Match` of the file and its lowered model.
-        lowered: `LoweredModel`.
+        model: The `ModelT` of the float file.
+        match: The `Match` of the file and its lowered model.
+        lowered: The `LoweredModel`.
 
     Returns:
-        `Plan`.
+        A `Plan`.
 
     Raises:
-        ConversionError: If a tensor has no range, or tensors that must share one do not.
+        ConversionError: If the quantization of a tensor is unknown, or if tensors that must share
+            one have different ones.
     """
     graph = model.subgraphs[0]
-    known = {
+    precisions = {
         index: lowered.quantization[key]
         for index, key in match.tensors.items()
         if key in lowered.quantization
     }
-    integer = [i for i in range(len(graph.operators)) if i not in match.floating]
-    _share(model, graph, integer, known)
-    floats = set(activation_tensors(model, graph))
-    for index in integer:
+    operators = [i for i in range(len(graph.operators)) if i not in match.floating]
+    _propagate(model, graph, operators, precisions)
+    float_tensors = set(activation_tensors(model, graph))
+    for index in operators:
         operator = graph.operators[index]
         for i in (*operator.inputs, *operator.outputs):
-            if i in floats and i not in known:
+            if i in float_tensors and i not in precisions:
                 raise ConversionError(
-                    f"{_describe(model, graph, i)} has no range: the converter made it inside "
-                    f"layer {match.paths.get(index)!r}. Leave that in floating point by "
+                    f"{_describe(model, graph, i)} has no range: the converter added it inside "
+                    f"layer {match.paths.get(index)!r}. Keep that layer in floating point with "
                     "dqmq_tf.LayerRule(pattern=..., quantize=False), and please report the model."
                 )
     return Plan(
-        activations=known,
+        activations=precisions,
         weights=match.weights,
-        operators=tuple(integer),
-        own_kernels=tuple(
-            index for index in integer if _is_by_us(model, graph.operators[index], known)
-        ),
+        operators=tuple(operators),
+        merged=tuple(i for i in operators if _needs_merge(model, graph.operators[i], precisions)),
     )
 
 
 def require_quantizer() -> tuple[Any, Any]:
-    """Modules `qtyping` and `quantizer` of ai-edge-quantizer.
+    """Returns the modules `qtyping` and `quantizer` of ai-edge-quantizer.
 
     Raises:
         ImportError: If it is not installed.
@@ -130,34 +131,36 @@ def quantize(file: TFLiteFile, plan: Plan) -> TFLiteFile:
     """Writes a plan into a float file.
 
     Args:
-        file: `TFLiteFile` with unique short tensor names.
-        plan: `Plan`.
+        file: The float `TFLiteFile`, whose tensors have unique short names.
+        plan: The `Plan`.
 
     Returns:
-        `TFLiteFile`, quantized; the given one where ai-edge-quantizer has nothing to do.
+        The quantized `TFLiteFile`, or `file` itself if the plan has no operator for
+        ai-edge-quantizer.
 
     Raises:
         ImportError: If `ai-edge-quantizer` is not installed.
-        ConversionError: If an operator is not covered by it.
+        ConversionError: If it does not support an operator.
     """
     qtyping, quantizer = require_quantizer()
     model, graph = file.model, file.model.subgraphs[0]
-    if set(plan.operators) <= set(plan.own_kernels):
-        return file  # ai-edge-quantizer refuses to work without a rule.
+    if set(plan.operators) <= set(plan.merged):
+        # ai-edge-quantizer raises an error if it gets no rule.
+        return file
     writer = quantizer.Quantizer(file.contents)
     for index in plan.operators:
         operator = graph.operators[index]
         name = flatbuffer.operator_name(model, operator)
-        if index in plan.own_kernels:
+        if index in plan.merged:
             continue
         scope = ";".join(flatbuffer.text(graph.tensors[i].name) for i in operator.outputs)
         try:
             writer.add_static_config(
-                f"^{scope};?$", qtyping.TFLOperationName(_NAMES.get(name, name)), 8, 8
+                f"^{scope};?$", qtyping.TFLOperationName(_QUANTIZER_NAMES.get(name, name)), 8, 8
             )
         except ValueError as error:
             raise ConversionError(
-                f"Operator {name} that makes tensor {scope!r} has no int8 form in "
+                f"Operator {name}, which computes tensor {scope!r}, has no int8 form in "
                 f"ai-edge-quantizer ({error}). Replace the layer."
             ) from error
     with _quiet():
@@ -167,43 +170,70 @@ def quantize(file: TFLiteFile, plan: Plan) -> TFLiteFile:
     return TFLiteFile(bytes(result.quantized_model))
 
 
-def _share(model: ModelT, graph: SubGraphT, operators: list[int], known: dict[int, Any]) -> None:
-    """Propagates quantization in both directions through operators that cannot rescale."""
-    floats = set(activation_tensors(model, graph))
-    changed = True
-    while changed:
-        changed = False
+def _propagate(
+    model: ModelT,
+    graph: SubGraphT,
+    operators: Sequence[int],
+    precisions: dict[int, ActivationPrecision],
+) -> None:
+    """Propagates quantization in both directions through operators whose tensors share it.
+
+    Args:
+        model: The `ModelT` of the float file.
+        graph: Its subgraph.
+        operators: The indices of the operators to quantize.
+        precisions: `{tensor index: ActivationPrecision}`. Tensors without an entry get one.
+
+    Raises:
+        ConversionError: If the tensors of an operator that cannot rescale have different ones.
+    """
+    float_tensors = set(activation_tensors(model, graph))
+    has_changed = True
+    while has_changed:
+        has_changed = False
         for operator in (graph.operators[index] for index in operators):
             name = flatbuffer.operator_name(model, operator)
-            made, read = int(operator.outputs[0]), int(operator.inputs[0])
-            if name in _CLIPPING and made in known and read not in known:
-                known[read], changed = known[made], True
+            source, result = int(operator.inputs[0]), int(operator.outputs[0])
+            if name in _CLIPPING and result in precisions and source not in precisions:
+                precisions[source], has_changed = precisions[result], True
             if name not in _INHERITED_SCALES:
                 continue
-            group = [i for i in (*operator.outputs, *operator.inputs) if i in floats]
-            found = [known[i] for i in group if i in known]
-            if not found:
+            group = [i for i in (*operator.outputs, *operator.inputs) if i in float_tensors]
+            known = [precisions[i] for i in group if i in precisions]
+            if not known:
                 continue
-            if name in _SHARED_SCALES - {"CONCATENATION"} and len(set(found)) > 1:
+            if name in _SHARED_SCALES - {"CONCATENATION"} and len(set(known)) > 1:
                 raise ConversionError(
-                    f"{name} that makes {_describe(model, graph, operator.outputs[0])} cannot "
-                    f"rescale, but its tensors have different quantization: {found}."
+                    f"{name} cannot rescale, but its tensors have different quantization: {known}. "
+                    f"Its output: {_describe(model, graph, operator.outputs[0])}. Please report "
+                    "the model."
                 )
             for index in group:
-                if index not in known:
-                    known[index], changed = found[0], True
+                if index not in precisions:
+                    precisions[index], has_changed = known[0], True
 
 
-def _is_by_us(model: ModelT, operator: OperatorT, known: dict[int, Any]) -> bool:
+def _needs_merge(
+    model: ModelT, operator: OperatorT, precisions: Mapping[int, ActivationPrecision]
+) -> bool:
+    """Returns whether ai-edge-quantizer cannot quantize an operator as planned.
+
+    It does not support LEAKY_RELU. It quantizes all inputs of a CONCATENATION to the grid of the
+    output, although a kernel that computes one of them may support only one grid, such as that of a
+    sigmoid.
+    """
     name = flatbuffer.operator_name(model, operator)
-    # Of tensors on several grids, ai-edge-quantizer has all written on that of the result, though
-    # the kernel of a sigmoid, say, writes on one grid only.
-    grids = {known[int(i)] for i in (*operator.inputs, *operator.outputs) if int(i) in known}
+    tensors = [int(i) for i in (*operator.inputs, *operator.outputs)]
+    grids = {precisions[i] for i in tensors if i in precisions}
     return name == "LEAKY_RELU" or name == "CONCATENATION" and len(grids) > 1
 
 
 def _ranges(model: ModelT, graph: SubGraphT, plan: Plan) -> dict[str, dict[str, np.ndarray]]:
-    """QSVs of ai-edge-quantizer: minima and maxima that reproduce our scales exactly."""
+    """Returns the ranges from which ai-edge-quantizer computes exactly the planned scales.
+
+    Returns:
+        `{tensor name: {"min": array, "max": array}}`.
+    """
     ranges = {}
     for index, precision in plan.activations.items():
         step = np.float64(np.float32(precision.step))
@@ -219,32 +249,31 @@ def _ranges(model: ModelT, graph: SubGraphT, plan: Plan) -> dict[str, dict[str, 
         bias_scales = np.float32(source.step) * weights.scales.astype(np.float64)
         if (np.abs(weights.bias / bias_scales) > _LARGEST_INT32).any():
             raise ConversionError(
-                f"{weights.path}: the bias does not fit into int32 at the scale of its input."
+                f"{weights.path}: the bias does not fit into int32 in units of the input's step "
+                f"({source.step}) times the weights' scale. Keep the layer in floating point with "
+                "dqmq_tf.LayerRule(pattern=..., quantize=False)."
             )
         tensor = graph.tensors[operator.inputs[folding.OPERANDS[weights.kind][0]]]
-        bound = _bound_shape(weights, len(tensor.shape))
+        bound_shape = [1] * len(tensor.shape)
+        bound_shape[weights.channel_axis] = -1
+        bound = weights.scales.astype(np.float64).reshape(bound_shape) * 127
         ranges[flatbuffer.text(tensor.name)] = {"min": -bound, "max": bound}
     return ranges
 
 
-def _bound_shape(weights: FoldedWeights, rank: int) -> np.ndarray:
-    shape = [1] * rank
-    shape[weights.channel_axis] = -1
-    return weights.scales.astype(np.float64).reshape(shape) * 127
-
-
 def _describe(model: ModelT, graph: SubGraphT, index: int) -> str:
+    """Returns what messages call a tensor, beginning with a capital letter."""
     shape = tuple(int(n) for n in graph.tensors[index].shape)
     for operator in graph.operators:
         if index in operator.outputs:
             name = flatbuffer.operator_name(model, operator)
-            return f"Tensor {index} (shape {shape}, made by {name})"
+            return f"Tensor {index} (shape {shape}, computed by {name})"
     return f"Input tensor {index} (shape {shape})"
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences ai-edge-quantizer, which prints and logs its progress."""
+    """Hides what ai-edge-quantizer prints, logs and warns about."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,25 +1,29 @@
-"""How each Keras layer is written into a file: one function per kind of layer.
+"""Chooses the function that lowers a node of the graph.
 
-A layer that is not in the table, or whose options no integer kernel has, computes in floating
-point on its integer weights, and the report says so (see `island`).
+To support a further layer, add its class to `_LOWERINGS`. A layer that is not in the table, or
+whose options no integer kernel supports, computes in floating point on its integer weights (see
+`float_fallback`), and the report gives the reason.
 """
 
 import keras
 
 from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
+from dqmq_tf.graph import Graph, Node
 from dqmq_tf.graph.aliases import sources_of
 from dqmq_tf.lowering import data_movement, elementwise, float_fallback, linear
+from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
 
 
-def lower(builder, node):
-    """Adds one node of the graph to the lowered.
+def lower(builder: LoweringBuilder, node: Node) -> None:
+    """Adds one node of the graph to the lowered model.
 
     Args:
-        builder: `LoweringBuilder`.
-        node: `dqmq_tf.graph.Node`.
+        builder: The `LoweringBuilder`, changed in place.
+        node: The `dqmq_tf.graph.Node`.
 
     Raises:
-        UnsupportedLayerError: If the layer has no counterpart in a file.
+        UnsupportedLayerError: If a file cannot hold the layer.
+        ConversionError: If a file cannot hold the quantization of its output.
     """
     builder.path = node.path
     sources = sources_of(builder.graph, node)
@@ -28,22 +32,16 @@ def lower(builder, node):
             builder.forward(tensor, source)
         return
     try:
-        reason = builder.float_reason(node)
-        function = _LOWERINGS.get(type(node.layer)) or _OPERATIONS.get(_operation_name(node))
-        if function is None:
-            reason = reason or f"TFLite has no integer kernel for {type(node.layer).__name__}"
-        if reason:
-            raise FloatOnly(reason)
-        function(builder, node)
-    except FloatOnly as only:
-        float_fallback.lower(builder, node, str(only))
+        _integer_lowering(builder, node)(builder, node)
+    except FloatOnly as error:
+        float_fallback.lower(builder, node, str(error))
 
 
-def check_supported(graph):
-    """Refuses a graph with a layer that has no counterpart in a file, before any work is done.
+def check_supported(graph: Graph) -> None:
+    """Rejects a graph with a layer that a file cannot hold, before any work is done.
 
     Args:
-        graph: `dqmq_tf.graph.Graph`.
+        graph: The inlined `dqmq_tf.graph.Graph`.
 
     Raises:
         UnsupportedLayerError: For the first such layer.
@@ -61,20 +59,35 @@ def check_supported(graph):
             raise UnsupportedLayerError(
                 node.path,
                 f"{name}: stateful=True",
-                "A file keeps nothing from one input to the next: use stateful=False, and hand the "
-                "state in and out.",
+                "A file keeps no state from one input to the next: use stateful=False, and make "
+                "the state an input and an output of the model.",
             )
         linear.check_dilation(node)
         data_movement.check_interpolation(node)
         elementwise.check_data_format(node)
 
 
-def _operation_name(node):
-    return None if isinstance(node.layer, keras.Layer) else type(node.layer).__name__
+def _integer_lowering(builder: LoweringBuilder, node: Node) -> Lowering:
+    """Returns the function that lowers a node to integer kernels.
+
+    Raises:
+        FloatOnly: If there is none, or if the precision leaves the node in floating point.
+    """
+    reason = builder.float_reason(node)
+    if reason:
+        raise FloatOnly(reason)
+    kind = type(node.layer)
+    lowering = _LOWERINGS.get(kind)
+    if lowering is None and not isinstance(node.layer, keras.Layer):
+        lowering = _OPERATIONS.get(kind.__name__)
+    if lowering is None:
+        raise FloatOnly(f"TFLite has no integer kernel for {kind.__name__}")
+    return lowering
 
 
 _layers = keras.layers
-_LOWERINGS = {
+# By the exact class of the layer, as a subclass may compute something else.
+_LOWERINGS: dict[type, Lowering] = {
     _layers.Conv1D: linear.convolution,
     _layers.Conv2D: linear.convolution,
     _layers.DepthwiseConv1D: linear.convolution,
@@ -91,44 +104,48 @@ _LOWERINGS = {
     _layers.ReLU: elementwise.relu,
     _layers.LeakyReLU: elementwise.leaky_relu,
     _layers.Softmax: elementwise.softmax,
-    _layers.Add: elementwise.computed,
-    _layers.Subtract: elementwise.computed,
-    _layers.Multiply: elementwise.computed,
-    _layers.Concatenate: elementwise.computed,
+    _layers.Add: elementwise.compute_values,
+    _layers.Subtract: elementwise.compute_values,
+    _layers.Multiply: elementwise.compute_values,
+    _layers.Concatenate: elementwise.compute_values,
     _layers.GlobalAveragePooling1D: data_movement.global_average,
     _layers.GlobalAveragePooling2D: data_movement.global_average,
-    _layers.AveragePooling1D: data_movement.local(_layers.AveragePooling2D, "pool_size", "strides"),
+    _layers.AveragePooling1D: data_movement.as_image_layer(
+        _layers.AveragePooling2D, "pool_size", "strides"
+    ),
     _layers.AveragePooling2D: data_movement.average,
-    _layers.MaxPooling1D: data_movement.local(_layers.MaxPooling2D, "pool_size", "strides"),
+    _layers.MaxPooling1D: data_movement.as_image_layer(
+        _layers.MaxPooling2D, "pool_size", "strides"
+    ),
     _layers.MaxPooling2D: data_movement.move_values,
     _layers.GlobalMaxPooling1D: data_movement.global_max,
     _layers.GlobalMaxPooling2D: data_movement.global_max,
     _layers.Flatten: data_movement.move_values,
     _layers.Reshape: data_movement.move_values,
     _layers.Permute: data_movement.move_values,
-    _layers.ZeroPadding1D: data_movement.local(_layers.ZeroPadding2D, "padding"),
+    _layers.ZeroPadding1D: data_movement.as_image_layer(_layers.ZeroPadding2D, "padding"),
     _layers.ZeroPadding2D: data_movement.move_values,
-    _layers.Cropping1D: data_movement.local(_layers.Cropping2D, "cropping"),
+    _layers.Cropping1D: data_movement.as_image_layer(_layers.Cropping2D, "cropping"),
     _layers.Cropping2D: data_movement.move_values,
     _layers.UpSampling1D: data_movement.upsampling_of_signals,
     _layers.UpSampling2D: data_movement.upsampling,
     _layers.Resizing: data_movement.resizing,
 }
-# By class name: Keras does not export the classes of its operations.
-_OPERATIONS = {
-    "Add": elementwise.arithmetic(lambda c, first: 1.0, lambda c, first: c),
+# By class name, as Keras does not export the classes of its operations.
+_OPERATIONS: dict[str, Lowering] = {
+    "Add": elementwise.arithmetic(lambda c, is_first: 1.0, lambda c, is_first: c),
     "Subtract": elementwise.arithmetic(
-        lambda c, first: -1.0 if first else 1.0, lambda c, first: c if first else -c
+        lambda c, is_first: -1.0 if is_first else 1.0, lambda c, is_first: c if is_first else -c
     ),
-    "Multiply": elementwise.arithmetic(lambda c, first: c, lambda c, first: 0.0),
+    "Multiply": elementwise.arithmetic(lambda c, is_first: c, lambda c, is_first: 0.0),
     "Matmul": elementwise.product,
-    "Relu": elementwise.function("relu"),
-    "Relu6": elementwise.function("relu6"),
-    "Sigmoid": elementwise.function("sigmoid"),
-    "Silu": elementwise.function("silu"),
-    "Tanh": elementwise.function("tanh"),
-    "Gelu": elementwise.computed,
-    "LeakyRelu": elementwise.computed,
+    "Relu": elementwise.activation_function("relu"),
+    "Relu6": elementwise.activation_function("relu6"),
+    "Sigmoid": elementwise.activation_function("sigmoid"),
+    "Silu": elementwise.activation_function("silu"),
+    "Tanh": elementwise.activation_function("tanh"),
+    "Gelu": elementwise.compute_values,
+    "LeakyRelu": elementwise.compute_values,
     "Reshape": data_movement.move_values,
     "Transpose": data_movement.move_values,
     "ExpandDims": data_movement.move_values,

@@ -38,8 +38,8 @@ class Marker(keras.layers.Layer):
         super().__init__(**kwargs)
         if not 0 <= number < _MAX_MARKERS:
             raise ConversionError(
-                f"The model has more than {_MAX_MARKERS:,} tensors between its layers, which is the "
-                "most that can be converted. Split it into several models."
+                f"The model has more than {_MAX_MARKERS:,} tensors between its layers, which is "
+                "the most that can be converted. Split it into several models."
             )
         self.number = number
 

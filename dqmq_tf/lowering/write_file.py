@@ -1,17 +1,23 @@
-"""The finished file of one precision profile: `write` makes it, `measure` only to know its size."""
+"""Writes the file of one precision profile, from the lowered model to the finished bytes."""
 
 import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from dqmq_tf import flatbuffer, runtimes
 from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import TFLiteFile, file_size, lookup_tables, metadata
+from dqmq_tf.flatbuffer import ModelT, TFLiteFile, file_size, lookup_tables, metadata
+from dqmq_tf.graph import Graph
 from dqmq_tf.lowering import final_pass, float_file, number_check, quantization_plan, rules
 from dqmq_tf.lowering.lowered_model import LoweredModel, lower_graph
-from dqmq_tf.lowering.tensor_matching import match_tensors
+from dqmq_tf.lowering.tensor_matching import Match, match_tensors
+from dqmq_tf.precision import Precision
+from dqmq_tf.targets import Storage, Target
 from dqmq_tf.terminal import stages
 
+# The kind of op, one of `dqmq_tf.targets.OP_KINDS`, of an operator with weights.
 _OP_KINDS = {
     "CONV_2D": "conv",
     "DEPTHWISE_CONV_2D": "depthwise",
@@ -23,13 +29,13 @@ _OP_KINDS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WrittenFile:
-    """A finished file before its seal, and what it was made from.
+    """A finished file, still without its checksum, and the model that it was made from.
 
     Attributes:
-        file: What a device gets.
-        uncompressed: The same with plain weights where `file` has them in lookup tables, which
-            LiteRT cannot load; else `file` itself.
-        lowered: `LoweredModel`.
+        file: The file for the device.
+        uncompressed: The same network with plain weights, if `file` stores weights in lookup
+            tables, which LiteRT cannot load. Otherwise `file` itself.
+        lowered: The `LoweredModel`.
     """
 
     file: TFLiteFile
@@ -37,111 +43,94 @@ class WrittenFile:
     lowered: LoweredModel
 
 
-def write_file(lowered, target, policy_config, *, profile, io_dtype, stage):
-    """Makes the file of a precision profile.
+def write_file(
+    lowered: LoweredModel,
+    target: Target,
+    policy_config: Mapping[str, Any],
+    *,
+    profile: int,
+    io_dtype: str,
+    stage: Callable[[str], None],
+) -> WrittenFile:
+    """Writes the file of a precision profile.
 
     Args:
-        lowered: `LoweredModel` of the profile.
+        lowered: The `LoweredModel` of the profile.
         target: The `Target`.
-        policy_config: Configuration of the policy, which the metadata tell.
-        profile: Its number.
-        io_dtype: Type of inputs and outputs.
-        stage: Function that takes the name of the stage which begins.
+        policy_config: The configuration of the policy, which the metadata contain.
+        profile: The index of the profile.
+        io_dtype: The dtype of the file's inputs and outputs, `"float32"` or `"int8"`.
+        stage: A function to call with the name of each stage when it begins.
 
     Returns:
-        `WrittenFile`.
+        A `WrittenFile`.
 
     Raises:
-        ConversionError: If a tensor has no range, the runtime that the target is for cannot run the
-            file, or it would hold other numbers.
+        ConversionError: If the quantization of a tensor is unknown, if the target's runtime cannot
+            run the file, or if the file would hold other numbers than the lowered model.
     """
     stage("exporting the float model")
     file = float_file.export_float(lowered.model)
     model = file.model
     stage("matching tensors")
-    found = match_tensors(model, lowered)
-    _check_operators(model, found, target)
-    float_file.name_tensors(model, found, lowered)
+    match = match_tensors(model, lowered)
+    _check_operators(model, match, target)
+    float_file.name_tensors(model, match, lowered)
     file.edited()
-    plan = quantization_plan.plan(model, found, lowered)
+    plan = quantization_plan.plan(model, match, lowered)
     stage("quantizing")
     quantized = quantization_plan.quantize(file, plan)
     storages = storages_of(lowered, target)
-    containers = {name: storage.container for name, storage in storages.items()}
-    facts = metadata.describe(lowered, target, profile, policy_config)
-    tensors, operators = model.subgraphs[0].tensors, model.subgraphs[0].operators
-    merged = [flatbuffer.text(tensors[operators[i].outputs[0]].name) for i in plan.own_kernels]
-    grids = {flatbuffer.text(tensors[i].name): grid for i, grid in plan.activations.items()}
-    final_pass.finish(quantized, lowered, containers, facts, io_dtype, merged, grids)
-    refused = runtimes.get(target.runtimes[0]).refuses(quantized.model)
-    if refused:
-        raise ConversionError(
-            f"{target.runtimes[0]}, for which target {target.name!r} is, cannot run the file: "
-            f"{refused}."
-        )
+    graph = model.subgraphs[0]
+
+    def tensor_name(index: int) -> str:
+        return flatbuffer.text(graph.tensors[index].name)
+
+    final_pass.finish(
+        quantized,
+        lowered,
+        containers={name: storage.container for name, storage in storages.items()},
+        facts=metadata.describe(lowered, target, profile, policy_config),
+        io_dtype=io_dtype,
+        merged=[tensor_name(graph.operators[i].outputs[0]) for i in plan.merged],
+        grids={tensor_name(i): precision for i, precision in plan.activations.items()},
+    )
+    _check_runtime(quantized.model, target)
     _check_versions(quantized.model, target)
-    tables = {
+    table_bits = {
         f"w{number}": weights.bit_width
         for number, weights in enumerate(lowered.weights)
         if storages[f"w{number}"].table
     }
-    compressed = lookup_tables.compress(quantized, tables)
+    compressed = lookup_tables.compress(quantized, table_bits)
     uncompressed = lookup_tables.decompress_file(compressed)
     _, messages = number_check.differences(uncompressed.model, lowered)
     if messages:
         raise ConversionError(
-            f"The quantizer did not write our numbers: {'; '.join(messages[:3])}. Please report "
-            "the model."
+            "The file does not hold the numbers of the model: "
+            f"{'; '.join(messages[:3])}. Please report the model."
         )
     return WrittenFile(file=compressed, uncompressed=uncompressed, lowered=lowered)
 
 
-def _check_versions(model, target):
-    """Refuses operators that are newer than the target allows."""
-    newest = dict(target.operator_versions)
-    for code in model.operatorCodes:
-        name = flatbuffer.builtin_name(code)
-        if code.version > newest.get(name, code.version):
-            oldest = target.oldest_tflite
-            reason = "" if oldest is None else f", so that TensorFlow Lite {oldest} runs the file"
-            raise ConversionError(
-                f"The file needs version {code.version} of operator {name}, but target "
-                f"{target.name!r} allows version {newest[name]} at most{reason}. Raise it in the "
-                "target's operator_versions, or remove the kind of layer from its int4_ops and "
-                "int2_ops."
-            )
-
-
-def _check_operators(model, found, target):
-    """Refuses operators that the runtime which the target is for has no kernel for."""
-    runtime = runtimes.get(target.runtimes[0])
-    for index, operator in enumerate(model.subgraphs[0].operators):
-        name = flatbuffer.operator_name(model, operator)
-        if name == "CUSTOM":
-            raise ConversionError(
-                f"Layer {found.paths.get(index)!r} becomes an operator that TFLite does not have. "
-                "Replace the layer, or keep it outside the converted model."
-            )
-        if name in runtime.lacks:
-            raise ConversionError(
-                f"Layer {found.paths.get(index)!r} becomes the operator {name}, for which "
-                f"{runtime.name} has no kernel. Replace the layer (relu, hard_silu, tanh and sigmoid "
-                "run everywhere), or choose another target."
-            )
-
-
-def measure_file(graph, precision, target, policy_config, output_names):
-    """Makes the file of a model without verifying or keeping it, to know its size.
+def measure_file(
+    graph: Graph,
+    precision: Precision,
+    target: Target,
+    policy_config: Mapping[str, Any],
+    output_names: Iterable[str],
+) -> dict[str, int]:
+    """Returns the size of a model's file. The file is neither verified nor kept.
 
     Args:
         graph: The inlined `Graph` of the float model.
         precision: The `Precision` to write.
         target: The `Target`.
-        policy_config: Configuration of the policy, which the metadata tell.
-        output_names: Names of the outputs, which the file stores.
+        policy_config: The configuration of the policy, which the metadata contain.
+        output_names: The names of the outputs, which the file stores.
 
     Returns:
-        `{"size_bytes": …, "download_bytes": …}`.
+        `{"size_bytes": size, "download_bytes": size when compressed for download}`.
 
     Raises:
         ConversionError: If the model cannot be converted.
@@ -149,14 +138,14 @@ def measure_file(graph, precision, target, policy_config, output_names):
     rules.check_supported(graph)
     with stages("Measuring the file") as stage:
         lowered = lower_graph(graph, precision, output_names=output_names)
-        network = write_file(
+        written = write_file(
             lowered, target, policy_config, profile=0, io_dtype=target.io_dtype, stage=stage
         )
-    return file_size.file_bytes(network.file.sealed().contents)
+    return file_size.file_bytes(written.file.sealed().contents)
 
 
-def storages_of(lowered, target):
-    """`{name of a weight tensor: Storage}`."""
+def storages_of(lowered: LoweredModel, target: Target) -> dict[str, Storage]:
+    """Returns `{name of a weight tensor: how the target stores it}`."""
     return {
         f"w{number}": target.storage(
             _OP_KINDS.get(weights.kind, "other"),
@@ -166,3 +155,47 @@ def storages_of(lowered, target):
         )
         for number, weights in enumerate(lowered.weights)
     }
+
+
+def _check_operators(model: ModelT, match: Match, target: Target) -> None:
+    """Rejects operators for which the target's runtime has no kernel, naming the layer."""
+    runtime = runtimes.get(target.runtimes[0])
+    for index, operator in enumerate(model.subgraphs[0].operators):
+        name = flatbuffer.operator_name(model, operator)
+        if name == "CUSTOM":
+            raise ConversionError(
+                f"Layer {match.paths.get(index)!r} becomes an operator that TFLite does not have. "
+                "Replace the layer, or keep it outside the converted model."
+            )
+        if name in runtime.lacks:
+            raise ConversionError(
+                f"Layer {match.paths.get(index)!r} becomes the operator {name}, for which "
+                f"{runtime.name} has no kernel. Replace the layer (relu, hard_silu, tanh and "
+                "sigmoid run everywhere), or choose another target."
+            )
+
+
+def _check_runtime(model: ModelT, target: Target) -> None:
+    """Rejects a file that the target's runtime cannot run for another reason."""
+    runtime = target.runtimes[0]
+    reason = runtimes.get(runtime).refuses(model)
+    if reason:
+        raise ConversionError(
+            f"{runtime}, the runtime of target {target.name!r}, cannot run the file: {reason}."
+        )
+
+
+def _check_versions(model: ModelT, target: Target) -> None:
+    """Rejects operators whose version is newer than the target allows."""
+    newest = dict(target.operator_versions)
+    for code in model.operatorCodes:
+        name = flatbuffer.builtin_name(code)
+        if code.version > newest.get(name, code.version):
+            oldest = target.oldest_tflite
+            purpose = "" if oldest is None else f", so that TensorFlow Lite {oldest} runs the file"
+            raise ConversionError(
+                f"The file needs version {code.version} of operator {name}, but target "
+                f"{target.name!r} allows version {newest[name]} at most{purpose}. Raise it in the "
+                "target's operator_versions, or remove the kind of op from its int4_ops and "
+                "int2_ops."
+            )

@@ -8,6 +8,7 @@ from dqmq_tf import graph as graphs
 from dqmq_tf import targets
 from dqmq_tf.config import DQMQConfig
 from dqmq_tf.graph import decision_points
+from dqmq_tf.graph.kernels import einsum_terms
 
 
 def weights_of(make, shape=(8, 8, 4), target="simulation", dtype="float32"):
@@ -192,3 +193,19 @@ def test_a_batch_norm_behind_gives_channels_their_scales_whatever_the_target_say
 
     weights = weights_of(make, (5,), "microcontroller")
     assert {p.path: p.channel_axes for p in weights} == {"normed": (1,), "scaled": ()}
+
+
+@pytest.mark.parametrize(
+    "equation, rank, letters",
+    [
+        ("abc,cd->abd", 3, ("abc", "cd", "abd")),
+        ("abc, cd -> abd", 3, ("abc", "cd", "abd")),
+        ("...x,xy->...y", 2, ("Ax", "xy", "Ay")),
+        ("...x,xy->...y", 4, ("ABCx", "xy", "ABCy")),
+        ("...Ax,xyB->...ByA", 4, ("CDAx", "xyB", "CDByA")),
+        ("a...x,xy->a...y", 2, ("ax", "xy", "ay")),
+        ("...x, xy->...y", None, ("...x", "xy", "...y")),
+    ],
+)
+def test_letters_of_an_equation(equation, rank, letters):
+    assert einsum_terms(equation, rank) == letters

@@ -9,25 +9,9 @@ from helpers.networks import assert_simulates, branches, chain, frozen, names, s
 from dqmq_tf import graph
 from dqmq_tf.errors import UnsupportedLayerError
 from dqmq_tf.lowering import rules
-from dqmq_tf.lowering.linear import einsum_letters
 from dqmq_tf.lowering.lowered_model import lower_model
 
 layers = keras.layers
-
-
-@pytest.mark.parametrize(
-    "equation, rank, letters",
-    [
-        ("abc,cd->abd", 3, ("abc", "cd", "abd")),
-        ("abc, cd -> abd", 3, ("abc", "cd", "abd")),
-        ("...x,xy->...y", 2, ("Ax", "xy", "Ay")),
-        ("...x,xy->...y", 4, ("ABCx", "xy", "ABCy")),
-        ("...Ax,xyB->...ByA", 4, ("CDAx", "xyB", "CDByA")),
-        ("a...x,xy->a...y", 2, ("ax", "xy", "ay")),
-    ],
-)
-def test_letters_of_an_equation(equation, rank, letters):
-    assert einsum_letters(equation, rank) == letters
 
 
 EINSUMS = {
@@ -78,7 +62,7 @@ def test_einsum_that_is_no_product_of_rows_is_in_floating_point(tmp_path):
         for name, (equation, made, bias) in cases.items()
     ]
     qmodel = freeze(branches((5, 6), *stacks))
-    why = "the product {!r} is none of rows with one matrix"
+    why = "the equation {!r} is not a product of rows with one matrix"
     assert assert_simulates(qmodel).float_layers == {
         name: why.format(equation) for name, (equation, _, _) in cases.items()
     }
