@@ -11,12 +11,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from dqmq_tf.graph import Node, trace
 from dqmq_tf.graph.fold_rules import einsum_output_axes
 from dqmq_tf.graph.kernels import is_linear
-from dqmq_tf.lowering.folding import batch_norm_affine
+from dqmq_tf.lowering.folding import as_float64, batch_norm_affine
 from dqmq_tf.precision import Precision
 
 
@@ -53,7 +52,7 @@ def snap_biases(body: keras.Model, precision: Precision) -> None:
             _snap_batch_norm(folded, layer, unit)
         elif layer.bias is not None:
             scale, offset = (1.0, 0.0) if folded is None else (folded.scale, folded.offset)
-            bias = _float64(layer.bias) * scale + offset
+            bias = as_float64(layer.bias) * scale + offset
             grid = unit * abs(scale)
             layer.bias.assign((np.round(bias / grid) * grid - offset) / scale)
 
@@ -90,10 +89,10 @@ def _snap_batch_norm(batch_norm: Any, layer: Any, unit: np.ndarray) -> None:
         unit: The unit of its bias without the batch norm (see `_unit`).
     """
     multiplier = batch_norm_affine(batch_norm).multiplier
-    mean = _float64(batch_norm.moving_mean)
+    mean = as_float64(batch_norm.moving_mean)
     if layer.bias is not None:
-        mean = mean - _float64(layer.bias)
-    beta = _float64(batch_norm.beta) if batch_norm.center else np.zeros_like(mean)
+        mean = mean - as_float64(layer.bias)
+    beta = as_float64(batch_norm.beta) if batch_norm.center else np.zeros_like(mean)
     bias = beta - mean * multiplier
     grid = unit * np.abs(multiplier)
     # A channel whose gamma is 0 has no unit, and its bias stays as it is.
@@ -104,10 +103,5 @@ def _snap_batch_norm(batch_norm: Any, layer: Any, unit: np.ndarray) -> None:
         batch_norm.beta.assign(beta + change)
     else:
         batch_norm.moving_mean.assign(
-            _float64(batch_norm.moving_mean) - change / np.where(has_unit, multiplier, 1.0)
+            as_float64(batch_norm.moving_mean) - change / np.where(has_unit, multiplier, 1.0)
         )
-
-
-def _float64(variable: Any) -> np.ndarray:
-    """Returns the value of a variable as a float64 array."""
-    return ops.convert_to_numpy(variable).astype("float64")

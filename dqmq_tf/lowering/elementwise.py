@@ -12,9 +12,10 @@ from dqmq_tf.lowering import folding
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
 from dqmq_tf.precision import ActivationPrecision
 
-# Activations that TFLite fuses into the operator before them, whose own result is never rounded.
+# Activations that TFLite fuses into the operator before them. Its result is rounded only after the
+# activation.
 _FUSED = ("linear", "relu", "relu6")
-# Activations that are an operator of their own.
+# Activations for which TFLite has a separate integer operator.
 _STANDALONE = ("relu", "softmax", "sigmoid", "tanh", "hard_silu", "gelu", "leaky_relu")
 _ZERO_TO_ONE = ActivationPrecision(step=1 / 256, zero_point=0, bit_width=8)
 # Activations whose integer kernels support only one quantization of the output.

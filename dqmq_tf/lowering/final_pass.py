@@ -59,7 +59,7 @@ def finish(
     _merge_equal_scales(graph, lowered)
     _store_in_containers(model, graph, containers)
     if io_dtype == "int8":
-        _make_ends_int8(model, graph, lowered)
+        _make_inputs_and_outputs_int8(model, graph, lowered)
     _name_inputs_and_outputs(model, graph, lowered)
     editing.drop_unused_tensors(model, graph)
     model.description = b"dqmq_tf"
@@ -97,7 +97,10 @@ def _store_in_containers(model: ModelT, graph: SubGraphT, containers: Mapping[st
 
 
 def _merge_equal_scales(graph: SubGraphT, lowered: LoweredModel) -> None:
-    """Gives dense weights with equal scales a single one: some kernels support no more."""
+    """Stores one scale for dense weights whose channels have equal scales.
+
+    Some kernels of dense layers support only one scale for the whole tensor.
+    """
     tensors = {flatbuffer.text(tensor.name): tensor for tensor in graph.tensors}
     for number, weights in enumerate(lowered.weights):
         tensor = tensors.get(f"w{number}")
@@ -117,7 +120,7 @@ def _merge_equal_scales(graph: SubGraphT, lowered: LoweredModel) -> None:
             quantization.quantizedDimension = 0
 
 
-def _make_ends_int8(model: ModelT, graph: SubGraphT, lowered: LoweredModel) -> None:
+def _make_inputs_and_outputs_int8(model: ModelT, graph: SubGraphT, lowered: LoweredModel) -> None:
     """Replaces the float inputs and outputs of the graph by their int8 counterparts."""
     new_index = {}
     for index in dict.fromkeys((*graph.inputs, *graph.outputs)):
@@ -190,8 +193,8 @@ def _name_inputs_and_outputs(model: ModelT, graph: SubGraphT, lowered: LoweredMo
     """Gives the inputs and outputs the model's names and order, in the signature and the graph.
 
     The converter sorts the outputs of the graph by name, but an app or firmware reads them by
-    index. The converter numbers the names in the signature, which gives the model's order.
-    The int8 tensors beside float inputs and outputs keep their keys as names.
+    index. The converter numbers the names in the signature, which gives the model's order. The
+    int8 counterparts of float inputs and outputs keep their keys as names.
     """
     (definition,) = model.signatureDefs
     definition.signatureKey = merging.DEFAULT_SIGNATURE.encode()

@@ -127,14 +127,14 @@ def batch_norm_affine(layer: Any) -> Affine:
     Returns:
         An `Affine` over the layer's channels.
     """
-    mean = _float64(layer.moving_mean)
-    variance = _float64(layer.moving_variance)
+    mean = as_float64(layer.moving_mean)
+    variance = as_float64(layer.moving_variance)
     multiplier = 1.0 / np.sqrt(variance + layer.epsilon)
     if layer.scale:
-        multiplier = multiplier * _float64(layer.gamma)
+        multiplier = multiplier * as_float64(layer.gamma)
     offset = -mean * multiplier
     if layer.center:
-        offset = offset + _float64(layer.beta)
+        offset = offset + as_float64(layer.beta)
     return Affine(multiplier, offset)
 
 
@@ -279,7 +279,8 @@ def keras_kernel(weights: FoldedWeights, shape: tuple[int, ...]) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _float64(variable: Any) -> np.ndarray:
+def as_float64(variable: Any) -> np.ndarray:
+    """Returns the value of a Keras variable as a float64 array."""
     return keras.ops.convert_to_numpy(variable).astype(np.float64)
 
 

@@ -262,7 +262,7 @@ def _ranges(model: ModelT, graph: SubGraphT, plan: Plan) -> dict[str, dict[str, 
 
 
 def _describe(model: ModelT, graph: SubGraphT, index: int) -> str:
-    """Returns what messages call a tensor, beginning with a capital letter."""
+    """Returns a description of a tensor for error messages."""
     shape = tuple(int(n) for n in graph.tensors[index].shape)
     for operator in graph.operators:
         if index in operator.outputs:
