@@ -1,6 +1,5 @@
 """`docs/` builds without a warning, and the API reference has every public name."""
 
-import ast
 import os
 import pathlib
 import re
@@ -55,30 +54,3 @@ def test_the_pictures_of_the_benchmarks_are_in_the_site(site):
     pictures = re.findall(r'src="\.\./(results/[\w.]+)"', page)
     assert len(pictures) == 3
     assert all((site / picture).exists() for picture in pictures)
-
-
-def messages():
-    """Returns every string of the package, with `…` in place of its values."""
-    for path in (ROOT / "dqmq_tf").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.JoinedStr):
-                parts = node.values
-                yield "".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in parts)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
-
-
-def test_troubleshooting_quotes_messages_that_exist():
-    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    tables = re.findall(r"^\| the message says \|.*\n((?:\|.*\n)+)", page, re.M)
-    quotes = [
-        q
-        for t in tables
-        for row in t.splitlines()[1:]
-        for q in re.findall(r"`(.+?)`", row.split("|")[1])
-    ]
-    assert len(quotes) > 40
-    known = "\n".join(messages())
-    parts = [(quote, part.strip(" '")) for quote in quotes for part in quote.split("…")]
-    errors = {"RuntimeError", "ValueError"}
-    assert not [quote for quote, part in parts if part not in known and part not in errors]
