@@ -1,15 +1,18 @@
-"""Puts graph, policy and quantizing layers together into one Keras graph."""
+"""Combines graph, policy and quantizing layers into one Keras graph."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 
-from dqmq_tf import graph as graphs
 from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.budget.default_budget import allowed_bit_ops, budget_kind
 from dqmq_tf.config import Budget, DQMQConfig
-from dqmq_tf.graph import activations, decision_points, fusion, splitting
+from dqmq_tf.graph import Graph, Node, decision_points, inline, replay, splitting, trace_nested
+from dqmq_tf.graph.activations import is_relu, relu_ceiling
 from dqmq_tf.graph.aliases import with_aliases
+from dqmq_tf.graph.fusion import INPUT_CALL, Slot
 from dqmq_tf.graph.rebuild import new_inputs, single, structured
 from dqmq_tf.layers import (
     ActivationQuantizer,
@@ -23,81 +26,104 @@ from dqmq_tf.layers import (
 )
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
 from dqmq_tf.policy.quality_encoder import QualityEncoder
+from dqmq_tf.targets import Target
 from dqmq_tf.training.batch_statistics import normalizations
+
+# Share of the bit operations that quality normalization may take.
+_NORMALIZATION_SHARE = 0.02
 
 
 @dataclasses.dataclass(kw_only=True)
 class ModelParts:
-    """What a `DQMQModel` is made of, beside its graph; views on its layers, not tracked by Keras.
+    """The components of a `DQMQModel`. Keras tracks the layers among them through the model's graph.
 
     Attributes:
         body: The float model whose variables the quantized graph uses.
-        instrumented: The same graph with the decision among its outputs.
-        encoder, policy: The layers that decide.
-        affines: The `QualityAffine`s.
+        instrumented: The quantized graph with the decision among its outputs.
+        encoder: The layer that computes the quality embedding.
+        policy: The layer that decides the bit-widths.
+        affines: The `QualityAffine` layers.
         quantizers: The `ActivationQuantizer` of each activation point.
-        wrappers: `{path: QuantizeWrapper}`.
-        norms: The `BatchNormalization`s that a training step calls once.
-        costs, target, budget, config: See `quantize_model`.
-        bit_ops: By which encoder and normalization were measured out.
-        output_names: Names of the outputs, those of the model that was quantized.
-        aliases: `[tensor, alias]` of the tensors that are one at inference, and share a quantizer.
-        budget_is_default: Whether the budget was chosen for a model that was given none.
+        wrappers: The `QuantizeWrapper` of each layer path.
+        norms: The `BatchNormalization` layers that are called once per training step.
+        costs: The cost model, in the unit of the budget.
+        target: The deployment target.
+        budget: The budget. None until `BudgetKeeper.set_budget` sets the user's or the default one.
+        config: The configuration, with the defaults that depend on the kind of budget filled in.
+        bit_ops: The bit operations per input that set the size of encoder and quality normalization.
+        output_names: The names of the outputs of the original model.
+        aliases: `[tensor, alias]` of tensors that are equal at inference and share a quantizer.
+        budget_is_default: Whether the budget is the default one.
     """
 
     body: keras.Model
     instrumented: keras.Model
-    encoder: keras.layers.Layer
-    policy: keras.layers.Layer
-    affines: list
-    quantizers: list
-    wrappers: dict
-    norms: list
-    costs: object
-    target: object
-    budget: Budget
+    encoder: QualityEncoder
+    policy: BitWidthPolicy
+    affines: list[QualityAffine]
+    quantizers: list[ActivationQuantizer]
+    wrappers: dict[str, QuantizeWrapper]
+    norms: list[keras.layers.BatchNormalization]
+    costs: CostModel
+    target: Target
+    budget: Budget | None
     config: DQMQConfig
     bit_ops: float
-    output_names: list
-    aliases: list
+    output_names: list[str]
+    aliases: list[list[int]]
     budget_is_default: bool = False
 
 
-# Share of the bit operations that normalization may take to follow the quality.
-_NORMALIZATION_SHARE = 0.02
+def build(
+    model: keras.Model,
+    target: Target,
+    budget: Budget | None,
+    config: DQMQConfig,
+    bit_ops: float | None = None,
+    output_names: Sequence[str] | None = None,
+    aliases: Iterable[Sequence[int]] | None = None,
+) -> tuple[Any, Any, ModelParts]:
+    """Builds what a `DQMQModel` consists of.
 
-
-def build(model, target, budget, config, bit_ops=None, output_names=None, aliases=None):
-    """Returns what a `DQMQModel` is made of: `(inputs, outputs, ModelParts)`.
-
-    A saved model is built anew by this and then given its weights: step sizes for its first, random
-    weights, or what those would cost, say nothing.
+    A saved model is built by this function and then gets its weights. Nothing that is computed from
+    its first, random weights would be valid: neither step sizes nor the bytes of the weights.
 
     Args:
-        model, target, budget, config: See `quantize_model`.
-        bit_ops: Per input, by which encoder and normalization are measured out; None for those of
-            the budget. A default budget is known only once these are.
-        output_names: Names of the outputs, for losses and logs; None for those of the model.
-        aliases: Of a saved model, see `ModelParts`; None to find them by running layers.
+        model: The float model. It is not changed.
+        target: The deployment target.
+        budget: The user's budget, or None for the default one.
+        config: The configuration.
+        bit_ops: The bit operations per input that set the size of encoder and quality normalization.
+            None for those that the budget allows. A saved model passes its own, because a default
+            budget in bit operations is known only once encoder and normalization are.
+        output_names: The names of the outputs for losses and logs. None for those of the model.
+        aliases: The `ModelParts.aliases` of a saved model. None to find them by running layers.
+
+    Returns:
+        `(inputs, outputs, parts)`: the structures of Keras tensors for `keras.Model`, and a
+        `ModelParts`.
+
+    Raises:
+        ValueError: If the model, the budget or a rule of the configuration is not valid.
     """
-    body, made = splitting.split_layers(model)
-    config = splitting.with_part_rules(config, made)
-    nested = graphs.trace_nested(body)
-    graph = graphs.inline(nested)
+    body, parts_of_layers = splitting.split_layers(model)
+    config = splitting.with_part_rules(config, parts_of_layers)
+    nested = trace_nested(body)
+    graph = inline(nested)
     if aliases is not None:
         graph = with_aliases(graph, aliases)
     activations, weights = decision_points.find_points(graph, target, config)
-    kept = decision_points.float_weight_count(graph, weights)
-    costs = CostModel(budget_kind(budget, target), target, activations, weights, kept)
+    float_weights = decision_points.float_weight_count(graph, weights)
+    costs = CostModel(budget_kind(budget, target), target, activations, weights, float_weights)
     config = config.completed(costs.in_bytes)
     bit_ops = allowed_bit_ops(budget, costs) if bit_ops is None else bit_ops
     assembly = GraphAssembly(costs, config, nested, bit_ops)
-    inputs, outputs, result = assembly.connect(nested)
+    inputs, outputs, outputs_and_decision = assembly.connect(nested)
     if config.quality_aware and (costs.decided or config.profiles > 1):
         costs.overhead = assembly.bit_operations(nested.shapes[nested.inputs[0]])
     parts = ModelParts(
         body=body,
-        instrumented=keras.Model(inputs, result),
+        instrumented=keras.Model(inputs, outputs_and_decision),
         encoder=assembly.encoder,
         policy=assembly.policy,
         affines=assembly.affines,
@@ -109,13 +135,13 @@ def build(model, target, budget, config, bit_ops=None, output_names=None, aliase
         budget=budget,
         config=config,
         bit_ops=bit_ops,
-        output_names=output_names or names_of_outputs(model),
+        output_names=list(output_names) if output_names else names_of_outputs(model),
         aliases=[list(pair) for pair in graph.aliases.items()],
     )
     return inputs, outputs, parts
 
 
-def names_of_outputs(model):
+def names_of_outputs(model: keras.Model) -> list[str]:
     """Returns the names that Keras gives to the outputs of a model."""
     if isinstance(model, keras.Sequential):
         return [model.layers[-1].name]
@@ -123,24 +149,37 @@ def names_of_outputs(model):
 
 
 class GraphAssembly:
-    """Connects encoder, policy, quantizers and wrapped layers into one functional graph."""
+    """Connects encoder, policy, quantizers and wrapped layers into one functional graph.
 
-    def __init__(self, costs, config, graph, bit_ops):
-        self.costs = costs
-        input_shape = graph.shapes[graph.inputs[0]]
-        # Sorting a batch would part its samples from masks that Keras carries beside them.
-        masks = any(splitting.makes_mask(node.layer) for node in graphs.inline(graph).nodes)
+    Args:
+        costs: The cost model, for its decision points.
+        config: The configuration.
+        graph: The graph of the float model, with nested models kept.
+        bit_ops: The bit operations per input that set the size of encoder and quality normalization.
+
+    Attributes:
+        encoder: The `QualityEncoder`.
+        policy: The `BitWidthPolicy`.
+        quantizers: The `ActivationQuantizer` of each activation point.
+        wrappers: The `QuantizeWrapper` of each layer path. `connect` fills it.
+    """
+
+    def __init__(self, costs: CostModel, config: DQMQConfig, graph: Graph, bit_ops: float) -> None:
+        inlined = inline(graph)
+        # Sorting a batch would separate its samples from the masks that Keras passes beside them.
+        has_masks = any(splitting.makes_mask(node.layer) for node in inlined.nodes)
         self.encoder = QualityEncoder.for_model(
-            input_shape,
+            graph.shapes[graph.inputs[0]],
             bit_ops,
             config.embedding_size,
             seed=config.seed,
             name="quality_encoder",
         )
+        assert config.initial_sigma is not None  # `completed` sets it.
         self.policy = BitWidthPolicy(
             activations=[costs.activations[i].bit_widths for i in costs.decided],
             weights=[point.bit_widths for point in costs.weights],
-            groups=1 if masks else config.profiles,
+            groups=1 if has_masks else config.profiles,
             initial_sigma=config.initial_sigma,
             quality_aware=config.quality_aware,
             seed=config.seed,
@@ -149,28 +188,22 @@ class GraphAssembly:
         self.policy.pathwise = config.terms.pathwise
         self.policy.curvature = config.terms.curvature
         self._profiles = config.profiles
-        self.quantizers, self.wrappers, self._nested, self._fused = [], {}, {}, {}
-        # Files hold one normalization: what follows each input exists in simulation only.
-        follows = config.quality_aware and config.quality_normalization
-        self._conditions = follows and not costs.target.deployable
-        self._affines, self._spare = {}, _NORMALIZATION_SHARE * bit_ops
-        self._quantizer_of = {}
-        self._called = graphs.inline(graph).calls
-        columns = {point: column for column, point in enumerate(costs.decided)}
-        for i, point in enumerate(costs.activations):
-            is_input = all(call == fusion.INPUT_CALL for _, call, _ in point.slots)
-            quantizer = ActivationQuantizer(
-                point.bit_widths,
-                column=columns.get(i),
-                range=point.range,
-                # A calibrated step is enough for images at 8 bits, and spares the first layer,
-                # a float network's dearest to differentiate, the gradient to its input.
-                trainable=point.decided or not is_input,
-                name=f"{point.name.replace('/', '_')}_quantizer",
-            )
-            self.quantizers.append(quantizer)
-            self._quantizer_of.update({slot: quantizer for slot in point.slots})
-        self._points_of = {}
+        self.wrappers: dict[str, QuantizeWrapper] = {}
+        self._nested: dict[str, keras.Model] = {}
+        self._fused: dict[str, FusedBatchNormalization] = {}
+        # A file stores one normalization. Only simulation can have one that follows each input.
+        follows_quality = config.quality_aware and config.quality_normalization
+        self._has_affines = follows_quality and not costs.target.deployable
+        self._affines: dict[str, QualityAffine | None] = {}
+        self._affine_budget = _NORMALIZATION_SHARE * bit_ops
+        self._call_counts = inlined.calls
+        self.quantizers = _new_quantizers(costs)
+        self._quantizer_of: dict[Slot, ActivationQuantizer] = {
+            slot: quantizer
+            for point, quantizer in zip(costs.activations, self.quantizers)
+            for slot in point.slots
+        }
+        self._points_of: dict[str, list[dict[str, Any]]] = {}
         for column, point in enumerate(costs.weights):
             self._points_of.setdefault(point.path, []).append(
                 {
@@ -182,60 +215,96 @@ class GraphAssembly:
             )
 
     @property
-    def affines(self):
-        """The `QualityAffine`s that were made."""
-        return [layer for layer in self._affines.values() if layer]
+    def affines(self) -> list[QualityAffine]:
+        """The `QualityAffine` layers that `connect` created."""
+        return [layer for layer in self._affines.values() if layer is not None]
 
-    def bit_operations(self, input_shape):
-        """Returns the bit operations per input of encoder, policy and normalization."""
+    def bit_operations(self, input_shape: Sequence[int | None]) -> float:
+        """Returns the bit operations per input of encoder, policy and quality normalization.
+
+        Args:
+            input_shape: The shape of the model's first input, `[batch, ...]`.
+        """
         policy = self.policy.bit_operations(self.encoder.size, self._profiles)
         shapes = [layer.scale_direction.shape for layer in self.affines]
         normalization = sum(QualityAffine.bit_operations(*shape) for shape in shapes)
         return self.encoder.bit_operations(input_shape) + policy + normalization
 
-    def connect(self, graph):
-        """Returns inputs, outputs, and the outputs together with the decision."""
+    def connect(self, graph: Graph) -> tuple[Any, Any, dict[str, Any]]:
+        """Builds the quantized graph of a float model.
+
+        Args:
+            graph: The graph of the float model, with nested models kept.
+
+        Returns:
+            `(inputs, outputs, outputs_and_decision)`: the inputs and outputs in the structures of
+            the float model, and a dictionary of the outputs (`"outputs"`) and the decision.
+        """
         inputs = new_inputs(graph)
         z = self.encoder(inputs[0])
         decision = self.policy(z)
         sort, unsort = Reorder(name="sort_by_quality"), Reorder(inverse=True, name="unsort")
-        values = {}
+        values: dict[int, Any] = {}
         for i, (tensor, x) in enumerate(zip(graph.inputs, inputs)):
             x = sort(x, decision["order"])
-            values[tensor] = self._quantized(("", fusion.INPUT_CALL, i), x, decision)
-        outputs = graphs.replay(graph, values, lambda *call: self._call(decision, *call))
+            values[tensor] = self._quantize_slot(("", INPUT_CALL, i), x, decision)
+        outputs = replay(graph, values, lambda *call: self._call(decision, *call))
         outputs = keras.tree.map_structure(lambda y: unsort(y, decision["order"], like=z), outputs)
         outputs = single(outputs)
         return structured(graph, inputs), outputs, {"outputs": outputs, **decision}
 
-    def _call(self, decision, node, args, kwargs):
+    def _call(
+        self,
+        decision: Mapping[str, Any],
+        node: Node,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Calls what replaces a node, and quantizes its outputs."""
         if self._is_rectifier(node, args, kwargs):
-            return self._rectified(decision, node, *args)
+            return self._call_rectifier(decision, node, *args)
         if node.subgraph is not None:
-            outputs = self._call_nested(decision, node, args, kwargs)
+            outputs = self._call_nested(decision, node, node.subgraph, args, kwargs)
         elif node.path in self._points_of:
-            if node.path not in self.wrappers:
-                self.wrappers[node.path] = QuantizeWrapper(node.layer, self._points_of[node.path])
-            tensors, constants = _split_arguments(kwargs)
-            outputs = self.wrappers[node.path](
-                *args,
-                weight_decision=decision["weights"],
-                group=decision["group"],
-                constants=Constants(constants) if constants else None,
-                **tensors,
-            )
+            outputs = self._call_wrapper(decision, node, args, kwargs)
         else:
-            outputs = self._plain(decision, node, args, kwargs)
+            outputs = self._call_plain(decision, node, args, kwargs)
         flat = keras.tree.flatten(outputs)
         slots = [(node.path, node.call, i) for i in range(len(flat))]
-        flat = [self._quantized(slot, y, decision) for slot, y in zip(slots, flat)]
+        flat = [self._quantize_slot(slot, y, decision) for slot, y in zip(slots, flat)]
         return keras.tree.pack_sequence_as(outputs, flat)
 
-    def _plain(self, decision, node, args, kwargs):
-        """Calls a layer without kernels; the scale and shift of a batch normalization follow."""
-        layer, x = node.layer, args[0] if args else None
-        conditions = self._conditions and isinstance(layer, keras.layers.BatchNormalization)
-        affine = self._affine(node, x) if conditions else None
+    def _call_wrapper(
+        self,
+        decision: Mapping[str, Any],
+        node: Node,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Calls a layer with quantized kernels."""
+        if node.path not in self.wrappers:
+            self.wrappers[node.path] = QuantizeWrapper(node.layer, self._points_of[node.path])
+        tensors, constants = _split_arguments(kwargs)
+        return self.wrappers[node.path](
+            *args,
+            weight_decision=decision["weights"],
+            group=decision["group"],
+            constants=Constants(constants) if constants else None,
+            **tensors,
+        )
+
+    def _call_plain(
+        self,
+        decision: Mapping[str, Any],
+        node: Node,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Calls a layer without kernels. The quality may scale a batch normalization."""
+        layer = node.layer
+        x: Any = args[0] if args else None
+        is_scaled = self._has_affines and isinstance(layer, keras.layers.BatchNormalization)
+        affine = self._affine(node, x) if is_scaled else None
         if not keras.backend.is_keras_tensor(x) or not is_fusible(layer, x.shape, x.dtype):
             outputs = layer(*args, **kwargs)
             return affine(outputs, decision["embedding"]) if affine else outputs
@@ -244,32 +313,41 @@ class GraphAssembly:
         quality = {"z": decision["embedding"]} if affine else {}
         return self._fused[node.path](*args, **quality, **kwargs)
 
-    def _is_rectifier(self, node, args, kwargs):
-        """Whether a node is a relu, and no more, whose output has a quantizer of its own."""
-        if not activations.is_relu(node.layer) or len(args) != 1 or kwargs:
+    def _is_rectifier(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Returns whether a node is only a ReLU, and its output has its own quantizer."""
+        if not is_relu(node.layer) or len(args) != 1 or kwargs:
             return False
-        plain = getattr(node.layer, "activity_regularizer", None) is None
-        same = getattr(node.layer, "compute_dtype", args[0].dtype) == args[0].dtype
-        known = self._quantizer_of.get((node.path, node.call, 0)) is not None
-        return known and plain and same and self._called[node.path] == 1
+        has_quantizer = (node.path, node.call, 0) in self._quantizer_of
+        is_regularized = getattr(node.layer, "activity_regularizer", None) is not None
+        keeps_dtype = getattr(node.layer, "compute_dtype", args[0].dtype) == args[0].dtype
+        is_called_once = self._call_counts[node.path] == 1
+        return has_quantizer and not is_regularized and keeps_dtype and is_called_once
 
-    def _rectified(self, decision, node, x):
+    def _call_rectifier(self, decision: Mapping[str, Any], node: Node, x: Any) -> Any:
+        """Calls a ReLU and its quantizer as one layer."""
         quantizer = self._quantizer_of[node.path, node.call, 0]
-        layer = RectifiedQuantizer(
-            quantizer, activations.relu_ceiling(node.layer), name=node.layer.name
-        )
-        return self._quantize(layer, quantizer, x, decision)
+        layer = RectifiedQuantizer(quantizer, relu_ceiling(node.layer), name=node.layer.name)
+        return _quantize(layer, quantizer, x, decision)
 
-    def _call_nested(self, decision, node, args, kwargs):
-        """A nested model stays a model; the decision enters it as more inputs."""
-        names = ["activations", "weights", "group", *["embedding"] * self._conditions]
-        handed = [decision[name] for name in names]
+    def _call_nested(
+        self,
+        decision: Mapping[str, Any],
+        node: Node,
+        subgraph: Graph,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Calls a nested model, which stays a model. The decision becomes additional inputs."""
+        names = ["activations", "weights", "group"]
+        if self._has_affines:
+            names.append("embedding")
+        decided = [decision[name] for name in names]
         if node.path not in self._nested:
-            inputs = new_inputs(node.subgraph)
-            entries = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in handed]
+            inputs = new_inputs(subgraph)
+            entries = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in decided]
             inner = dict(zip(names, entries))
-            values = dict(zip(node.subgraph.inputs, inputs))
-            outputs = graphs.replay(node.subgraph, values, lambda *call: self._call(inner, *call))
+            values = dict(zip(subgraph.inputs, inputs))
+            outputs = replay(subgraph, values, lambda *call: self._call(inner, *call))
             self._nested[node.path] = keras.Model(
                 [*inputs, *entries], single(outputs), name=node.layer.name
             )
@@ -277,36 +355,65 @@ class GraphAssembly:
             x for x in keras.tree.flatten((args, kwargs)) if keras.backend.is_keras_tensor(x)
         ]
         training = {"training": kwargs["training"]} if "training" in kwargs else {}
-        return self._nested[node.path]([*tensors, *handed], **training)
+        return self._nested[node.path]([*tensors, *decided], **training)
 
-    def _affine(self, node, x):
-        """The `QualityAffine` of a batch normalization; None once they would take too much.
+    def _affine(self, node: Node, x: Any) -> QualityAffine | None:
+        """Returns the `QualityAffine` of a batch normalization, or None if it would cost too much.
 
-        They are given from the input on: early layers have few channels, and what is made up for
-        there need not be made up for later.
+        Layers get one in order, starting at the input: early layers have few channels, and a later
+        layer need not correct what an earlier one has corrected.
         """
         if node.path not in self._affines:
             channels = x.shape[node.layer.axis]
-            self._spare -= QualityAffine.bit_operations(self.encoder.size, channels)
+            self._affine_budget -= QualityAffine.bit_operations(self.encoder.size, channels)
             name = f"{node.path.replace('/', '_')}_quality"
-            layer = QualityAffine(node.layer.axis, name=name) if self._spare >= 0 else None
-            self._affines[node.path] = layer
+            is_affordable = self._affine_budget >= 0
+            self._affines[node.path] = (
+                QualityAffine(node.layer.axis, name=name) if is_affordable else None
+            )
         return self._affines[node.path]
 
-    def _quantized(self, slot, x, decision):
+    def _quantize_slot(self, slot: Slot, x: Any, decision: Mapping[str, Any]) -> Any:
+        """Quantizes what a slot computes, if it has a quantizer."""
         quantizer = self._quantizer_of.get(slot)
-        return x if quantizer is None else self._quantize(quantizer, quantizer, x, decision)
-
-    @staticmethod
-    def _quantize(layer, quantizer, x, decision):
-        """Calls a layer that runs a quantizer with what the quantizer needs to know."""
-        if quantizer.column is None:
-            return layer(x)
-        return layer(x, decision=decision["activations"])
+        return x if quantizer is None else _quantize(quantizer, quantizer, x, decision)
 
 
-def _split_arguments(kwargs):
-    """Call arguments that hold tensors, and those that do not."""
+def _new_quantizers(costs: CostModel) -> list[ActivationQuantizer]:
+    """Returns an `ActivationQuantizer` for each activation point."""
+    columns = {point: column for column, point in enumerate(costs.decided)}
+    quantizers = []
+    for i, point in enumerate(costs.activations):
+        is_input = all(call == INPUT_CALL for _, call, _ in point.slots)
+        quantizers.append(
+            ActivationQuantizer(
+                point.bit_widths,
+                column=columns.get(i),
+                range=point.range,
+                # A calibrated step is enough for images at 8 bits. Without a trained step, the
+                # first layer needs no gradient to its input, which would be the most expensive one
+                # of the network.
+                trainable=point.decided or not is_input,
+                name=f"{point.name.replace('/', '_')}_quantizer",
+            )
+        )
+    return quantizers
+
+
+def _quantize(
+    layer: ActivationQuantizer | RectifiedQuantizer,
+    quantizer: ActivationQuantizer,
+    x: Any,
+    decision: Mapping[str, Any],
+) -> Any:
+    """Calls a layer that runs a quantizer, with the decision if the quantizer has a column in it."""
+    if quantizer.column is None:
+        return layer(x)
+    return layer(x, decision=decision["activations"])
+
+
+def _split_arguments(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the call arguments that contain tensors, and the others."""
     tensors = {
         key: value
         for key, value in kwargs.items()

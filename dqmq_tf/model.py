@@ -1,6 +1,10 @@
 """`DQMQModel`: a Keras model that learns its bit-widths while it learns its task."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import keras
+import numpy as np
 from keras import ops
 
 from dqmq_tf import assembly, inputs, targets
@@ -9,6 +13,8 @@ from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.policy.decision_table import DecisionTable
 from dqmq_tf.policy.policy_state import FROZEN, SEARCH
+from dqmq_tf.precision import Precision
+from dqmq_tf.targets import Target
 from dqmq_tf.training import optimizers, steps
 from dqmq_tf.training.batch_statistics import BatchStatistics
 from dqmq_tf.training.bit_logs import BitLogs
@@ -16,142 +22,165 @@ from dqmq_tf.training.bit_training import BitTraining
 from dqmq_tf.training.custom_training import CustomTraining
 from dqmq_tf.training.search_schedule import SearchSchedule
 
+# Attributes that hold the optimizers of policy and encoder. Keras saves their state by these names.
+_OPTIMIZER_NAMES = ("_policy_optimizer", "_encoder_optimizer")
+# The names in files that do not list them.
+_EARLIER_OPTIMIZER_NAMES = ("policy_optimizer", "encoder_optimizer")
+
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class DQMQModel(keras.Model):
-    """A quantized functional model with a policy; made by `dqmq_tf.quantize_model`.
+    """A quantized functional model with a policy. `dqmq_tf.quantize_model` creates it.
 
-    It has the inputs, outputs and layer names of the original model. Layers with kernels are wrapped
-    in `QuantizeWrapper`. `fit` trains in three phases: a warm-up in which the network adapts to
-    sampled bit-widths, a search in which the policy learns them, and fine-tuning at fixed bits that
-    meet the budget, which begins after the share `config.settle` of the training. Another `fit`
-    goes on fine-tuning at these bits.
+    The model has the inputs, outputs and layer names of the original model. Layers with kernels are
+    wrapped in `QuantizeWrapper`. `fit` trains in three phases: a warm-up, in which the network
+    adapts to sampled bit-widths; a search, in which the policy learns them; and fine-tuning at
+    fixed bit-widths that meet the budget. Fine-tuning begins after the share `config.settle` of
+    the training. Another call of `fit` continues the fine-tuning at the same bit-widths.
+
+    Beside the methods of `keras.Model`, the model has `calibrate` and `custom_training` for
+    training; `freeze` and `resume_search` for its phases; `decisions`, `decision_points`,
+    `precision` and `frozen_profiles` to see what was decided; `float_model`; and the properties
+    `budget`, `config` and `target`.
     """
 
-    def __init__(self, inputs, outputs, parts, name=None):
+    def __init__(
+        self, inputs: Any, outputs: Any, parts: assembly.ModelParts, name: str | None = None
+    ) -> None:
         super().__init__(inputs=inputs, outputs=outputs, name=name)
         self.output_names = list(parts.output_names)
-        # Functions hide these from Keras's tracking: they would be saved twice.
-        self._get_parts = lambda: parts
+        # Functions hide these objects from Keras's tracking, which would save them twice.
+        self._get_parts: Callable[[], assembly.ModelParts] = lambda: parts
         training = BitTraining(self, parts)
-        self._get_training = lambda: training
+        self._get_training: Callable[[], BitTraining] = lambda: training
+        self._optimizer_names = _OPTIMIZER_NAMES
         self._traced: dict[str, tuple[str, int]] = {}
 
     @property
-    def _training(self):
+    def _training(self) -> BitTraining:
         return self._get_training()
 
     @property
-    def _parts(self):
+    def _parts(self) -> assembly.ModelParts:
         return self._get_parts()
 
     @property
-    def policy(self):
-        return self._parts.policy
-
-    @property
-    def encoder(self):
-        return self._parts.encoder
-
-    @property
-    def target(self):
+    def target(self) -> Target:
+        """The deployment target."""
         return self._parts.target
 
     @property
-    def budget(self):
-        return self._parts.budget
+    def budget(self) -> Budget:
+        """The budget. If `quantize_model` got none, the default budget."""
+        budget = self._parts.budget
+        assert budget is not None
+        return budget
 
     @property
-    def config(self):
+    def config(self) -> DQMQConfig:
+        """The configuration, with the defaults that depend on the kind of budget filled in."""
         return self._parts.config
 
     @property
-    def costs(self):
-        return self._parts.costs
+    def frozen_profiles(self) -> int:
+        """The number of precision profiles of a frozen model. 0 if the model is not frozen."""
+        policy = self._parts.policy
+        return policy.profiles if policy.phase == FROZEN else 0
 
-    @property
-    def frozen_profiles(self):
-        """Number of precision profiles that the bits are frozen to; 0 while they are not."""
-        return self.policy.profiles if self.policy.phase == FROZEN else 0
-
-    def float_model(self):
+    def float_model(self) -> keras.Model:
         """Returns a new float Keras model with the trained weights and no quantization."""
         return copy_model(self._parts.body)
 
     # Training.
 
     @property
-    def trainable_variables(self):
-        # What decides the bits has optimizers of its own. Keras pairs these variables with those
-        # of the user's optimizer, for moving averages and the like.
+    def trainable_variables(self) -> list[keras.Variable]:
+        """The variables that the user's optimizer trains: those of the network."""
+        # The variables that decide the bits have their own optimizers. Keras pairs the variables
+        # returned here with those of the user's optimizer, for example for moving averages.
         deciding = self._deciding_ids()
         return [v for v in super().trainable_variables if id(v) not in deciding]
 
     @property
-    def trainable_weights(self):
+    def trainable_weights(self) -> list[keras.Variable]:
         return self.trainable_variables
 
     @property
-    def non_trainable_variables(self):
+    def non_trainable_variables(self) -> list[keras.Variable]:
         trained = {id(v) for v in self.trainable_variables}
         return [v for v in self.variables if id(v) not in trained]
 
     @property
-    def non_trainable_weights(self):
+    def non_trainable_weights(self) -> list[keras.Variable]:
         trained = {id(v) for v in self.trainable_variables}
         return [v for v in self.weights if id(v) not in trained]
 
-    def _deciding_ids(self):
-        """Ids of the variables that decide the bits: of policy, encoder and normalization."""
+    def _deciding_ids(self) -> set[int]:
+        """Returns the ids of the variables of policy, encoder and quality normalization."""
         parts = self._parts
-        layers = [parts.policy, parts.encoder, *parts.affines]
+        layers: list[keras.layers.Layer] = [parts.policy, parts.encoder, *parts.affines]
         return {id(v) for layer in layers for v in layer.variables}
 
-    def count_params(self):
+    def count_params(self) -> int:
         """Returns the number of parameters of the network, without those that decide its bits."""
         return self._parts.body.count_params()
 
-    def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, *args, **kwargs):
-        """Compiles like any Keras model; what sees the quality gets optimizers of its own."""
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Configures the training; the arguments are those of `keras.Model.compile`.
+
+        `optimizer` trains the network. The policy and the encoder have their own optimizers, whose
+        learning rate is `DQMQConfig.policy_learning_rate`.
+        """
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
         self._loss_weights = loss_weights
         optimizers.compile_own(self)
 
-    def get_compile_config(self):
-        # Keras records the arguments of `compile` itself; our override only adds to it.
-        return super().get_compile_config()
-
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def _track_optimizers(self) -> None:
+        """Makes Keras save the optimizers of policy and encoder with the model."""
+        policy_name, encoder_name = self._optimizer_names
+        setattr(self, policy_name, self._training.policy_optimizer)
+        setattr(self, encoder_name, self._training.encoder_optimizer)
 
     def fit(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        *args,
-        **kwargs,
-    ):
-        """Trains network and policy; arguments and result are those of `keras.Model.fit`.
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """Trains network and policy. Arguments and result are those of `keras.Model.fit`.
 
-        Beside the compiled metrics, `history` and the callbacks get `"mean_bits"`, `"cost"` (in the
-        unit of the budget), `"multiplier"`, `"pathwise"` and the policy's terms of the objective, in
-        every epoch. Once the bits are settled, the terms are 0.
+        In addition to the compiled metrics, `history` and the callbacks get `"mean_bits"`, `"cost"`
+        (in the unit of the budget), `"multiplier"`, `"pathwise"` and the policy's terms of the
+        objective in every epoch. The terms are 0 once the bits are settled.
 
         Raises:
-            ValueError: If the data are empty or the images hold NaN or infinity.
+            ValueError: If the data is empty, or if the inputs contain NaN or infinity.
         """
         if not self._training.is_calibrated and epochs:
             x, first = inputs.peek(x)
             self.calibrate(first)
+        settle = self.config.settle
+        assert settle is not None  # `completed` sets it.
         before = [BitLogs()]
-        per_epoch = kwargs.get("steps_per_epoch")
+        steps_per_epoch = kwargs.get("steps_per_epoch")
         after = [
-            SearchSchedule(self.config.settle, epochs, per_epoch),
-            BatchStatistics(self._parts.norms, epochs, per_epoch),
+            SearchSchedule(settle, epochs, steps_per_epoch),
+            BatchStatistics(self._parts.norms, epochs, steps_per_epoch),
         ]
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.callbacks[:0] = before
@@ -162,40 +191,56 @@ class DQMQModel(keras.Model):
             callbacks = [*before, *keras.tree.flatten(callbacks or []), *after]
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
-    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Trains on one batch. Arguments and result are those of `keras.Model.train_on_batch`.
+
+        The first call calibrates the model on its batch.
+        """
         if not self._training.is_calibrated:
             self.calibrate(x)
         return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
 
-    def calibrate(self, x):
-        """Sets the ranges of activations, and the encoder's normalization, from data.
+    def calibrate(self, x: Any) -> None:
+        """Sets the ranges of activations and the normalization of the encoder from data.
 
-        For a budget in bytes it also measures what rounding each kernel adds to the loss, and
-        moves the policy to the best bits by that before its first search. `fit` does this on its
-        first batch.
+        For a budget in bytes, it also measures how much the rounding of each kernel increases the
+        loss. Before the first search, the policy then starts at the best bits by this measure.
+        `fit` calibrates on its first batch.
 
         Args:
-            x: Inputs: an array, a list or dictionary of arrays, or a dataset (see
-                `dqmq_tf.inputs`). At most 256 samples are used.
+            x: The inputs, as arrays or as a dataset of any kind that `dqmq_tf.inputs` lists. At
+                most 256 samples are used.
 
         Raises:
-            ValueError: If there are no images, or if they hold NaN or infinity.
+            ValueError: If there are no inputs, or if they contain NaN or infinity.
+
+        Example:
+
+        >>> qmodel.calibrate(images[:256])
         """
         self._training.calibrate(x)
 
-    def custom_training(self, steps, data=None):
-        """Returns a context for a training loop of your own, which searches and settles the bits.
+    def custom_training(self, steps: int, data: Any = None) -> CustomTraining:
+        """Returns a context for your own training loop, which searches and settles the bits.
 
         Args:
-            steps: Training steps in all, the fine-tuning at settled bits included.
-            data: Inputs to calibrate on (see `calibrate`); not needed if the model is calibrated.
+            steps: The total number of training steps, including the fine-tuning.
+            data: The inputs for calibration (see `calibrate`). Not needed if the model is
+                calibrated.
 
         Returns:
-            A context manager whose value has `apply_gradients(tape, loss, x, optimizer)`. The bits
-            are settled in time, and brought to the budget at the end.
+            A context manager. Its value has the method `apply_gradients(tape, loss, x, optimizer)`.
+            The bits are settled during the loop, and brought to the budget at its end.
 
         Raises:
-            ValueError: If the model is not calibrated and there are no data.
+            ValueError: If the model is not calibrated and `data` is None.
 
         Example:
 
@@ -209,146 +254,173 @@ class DQMQModel(keras.Model):
             self.calibrate(data)
         elif not self._training.is_calibrated:
             raise ValueError(
-                "custom_training needs data=..., inputs to calibrate on, as the model has not seen "
-                "data yet."
+                "custom_training needs `data`, inputs for calibration, because the model has not "
+                "seen data yet. Pass custom_training(steps=..., data=images)."
             )
         return CustomTraining(self, steps)
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         training = self._training
         if kwargs.get("training") and training.is_searching and not training.has_begun:
             raise ValueError(
                 f"{self.name!r} was called with training=True, but its search of bit-widths has not "
-                "begun, so that it would never settle. Train with `fit` or `train_on_batch`, or put "
+                "begun, so the bits would never settle. Train with `fit` or `train_on_batch`, or put "
                 "your loop into `with qmodel.custom_training(steps=..., data=...) as training:`."
             )
         return super().__call__(*args, **kwargs)
 
-    def train_step(self, data):
+    def train_step(self, data: Any) -> dict[str, Any]:
         return steps.train_step(self, data)
 
-    def test_step(self, data):
+    def test_step(self, data: Any) -> dict[str, Any]:
         return steps.test_step(self, data)
 
     # Phases.
 
-    def freeze(self, profiles=None, data=None):
-        """Fixes all bits to N precision profiles, clustered from the policy's decisions.
+    def freeze(self, profiles: int | None = None, data: Any = None) -> "DQMQModel":
+        """Fixes all bits to precision profiles, which are clustered from the policy's decisions.
 
-        With one profile biases are rounded to the int32 grid on which a file holds them.
+        With one profile, biases are rounded to the int32 grid on which a file stores them.
 
         Args:
-            profiles: N, 1 to 4; None for `config.profiles`. Weight bits that `fit` settled for as
-                many profiles are kept, so that the fine-tuned network is what is frozen.
-            data: Images, or a `tf.data.Dataset` of images or `(image, label)`, whose decisions
-                are clustered; None for what training saw last.
+            profiles: The number of profiles, 1 to 4. None for `config.profiles`. If `fit` settled
+                the weight bits for the same number of profiles, they are kept, so that the frozen
+                network is the one that was fine-tuned.
+            data: The inputs whose decisions are clustered, as arrays or as a dataset of any kind
+                that `dqmq_tf.inputs` lists. None for the last inputs that training saw.
 
         Returns:
             The model itself.
 
         Raises:
-            ValueError: If `profiles` is out of range or the model has not seen data yet.
+            ValueError: If `profiles` is out of range, or if the model has not seen data yet.
+
+        Example:
+
+        >>> qmodel.freeze(profiles=2, data=images)
         """
         count = self.config.profiles if profiles is None else profiles
         if count not in (1, 2, 3, 4):
-            raise ValueError(f"profiles={count!r}: give 1, 2, 3 or 4 precision profiles.")
+            raise ValueError(f"profiles={count!r}: pass 1, 2, 3 or 4 precision profiles.")
         if not self._training.is_calibrated:
-            raise ValueError("The model has not seen data: call fit, or calibrate(images), first.")
+            raise ValueError(
+                "The model cannot be frozen because it has not seen data. Call fit, or "
+                "calibrate(images), first."
+            )
         self._training.keeper.freeze(self._training.seen(data), count)
-        self.refresh_functions()
+        self._training.refresh_functions()
         return self
 
-    def resume_search(self):
-        """Lets the policy move again: the next `fit` searches and settles anew."""
-        self.policy.phase = SEARCH
-        self.policy.profiles = 1
-        self.refresh_functions()
+    def resume_search(self) -> None:
+        """Starts the search again: the next `fit` searches bit-widths and settles them."""
+        self._parts.policy.phase = SEARCH
+        self._parts.policy.profiles = 1
+        self._training.refresh_functions()
 
-    # The phase is part of the traced functions, and travels with the weights.
+    # The traced functions depend on the phase, which is saved with the weights. They are traced
+    # again after a change of phase.
 
-    def refresh_functions(self):
-        """Traces the compiled functions anew if they were traced in another phase."""
-        if self.compiled:
-            self.make_train_function()
-            self.make_test_function()
-        self.make_predict_function()
-
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> Any:
         return super().make_train_function(force or self._is_stale("train_function"))
 
-    def make_test_function(self, force=False):
+    def make_test_function(self, force: bool = False) -> Any:
         return super().make_test_function(force or self._is_stale("test_function"))
 
-    def make_predict_function(self, force=False):
+    def make_predict_function(self, force: bool = False) -> Any:
         return super().make_predict_function(force or self._is_stale("predict_function"))
 
-    def _is_stale(self, name):
-        now = (self.policy.phase, self.policy.profiles)
-        before, self._traced[name] = self._traced.get(name, now), now
-        return before != now
+    def _is_stale(self, name: str) -> bool:
+        """Returns whether a function was traced in another phase, and records the current one."""
+        current = (self._parts.policy.phase, self._parts.policy.profiles)
+        previous = self._traced.get(name, current)
+        self._traced[name] = current
+        return previous != current
 
-    # What was decided.
+    # Decisions.
 
-    def decisions(self, images):
-        """Returns the bit-widths per sample and decision point as a `DecisionTable`.
+    def decisions(self, images: Any) -> DecisionTable:
+        """Returns the bit-width of each decision point for each input.
 
         Args:
-            images: Images `[batch, ...]`, or a dataset of images or `(image, label)`.
+            images: N inputs, as arrays or as a dataset of any kind that `dqmq_tf.inputs` lists.
+
+        Returns:
+            A `DecisionTable` with N rows.
+
+        Raises:
+            ValueError: If there are no inputs, or if they do not fit the model.
 
         Example:
 
         >>> table = qmodel.decisions(noisy)
         >>> table["conv2d:kernel"].mean()
         """
-        found = [self._decide(part[0]) for part in inputs.batches(images, self, argument="images")]
-        return DecisionTable.of(found, self.decision_points, self.policy.bits_vary_by)
+        batches = inputs.batches(images, self, argument="images")
+        decided = [self._decide(batch[0]) for batch in batches]
+        return DecisionTable.of(decided, self.decision_points, self._parts.policy.bits_vary_by)
 
     @property
-    def decision_points(self):
-        """Names of the decision points, activations first."""
-        activations = [self.costs.activations[i].name for i in self.costs.decided]
-        return (*activations, *(point.name for point in self.costs.weights))
+    def decision_points(self) -> tuple[str, ...]:
+        """The names of the decision points, activations first."""
+        costs = self._parts.costs
+        activations = [costs.activations[i].name for i in costs.decided]
+        return (*activations, *(point.name for point in costs.weights))
 
-    def _decide(self, x):
-        result = self.policy(self.encoder(ops.convert_to_tensor(x)), training=False)
-        return {key: ops.convert_to_numpy(value) for key, value in result.items()}
+    def _decide(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the decision of the policy for inputs `[batch, ...]`."""
+        parts = self._parts
+        decision = parts.policy(parts.encoder(ops.convert_to_tensor(x)), training=False)
+        return {key: ops.convert_to_numpy(value) for key, value in decision.items()}
 
-    def precision(self, profile=0):
-        """Returns the `Precision` of a frozen model: integers, steps and zero points.
+    def precision(self, profile: int = 0) -> Precision:
+        """Returns the integers, steps and zero points of a frozen model.
+
+        Args:
+            profile: The index of the precision profile.
 
         Raises:
-            ValueError: If the model is not frozen or has no such profile.
+            ValueError: If the model is not frozen, or if it has no such profile.
+
+        Example:
+
+        >>> precision = qmodel.freeze().precision()
+        >>> precision.weights["conv2d"]["kernel"].bit_width
         """
         if not self.frozen_profiles:
-            raise ValueError("The model is not frozen: call freeze() first.")
+            raise ValueError("The model is not frozen. Call freeze() first.")
         if not 0 <= profile < self.frozen_profiles:
             raise ValueError(
-                f"profile={profile}: the model is frozen to {self.frozen_profiles} profiles."
+                f"profile={profile} does not exist: the model is frozen to {self.frozen_profiles} "
+                f"profiles. Pass 0 to {self.frozen_profiles - 1}."
             )
-        return precision_of(self._parts, ops.convert_to_numpy(self.policy.assigned)[profile])
+        return precision_of(self._parts, ops.convert_to_numpy(self._parts.policy.assigned)[profile])
 
-    # Saving: the float architecture and how it was quantized, from which all is built again.
+    # Saving: the float architecture and how it was quantized. The model is built from these again.
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        parts = self._parts
         return {
             "name": self.name,
-            "model": keras.saving.serialize_keras_object(self._parts.body),
+            "model": keras.saving.serialize_keras_object(parts.body),
             "target": targets.serialize(self.target),
             "budget": {self.budget.kind: self.budget.value},
             "config": self.config.to_dict(),
-            "bit_ops": self._parts.bit_ops,
+            "bit_ops": parts.bit_ops,
             "output_names": list(self.output_names),
-            "aliases": self._parts.aliases,
-            "budget_is_default": self._parts.budget_is_default,
-            "phase": self.policy.phase,
-            "profiles": self.policy.profiles,
-            "file_constant": self.policy.file_constant,
+            "aliases": parts.aliases,
+            "budget_is_default": parts.budget_is_default,
+            "phase": parts.policy.phase,
+            "profiles": parts.policy.profiles,
+            "file_constant": parts.policy.file_constant,
+            "optimizer_names": list(self._optimizer_names),
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> "DQMQModel":
         body = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
-        made = assembly.build(
+        model_inputs, outputs, parts = assembly.build(
             body,
             targets.get(config["target"]),
             Budget(**config["budget"]),
@@ -357,8 +429,9 @@ class DQMQModel(keras.Model):
             config.get("output_names"),
             config.get("aliases", ()),
         )
-        model = cls(*made, name=config["name"])
-        model._parts.budget_is_default = config.get("budget_is_default", False)
-        model.policy.phase, model.policy.profiles = config["phase"], config["profiles"]
-        model.policy.file_constant = config["file_constant"]
+        parts.budget_is_default = config.get("budget_is_default", False)
+        model = cls(model_inputs, outputs, parts, name=config["name"])
+        model._optimizer_names = tuple(config.get("optimizer_names", _EARLIER_OPTIMIZER_NAMES))
+        parts.policy.phase, parts.policy.profiles = config["phase"], config["profiles"]
+        parts.policy.file_constant = config["file_constant"]
         return model

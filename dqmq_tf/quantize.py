@@ -1,37 +1,45 @@
-"""The front door: from a float Keras model to a `DQMQModel`."""
+"""`quantize_model`: from a float Keras model to a `DQMQModel`."""
 
 import warnings
 
 import keras
 
 from dqmq_tf import assembly, targets
-from dqmq_tf.config import DQMQConfig
+from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.model import DQMQModel
+from dqmq_tf.targets import Target
 
 
-def quantize_model(model, *, target="android", budget=None, config=None):
+def quantize_model(
+    model: keras.Model,
+    *,
+    target: str | Target = "android",
+    budget: Budget | None = None,
+    config: DQMQConfig | None = None,
+) -> DQMQModel:
     """Returns a `DQMQModel` with the inputs, outputs, layer names and weights of a Keras model.
 
-    Layers that are several kernels on a device, such as a separable convolution, are taken apart:
-    see `dqmq_tf.graph.splitting.split_layers` for the names of the parts. A rule for such a layer holds for
-    all its parts.
+    A layer that needs several kernels on a device, such as a separable convolution, is split into
+    several layers. `dqmq_tf.graph.splitting.split_layers` lists their names. A rule for such a
+    layer holds for all its parts.
 
     Args:
-        model: A Keras 3 Sequential or functional model; nested models, shared layers and custom
-            layers are fine. It is not changed.
-        target: Name of a deployment target or a `Target`: `"android"`, `"android_small"`,
+        model: A Sequential or functional model of Keras 3. It may contain nested models, shared
+            layers and custom layers. It is not changed.
+        target: A `Target`, or the name of one: `"android"`, `"android_small"`,
             `"microcontroller"`, `"ethos_u"` or `"simulation"`.
-        budget: A `Budget`; None for a mean of 4 bits in simulation, and elsewhere for the bytes
-            that the file takes at about 5 bits a weight.
-        config: A `DQMQConfig`.
+        budget: A `Budget`. None for a default: a mean of 4 bits for the target `"simulation"`, and
+            the bytes of a file with about 5 bits per weight for the other targets.
+        config: A `DQMQConfig`. None for the defaults.
 
     Returns:
-        A `DQMQModel`, ready for `compile` and `fit`. For a deployable target its file is written
-        once to learn its size; if `convert` would refuse the model, a warning says why.
+        A `DQMQModel`, ready for `compile` and `fit`. For a deployable target, its file is written
+        once to learn its size. If `convert` would reject the model, a warning says why.
 
     Raises:
-        ValueError: If the model is subclassed or not of Keras 3, if a rule asks for bits that the
-            target does not run, or if the budget is below the smallest possible cost.
+        ValueError: If the model is subclassed or not a Keras 3 model, if a rule asks for bit-widths
+            that the target does not support, or if the budget is below the smallest possible cost.
+        RuntimeError: If Keras does not run on the TensorFlow backend.
 
     Example:
 
@@ -41,19 +49,21 @@ def quantize_model(model, *, target="android", budget=None, config=None):
     """
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
-            f"dqmq_tf needs Keras on the TensorFlow backend, found {keras.backend.backend()!r}: "
-            "set KERAS_BACKEND=tensorflow before keras is imported."
+            "dqmq_tf needs Keras on the TensorFlow backend. Found "
+            f"{keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow before importing keras."
         )
-    made = assembly.build(model, targets.get(target), budget, config or DQMQConfig())
-    quantized = DQMQModel(*made, name=model.name)
-    for wrapper in quantized._parts.wrappers.values():
+    inputs, outputs, parts = assembly.build(
+        model, targets.get(target), budget, config or DQMQConfig()
+    )
+    qmodel = DQMQModel(inputs, outputs, parts, name=model.name)
+    for wrapper in parts.wrappers.values():
         wrapper.fit_steps()
-    keeper = quantized._training.keeper
+    keeper = qmodel._training.keeper
     keeper.set_budget(budget)
     if keeper.refusal is not None:
         warnings.warn(
-            f"{model.name!r} can be trained, but not converted for target "
-            f"{quantized.target.name!r} as it stands: {keeper.refusal}",
+            f"{model.name!r} can be trained, but in its current form it cannot be converted for "
+            f"target {qmodel.target.name!r}: {keeper.refusal}",
             stacklevel=2,
         )
-    return quantized
+    return qmodel

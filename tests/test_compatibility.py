@@ -28,6 +28,15 @@ def test_a_model_saved_by_an_earlier_version_predicts_the_same(name, predictions
     np.testing.assert_allclose(found, predictions[name], rtol=0, atol=1e-5)
 
 
+def test_the_optimizers_of_a_model_saved_by_an_earlier_version_continue(tmp_path):
+    model = load("settled_simulation")
+    model.save(tmp_path / "again.keras")
+    for loaded in (model, keras.models.load_model(tmp_path / "again.keras")):
+        training = loaded._training
+        for optimizer in (training.policy_optimizer, training.encoder_optimizer):
+            assert int(optimizer.iterations) > 0
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_saved_by_an_earlier_version_converts_to_the_same_file(name, tmp_path):
     found = write_file(FOLDER, name, tmp_path).read_bytes()

@@ -33,7 +33,7 @@ def test_fit_takes_arrays_and_sample_weights_and_can_be_compiled_by_xla():
     weights = np.linspace(0, 1, 33)
     history = qmodel.fit(IMAGES, LABELS, sample_weight=weights, batch_size=16, epochs=2, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
-    assert qmodel.policy.phase == "settled"
+    assert qmodel._parts.policy.phase == "settled"
 
 
 def test_fit_takes_a_generator_of_unknown_length_with_a_warning():
@@ -44,19 +44,19 @@ def test_fit_takes_a_generator_of_unknown_length_with_a_warning():
     qmodel = compiled(model())
     with pytest.warns(UserWarning, match="steps_per_epoch"):
         qmodel.fit(batches(), verbose=0)
-    assert qmodel.policy.phase == "settled"
+    assert qmodel._parts.policy.phase == "settled"
 
 
 def test_train_on_batch_moves_the_policy_also_after_the_search_is_resumed():
     qmodel = compiled(model())
-    before = qmodel.policy.mean.numpy()
+    before = qmodel._parts.policy.mean.numpy()
     qmodel.train_on_batch(IMAGES, LABELS)
-    assert (qmodel.policy.mean.numpy() != before).any()
+    assert (qmodel._parts.policy.mean.numpy() != before).any()
     qmodel._training.settle()
     qmodel.resume_search()
-    settled = qmodel.policy.mean.numpy()
+    settled = qmodel._parts.policy.mean.numpy()
     qmodel.train_on_batch(IMAGES, LABELS)
-    assert (qmodel.policy.mean.numpy() != settled).any()
+    assert (qmodel._parts.policy.mean.numpy() != settled).any()
 
 
 def test_fit_runs_under_a_mirrored_strategy():
@@ -77,9 +77,9 @@ def test_fit_runs_under_a_mirrored_strategy():
         "        q.compile('adam', keras.losses.SparseCategoricalCrossentropy(from_logits=True))\n"
         "    h = q.fit(x, y, batch_size=8, epochs=2, verbose=0, validation_data=(x, y))\n"
         "    assert np.isfinite(h.history['loss']).all(), h.history\n"
-        "    assert q.policy.phase == 'settled'\n"
-        "    print('steps', float(q.policy.search_step.numpy()), target)\n"
-        "assert q.policy.file_constant\n"
+        "    assert q._parts.policy.phase == 'settled'\n"
+        "    print('steps', float(q._parts.policy.search_step.numpy()), target)\n"
+        "assert q._parts.policy.file_constant\n"
     )
     found = in_new_process(code).split("steps")[1:]
     assert len(found) == 2 and all(float(part.split()[0]) > 0 for part in found)

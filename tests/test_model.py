@@ -14,9 +14,18 @@ from dqmq_tf.layers import QualityAffine
 
 
 def cost_of(qmodel):
-    decided = qmodel.policy.activation_count
-    bits = qmodel.policy.assigned.numpy()[0]
-    return qmodel.costs.of_file(bits[decided:], bits[:decided])
+    decided = qmodel._parts.policy.activation_count
+    bits = qmodel._parts.policy.assigned.numpy()[0]
+    return qmodel._parts.costs.of_file(bits[decided:], bits[:decided])
+
+
+def test_a_model_has_at_most_twelve_public_names_that_keras_models_do_not_have(simulated):
+    qmodel, _ = simulated
+    model = keras.Model(qmodel.inputs, qmodel.outputs)
+    model.compile("adam", "mse")
+    model.stop_training = model.history = None  # Keras sets them in `fit`.
+    names = {name for name in set(dir(qmodel)) - set(dir(model)) if not name.startswith("_")}
+    assert len(names) <= 12, names
 
 
 class TestBudget:
@@ -28,19 +37,19 @@ class TestBudget:
 
     def test_training_uses_most_of_a_budget_of_mean_bits(self, simulated, by_kind):
         qmodel, history = simulated
-        decision = qmodel.policy(qmodel.policy.seen.values(), training=False)
+        decision = qmodel._parts.policy(qmodel._parts.policy.seen.values(), training=False)
         bits = np.asarray(decision["activations"])[..., 0]
         weights = np.asarray(decision["weights"])[:, :, 0]
-        assert 0.96 * 3.0 <= qmodel.costs.exact(weights, bits) <= 3.0
+        assert 0.96 * 3.0 <= qmodel._parts.costs.exact(weights, bits) <= 3.0
         assert history["cost"][1] == pytest.approx(3.0, rel=0.1)
 
     def test_a_frozen_model_does_not_exceed_the_budget(self, simulated, tmp_path):
         qmodel, _ = simulated
         qmodel.save(tmp_path / "m.keras")
         frozen = keras.models.load_model(tmp_path / "m.keras").freeze()
-        bits = frozen.policy.assigned.numpy()[0]
-        decided = frozen.policy.activation_count
-        assert frozen.costs.exact(bits[decided:], bits[:decided]) <= 3.0
+        bits = frozen._parts.policy.assigned.numpy()[0]
+        decided = frozen._parts.policy.activation_count
+        assert frozen._parts.costs.exact(bits[decided:], bits[:decided]) <= 3.0
         assert frozen.decisions(np.zeros((2, 16, 16, 3), "float32")).bits_vary_by == "static"
 
     def test_a_file_does_not_exceed_the_budget_and_has_mixed_bits(
@@ -70,17 +79,17 @@ class TestBitsDependOnQuality:
     def test_kinds_of_degradation_get_different_means_before_rounding(self, simulated, by_kind):
         # The network has only four activations. Means may differ even if they round to the same bits.
         qmodel, _ = simulated
-        policy = qmodel.policy
-        means = [np.mean(policy.means(qmodel.encoder(x)), axis=0) for x in by_kind.values()]
+        policy = qmodel._parts.policy
+        means = [np.mean(policy.means(qmodel._parts.encoder(x)), axis=0) for x in by_kind.values()]
         spread = np.ptp(means, axis=0)[: policy.activation_count]
         assert sum(spread >= 0.2) >= 2, spread
 
     def test_the_embedding_of_another_image_changes_the_bits(self, simulated, by_kind):
         qmodel, _ = simulated
-        embeddings = {k: qmodel.encoder(x) for k, x in by_kind.items()}
+        embeddings = {k: qmodel._parts.encoder(x) for k, x in by_kind.items()}
 
         def decide(z):
-            return np.asarray(qmodel.policy(z, training=False)["activations"])
+            return np.asarray(qmodel._parts.policy(z, training=False)["activations"])
 
         own = {kind: decide(z) for kind, z in embeddings.items()}
         swapped = max(np.mean(own["clean"] != own[kind]) for kind in KINDS)
@@ -88,12 +97,12 @@ class TestBitsDependOnQuality:
 
     def test_without_the_policy_s_directions_all_images_get_the_same_bits(self, simulated, by_kind):
         qmodel, _ = simulated
-        kept = qmodel.policy.direction.numpy()
-        qmodel.policy.direction.assign(np.zeros_like(kept))
+        kept = qmodel._parts.policy.direction.numpy()
+        qmodel._parts.policy.direction.assign(np.zeros_like(kept))
         try:
             bits = qmodel.decisions(np.concatenate(list(by_kind.values()))).bits
         finally:
-            qmodel.policy.direction.assign(kept)
+            qmodel._parts.policy.direction.assign(kept)
         assert (bits == bits[0]).all()
 
     def test_decisions_do_not_depend_on_the_other_images_of_the_batch(self, simulated, by_kind):
@@ -137,12 +146,12 @@ class TestQualityNormalization:
     def test_the_quality_of_another_image_changes_the_predictions(self, simulated, by_kind):
         qmodel, _ = simulated
         own = qmodel.predict(by_kind["contrast"], verbose=0)
-        call, z = qmodel.encoder.call, qmodel.encoder(by_kind["gaussian_noise"])
-        qmodel.encoder.call = lambda x: z[: keras.ops.shape(x)[0]]
+        call, z = qmodel._parts.encoder.call, qmodel._parts.encoder(by_kind["gaussian_noise"])
+        qmodel._parts.encoder.call = lambda x: z[: keras.ops.shape(x)[0]]
         try:
             other = np.asarray(qmodel(by_kind["contrast"], training=False))
         finally:
-            qmodel.encoder.call = call
+            qmodel._parts.encoder.call = call
         assert np.abs(own - other).max(axis=1).mean() > 0.05
 
     def test_a_model_frozen_to_one_profile_has_one_normalization_for_all_images(
@@ -150,7 +159,9 @@ class TestQualityNormalization:
     ):
         simulated[0].save(tmp_path / "m.keras")
         frozen = keras.models.load_model(tmp_path / "m.keras").freeze(profiles=1)
-        found = frozen.policy(frozen.encoder(by_kind["contrast"]), training=False)["embedding"]
+        found = frozen._parts.policy(frozen._parts.encoder(by_kind["contrast"]), training=False)[
+            "embedding"
+        ]
         assert (np.asarray(found) == np.asarray(found)[0]).all()
 
     @pytest.mark.parametrize("budget,count", [(4.5, 3), (3.0, 2)])
@@ -166,7 +177,7 @@ class TestQualityNormalization:
         assert 0 < sum(spent) <= 0.02 * qmodel._parts.bit_ops
 
     def test_the_cost_includes_what_decides_the_bits(self, simulated):
-        costs = simulated[0].costs
+        costs = simulated[0]._parts.costs
         bits = [8] * len(costs.weights), [8] * len(costs.decided)
         macs = costs.macs.sum()
         assert 0 < costs.overhead
@@ -189,13 +200,13 @@ class TestWithoutQuality:
         table = static.decisions(np.concatenate(list(by_kind.values())))
         assert table.bits_vary_by == "static"
         assert (table.bits == table.bits[0]).all()
-        decided = static.policy.activation_count
+        decided = static._parts.policy.activation_count
         bits = table.bits[0]
-        assert 3.2 <= static.costs.exact(bits[decided:], bits[:decided]) <= 3.4
+        assert 3.2 <= static._parts.costs.exact(bits[decided:], bits[:decided]) <= 3.4
         assert len(set(bits.tolist())) >= 2
 
     def test_static_bits_need_no_encoder_so_the_cost_includes_none(self, static):
-        assert static.costs.overhead == 0
+        assert static._parts.costs.overhead == 0
         assert not static._parts.affines
         parts = [getattr(layer, "affine", layer) for layer in static.layers]
         assert not [part for part in parts if isinstance(part, QualityAffine)]
@@ -224,8 +235,8 @@ class TestFreeze:
         assert copy.frozen_profiles == 2 and table.bits_vary_by == "profile"
         assert len(np.unique(table.bits, axis=0)) == 2
         assert set(table.profile) == {0, 1}
-        decided = copy.policy.activation_count
-        mean = copy.costs.exact(table.bits[:, decided:], table.bits[:, :decided])
+        decided = copy._parts.policy.activation_count
+        mean = copy._parts.costs.exact(table.bits[:, decided:], table.bits[:, :decided])
         assert mean <= 3.0 * 1.001
 
     def test_the_integers_of_a_frozen_model_fit_their_bits_and_its_kernels(self, copy):
@@ -280,9 +291,11 @@ class TestSaving:
         qmodel, _ = simulated
         qmodel.save(tmp_path / "m.keras")
         again = keras.models.load_model(tmp_path / "m.keras")
-        assert again.policy.phase == qmodel.policy.phase == "settled"
+        assert again._parts.policy.phase == qmodel._parts.policy.phase == "settled"
         assert int(again.optimizer.iterations) == int(qmodel.optimizer.iterations)
-        assert int(again.policy_optimizer.iterations) == int(qmodel.policy_optimizer.iterations)
+        assert int(again._training.policy_optimizer.iterations) == int(
+            qmodel._training.policy_optimizer.iterations
+        )
         before = again.decisions(np.zeros((1, 16, 16, 3), "float32")).bits
         again.fit(training_data(1).take(2), verbose=0)
         assert (again.decisions(np.zeros((1, 16, 16, 3), "float32")).bits == before).all()
@@ -293,8 +306,10 @@ class TestSaving:
         qmodel.save(tmp_path / "m.keras")
         again = keras.models.load_model(tmp_path / "m.keras")
         assert again._parts.bit_ops == qmodel._parts.bit_ops
-        assert again.costs.overhead == qmodel.costs.overhead
-        assert again.costs.exact([8] * 4, [8] * 4) == qmodel.costs.exact([8] * 4, [8] * 4)
+        assert again._parts.costs.overhead == qmodel._parts.costs.overhead
+        assert again._parts.costs.exact([8] * 4, [8] * 4) == qmodel._parts.costs.exact(
+            [8] * 4, [8] * 4
+        )
 
     def test_a_config_can_be_restored_from_json(self):
         config = dqmq_tf.DQMQConfig(

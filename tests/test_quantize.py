@@ -127,8 +127,8 @@ class TestModel:
 
     def test_the_encoder_costs_less_than_two_percent_of_the_network(self):
         qmodel = dqmq_tf.quantize_model(network())
-        macs = qmodel.encoder.multiply_accumulates((None, 16, 16, 3))
-        assert macs <= 0.02 * qmodel.costs.macs.sum()
+        macs = qmodel._parts.encoder.multiply_accumulates((None, 16, 16, 3))
+        assert macs <= 0.02 * qmodel._parts.costs.macs.sum()
 
 
 class TestRules:
@@ -139,7 +139,7 @@ class TestRules:
         ]
         qmodel = dqmq_tf.quantize_model(network(), config=dqmq_tf.DQMQConfig(rules=rules))
         assert "conv_0" not in qmodel._parts.wrappers
-        bits = {point.path: point.bit_widths for point in qmodel.costs.weights}
+        bits = {point.path: point.bit_widths for point in qmodel._parts.costs.weights}
         assert bits["conv_1"] == (2, 4, 8) and bits["classes"] == (2, 3, 4, 5, 6, 7, 8)
 
     def test_a_rule_with_bits_that_the_target_lacks_is_an_error(self):
@@ -180,7 +180,7 @@ class TestRefused:
         # No other backend is installed with the package, so only its name can be set here.
         monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
         with pytest.raises(
-            RuntimeError, match="needs Keras on the TensorFlow backend, found 'jax'"
+            RuntimeError, match="needs Keras on the TensorFlow backend. Found 'jax'"
         ):
             dqmq_tf.quantize_model(network())
 
@@ -214,7 +214,7 @@ def test_a_rule_applies_to_an_activation_that_is_split_from_its_layer(tmp_path):
     ]
     config = dqmq_tf.DQMQConfig(rules=rules)
     qmodel = dqmq_tf.quantize_model(model, target="simulation", config=config)
-    bits = {point.name: point.bit_widths for point in qmodel.costs.activations}
+    bits = {point.name: point.bit_widths for point in qmodel._parts.costs.activations}
     assert bits["hidden_activation"] == (3, 5)
     assert not any(name.startswith("head") for name in bits)
     qmodel.save(tmp_path / "m.keras")
@@ -257,4 +257,4 @@ def test_embeddings_and_upsampling_networks_train_on_every_target(tmp_path):
         assert steps["head"] == ((1, 1) if "dense" in per_tensor else (1, 2))
         assert steps["up"] == (1, 1, 3, 1)
         # Token indices are not quantized.
-        assert "embedding" in [point.name for point in qmodel.costs.activations][0]
+        assert "embedding" in [point.name for point in qmodel._parts.costs.activations][0]

@@ -120,7 +120,7 @@ def convert(
             part = write_file.write_file(
                 lowered,
                 target,
-                qmodel.policy.get_config(),
+                qmodel._parts.policy.get_config(),
                 profile=number,
                 io_dtype=io_dtype,
                 stage=stage,

@@ -40,7 +40,7 @@ def build_router(
         `TFLiteFile`: the first input in float32, a batch of one; `profile`, int32
         `[1]`; `score`, float32 `[1]`; and for each threshold whether the score is above, bool `[1]`.
     """
-    encoder, policy = qmodel.encoder, qmodel.policy
+    encoder, policy = qmodel._parts.encoder, qmodel._parts.policy
     kernel, gain = _kernel_and_gain(encoder, inputs[:_SAMPLES])
     weights = _quantized(kernel, 1.0 if grid is None else grid.step)
     model = _keras_router(encoder, policy, weights, gain, inputs.shape[1:])

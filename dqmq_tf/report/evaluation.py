@@ -120,7 +120,7 @@ def evaluate(qmodel: DQMQModel, data: tf.data.Dataset) -> Evaluation:
                 metric = "accuracy"
             elif getattr(qmodel, "loss", None) is not None:
                 metric = "loss"
-        embeddings.append(ops.convert_to_numpy(qmodel.encoder(keras.tree.flatten(x)[0])))
+        embeddings.append(ops.convert_to_numpy(qmodel._parts.encoder(keras.tree.flatten(x)[0])))
         if metric == "accuracy":
             correct = _classes(y, prediction) == prediction.argmax(axis=-1)
             scores.append(correct.reshape(len(correct), -1).mean(axis=1))
@@ -181,7 +181,7 @@ class DecisionStatistics:
     """
 
     def __init__(self, qmodel: DQMQModel, embeddings: np.ndarray) -> None:
-        policy, costs = qmodel.policy, qmodel.costs
+        policy, costs = qmodel._parts.policy, qmodel._parts.costs
         count = len(embeddings)
         weights, activations, means, probabilities = [], [], [], []
         for start in range(0, count, _CHUNK):

@@ -158,7 +158,7 @@ def summary(qmodel: DQMQModel, data: tf.data.Dataset | None = None) -> Summary:
             "`dqmq_tf.quantize_model(model)`."
         )
     evaluated, source = _evaluate(qmodel, data)
-    costs = qmodel.costs
+    costs = qmodel._parts.costs
     statistics = evaluation.DecisionStatistics(qmodel, evaluated.embeddings)
     stored = _measured_costs(qmodel, "size_bytes", statistics)
     download = _measured_costs(qmodel, "download_bytes", statistics)
@@ -173,7 +173,7 @@ def summary(qmodel: DQMQModel, data: tf.data.Dataset | None = None) -> Summary:
         model=qmodel.name,
         target=qmodel.target.name,
         deployable=qmodel.target.deployable,
-        phase=qmodel.policy.phase,
+        phase=qmodel._parts.policy.phase,
         bits_vary_by=statistics.bits_vary_by,
         profiles=statistics.groups,
         source=source,
@@ -187,7 +187,7 @@ def summary(qmodel: DQMQModel, data: tf.data.Dataset | None = None) -> Summary:
         cost=cost,
         other_bytes=None if in_budget is None else in_budget.constant(),
         other_parameters=qmodel._parts.body.count_params() - sum(row.weights for row in layers),
-        encoder_macs=qmodel.encoder.multiply_accumulates(tuple(qmodel.inputs[0].shape)),
+        encoder_macs=qmodel._parts.encoder.multiply_accumulates(tuple(qmodel.inputs[0].shape)),
     )
 
 
@@ -197,7 +197,7 @@ def _evaluate(
     """Returns the inputs to summarize, and the `source` of a `Summary` for them."""
     if data is not None:
         return evaluation.evaluate(qmodel, evaluation.checked_dataset(qmodel, data)), "data"
-    embeddings = qmodel.policy.seen.values()
+    embeddings = qmodel._parts.policy.seen.values()
     if len(embeddings):
         return evaluation.Evaluation(embeddings=embeddings), "training"
     neutral = np.zeros((1, qmodel.config.embedding_size), "float32")
@@ -277,17 +277,17 @@ def _measured_costs(
     used = [tuple(np.unique(bits).tolist()) for bits in statistics.group_weights.T]
     points = [
         dataclasses.replace(point, bit_widths=bits)
-        for point, bits in zip(qmodel.costs.weights, used)
+        for point, bits in zip(qmodel._parts.costs.weights, used)
     ]
     costs = CostModel(
         kind,
         qmodel.target,
-        qmodel.costs.activations,
+        qmodel._parts.costs.activations,
         points,
-        qmodel.costs.float_weights,
+        qmodel._parts.costs.float_weights,
     )
-    if kind == qmodel.costs.kind:
-        costs.file_constant = qmodel.costs.file_constant
+    if kind == qmodel._parts.costs.kind:
+        costs.file_constant = qmodel._parts.costs.file_constant
     wrappers = qmodel._parts.wrappers
     costs.measure(lambda i, bits: wrappers[points[i].path].integers(points[i].variable, bits))
     return costs

@@ -26,6 +26,9 @@ class BitTraining:
     Attributes:
         search: The `PolicySearch`, which computes the terms of a training step.
         keeper: The `BudgetKeeper`, which fixes bits within the budget.
+        policy_optimizer: The optimizer of the policy and of the quality normalization. None before
+            the model is compiled.
+        encoder_optimizer: The optimizer of the quality encoder. None before the model is compiled.
     """
 
     def __init__(self, model: keras.Model, parts: Any) -> None:
@@ -35,6 +38,9 @@ class BitTraining:
         self._figures = {name: keras.metrics.Mean(name=name) for name in names}
         self._settled_cost: float | None = None
         self._begun = False
+        # Set by `compile`, or by `DQMQModel.custom_training`.
+        self.policy_optimizer: keras.optimizers.Optimizer | None = None
+        self.encoder_optimizer: keras.optimizers.Optimizer | None = None
 
     @property
     def is_searching(self) -> bool:
@@ -112,7 +118,7 @@ class BitTraining:
             faded: The share by which the rates are reduced, 0 to 1. It rises during the fine-tuning
                 at settled bits.
         """
-        if getattr(self.model, "policy_optimizer", None) is None:
+        if self.policy_optimizer is None:
             return
         rate = self.parts.config.policy_learning_rate or self.search.rate(max(total_steps, 1))
         optimizers.set_rate(self.model, rate * (1.0 - faded))
@@ -125,7 +131,7 @@ class BitTraining:
         """Ends the search: fixes the weight bits within the budget, for the fine-tuning."""
         self.keeper.settle(self.seen())
         self._settled_cost = None
-        self.model.refresh_functions()
+        self.refresh_functions()
 
     def keep_budget(self, share: float = 1.0) -> None:
         """Brings settled bits back within the budget; see `BudgetKeeper.keep`.
@@ -136,6 +142,13 @@ class BitTraining:
         if self.parts.policy.phase == SETTLED:
             self.keeper.keep(self.seen(), share)
             self._settled_cost = None
+
+    def refresh_functions(self) -> None:
+        """Traces the compiled functions again if they were traced in another phase."""
+        if self.model.compiled:
+            self.model.make_train_function()
+            self.model.make_test_function()
+        self.model.make_predict_function()
 
     def record(self, result: Any, terms: dict[str, Any], expected: Any) -> None:
         """Records the figures of a training step.

@@ -16,14 +16,16 @@ _FIRST_RATE = 0.01
 
 
 def compile_own(model: keras.Model) -> None:
-    """Creates `policy_optimizer` and `encoder_optimizer` of a model and builds all its optimizers.
+    """Creates the optimizers of policy and encoder, and builds all optimizers of a model.
 
     Args:
         model: A `DQMQModel`.
     """
-    model.policy_optimizer, model.encoder_optimizer = (
+    training = model._training
+    training.policy_optimizer, training.encoder_optimizer = (
         keras.optimizers.Adam(beta_1=0.9, beta_2=0.99) for _ in range(2)
     )
+    model._track_optimizers()
     set_rate(model, model.config.policy_learning_rate or _FIRST_RATE)
     for optimizer, variables in shares(model):
         if optimizer is not None:
@@ -37,8 +39,8 @@ def set_rate(model: keras.Model, rate: float) -> None:
         model: A `DQMQModel`.
         rate: The learning rate of the policy.
     """
-    model.policy_optimizer.learning_rate = rate
-    model.encoder_optimizer.learning_rate = _ENCODER_PACE * rate
+    model._training.policy_optimizer.learning_rate = rate
+    model._training.encoder_optimizer.learning_rate = _ENCODER_PACE * rate
 
 
 def shares(model: keras.Model) -> list[tuple[Any, list[Any]]]:
@@ -47,11 +49,12 @@ def shares(model: keras.Model) -> list[tuple[Any, list[Any]]]:
     Args:
         model: A `DQMQModel`. The first optimizer is the user's, None if the model is not compiled.
     """
-    quality_readers = [model.policy, *model._parts.affines]
+    training, parts = model._training, model._parts
+    quality_readers = [parts.policy, *parts.affines]
     return [
         (getattr(model, "optimizer", None), model.trainable_variables),
-        (model.policy_optimizer, [v for x in quality_readers for v in x.trainable_variables]),
-        (model.encoder_optimizer, model.encoder.trainable_variables),
+        (training.policy_optimizer, [v for x in quality_readers for v in x.trainable_variables]),
+        (training.encoder_optimizer, parts.encoder.trainable_variables),
     ]
 
 

@@ -54,7 +54,7 @@ class SearchSchedule(keras.callbacks.Callback):
     def _begin(self, epoch: int) -> None:
         """Starts or resumes the schedule at the first epoch that is trained."""
         training = self._training
-        self.model.refresh_functions()
+        self._training.refresh_functions()
         self.epochs = (self.params or {}).get("epochs") or self._epochs
         self.steps = (self.params or {}).get("steps") or self._steps
         steps = self.steps or 0
@@ -108,7 +108,7 @@ class SearchSchedule(keras.callbacks.Callback):
         if not self._begun:
             return
         # An earlier callback may have restored weights of another phase.
-        self.model.refresh_functions()
+        self._training.refresh_functions()
         training = self._training
         if training.is_searching:
             # A training of one or two steps ends before the bits can settle, without a warning.

@@ -34,6 +34,6 @@ def test_a_fixed_network_trains_at_the_assigned_bits(costs):
         if point in fixed.decision_points:
             assert set(fixed.decisions(images)[point]) == {width}
         else:
-            index = [p.name for p in fixed.costs.activations].index(point)
-            assert fixed.costs.activations[index].bit_widths == (width,)
-    assert fixed.policy.bits_vary_by == "static"
+            index = [p.name for p in fixed._parts.costs.activations].index(point)
+            assert fixed._parts.costs.activations[index].bit_widths == (width,)
+    assert fixed._parts.policy.bits_vary_by == "static"

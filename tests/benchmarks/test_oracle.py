@@ -8,7 +8,7 @@ import dqmq_tf
 
 
 def embeddings(qmodel, images):
-    return np.asarray(qmodel.encoder(images.first(len(images))[0]))
+    return np.asarray(qmodel._parts.encoder(images.first(len(images))[0]))
 
 
 def test_all_images_of_a_group_have_the_embedding_of_that_group(bench):

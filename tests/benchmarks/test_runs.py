@@ -89,8 +89,8 @@ def deciding():
         network(), target="simulation", budget=dqmq_tf.Budget(mean_bit_width=4)
     )
     model.calibrate(images)
-    shape = model.policy.direction.shape
-    model.policy.direction.assign(np.random.default_rng(1).normal(size=shape) * 3)
+    shape = model._parts.policy.direction.shape
+    model._parts.policy.direction.assign(np.random.default_rng(1).normal(size=shape) * 3)
     return model, images
 
 
@@ -99,13 +99,13 @@ def test_shuffled_decisions_come_from_other_images(deciding, bits_alone):
     model, images = deciding
 
     def found():
-        z = model.encoder(images)
-        return np.asarray(model.policy(z)["activations"])[..., 0], np.asarray(z)
+        z = model._parts.encoder(images)
+        return np.asarray(model._parts.policy(z)["activations"])[..., 0], np.asarray(z)
 
     own, own_z = found()
     with scoring.shuffled(model, bits_alone):
         bits, z = found()
-        told = np.asarray(model.policy(model.encoder(images))["embedding"])
+        told = np.asarray(model._parts.policy(model._parts.encoder(images))["embedding"])
     assert (bits != own).any(axis=1).mean() > 0.5
     assert (np.sort(bits, axis=0) == np.sort(own, axis=0)).all()
     np.testing.assert_array_equal(told, z)

@@ -42,18 +42,18 @@ def test_a_search_begins_at_the_bits_of_a_file(kind, most):
     compiled(qmodel)
     qmodel.calibrate(images())
     # What a file takes beside its weights is seen in one.
-    qmodel.policy.file_constant = 0.6 * most
+    qmodel._parts.policy.file_constant = 0.6 * most
     qmodel._training.begin(100)
-    means = qmodel.policy.mean.numpy()
-    assert 0.9 * most <= qmodel.costs.of_file(means, []) <= most
+    means = qmodel._parts.policy.mean.numpy()
+    assert 0.9 * most <= qmodel._parts.costs.of_file(means, []) <= most
     assert (means == means.round()).all()
     qmodel._training.settle()
-    assert (qmodel.policy.assigned.numpy()[0] >= means).all()
+    assert (qmodel._parts.policy.assigned.numpy()[0] >= means).all()
     # A search that has begun goes on where it is.
-    qmodel.policy.mean.assign(means - 1)
-    qmodel.policy.search_step.assign(3.0)
+    qmodel._parts.policy.mean.assign(means - 1)
+    qmodel._parts.policy.search_step.assign(3.0)
     qmodel._training.begin(100)
-    np.testing.assert_array_equal(qmodel.policy.mean.numpy(), means - 1)
+    np.testing.assert_array_equal(qmodel._parts.policy.mean.numpy(), means - 1)
 
 
 def test_settled_bits_use_the_budget_of_the_file(settled, tmp_path):
@@ -61,37 +61,37 @@ def test_settled_bits_use_the_budget_of_the_file(settled, tmp_path):
 
 
 def test_weights_that_compress_worse_lose_bits(settled, tmp_path):
-    before = settled.policy.assigned.numpy()[0]
+    before = settled._parts.policy.assigned.numpy()[0]
     fill(settled, 1.0)
     settled._training.keep_budget()
-    after = settled.policy.assigned.numpy()[0]
+    after = settled._parts.policy.assigned.numpy()[0]
     assert (after <= before).all() and (after < before).any()
     settled.freeze()
-    np.testing.assert_array_equal(settled.policy.assigned.numpy()[0], after)
+    np.testing.assert_array_equal(settled._parts.policy.assigned.numpy()[0], after)
     assert file_bytes(settled, tmp_path) <= BYTES
 
 
 def test_so_they_do_when_they_are_only_frozen(settled, tmp_path):
-    before = settled.policy.assigned.numpy()[0]
+    before = settled._parts.policy.assigned.numpy()[0]
     fill(settled, 1.0)
     # What the network was trained at counts, not what the policy would choose by now.
-    settled.policy.mean.assign([2.0, 8.0, 8.0, 2.0])
+    settled._parts.policy.mean.assign([2.0, 8.0, 8.0, 2.0])
     settled.freeze()
-    after = settled.policy.assigned.numpy()[0]
+    after = settled._parts.policy.assigned.numpy()[0]
     assert (after <= before).all() and (after >= before - 2).all() and (after < before).any()
     assert file_bytes(settled, tmp_path) <= BYTES
 
 
 def test_bits_of_a_kept_budget_stay(settled):
-    before = settled.policy.assigned.numpy()
+    before = settled._parts.policy.assigned.numpy()
     settled._training.keep_budget()
-    np.testing.assert_array_equal(settled.policy.assigned.numpy(), before)
+    np.testing.assert_array_equal(settled._parts.policy.assigned.numpy(), before)
 
 
 def test_kernels_lie_in_a_file_as_they_are_weighed(settled, tmp_path):
     file_bytes(settled.freeze(), tmp_path)
     file = (tmp_path / "m.tflite").read_bytes()
-    bits, costs = settled.policy.assigned.numpy()[0].astype(int), settled.costs
+    bits, costs = settled._parts.policy.assigned.numpy()[0].astype(int), settled._parts.costs
     stored = [
         costs._stored(point, costs._integers(i, b), b)
         for i, (point, b) in enumerate(zip(costs.weights, bits))
@@ -105,20 +105,20 @@ def test_kernels_lie_in_a_file_as_they_are_weighed(settled, tmp_path):
 def test_operations_are_brought_back_when_the_encoder_has_moved():
     budget = dqmq_tf.Budget(mean_bit_width=4.5)
     qmodel = dqmq_tf.quantize_model(network(), target="simulation", budget=budget)
-    directions = np.random.default_rng(3).normal(0, 0.3, qmodel.policy.direction.shape)
-    qmodel.policy.direction.assign(directions)
+    directions = np.random.default_rng(3).normal(0, 0.3, qmodel._parts.policy.direction.shape)
+    qmodel._parts.policy.direction.assign(directions)
     qmodel.calibrate(images())
-    embeddings = keras.ops.convert_to_numpy(qmodel.encoder(images()))
-    qmodel.policy(embeddings, training=True)
+    embeddings = keras.ops.convert_to_numpy(qmodel._parts.encoder(images()))
+    qmodel._parts.policy(embeddings, training=True)
     qmodel._training.settle()
 
     def cost():
-        found = qmodel.policy(qmodel.policy.seen.values(), training=False)
+        found = qmodel._parts.policy(qmodel._parts.policy.seen.values(), training=False)
         weights = found["weights"].numpy()[:, :, 0]
-        return qmodel.costs.exact(weights, found["activations"].numpy()[..., 0])
+        return qmodel._parts.costs.exact(weights, found["activations"].numpy()[..., 0])
 
     assert 4.3 <= cost() <= 4.5
-    qmodel.policy.direction.assign(-2.0 * directions)
+    qmodel._parts.policy.direction.assign(-2.0 * directions)
     assert not 4.3 <= cost() <= 4.5
     qmodel._training.keep_budget()
     assert 4.3 <= cost() <= 4.5

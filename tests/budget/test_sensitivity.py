@@ -83,11 +83,11 @@ def calibrated():
 
 
 def test_losses_are_traces_times_errors(calibrated):
-    policy, parts = calibrated.policy, calibrated._parts
-    kernels = [parts.wrappers[p.path].kernel(p.variable) for p in calibrated.costs.weights]
+    policy, parts = calibrated._parts.policy, calibrated._parts
+    kernels = [parts.wrappers[p.path].kernel(p.variable) for p in calibrated._parts.costs.weights]
     traces = sensitivity.fisher_traces(parts.body, kernels, images(), parts.config.seed)
     errors = []
-    for point in calibrated.costs.weights:
+    for point in calibrated._parts.costs.weights:
         wrapper, name = parts.wrappers[point.path], point.variable
         steps = {b: wrapper.integers(name, b) * wrapper.step(name, b) for b in range(2, 9)}
         kernel = wrapper.kernel(name).numpy()
@@ -103,8 +103,8 @@ def test_widths_that_a_point_has_not_have_no_loss():
     config = dqmq_tf.DQMQConfig(rules=[rule])
     qmodel = dqmq_tf.quantize_model(network(), config=config)
     qmodel.calibrate(images())
-    row = qmodel.policy.loss_table.numpy()[1]
-    assert [int(b) for b in qmodel.policy.bit_widths[row > 0]] == [4, 8]
+    row = qmodel._parts.policy.loss_table.numpy()[1]
+    assert [int(b) for b in qmodel._parts.policy.bit_widths[row > 0]] == [4, 8]
 
 
 def branches():
@@ -121,25 +121,27 @@ def test_what_hardly_counts_has_few_bits():
     qmodel = dqmq_tf.quantize_model(branches(), budget=dqmq_tf.Budget(download_bytes=2_000))
     names = list(qmodel.decision_points)
     loud, faint = names.index("loud:kernel"), names.index("faint:kernel")
-    means = qmodel.policy.mean.numpy()
+    means = qmodel._parts.policy.mean.numpy()
     assert abs(means[loud] - means[faint]) <= 1
     qmodel.calibrate(images())
-    means = qmodel.policy.mean.numpy()
+    means = qmodel._parts.policy.mean.numpy()
     assert means[loud] > means[faint] + 2
 
 
 def test_a_saved_model_starts_at_the_same_bits(calibrated, tmp_path):
     calibrated.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert len(set(loaded.policy.loss_table.numpy().ravel())) > 20
+    assert len(set(loaded._parts.policy.loss_table.numpy().ravel())) > 20
     for qmodel in (calibrated, loaded):
         qmodel._training.keeper.measure()
         qmodel._training.keeper.place_means()
-    np.testing.assert_array_equal(loaded.policy.mean.numpy(), calibrated.policy.mean.numpy())
+    np.testing.assert_array_equal(
+        loaded._parts.policy.mean.numpy(), calibrated._parts.policy.mean.numpy()
+    )
 
 
 def test_a_search_that_has_begun_goes_on(calibrated):
-    policy = calibrated.policy
+    policy = calibrated._parts.policy
     means, losses = policy.mean.numpy(), policy.loss_table.numpy()
     policy.search_step.assign(3.0)
     policy.mean.assign(means + 1)
@@ -153,10 +155,10 @@ def test_a_search_that_has_begun_goes_on(calibrated):
 
 def test_operations_have_no_critic():
     qmodel = dqmq_tf.quantize_model(network(), target="simulation")
-    means, losses = qmodel.policy.mean.numpy(), qmodel.policy.loss_table.numpy()
+    means, losses = qmodel._parts.policy.mean.numpy(), qmodel._parts.policy.loss_table.numpy()
     qmodel.calibrate(images())
-    np.testing.assert_array_equal(qmodel.policy.mean.numpy(), means)
-    np.testing.assert_array_equal(qmodel.policy.loss_table.numpy(), losses)
+    np.testing.assert_array_equal(qmodel._parts.policy.mean.numpy(), means)
+    np.testing.assert_array_equal(qmodel._parts.policy.loss_table.numpy(), losses)
 
 
 def test_a_kernel_without_information_has_the_median():

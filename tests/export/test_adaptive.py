@@ -41,8 +41,8 @@ def prepared(target="android", profiles=2):
     )
     qmodel.calibrate(data)
     random = np.random.default_rng(1)
-    direction = 3.0 * random.normal(size=qmodel.policy.direction.shape)
-    qmodel.policy.direction.assign(direction)
+    direction = 3.0 * random.normal(size=qmodel._parts.policy.direction.shape)
+    qmodel._parts.policy.direction.assign(direction)
     qmodel.freeze(profiles=profiles, data=data)
     return qmodel, data
 
@@ -201,14 +201,17 @@ name = next(iter(network.inputs)).name
 ranges = writer.calibrate({"serving_default": [{"args_0": image[None]} for image in images]})
 int8 = in_process.interpreter(bytes(writer.quantize(ranges).quantized_model))
 
-class Frozen:
+class Parts:
     encoder = QualityEncoder.for_model((None, 96, 96, 3), 54e6 * 64, 8)
     policy = BitWidthPolicy([], [(4, 8)] * 3)
 
-Frozen.encoder(images)
-Frozen.encoder.calibrate(images)
-Frozen.policy(Frozen.encoder(images))
-Frozen.policy.profiles = 2
+class Frozen:
+    _parts = Parts
+
+Parts.encoder(images)
+Parts.encoder.calibrate(images)
+Parts.policy(Parts.encoder(images))
+Parts.policy.profiles = 2
 grid = ActivationPrecision(step=1 / 255, zero_point=0, bit_width=8)
 routes = in_process.interpreter(quality_router.build_router(Frozen, images, grid).contents)
 pairs = [

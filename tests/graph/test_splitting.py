@@ -76,7 +76,7 @@ def assert_trains(model, tmp_path, places=()):
     after = qmodel.float_model().trainable_weights
     moved = {w.path for w, was in zip(after, before) if np.abs(np.array(w) - was).max() > 0}
     assert all("kernel" not in w.path or w.path in moved for w in after)
-    assert set(places) <= {point.name for point in qmodel.costs.activations}
+    assert set(places) <= {point.name for point in qmodel._parts.costs.activations}
     qmodel.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
     np.testing.assert_array_equal(loaded.predict(data, verbose=0), qmodel.predict(data, verbose=0))
@@ -231,10 +231,12 @@ def test_attention_trains(tmp_path):
     model = model_of(make, (5, 4))
     assert_trains(model, tmp_path, places)
     qmodel = dqmq_tf.quantize_model(model, target="simulation")
-    found = {point.name: point for point in qmodel.costs.activations}
+    found = {point.name: point for point in qmodel._parts.costs.activations}
     # The query exists on a device behind its scale only; the softmax has the range of its kernel.
     assert "a_query" not in found and found["a_softmax"].range == "unit"
-    kernels = {point.name: point.macs for point in qmodel.costs.weights if "a_" in point.name}
+    kernels = {
+        point.name: point.macs for point in qmodel._parts.costs.weights if "a_" in point.name
+    }
     assert kernels == {
         f"a_{part}:kernel": 5 * 4 * 2 * 3 for part in ("query", "key", "value", "output")
     }
@@ -365,7 +367,7 @@ def test_a_rule_names_kernels_of_whole_attention():
     rule = dqmq_tf.LayerRule(pattern="a", weights=weights, weight_bits=(4,))
     config = dqmq_tf.DQMQConfig(rules=[rule])
     qmodel = dqmq_tf.quantize_model(model, config=config)
-    assert {p.name: p.bit_widths for p in qmodel.costs.weights} == {
+    assert {p.name: p.bit_widths for p in qmodel._parts.costs.weights} == {
         "a_query:kernel": (4,), "a_output:kernel": (4,),
     }  # fmt: skip
     with pytest.raises(ValueError, match="Layer 'a' has no kernel 'gate/kernel'.*query/kernel"):
@@ -381,6 +383,6 @@ def test_a_layer_that_a_rule_leaves_in_floating_point_is_so_in_all_its_parts(tmp
     config = dqmq_tf.DQMQConfig(rules=[rule])
     qmodel = dqmq_tf.quantize_model(model_of(make, (8, 4)), target="simulation", config=config)
     assert set(qmodel._parts.wrappers) == {"head"}
-    assert [p.name for p in qmodel.costs.activations][1:] == ["head"]
+    assert [p.name for p in qmodel._parts.costs.activations][1:] == ["head"]
     qmodel.save(tmp_path / "m.keras")
     assert keras.models.load_model(tmp_path / "m.keras").decision_points == qmodel.decision_points

@@ -52,7 +52,7 @@ def per_sample_model(data: tf.data.Dataset) -> dqmq_tf.DQMQModel:
     qmodel.compile(optimizer="adam", loss=loss)
     qmodel.fit(data.map(lambda x, y, drawn: (x, y)), epochs=3, verbose=0)
     # The policy hardly tells qualities apart after such a short training.
-    directions = np.random.default_rng(0).normal(0, 1.0, qmodel.policy.direction.shape)
-    qmodel.policy.direction.assign(directions)
+    directions = np.random.default_rng(0).normal(0, 1.0, qmodel._parts.policy.direction.shape)
+    qmodel._parts.policy.direction.assign(directions)
     qmodel._training.settle()
     return qmodel

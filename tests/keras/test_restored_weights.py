@@ -51,8 +51,10 @@ def test_settled_weights_make_another_model_the_settled_one(settled, restore, us
         fresh.calibrate(IMAGES)
         predictions(fresh)
     restore(settled, fresh, tmp_path)
-    assert fresh.policy.phase == "settled"
-    np.testing.assert_array_equal(fresh.policy.assigned.numpy(), settled.policy.assigned.numpy())
+    assert fresh._parts.policy.phase == "settled"
+    np.testing.assert_array_equal(
+        fresh._parts.policy.assigned.numpy(), settled._parts.policy.assigned.numpy()
+    )
     np.testing.assert_allclose(predictions(fresh), predictions(settled), atol=1e-6)
 
 
@@ -63,7 +65,7 @@ def test_weights_of_the_search_take_a_settled_model_back(settled):
     other.set_weights(settled.get_weights())
     predictions(other)
     other.set_weights(searching.get_weights())
-    assert other.policy.phase == "search"
+    assert other._parts.policy.phase == "search"
     np.testing.assert_allclose(predictions(other), predictions(searching), atol=1e-6)
 
 
@@ -86,7 +88,7 @@ def test_the_best_epoch_is_restored_whatever_its_phase(best, warns, tmp_path, re
     qmodel = fitted(callbacks=[BestIs(best), stop])
     said = [str(w.message) for w in recwarn if "without fine-tuning" in str(w.message)]
     assert bool(said) == warns
-    assert qmodel.policy.phase == "settled"
+    assert qmodel._parts.policy.phase == "settled"
     path = tmp_path / "model.tflite"
     report = dqmq_tf.convert(qmodel, path, data=IMAGES, verify=False)
     assert report.download_bytes <= qmodel.budget.value

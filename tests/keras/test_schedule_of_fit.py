@@ -23,7 +23,7 @@ class Phases(keras.callbacks.Callback):
         self.found = []
 
     def on_train_batch_end(self, batch, logs=None):
-        self.found.append(self.model.policy.phase)
+        self.found.append(self.model._parts.policy.phase)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_half_of_the_trained_steps_are_searched(options, steps, searched):
 def test_no_epochs_change_nothing():
     qmodel = quantized()
     qmodel.fit(IMAGES, LABELS, epochs=0, verbose=0)
-    assert qmodel.policy.phase == "search"
+    assert qmodel._parts.policy.phase == "search"
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -91,7 +91,7 @@ def test_a_stop_during_the_search_says_that_nothing_was_fine_tuned():
     with pytest.warns(UserWarning, match="25 % of the training.*Call fit once more") as said:
         qmodel.fit(IMAGES, LABELS, batch_size=16, epochs=4, verbose=0, callbacks=[Stop()])
     assert len([w for w in said if "fine-tuning" in str(w.message)]) == 1
-    assert qmodel.policy.phase == "settled"
+    assert qmodel._parts.policy.phase == "settled"
 
 
 def test_logs_have_the_same_names_in_every_epoch(tmp_path):

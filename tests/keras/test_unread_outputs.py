@@ -61,7 +61,7 @@ def test_what_nothing_reads_is_no_hindrance(kind, tmp_path):
     inputs = keras.Input(DATA.shape[1:], name="x")
     model = keras.Model(inputs, layers.Dense(2)(kind(inputs)))
     qmodel = trained(quantized(model, DATA), DATA)
-    names = [point.name for point in qmodel.costs.weights]
+    names = [point.name for point in qmodel._parts.costs.weights]
     assert not [name for name in names if "unused" in name or "first_kernel" in name]
     converted(qmodel, DATA, tmp_path)
 

@@ -15,8 +15,8 @@ from dqmq_tf.report.summary import summary
 
 class TestDecisionStatistics:
     def test_distribution_is_averaged_over_the_inputs(self, per_sample, report, arrays):
-        policy = per_sample.policy
-        z = keras.ops.convert_to_numpy(per_sample.encoder(arrays[0]))
+        policy = per_sample._parts.policy
+        z = keras.ops.convert_to_numpy(per_sample._parts.encoder(arrays[0]))
         direction = policy.direction.numpy()
         step = np.abs(direction).max() / 127
         direction = step * np.round(direction / step)
@@ -58,7 +58,7 @@ class TestQualities:
             assert row.weight_bits == pytest.approx(weight_bits / report.total("weights"))
             assert row.activation_bits == pytest.approx(input_bits / report.total("macs"))
             # The overhead is the cost of the encoder and the policy.
-            assert row.bit_ops == pytest.approx(bit_ops + per_sample.costs.overhead)
+            assert row.bit_ops == pytest.approx(bit_ops + per_sample._parts.costs.overhead)
 
     def test_rows_are_ordered_clean_then_kinds_then_all(self, report):
         kinds = list(dict.fromkeys(row.kind for row in report.qualities))

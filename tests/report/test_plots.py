@@ -29,8 +29,8 @@ def report():
     )  # fmt: skip
     data = data.cache()
     qmodel.calibrate(next(iter(data))[0].numpy())
-    qmodel.policy.direction.assign(
-        np.random.default_rng(1).normal(size=qmodel.policy.direction.shape)
+    qmodel._parts.policy.direction.assign(
+        np.random.default_rng(1).normal(size=qmodel._parts.policy.direction.shape)
     )
     return summary(qmodel, data)
 

@@ -45,7 +45,7 @@ class TestLayers:
     def test_totals_are_the_costs(self, per_sample, report, arrays):
         table, count = per_sample.decisions(arrays[0]), len(report.activations)
         weights, activations = table.bits[:, count:], table.bits[:, :count]
-        costs = per_sample.costs
+        costs = per_sample._parts.costs
         assert report.total("bit_ops") == pytest.approx(
             costs.bit_ops(weights, activations) - costs.overhead
         )
@@ -58,13 +58,13 @@ class TestLayers:
         static._training.keeper.measure()
         report, bits = summary(static), [row.bits.least for row in summary(static).layers]
         assert report.budget.kind == "download_bytes"
-        assert report.cost == static.costs.of_file(bits, [])
+        assert report.cost == static._parts.costs.of_file(bits, [])
         # All weights share one stream, so their size is close to the sum of the layers, not equal.
         parts = report.total("download_bytes") + report.other_bytes
         assert parts == pytest.approx(report.cost, rel=0.05)
         assert [r.stored_bytes for r in report.layers] == [r.weights for r in report.layers]
         # A measurement from before the weights changed or were loaded does not matter.
-        static.costs.table = [{b: 0 for b in row} for row in static.costs.table]
+        static._parts.costs.table = [{b: 0 for b in row} for row in static._parts.costs.table]
         assert summary(static).cost == report.cost
         static._training.keeper.measure()
 
@@ -73,26 +73,26 @@ class TestLayers:
         budget = dqmq_tf.Budget(download_bytes=1_790)
         qmodel = dqmq_tf.quantize_model(small_network(), target="android", budget=budget)
         qmodel.calibrate(arrays[0])
-        directions = np.random.default_rng(2).normal(0, 3.0, qmodel.policy.direction.shape)
-        qmodel.policy.direction.assign(directions)
+        directions = np.random.default_rng(2).normal(0, 3.0, qmodel._parts.policy.direction.shape)
+        qmodel._parts.policy.direction.assign(directions)
         qmodel.freeze(profiles=2, data=arrays[0])
         report, table = summary(qmodel), qmodel.decisions(arrays[0])
         assert (report.bits_vary_by, report.profiles) == ("profile", 2)
-        files = [qmodel.costs.of_file(bits, []) for bits in np.unique(table.bits, axis=0)]
+        files = [qmodel._parts.costs.of_file(bits, []) for bits in np.unique(table.bits, axis=0)]
         assert len(files) == 2
         assert report.cost == max(files)
 
     def test_phase_and_meaning(self, per_sample, report, static):
         assert (report.phase, report.bits_vary_by, report.profiles) == ("settled", "sample", 2)
         assert (summary(static).phase, summary(static).bits_vary_by) == ("frozen", "static")
-        encoder = per_sample.encoder.multiply_accumulates((None, 16, 16, 3))
+        encoder = per_sample._parts.encoder.multiply_accumulates((None, 16, 16, 3))
         assert report.encoder_macs == encoder
 
     def test_without_data_the_inputs_are_those_of_training(self, per_sample, static):
         trained = summary(per_sample)
         assert (trained.source, trained.samples) == (
             "training",
-            len(per_sample.policy.seen.values()),
+            len(per_sample._parts.policy.seen.values()),
         )
         assert trained.qualities == ()
         assert (summary(static).source, summary(static).samples) == ("none", 0)

@@ -66,9 +66,9 @@ def test_adaptive_file_has_the_signatures_that_the_app_runs(tmp_path):
     smooth = np.ones_like(noise) * noise.mean(axis=(1, 2), keepdims=True)
     seen = np.concatenate([noise, 3.0 * smooth])
     qmodel = freeze(model, data=seen)
-    z = np.asarray(qmodel.encoder(seen))
+    z = np.asarray(qmodel._parts.encoder(seen))
     apart = z[len(noise) :].mean(axis=0) - z[: len(noise)].mean(axis=0)
-    qmodel.policy.direction.assign(np.tile(apart, (qmodel.policy.point_count, 1)))
+    qmodel._parts.policy.direction.assign(np.tile(apart, (qmodel._parts.policy.point_count, 1)))
     dqmq_tf.convert(qmodel, path, adaptive=2, data=seen)
     runner = Interpreter(str(path))
     profiles = {names["PROFILE_SIGNATURE_PREFIX"] + str(number) for number in range(2)}

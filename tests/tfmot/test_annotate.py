@@ -49,11 +49,11 @@ def network(annotate=lambda layer: layer):
 
 
 def candidates(qmodel):
-    return {point.name: point.bit_widths for point in qmodel.costs.weights}
+    return {point.name: point.bit_widths for point in qmodel._parts.costs.weights}
 
 
 def activations(qmodel):
-    return {point.name for point in qmodel.costs.activations}
+    return {point.name for point in qmodel._parts.costs.activations}
 
 
 def assert_same_weights(left, right):
@@ -210,7 +210,7 @@ class TestApply:
         body = convolution("float"), layers.ReLU(name="relu"), layers.Flatten(name="flatten")
         dense = quantize_annotate_layer(layers.Dense(2, name="classes"))
         qmodel = quantize_apply(sequential(*body, dense))
-        assert qmodel.costs.weights[0].input is not None
+        assert qmodel._parts.costs.weights[0].input is not None
         assert {"relu", "classes"} <= activations(qmodel)
         assert "float" not in activations(qmodel)
 
@@ -310,7 +310,7 @@ class TestCandidates:
                 quantize_annotate_layer(layers.Dense(3, name="next")),
             ]
         )
-        points = quantize_apply(model, target="simulation").costs.activations
+        points = quantize_apply(model, target="simulation")._parts.costs.activations
         assert {p.name: p.bit_widths for p in points}["dense_activation"] == (4, 8)
 
     def test_unquantized_activation_that_is_split_off_stays_float(self):

@@ -68,7 +68,7 @@ def model_of(*annotated):
 
 
 def candidates(qmodel):
-    return {point.name: point.bit_widths for point in qmodel.costs.weights}
+    return {point.name: point.bit_widths for point in qmodel._parts.costs.weights}
 
 
 class TestDQMQQuantizeConfig:
@@ -147,7 +147,7 @@ class TestDQMQQuantizeConfig:
         for annotated in (model, keras.models.load_model(tmp_path / "annotated.keras")):
             qmodel = quantize_apply(annotated, target="simulation")
             assert candidates(qmodel) == {"own:kernel": (2, 4, 8), "last:kernel": (4,)}
-            widths = {point.name: point.bit_widths for point in qmodel.costs.activations}
+            widths = {point.name: point.bit_widths for point in qmodel._parts.costs.activations}
             assert widths["own"] == (4, 8)
 
     def test_apply_refuses_unknown_weights_and_bits(self):

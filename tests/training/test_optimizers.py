@@ -50,7 +50,10 @@ def test_what_sees_the_quality_does_not_wait_for_the_networks_rate():
 
 def test_the_encoder_moves_at_a_fifth_of_the_policys_rate():
     model = quantized(policy_learning_rate=0.01)
-    rates = [float(o.learning_rate) for o in (model.policy_optimizer, model.encoder_optimizer)]
+    rates = [
+        float(o.learning_rate)
+        for o in (model._training.policy_optimizer, model._training.encoder_optimizer)
+    ]
     assert rates == pytest.approx([0.01, 0.002])
 
 
@@ -60,8 +63,8 @@ class Rates(keras.callbacks.Callback):
         self.found = {"search": [], "settled": []}
 
     def on_train_batch_end(self, batch, logs=None):
-        rate = float(self.model.policy_optimizer.learning_rate)
-        self.found[self.model.policy.phase].append(rate)
+        rate = float(self.model._training.policy_optimizer.learning_rate)
+        self.found[self.model._parts.policy.phase].append(rate)
 
 
 @pytest.mark.parametrize("rate", [None, 0.03])

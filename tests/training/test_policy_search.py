@@ -30,7 +30,7 @@ def moved(in_bytes=False, profiles=1, **on):
     qmodel = dqmq_tf.quantize_model(network(), target=target, budget=budget, config=config)
     qmodel.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
     qmodel.calibrate(IMAGES)
-    policy = qmodel.policy
+    policy = qmodel._parts.policy
     wrapper = qmodel._parts.wrappers["conv_1"]
     variables = {
         "kernel": wrapper.layer.kernel,
@@ -40,7 +40,7 @@ def moved(in_bytes=False, profiles=1, **on):
         "direction": policy.direction,
         "sigma": policy.log_sigma,
         "baseline": policy.baseline_bias,
-        "encoder": qmodel.encoder.hidden_kernel,
+        "encoder": qmodel._parts.encoder.hidden_kernel,
     }
     before = {name: variable.numpy() for name, variable in variables.items()}
     for _ in range(2):

@@ -20,7 +20,7 @@ class Drift(keras.callbacks.Callback):
         self.bytes, self.bits = [], []
 
     def on_train_batch_end(self, batch, logs=None):
-        policy = self.model.policy
+        policy = self.model._parts.policy
         if policy.phase != "settled":
             return
         if not self.bytes:
@@ -42,13 +42,13 @@ def test_bits_over_the_budget_are_lowered_while_they_can_still_be_trained():
     assert 14 <= steps <= 17
     half = steps // 2
     assert min(drift.bytes[: half - 1]) > _BUDGET >= max(drift.bytes[half + 1 :])
-    np.testing.assert_array_equal(qmodel.freeze().policy.assigned.numpy()[0], drift.bits[-1])
+    np.testing.assert_array_equal(qmodel.freeze()._parts.policy.assigned.numpy()[0], drift.bits[-1])
 
 
 def test_bits_within_the_budget_stay():
     budget = dqmq_tf.Budget(download_bytes=_BUDGET)
     qmodel = compiled(dqmq_tf.quantize_model(network(), target="android", budget=budget))
     qmodel.fit(_IMAGES, _LABELS, batch_size=16, epochs=2, verbose=0)
-    settled = qmodel.policy.assigned.numpy()
+    settled = qmodel._parts.policy.assigned.numpy()
     qmodel.fit(_IMAGES, _LABELS, batch_size=16, epochs=2, verbose=0)
-    np.testing.assert_array_equal(qmodel.policy.assigned.numpy(), settled)
+    np.testing.assert_array_equal(qmodel._parts.policy.assigned.numpy(), settled)

@@ -30,7 +30,7 @@ def tell(qmodel, training, tests):
     Raises:
         ValueError: If there are more groups than the kernel has rows.
     """
-    encoder = qmodel.encoder
+    encoder = qmodel.get_layer("quality_encoder")
     rows = encoder.output_kernel.shape[0]
     known = np.unique(_groups(training))
     if len(known) > rows:

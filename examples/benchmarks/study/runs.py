@@ -140,12 +140,13 @@ def _trained(bench, run, model):
     data = bench.mixtures.training(run.seed, run.steps)
     network, found = _network(bench, run, model, data)
     if run.ablation == "random_encoder":
-        network.encoder.trainable = False
+        network.get_layer("quality_encoder").trainable = False
     if run.ablation == TOLD:
         oracle.tell(network, data, bench.images(run).values())
     if run.ablation == "no_sample_bits":
-        network.policy.direction.assign(0.0 * network.policy.direction)
-        network.policy.direction.trainable = False
+        direction = network.get_layer("bit_width_policy").direction
+        direction.assign(0.0 * direction)
+        direction.trainable = False
     started = time.perf_counter()
     batches = datasets.batches(data)
     ours = run.method in ("static", "dqmq") and run.ablation != "no_distillation"

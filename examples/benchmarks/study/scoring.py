@@ -66,7 +66,7 @@ def score(predict, images, cost_of=None):
 
 def per_image_bit_ops(qmodel):
     """Returns a function from float images to the bit operations of each, `[N]`."""
-    costs, decided = qmodel.costs, len(qmodel.costs.decided)
+    costs, decided = qmodel._parts.costs, len(qmodel._parts.costs.decided)
 
     def cost_of(x):
         bits = qmodel.decisions(x).bits
@@ -86,7 +86,7 @@ def shuffled(qmodel, bits_alone=False, seed=0):
         seed: Seed of the permutation.
     """
     order = np.random.default_rng(seed).permutation(_BATCH)
-    layer = qmodel.policy if bits_alone else qmodel.encoder
+    layer = qmodel.get_layer("bit_width_policy" if bits_alone else "quality_encoder")
     call = layer.call
 
     def decided(z, training=False):
