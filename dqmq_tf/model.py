@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from dqmq_tf import assembly, inputs, targets
@@ -16,11 +15,9 @@ from dqmq_tf.policy.policy_state import FROZEN, SEARCH
 from dqmq_tf.precision import Precision
 from dqmq_tf.targets import Target
 from dqmq_tf.training import optimizers, steps
-from dqmq_tf.training.batch_statistics import BatchStatistics
-from dqmq_tf.training.bit_logs import BitLogs
 from dqmq_tf.training.bit_training import BitTraining
 from dqmq_tf.training.custom_training import CustomTraining
-from dqmq_tf.training.search_schedule import SearchSchedule
+from dqmq_tf.training.fit_callbacks import with_own_callbacks
 
 # Attributes that hold the optimizers of policy and encoder. Keras saves their state by these names.
 _OPTIMIZER_NAMES = ("_policy_optimizer", "_encoder_optimizer")
@@ -38,10 +35,8 @@ class DQMQModel(keras.Model):
     fixed bit-widths that meet the budget. Fine-tuning begins after the share `config.settle` of
     the training. Another call of `fit` continues the fine-tuning at the same bit-widths.
 
-    Beside the methods of `keras.Model`, the model has `calibrate` and `custom_training` for
-    training; `freeze` and `resume_search` for its phases; `decisions`, `decision_points`,
-    `precision` and `frozen_profiles` to see what was decided; `float_model`; and the properties
-    `budget`, `config` and `target`.
+    Its own methods are for training (`calibrate`, `custom_training`), for its phases (`freeze`,
+    `resume_search`) and to see what was decided (`decisions`, `precision`).
     """
 
     def __init__(
@@ -98,7 +93,7 @@ class DQMQModel(keras.Model):
         """The variables that the user's optimizer trains: those of the network."""
         # The variables that decide the bits have their own optimizers. Keras pairs the variables
         # returned here with those of the user's optimizer, for example for moving averages.
-        deciding = self._deciding_ids()
+        deciding = self._parts.deciding_ids()
         return [v for v in super().trainable_variables if id(v) not in deciding]
 
     @property
@@ -114,12 +109,6 @@ class DQMQModel(keras.Model):
     def non_trainable_weights(self) -> list[keras.Variable]:
         trained = {id(v) for v in self.trainable_variables}
         return [v for v in self.weights if id(v) not in trained]
-
-    def _deciding_ids(self) -> set[int]:
-        """Returns the ids of the variables of policy, encoder and quality normalization."""
-        parts = self._parts
-        layers: list[keras.layers.Layer] = [parts.policy, parts.encoder, *parts.affines]
-        return {id(v) for layer in layers for v in layer.variables}
 
     def count_params(self) -> int:
         """Returns the number of parameters of the network, without those that decide its bits."""
@@ -145,12 +134,6 @@ class DQMQModel(keras.Model):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
 
-    def _track_optimizers(self) -> None:
-        """Makes Keras save the optimizers of policy and encoder with the model."""
-        policy_name, encoder_name = self._optimizer_names
-        setattr(self, policy_name, self._training.policy_optimizer)
-        setattr(self, encoder_name, self._training.encoder_optimizer)
-
     def fit(
         self,
         x: Any = None,
@@ -174,21 +157,7 @@ class DQMQModel(keras.Model):
         if not self._training.is_calibrated and epochs:
             x, first = inputs.peek(x)
             self.calibrate(first)
-        settle = self.config.settle
-        assert settle is not None  # `completed` sets it.
-        before = [BitLogs()]
-        steps_per_epoch = kwargs.get("steps_per_epoch")
-        after = [
-            SearchSchedule(settle, epochs, steps_per_epoch),
-            BatchStatistics(self._parts.norms, epochs, steps_per_epoch),
-        ]
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.callbacks[:0] = before
-            for callback in after:
-                callbacks.append(callback)
-            callbacks.set_model(self)
-        else:
-            callbacks = [*before, *keras.tree.flatten(callbacks or []), *after]
+        callbacks = with_own_callbacks(self, callbacks, epochs, kwargs.get("steps_per_epoch"))
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
     def train_on_batch(
@@ -356,21 +325,13 @@ class DQMQModel(keras.Model):
         >>> table["conv2d:kernel"].mean()
         """
         batches = inputs.batches(images, self, argument="images")
-        decided = [self._decide(batch[0]) for batch in batches]
+        decided = [self._parts.decide(batch[0]) for batch in batches]
         return DecisionTable.of(decided, self.decision_points, self._parts.policy.bits_vary_by)
 
     @property
     def decision_points(self) -> tuple[str, ...]:
         """The names of the decision points, activations first."""
-        costs = self._parts.costs
-        activations = [costs.activations[i].name for i in costs.decided]
-        return (*activations, *(point.name for point in costs.weights))
-
-    def _decide(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the decision of the policy for inputs `[batch, ...]`."""
-        parts = self._parts
-        decision = parts.policy(parts.encoder(ops.convert_to_tensor(x)), training=False)
-        return {key: ops.convert_to_numpy(value) for key, value in decision.items()}
+        return self._parts.decision_points()
 
     def precision(self, profile: int = 0) -> Precision:
         """Returns the integers, steps and zero points of a frozen model.

@@ -25,7 +25,10 @@ def compile_own(model: keras.Model) -> None:
     training.policy_optimizer, training.encoder_optimizer = (
         keras.optimizers.Adam(beta_1=0.9, beta_2=0.99) for _ in range(2)
     )
-    model._track_optimizers()
+    # Keras saves the state of optimizers that are attributes of the model.
+    policy_name, encoder_name = model._optimizer_names
+    setattr(model, policy_name, training.policy_optimizer)
+    setattr(model, encoder_name, training.encoder_optimizer)
     set_rate(model, model.config.policy_learning_rate or _FIRST_RATE)
     for optimizer, variables in shares(model):
         if optimizer is not None:

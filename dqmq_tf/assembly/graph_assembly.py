@@ -1,17 +1,14 @@
-"""Combines graph, policy and quantizing layers into one Keras graph."""
+"""Builds the quantized Keras graph of a float model."""
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from dqmq_tf.budget.costs import CostModel
-from dqmq_tf.budget.default_budget import allowed_bit_ops, budget_kind
-from dqmq_tf.config import Budget, DQMQConfig
-from dqmq_tf.graph import Graph, Node, decision_points, inline, replay, splitting, trace_nested
+from dqmq_tf.config import DQMQConfig
+from dqmq_tf.graph import Graph, Node, inline, replay, splitting
 from dqmq_tf.graph.activations import is_relu, relu_ceiling
-from dqmq_tf.graph.aliases import with_aliases
 from dqmq_tf.graph.fusion import INPUT_CALL, Slot
 from dqmq_tf.graph.rebuild import new_inputs, single, structured
 from dqmq_tf.layers import (
@@ -26,126 +23,9 @@ from dqmq_tf.layers import (
 )
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
 from dqmq_tf.policy.quality_encoder import QualityEncoder
-from dqmq_tf.targets import Target
-from dqmq_tf.training.batch_statistics import normalizations
 
 # Share of the bit operations that quality normalization may take.
 _NORMALIZATION_SHARE = 0.02
-
-
-@dataclasses.dataclass(kw_only=True)
-class ModelParts:
-    """The components of a `DQMQModel`. Keras tracks the layers among them through the model's graph.
-
-    Attributes:
-        body: The float model whose variables the quantized graph uses.
-        instrumented: The quantized graph with the decision among its outputs.
-        encoder: The layer that computes the quality embedding.
-        policy: The layer that decides the bit-widths.
-        affines: The `QualityAffine` layers.
-        quantizers: The `ActivationQuantizer` of each activation point.
-        wrappers: The `QuantizeWrapper` of each layer path.
-        norms: The `BatchNormalization` layers that are called once per training step.
-        costs: The cost model, in the unit of the budget.
-        target: The deployment target.
-        budget: The budget. None until `BudgetKeeper.set_budget` sets the user's or the default one.
-        config: The configuration, with the defaults that depend on the kind of budget filled in.
-        bit_ops: The bit operations per input that set the size of encoder and quality normalization.
-        output_names: The names of the outputs of the original model.
-        aliases: `[tensor, alias]` of tensors that are equal at inference and share a quantizer.
-        budget_is_default: Whether the budget is the default one.
-    """
-
-    body: keras.Model
-    instrumented: keras.Model
-    encoder: QualityEncoder
-    policy: BitWidthPolicy
-    affines: list[QualityAffine]
-    quantizers: list[ActivationQuantizer]
-    wrappers: dict[str, QuantizeWrapper]
-    norms: list[keras.layers.BatchNormalization]
-    costs: CostModel
-    target: Target
-    budget: Budget | None
-    config: DQMQConfig
-    bit_ops: float
-    output_names: list[str]
-    aliases: list[list[int]]
-    budget_is_default: bool = False
-
-
-def build(
-    model: keras.Model,
-    target: Target,
-    budget: Budget | None,
-    config: DQMQConfig,
-    bit_ops: float | None = None,
-    output_names: Sequence[str] | None = None,
-    aliases: Iterable[Sequence[int]] | None = None,
-) -> tuple[Any, Any, ModelParts]:
-    """Builds what a `DQMQModel` consists of.
-
-    A saved model is built by this function and then gets its weights. Nothing that is computed from
-    its first, random weights would be valid: neither step sizes nor the bytes of the weights.
-
-    Args:
-        model: The float model. It is not changed.
-        target: The deployment target.
-        budget: The user's budget, or None for the default one.
-        config: The configuration.
-        bit_ops: The bit operations per input that set the size of encoder and quality normalization.
-            None for those that the budget allows. A saved model passes its own, because a default
-            budget in bit operations is known only once encoder and normalization are.
-        output_names: The names of the outputs for losses and logs. None for those of the model.
-        aliases: The `ModelParts.aliases` of a saved model. None to find them by running layers.
-
-    Returns:
-        `(inputs, outputs, parts)`: the structures of Keras tensors for `keras.Model`, and a
-        `ModelParts`.
-
-    Raises:
-        ValueError: If the model, the budget or a rule of the configuration is not valid.
-    """
-    body, parts_of_layers = splitting.split_layers(model)
-    config = splitting.with_part_rules(config, parts_of_layers)
-    nested = trace_nested(body)
-    graph = inline(nested)
-    if aliases is not None:
-        graph = with_aliases(graph, aliases)
-    activations, weights = decision_points.find_points(graph, target, config)
-    float_weights = decision_points.float_weight_count(graph, weights)
-    costs = CostModel(budget_kind(budget, target), target, activations, weights, float_weights)
-    config = config.completed(costs.in_bytes)
-    bit_ops = allowed_bit_ops(budget, costs) if bit_ops is None else bit_ops
-    assembly = GraphAssembly(costs, config, nested, bit_ops)
-    inputs, outputs, outputs_and_decision = assembly.connect(nested)
-    if config.quality_aware and (costs.decided or config.profiles > 1):
-        costs.overhead = assembly.bit_operations(nested.shapes[nested.inputs[0]])
-    parts = ModelParts(
-        body=body,
-        instrumented=keras.Model(inputs, outputs_and_decision),
-        encoder=assembly.encoder,
-        policy=assembly.policy,
-        affines=assembly.affines,
-        quantizers=assembly.quantizers,
-        wrappers=assembly.wrappers,
-        norms=normalizations(graph),
-        costs=costs,
-        target=target,
-        budget=budget,
-        config=config,
-        bit_ops=bit_ops,
-        output_names=list(output_names) if output_names else names_of_outputs(model),
-        aliases=[list(pair) for pair in graph.aliases.items()],
-    )
-    return inputs, outputs, parts
-
-
-def names_of_outputs(model: keras.Model) -> list[str]:
-    """Returns the names that Keras gives to the outputs of a model."""
-    if isinstance(model, keras.Sequential):
-        return [model.layers[-1].name]
-    return list(model.output_names)
 
 
 class GraphAssembly:
