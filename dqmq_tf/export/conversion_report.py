@@ -26,8 +26,9 @@ def tensor_reports(networks: Sequence[WrittenFile]) -> tuple["TensorReport", ...
 
 
 def _reports_of(model: ModelT, lowered: LoweredModel) -> list["TensorReport"]:
-    tensors = {flatbuffer.text(t.name): t for t in model.subgraphs[0].tensors}
-    coded, reports = lookup_tables.coded_tensors(model), []
+    graph, reports = model.subgraphs[0], []
+    tensors = {flatbuffer.text(t.name): t for t in graph.tensors}
+    coded = lookup_tables.coded_tensors(model, graph)
     for number, weights in enumerate(lowered.weights):
         tensor = tensors[f"w{number}"]
         holder = coded[f"w{number}"][0] if f"w{number}" in coded else tensor

@@ -14,6 +14,7 @@ from dqmq_tf.flatbuffer import (
     SubGraphT,
     TFLiteFile,
     file_size,
+    lookup_tables,
     metadata,
 )
 
@@ -29,8 +30,9 @@ class FileContents:
         facts: Its metadata, as `read_metadata` returns them.
         signatures: `{name: {"inputs": {name: tensor}, "outputs": {name: tensor}}}` . A tensor
             is a text with its type, shape, scale and zero point.
-        weights: A dictionary per weight tensor: `network`, `name`, `bits`, `container`, `shape`,
-            `scales` (their number) and `bytes`.
+        weights: A dictionary per weight tensor: `network`, `name`, `bits`, `container`, `table`
+            (whether indices into a lookup table are stored), `shape`, `scales` (their number) and
+            `bytes`.
         operators: `{network: {operator: count}}`.
     """
 
@@ -62,7 +64,8 @@ class FileContents:
             weights.add_column(column, justify=justify)
         for entry in self.weights:
             weights.add_row(
-                entry["network"], entry["name"], str(entry["bits"]), entry["container"],
+                entry["network"], entry["name"], str(entry["bits"]),
+                f"{entry['container']}, table" if entry["table"] else entry["container"],
                 "x".join(map(str, entry["shape"])), str(entry["scales"]), f"{entry['bytes']:,}",
             )  # fmt: skip
         parts: list[Any] = [weights]
@@ -71,10 +74,10 @@ class FileContents:
                 parts += [f"{name}, {side[:-1]} {n}: {t}" for n, t in ends[side].items()]
         for name, counts in self.operators.items():
             parts.append(f"{name}: " + ", ".join(f"{n} {op}" for op, n in counts.items()))
-        parts.append(
-            f"{self.size_bytes:,} bytes, {self.download_bytes:,} under deflate; "
-            f"TensorFlow Lite {self.min_runtime_version} or newer"
-        )
+        runtime = f"TensorFlow Lite {self.min_runtime_version} or newer"
+        if any(entry["table"] for entry in self.weights):
+            runtime = "only TFLite Micro with the operator DECODE runs the file"
+        parts.append(f"{self.size_bytes:,} bytes, {self.download_bytes:,} under deflate; {runtime}")
         return rich.console.Group(*parts)
 
 
@@ -147,23 +150,28 @@ def _weights(model: ModelT, graph: SubGraphT, facts: dict[str, Any]) -> Iterator
             return
         facts = facts["profiles"][int(network.removeprefix("profile_"))]
     tensors = {flatbuffer.text(tensor.name): tensor for tensor in graph.tensors}
+    coded = lookup_tables.coded_tensors(model, graph)
     for number, (label, bits) in enumerate(facts["bits"].items()):
         tensor = tensors.get(f"w{number}")
         if tensor is not None:
+            # Decoded weights have no data of their own.
+            holder = coded[f"w{number}"][0] if f"w{number}" in coded else tensor
             yield {
                 "network": network,
                 "name": label,
                 "bits": bits,
                 "container": flatbuffer.type_name(tensor),
+                "table": holder is not tensor,
                 "shape": [int(n) for n in tensor.shape],
                 "scales": len(tensor.quantization.scale),
-                "bytes": len(model.buffers[tensor.buffer].data),
+                "bytes": len(model.buffers[holder.buffer].data),
             }
 
 
 def _operators(model: ModelT, graph: SubGraphT) -> dict[str, int]:
     counts: dict[str, int] = {}
     for operator in graph.operators:
-        name = flatbuffer.operator_name(model, operator)
+        custom = model.operatorCodes[operator.opcodeIndex].customCode
+        name = flatbuffer.text(custom) or flatbuffer.operator_name(model, operator)
         counts[name] = counts.get(name, 0) + 1
     return counts

@@ -118,22 +118,22 @@ def is_compressed(model: ModelT) -> bool:
     return any(code.customCode == DECODE for code in model.operatorCodes)
 
 
-def coded_tensors(model: ModelT) -> dict[str, tuple[TensorT, TensorT]]:
+def coded_tensors(model: ModelT, graph: SubGraphT) -> dict[str, tuple[TensorT, TensorT]]:
     """Maps each compressed weight tensor to its tensor of indices and its lookup table.
 
     Args:
         model: A `ModelT`.
+        graph: One of its subgraphs. Each has its own names.
 
     Returns:
         `{name of a weight tensor: (tensor of its indices, tensor of its table)}`.
     """
     coded: dict[str, tuple[TensorT, TensorT]] = {}
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            if _is_decoder(model, operator):
-                indices, table = (graph.tensors[i] for i in operator.inputs)
-                name = serialization.text(graph.tensors[operator.outputs[0]].name)
-                coded.setdefault(name, (indices, table))
+    for operator in graph.operators:
+        if _is_decoder(model, operator):
+            indices, table = (graph.tensors[i] for i in operator.inputs)
+            name = serialization.text(graph.tensors[operator.outputs[0]].name)
+            coded.setdefault(name, (indices, table))
     return coded
 
 

@@ -59,7 +59,7 @@ def test_tflite_micro_decodes_the_weights_and_computes_the_same_bits(compressed)
 
 def test_tables_are_shared_and_indices_take_their_bits(plain, compressed):
     model, widths = compressed.model, plain[2]
-    coded = lookup_tables.coded_tensors(model)
+    coded = lookup_tables.coded_tensors(model, model.subgraphs[0])
     assert set(coded) == set(widths)
     sizes = {t.name: int(t.shape[0]) for pair in coded.values() for t in pair}
     # One header for each number of bits and axis of the channels.
@@ -79,7 +79,7 @@ def test_a_table_that_decodes_to_other_weights_is_detected(plain, compressed, mo
     # The header now has a distance between the tables of two channels.
     changed = compressed.copy()
     model = changed.model
-    _, table = lookup_tables.coded_tensors(model)["w0"]
+    _, table = lookup_tables.coded_tensors(model, model.subgraphs[0])["w0"]
     uncompressed = lookup_tables.decompress_file(compressed)
     data = flatbuffer.constant(model, table).copy()
     data[6] = 1
@@ -152,7 +152,7 @@ def test_names_that_are_not_weights_are_refused(plain):
 
 def test_one_table_on_weights_with_a_scale_per_channel_is_refused(compressed):
     model = flatbuffer.read(compressed.contents)
-    _, table = lookup_tables.coded_tensors(model)["w0"]
+    _, table = lookup_tables.coded_tensors(model, model.subgraphs[0])["w0"]
     data = flatbuffer.constant(model, table).copy()
     data[5] |= 0xF0
     editing.set_constant(model, table, data)
@@ -163,7 +163,7 @@ def test_one_table_on_weights_with_a_scale_per_channel_is_refused(compressed):
 @pytest.mark.parametrize("position,value", [(0, 1), (1, 9), (5, 0), (6, 100)])
 def test_corrupt_tables_are_refused(compressed, position, value):
     model = flatbuffer.read(compressed.contents)
-    _, table = lookup_tables.coded_tensors(model)["w0"]
+    _, table = lookup_tables.coded_tensors(model, model.subgraphs[0])["w0"]
     data = flatbuffer.constant(model, table).copy()
     data[position] = value
     editing.set_constant(model, table, data)
