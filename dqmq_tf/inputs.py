@@ -19,6 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 BATCH_SIZE = 256
+# The inputs of a batch, one array per model input, and what follows them in an element.
+_Part = tuple[list[Any], tuple[Any, ...]]
 _FORMS = (
     "an array, a list or dictionary of arrays, a tf.data.Dataset, a keras.utils.PyDataset, or a "
     "generator of batches, of inputs or (inputs, labels)"
@@ -48,21 +50,54 @@ def batches(
     Raises:
         ValueError: If the data hold no sample, never end, or do not fit the model's inputs.
     """
-    if samples is None and isinstance(data, tf.data.Dataset):
-        if data.cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise ValueError(
-                f"`{argument}` is a dataset without an end. Limit it, for example with `.take(100)`."
-            )
+    if samples is None:
+        _check_finite_length(data, argument)
     count = 0
-    for part in _parts(data, model, batch_size, argument):
+    for part, _ in _parts(data, model, batch_size, argument, keeps_rest=False):
         if samples is not None:
             part = [array[: samples - count] for array in part]
         if len(part[0]):
             count += len(part[0])
-            yield [np.asarray(array).astype(x.dtype) for array, x in zip(part, model.inputs)]
+            yield _cast(part, model)
         if samples is not None and count >= samples:
             return
     if not count:
+        raise ValueError(f"`{argument}` holds no inputs: pass at least one.")
+
+
+def labeled_batches(
+    data: Any, model: keras.Model, *, batch_size: int = BATCH_SIZE, argument: str = "data"
+) -> Iterator[tuple[list[np.ndarray], tuple[Any, ...]]]:
+    """Yields the inputs of a model in batches, with what follows them in the elements of the data.
+
+    Args:
+        data: See the module. A tuple of arrays `(inputs, labels, ...)` is an element.
+        model: The model that takes the inputs.
+        batch_size: Samples per batch where arrays or single samples are put into batches.
+        argument: Name of the caller's argument, for error messages.
+
+    Yields:
+        `(inputs, rest)`: a list with one array `[batch, ...]` per model input, and a tuple with what
+        follows the inputs in an element, such as `(labels,)`, batched as well. It is empty for
+        elements that hold only inputs.
+
+    Raises:
+        ValueError: If the data hold no sample, never end, or do not fit the model's inputs, or if
+            labels and inputs differ in number.
+    """
+    _check_finite_length(data, argument)
+    is_empty = True
+    for part, rest in _parts(data, model, batch_size, argument, keeps_rest=True):
+        counts = [len(leaf) for leaf in keras.tree.flatten(rest) if np.ndim(leaf)]
+        if any(count != len(part[0]) for count in counts):
+            raise ValueError(
+                f"`{argument}` has a batch of {len(part[0])} inputs with {counts} labels, weights or "
+                "other values. Give one of each for every input."
+            )
+        if len(part[0]):
+            is_empty = False
+            yield _cast(part, model), rest
+    if is_empty:
         raise ValueError(f"`{argument}` holds no inputs: pass at least one.")
 
 
@@ -128,22 +163,46 @@ def checked_finite(arrays: list[np.ndarray]) -> list[np.ndarray]:
     return arrays
 
 
+def _check_finite_length(data: Any, argument: str) -> None:
+    if isinstance(data, tf.data.Dataset):
+        if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(
+                f"`{argument}` is a dataset without an end. Limit it, for example with `.take(100)`."
+            )
+
+
+def _cast(arrays: list[Any], model: keras.Model) -> list[np.ndarray]:
+    return [np.asarray(array).astype(x.dtype) for array, x in zip(arrays, model.inputs)]
+
+
 def _parts(
-    data: Any, model: keras.Model, batch_size: int, argument: str
-) -> Iterator[list[np.ndarray]]:
-    """Yields batches as they come; arrays are cut, and single samples are put together."""
-    waiting: list[list[np.ndarray]] = []
+    data: Any, model: keras.Model, batch_size: int, argument: str, keeps_rest: bool
+) -> Iterator[_Part]:
+    """Yields batches as they come. Arrays are cut, and single samples are put together.
+
+    Args:
+        data: See the module.
+        model: The model that takes the inputs.
+        batch_size: The number of samples per batch where batches are made here.
+        argument: The name of the caller's argument, for error messages.
+        keeps_rest: Whether to yield what follows the inputs in an element. If not, the second item
+            of each part is `()`.
+    """
+    waiting: list[_Part] = []
     for element in _elements(data, argument):
-        arrays, is_batch = _matched(element, model, argument)
+        arrays, rest, is_batch = _matched(element, model, argument)
+        part = (arrays, tuple(map(_as_arrays, rest)) if keeps_rest else ())
         if is_batch:
-            yield from _cut(arrays, batch_size) if _is_arrays(data) else [arrays]
+            yield from _cut(part, batch_size) if _is_arrays(data) else [part]
             continue
-        waiting.append([np.asarray(array)[np.newaxis] for array in arrays])
-        if len(waiting) == batch_size:
-            yield _joined(waiting)
+        part = keras.tree.map_structure(_batch_of_one, part)
+        # Samples of different sizes cannot be in one batch.
+        if waiting and (len(waiting) == batch_size or _shapes(part) != _shapes(waiting[0])):
+            yield _joined_parts(waiting)
             waiting = []
+        waiting.append(part)
     if waiting:
-        yield _joined(waiting)
+        yield _joined_parts(waiting)
 
 
 def _elements(data: Any, argument: str) -> Iterable[Any]:
@@ -170,22 +229,24 @@ def _is_arrays(data: Any) -> bool:
     )
 
 
-def _matched(element: Any, model: keras.Model, argument: str) -> tuple[list[Any], bool]:
-    """Returns the inputs in an element, one array per model input, and whether it is a batch.
+def _matched(
+    element: Any, model: keras.Model, argument: str
+) -> tuple[list[Any], tuple[Any, ...], bool]:
+    """Returns the inputs in an element, what follows them, and whether it is a batch.
 
-    A tuple is `(inputs, ...)` by Keras's rule. It is taken as a tuple of inputs only if its first
+    The inputs are one array per model input. A tuple is `(inputs, ...)` by Keras's rule. It is taken as a tuple of inputs only if its first
     entry does not fit the model.
     """
-    candidates = [element]
+    candidates: list[tuple[Any, tuple[Any, ...]]] = [(element, ())]
     if isinstance(element, tuple) and element:
-        candidates = [element[0], element]
-    for candidate in candidates:
+        candidates = [(element[0], element[1:]), (element, ())]
+    for candidate, rest in candidates:
         arrays = _flat(candidate, model)
         if arrays is None:
             continue
         for is_batch in (True, False):
             if all(_fits(a, x.shape, is_batch) for a, x in zip(arrays, model.inputs)):
-                return arrays, is_batch
+                return arrays, rest, is_batch
     wanted = ", ".join(f"{x.name} {list(x.shape[1:])}" for x in model.inputs)
     raise ValueError(
         f"`{argument}` must be {_FORMS}, for inputs {wanted} of model {model.name!r}, each with or "
@@ -243,9 +304,31 @@ def _input_structure(model: keras.Model) -> Any:
     return model.input
 
 
-def _cut(arrays: list[Any], size: int) -> Iterator[list[np.ndarray]]:
-    for start in range(0, max(len(arrays[0]), 1), size):
-        yield [array[start : start + size] for array in arrays]
+def _cut(part: _Part, size: int) -> Iterator[_Part]:
+    for start in range(0, max(len(part[0][0]), 1), size):
+        rows = slice(start, start + size)
+        yield keras.tree.map_structure(lambda x, rows=rows: None if x is None else x[rows], part)
+
+
+def _as_arrays(value: Any) -> Any:
+    """Returns a structure of labels, weights or other values with arrays as its leaves."""
+    if _is_numeric(value):
+        return np.asarray(value)
+    return keras.tree.map_structure(_local, value)
+
+
+def _batch_of_one(leaf: Any) -> Any:
+    return None if leaf is None else np.asarray(leaf)[np.newaxis]
+
+
+def _shapes(part: _Part) -> list[tuple[int, ...]]:
+    return [np.shape(leaf) for leaf in keras.tree.flatten(part)]
+
+
+def _joined_parts(parts: list[_Part]) -> _Part:
+    return keras.tree.map_structure(
+        lambda *leaves: None if leaves[0] is None else np.concatenate(leaves), *parts
+    )
 
 
 def _joined(parts: list[list[np.ndarray]]) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from dqmq_tf import inputs
 from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quality.degradations import KINDS
@@ -44,99 +45,87 @@ class Evaluation:
         return None if self.kinds is None else np.array(["clean", *KINDS])[self.kinds[:, 0]]
 
 
-def checked_dataset(qmodel: DQMQModel, data: Any) -> tf.data.Dataset:
-    """Returns the data in batches, with elements `(images, labels[, weights][, quality])`.
+def evaluate(qmodel: DQMQModel, data: Any) -> Evaluation:
+    """Runs the model once over data.
 
     Args:
-        qmodel: The model that takes the images.
+        qmodel: The model that takes the inputs.
         data: What the user passed to `summary`.
 
     Raises:
-        ValueError: If the data cannot be evaluated.
+        ValueError: If the model has not seen data, or if the data is empty, endless, of another form,
+            or contains an unknown kind of degradation.
     """
-    if not isinstance(data, tf.data.Dataset):
-        raise ValueError(
-            f"`data` must be a tf.data.Dataset. Found {type(data).__name__}. Create one with "
-            "`tf.data.Dataset.from_tensor_slices((images, labels))`."
-        )
     if not qmodel._training.is_calibrated:
         raise ValueError(
             "`data` cannot be evaluated because the model has not seen data. Call fit or "
             "calibrate(images) first, or omit `data`."
         )
-    if data.cardinality() in (0, tf.data.INFINITE_CARDINALITY):
-        size = "an empty" if data.cardinality() == 0 else "an endless"
-        raise ValueError(
-            f"`data` must be finite and not empty. Found {size} dataset. Check its split, "
-            "filters, `drop_remainder` and `repeat`."
-        )
-    spec = data.element_spec
-    if not _has_labels(spec):
-        raise ValueError(f"`data` must have elements {_ELEMENT}. Found {spec!r}. Use `data.map`.")
-    shapes = [tf.TensorShape(image.shape) for image in keras.tree.flatten(spec[0])]
-    batch_shapes = [tf.TensorShape(x.shape) for x in qmodel.inputs]
-    if _are_compatible(shapes, batch_shapes):
-        return data
-    if _are_compatible(shapes, [shape[1:] for shape in batch_shapes]):
-        return data.batch(_BATCH_SIZE if all(s.is_fully_defined() for s in shapes) else 1)
-    raise ValueError(
-        f"`data` must have images of shape {[tuple(s)[1:] for s in batch_shapes]}, batched or not, "
-        f"because {qmodel.name!r} takes them. Found {[str(s) for s in shapes]}. Resize the images "
-        "with `data.map`."
-    )
-
-
-def _has_labels(spec: Any) -> bool:
-    """Returns whether a dataset's elements have the form that `summary` documents."""
-    if not isinstance(spec, tuple) or len(spec) < 2:
-        return False
-    if isinstance(spec[-1], dict) and len(spec) > 2:
-        return len(spec) <= 4 and {"kind", "severity"} <= set(spec[-1])
-    return len(spec) <= 3
-
-
-def _are_compatible(shapes: list[tf.TensorShape], expected: list[tf.TensorShape]) -> bool:
-    return len(shapes) == len(expected) and all(
-        shape.rank is not None and shape.is_compatible_with(other)
-        for shape, other in zip(shapes, expected)
-    )
-
-
-def evaluate(qmodel: DQMQModel, data: tf.data.Dataset) -> Evaluation:
-    """Runs the model once over batched data.
-
-    Raises:
-        ValueError: If the data is empty or contains an unknown kind of degradation.
-    """
     metric: Literal["accuracy", "loss"] | None = None
     embeddings: list[np.ndarray] = []
     scores: list[np.ndarray] = []
     kinds: list[np.ndarray] = []
-    cardinality = int(data.cardinality())
-    for x, y, *rest in with_progress(data, "Evaluating", cardinality if cardinality > 0 else None):
-        prediction = qmodel.predict_on_batch(x)
-        if not embeddings:
-            if _classes(y, prediction) is not None:
+    batches = inputs.labeled_batches(data, qmodel, batch_size=_BATCH_SIZE)
+    for x, rest in with_progress(batches, "Evaluating", _batch_count(qmodel, data)):
+        labels, quality = _labels_and_quality(qmodel, rest)
+        prediction = qmodel.predict_on_batch(inputs.structured(x, qmodel))
+        if not embeddings and labels is not None:
+            if _classes(labels, prediction) is not None:
                 metric = "accuracy"
             elif getattr(qmodel, "loss", None) is not None:
                 metric = "loss"
-        embeddings.append(ops.convert_to_numpy(qmodel._parts.encoder(keras.tree.flatten(x)[0])))
+        embeddings.append(ops.convert_to_numpy(qmodel._parts.encoder(x[0])))
         if metric == "accuracy":
-            correct = _classes(y, prediction) == prediction.argmax(axis=-1)
+            correct = _classes(labels, prediction) == prediction.argmax(axis=-1)
             scores.append(correct.reshape(len(correct), -1).mean(axis=1))
         elif metric == "loss":
-            scores.append(ops.convert_to_numpy(per_sample_losses(qmodel.loss, y, prediction)))
-        if rest and isinstance(rest[-1], dict):
-            columns = [np.asarray(rest[-1][key]).reshape(-1) for key in ("kind", "severity")]
+            labels = keras.tree.map_structure(ops.convert_to_tensor, labels)
+            scores.append(ops.convert_to_numpy(per_sample_losses(qmodel.loss, labels, prediction)))
+        if quality is not None:
+            columns = [np.asarray(quality[key]).reshape(-1) for key in ("kind", "severity")]
             kinds.append(np.stack(columns, axis=1).astype("int64"))
-    if not embeddings:
-        raise ValueError("`data` is empty: it gave no batch. Check its split and filters.")
     return Evaluation(
         embeddings=np.concatenate(embeddings),
         metric=metric,
         scores=np.concatenate(scores) if scores else None,
         kinds=_checked_kinds(np.concatenate(kinds)) if kinds else None,
     )
+
+
+def _labels_and_quality(
+    qmodel: DQMQModel, rest: tuple[Any, ...]
+) -> tuple[Any, dict[str, Any] | None]:
+    """Returns the labels and the quality of a batch, each None if it is not there.
+
+    Args:
+        qmodel: The model.
+        rest: What follows the inputs in an element: nothing, or labels, sample weights and quality, of
+            which the last ones may be missing. `quality.mixed_quality` appends the quality to
+            elements without labels as well.
+    """
+    quality = None
+    if rest and isinstance(rest[-1], dict) and not set(rest[-1]) <= set(qmodel.output_names):
+        *others, quality = rest
+        rest = tuple(others)
+    if len(rest) > 2 or not (quality is None or {"kind", "severity"} <= set(quality)):
+        kinds = [type(value).__name__ for value in rest]
+        keys = "" if quality is None else f", and a dictionary with the keys {sorted(quality)}"
+        raise ValueError(
+            f"`data` must have elements {_ELEMENT}. Found elements with {kinds} after the inputs{keys}. "
+            "Use `data.map`."
+        )
+    return rest[0] if rest else None, quality
+
+
+def _batch_count(qmodel: DQMQModel, data: Any) -> int | None:
+    """Returns the number of batches, or None if it is not known before they are read."""
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches
+    if not isinstance(data, tf.data.Dataset) or int(data.cardinality()) < 0:
+        return None
+    rank = getattr(keras.tree.flatten(data.element_spec)[0].shape, "rank", None)
+    is_batched = rank == len(qmodel.inputs[0].shape)
+    return int(data.cardinality()) if is_batched else -(-int(data.cardinality()) // _BATCH_SIZE)
 
 
 def _checked_kinds(kinds: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import tensorflow as tf
 
 from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.config import Budget
@@ -126,16 +125,16 @@ class Summary:
         yield from tables.tables(self, options.ascii_only)
 
 
-def summary(qmodel: DQMQModel, data: tf.data.Dataset | None = None) -> Summary:
+def summary(qmodel: DQMQModel, data: Any = None) -> Summary:
     """Reports bits, bytes and bit operations per layer, and what inputs of each quality get.
 
     Args:
         qmodel: A `DQMQModel`.
-        data: A finite `tf.data.Dataset`, batched or not, of `(image, label)`, or of
-            `(image, label, {"kind": index, "severity": int})` to tell the kinds of degradation
-            apart, as `quality.mixed_quality(..., with_quality=True)` produces them. Sample weights
-            are ignored. The dataset is read once. None to report no accuracy: bits are then those
-            of the last inputs that training saw.
+        data: Arrays `(images, labels)`, or a dataset of any kind that `dqmq_tf.inputs` lists, batched
+            or not, of `(image, label)`. Elements `(image, label, {"kind": index, "severity": int})`
+            tell the kinds of degradation apart; `quality.mixed_quality(..., with_quality=True)`
+            produces them. Sample weights are ignored. The data is read once. Without labels, no
+            accuracy is reported. None to report the bits of the last inputs that training saw.
 
     Returns:
         A `Summary`. Print it, read its attributes, or call its `plot`. Bits, bytes and BitOPs are
@@ -192,11 +191,11 @@ def summary(qmodel: DQMQModel, data: tf.data.Dataset | None = None) -> Summary:
 
 
 def _evaluate(
-    qmodel: DQMQModel, data: tf.data.Dataset | None
+    qmodel: DQMQModel, data: Any
 ) -> tuple[evaluation.Evaluation, Literal["data", "training", "none"]]:
     """Returns the inputs to summarize, and the `source` of a `Summary` for them."""
     if data is not None:
-        return evaluation.evaluate(qmodel, evaluation.checked_dataset(qmodel, data)), "data"
+        return evaluation.evaluate(qmodel, data), "data"
     embeddings = qmodel._parts.policy.seen.values()
     if len(embeddings):
         return evaluation.Evaluation(embeddings=embeddings), "training"

@@ -1,6 +1,7 @@
 """Checks what `summary` reports about data against counts by hand."""
 
 import collections
+import dataclasses
 
 import keras
 import numpy as np
@@ -11,6 +12,49 @@ from helpers.summarized_models import KINDS, SAMPLES, small_network
 import dqmq_tf
 from dqmq_tf import quality
 from dqmq_tf.report.summary import summary
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of 32 of arrays in a structure."""
+
+    def __init__(self, structure):
+        super().__init__()
+        self.structure = structure
+
+    def __len__(self):
+        return SAMPLES // 32
+
+    def __getitem__(self, index):
+        rows = slice(32 * index, 32 * index + 32)
+        return keras.tree.map_structure(lambda array: array[rows], self.structure)
+
+
+def element(x, y, kinds, severities):
+    return x, y, {"kind": kinds, "severity": severities}
+
+
+def generated(structure):
+    """Yields the batches of `Batches`."""
+    dataset = Batches(structure)
+    yield from (dataset[index] for index in range(len(dataset)))
+
+
+def sliced(*arrays):
+    return tf.data.Dataset.from_tensor_slices(element(*arrays))
+
+
+DATA_KINDS = {
+    "arrays": element,
+    "list of inputs": lambda x, *rest: element([x], *rest),
+    "dictionary of inputs": lambda x, *rest: element({"image": x}, *rest),
+    "tensors": lambda *arrays: element(*map(tf.constant, arrays)),
+    "weighted arrays": lambda x, y, *rest: (x, y, np.ones(SAMPLES), element(x, y, *rest)[2]),
+    "batched dataset": lambda *arrays: sliced(*arrays).batch(32),
+    "dataset of equal batches": lambda *arrays: sliced(*arrays).batch(32, drop_remainder=True),
+    "unbatched dataset": sliced,
+    "PyDataset": lambda *arrays: Batches(element(*arrays)),
+    "generator": lambda *arrays: generated(element(*arrays)),
+}
 
 
 class TestDecisionStatistics:
@@ -81,6 +125,38 @@ class TestQualities:
         (row,) = summary(per_sample, change(data)).qualities
         assert row == report.qualities[-1]
 
+    @pytest.mark.parametrize("kind", DATA_KINDS)
+    def test_every_kind_of_data_gives_the_same_rows(self, per_sample, report, arrays, kind):
+        assert summary(per_sample, DATA_KINDS[kind](*arrays)).qualities == report.qualities
+
+    @pytest.mark.parametrize(
+        "data_of",
+        [
+            lambda x, *_: x,
+            lambda x, *_: [x],
+            lambda x, *_: {"image": x},
+            lambda x, *_: tf.data.Dataset.from_tensor_slices(x).batch(32),
+            lambda x, *_: tf.data.Dataset.from_tensor_slices(x),
+            lambda x, *_: (part for part in np.split(x, 3)),
+        ],
+        ids=["array", "list", "dictionary", "batched", "unbatched", "generator"],
+    )
+    def test_without_labels_there_is_no_accuracy(self, per_sample, report, arrays, data_of):
+        (row,) = summary(per_sample, data_of(*arrays)).qualities
+        assert row == dataclasses.replace(report.qualities[-1], accuracy=None)
+
+    def test_a_dataset_without_labels_tells_qualities_apart(self, per_sample, data, report):
+        found = summary(per_sample, data.map(lambda x, y, drawn: (x, drawn))).qualities
+        assert found == tuple(dataclasses.replace(row, accuracy=None) for row in report.qualities)
+
+    def test_samples_of_different_sizes_are_not_in_one_batch(self):
+        model = keras.Sequential([keras.Input((None, None, 2)), keras.layers.Conv2D(3, 2)])
+        model.add(keras.layers.GlobalAveragePooling2D())
+        qmodel = dqmq_tf.quantize_model(model, target="simulation")
+        qmodel.calibrate(np.random.default_rng(0).normal(size=(8, 9, 9, 2)))
+        samples = ((np.ones((length, 6, 2), "float32"), 1) for length in (5, 5, 7))
+        assert summary(qmodel, samples).samples == 3
+
     def test_tasks_other_than_classification_have_a_loss(self):
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2, name="line")])
@@ -106,14 +182,15 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda d: (np.zeros((2, 16, 16, 3)), np.zeros(2)), "tf.data.Dataset. Found tuple"),
-            (lambda d: d.take(0), "an empty"),
-            (lambda d: d.filter(lambda x, y, drawn: False), "is empty: it gave no batch"),
-            (lambda d: d.repeat(), "an endless"),
-            (lambda d: d.map(lambda x, y, drawn: x), "elements \\(image, label\\)"),
-            (lambda d: d.map(lambda x, y, drawn: {"image": x, "label": y}), "elements"),
-            (lambda d: d.map(lambda x, y, drawn: (x, y, {"kind": y})), "elements"),
-            (lambda d: d.map(lambda x, y, drawn: (x[:, :8], y)), "shape.*16, 16, 3.*8, 16, 3"),
+            (lambda d: "images", "must be an array.*Found str"),
+            (lambda d: (np.zeros((2, 16, 16, 3)), np.zeros(3)), "2 inputs with .3. labels"),
+            (lambda d: d.take(0), "holds no inputs"),
+            (lambda d: d.filter(lambda x, y, drawn: False), "holds no inputs"),
+            (lambda d: d.repeat(), "without an end"),
+            (lambda d: d.map(lambda x, y, drawn: (x, y, y, y)), "elements \\(image, label\\)"),
+            (lambda d: d.map(lambda x, y, drawn: {"picture": x, "label": y}), "image.*picture"),
+            (lambda d: d.map(lambda x, y, drawn: (x, y, {"kind": y})), "elements.*kind"),
+            (lambda d: d.map(lambda x, y, drawn: (x[:, :8], y)), "batch.*16, 16, 3.*8, 16, 3"),
             (
                 lambda d: d.map(lambda x, y, drawn: (x, y, {"kind": y + 99, "severity": y})),
                 "kinds from 0 .clean. to 14.*Found 99",
