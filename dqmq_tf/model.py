@@ -236,13 +236,16 @@ class DQMQModel(keras.Model):
                 "begun, so the bits would never settle. Train with `fit` or `train_on_batch`, or put "
                 "your loop into `with qmodel.custom_training(steps=..., data=...) as training:`."
             )
-        return super().__call__(*args, **kwargs)
+        with training.gradients.owned():
+            return super().__call__(*args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        return steps.train_step(self, data)
+        with self._training.gradients.owned():
+            return steps.train_step(self, data)
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        return steps.test_step(self, data)
+        with self._training.gradients.owned():
+            return steps.test_step(self, data)
 
     # Phases.
 

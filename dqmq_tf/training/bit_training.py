@@ -11,6 +11,7 @@ from dqmq_tf.budget import sensitivity
 from dqmq_tf.budget.budget_keeper import BudgetKeeper
 from dqmq_tf.policy.policy_state import SEARCH, SETTLED
 from dqmq_tf.training import optimizers
+from dqmq_tf.training.custom_gradients import CustomGradients
 from dqmq_tf.training.policy_search import PolicySearch, mean_bits
 
 _CALIBRATION_SAMPLES = 256
@@ -26,6 +27,7 @@ class BitTraining:
     Attributes:
         search: The `PolicySearch`, which computes the terms of a training step.
         keeper: The `BudgetKeeper`, which fixes bits within the budget.
+        gradients: The `CustomGradients` of the graphs that are traced for the model.
         policy_optimizer: The optimizer of the policy and of the quality normalization. None before
             the model is compiled.
         encoder_optimizer: The optimizer of the quality encoder. None before the model is compiled.
@@ -34,6 +36,7 @@ class BitTraining:
     def __init__(self, model: keras.Model, parts: Any) -> None:
         self.model, self.parts = model, parts
         self.search, self.keeper = PolicySearch(parts), BudgetKeeper(parts)
+        self.gradients = CustomGradients(model)
         names = [*self.search.term_names, "pathwise", "cost", "multiplier", "mean_bits"]
         self._figures = {name: keras.metrics.Mean(name=name) for name in names}
         self._settled_cost: float | None = None
