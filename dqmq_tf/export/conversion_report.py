@@ -11,6 +11,7 @@ from dqmq_tf.flatbuffer import ModelT, file_size, lookup_tables, metadata
 from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.lowering.write_file import WrittenFile
 from dqmq_tf.runtimes.vela import VelaReport
+from dqmq_tf.terminal import new_table
 
 
 def tensor_reports(networks: Sequence[WrittenFile]) -> tuple["TensorReport", ...]:
@@ -97,7 +98,7 @@ class AdaptiveReport:
 
     def __rich__(self) -> Any:
         names = [f"profile {number}" for number in range(len(self.profile_bytes))]
-        table = _table(f"Adaptive, routing by {self.routing}", "", "router", *names)
+        table = new_table(f"Adaptive, routing by {self.routing}", "", "router", *names)
         sizes = [f"{n:,}" for n in (self.router_bytes, *self.profile_bytes)]
         table.add_row("bytes of its own", *sizes)
         table.add_row("ms", *(f"{t:.3f}" for t in (self.router_ms, *self.profile_ms)))
@@ -157,7 +158,7 @@ class ConversionReport:
     def __rich__(self) -> Any:
         import rich.console
 
-        table = _table(
+        table = new_table(
             f"{self.path}: {self.target}, "
             + ("adaptive" if self.adaptive else f"profile {self.profile}"),
             "layer",
@@ -167,6 +168,7 @@ class ConversionReport:
             "container",
             "bytes",
             "deflated",
+            text_columns=2,
         )
         for entry in self.weights:
             table.add_row(
@@ -199,12 +201,3 @@ class ConversionReport:
             parts.append(self.adaptive)
         parts.append(self.verification or "Not verified")
         return rich.console.Group(*parts)
-
-
-def _table(title: str, *columns: str) -> Any:
-    import rich.table
-
-    table = rich.table.Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < 2 and len(columns) > 2 else "right")
-    return table

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import FileFormatError
@@ -17,6 +17,7 @@ from dqmq_tf.flatbuffer import (
     lookup_tables,
     metadata,
 )
+from dqmq_tf.terminal import new_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,17 +52,12 @@ class FileContents:
 
     def __rich__(self) -> Any:
         import rich.console
-        import rich.table
 
-        weights = rich.table.Table(
-            title=f"{self.path}: {self.facts['target']}, dqmq_tf {self.facts['version']}",
-            title_justify="left",
-        )
-        for column in ("network", "weights", "bits", "container", "shape", "scales", "bytes"):
-            justify: Literal["left", "right"] = (
-                "left" if column in ("network", "weights", "container") else "right"
-            )
-            weights.add_column(column, justify=justify)
+        weights = new_table(
+            f"{self.path}: {self.facts['target']}, dqmq_tf {self.facts['version']}",
+            "network", "weights", "bits", "container", "shape", "scales", "bytes",
+            text_columns=2,
+        )  # fmt: skip
         for entry in self.weights:
             weights.add_row(
                 entry["network"], entry["name"], str(entry["bits"]),

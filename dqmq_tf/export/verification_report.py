@@ -4,6 +4,8 @@ import dataclasses
 import json
 from typing import Any
 
+from dqmq_tf.terminal import new_table
+
 _NONE = "-"
 
 
@@ -114,21 +116,11 @@ class VerificationReport:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def __rich__(self) -> Any:
-        import rich.box
         import rich.console
-        import rich.table
         import rich.text
 
         differ = f"{self.different_numbers} of {self.checked_numbers:,} numbers in the file differ"
-        table = rich.table.Table(
-            title=rich.text.Text(f"Verified: {differ}", style="bold"),
-            title_justify="left",
-            box=rich.box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
-        for number, name in enumerate(self._head()):
-            table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        table = new_table(f"Verified: {differ}", *self._head())
         for row in self.rows:
             table.add_row(*self._cells(row), style=None if row.ran else "dim")
         versions = ", ".join(dict.fromkeys(str(row.version) for row in self._ran))
