@@ -1,4 +1,4 @@
-"""`convert`: a trained model becomes a file for a device."""
+"""`convert`: writes a trained model as a file for a device."""
 
 import os
 import pathlib
@@ -46,47 +46,49 @@ def convert(
 ) -> ConversionReport:
     """Writes a trained model as a `.tflite` file for its target.
 
-    The file holds the very integers and steps of training: batch normalization is folded exactly,
-    and no range is calibrated. It takes a batch of one, and has the signature
-    `"serving_default"` with the names of the model's inputs and outputs. Inputs and outputs have
-    the model's order, in the signature and by index.
+    The file contains exactly the integers and steps of training: batch normalization is folded
+    exactly, and no range is calibrated. The batch size is one. The signature `"serving_default"` has
+    the names of the model's inputs and outputs. Inputs and outputs have the order of the model, in
+    the signature and by index.
 
     Args:
-        qmodel: A trained `DQMQModel`. It is frozen to one precision profile if that was not done.
-        path: Where to write; ends in `.tflite`. An existing file is replaced only when the conversion succeeds.
-        profile: Which precision profile to write.
-        adaptive: Number of precision profiles, 2 to 4, to write into one file with the quality
-            router that chooses among them for each input. The model is frozen to as many, by the
-            policy's decisions on `data`, if it is not yet; train with
-            `DQMQConfig(profiles=adaptive)` to have each profile's weights trained.
-        routing: How an adaptive file chooses. `"signatures"`: signatures `"router"`, which gives
-            `profile`, and `"profile_0"`, `"profile_1"` and so on, which the app runs one after the
-            other, as `dqmq_tf.AdaptiveInterpreter` does. `"graph"`: one signature, an IF inside
-            the file; a last output `profile` tells what was chosen.
-        data: Typical inputs, as `dqmq_tf.verify` takes them, for the verification; random ones are
-            used otherwise.
-        io_dtype: Type of inputs and outputs: `"float32"`, or `"int8"` for callers that quantize by
-            themselves, such as firmware; None for what the target has, `"int8"` on
-            `microcontroller` and `ethos_u`.
-        verify: Run the file and compare it with the model before it is delivered: on the first
-            runtime of its target that is installed. `dqmq_tf.verify` runs it on all of them. An
-            adaptive file is compared with its profiles' own files in any case.
-        artifacts: What to write beside the file, under its name: `"c_array"`, a C++ source and
-            header for TFLite Micro (see `write_c_array`), and `"json"`, the report. All files are
-            written, or none.
+        qmodel: A trained `DQMQModel`. If it is not frozen, it is frozen to one precision profile.
+        path: The path of the file to write. It ends in `.tflite`. An existing file is replaced only
+            if the conversion succeeds.
+        profile: The index of the precision profile to write.
+        adaptive: The number of precision profiles, 2 to 4, of an adaptive file, which contains all
+            profiles and the quality router that chooses one of them for each input. The model is
+            frozen to this number of profiles by the policy's decisions on `data`, unless it already
+            is. To train the weights of each profile, train with `DQMQConfig(profiles=adaptive)`.
+            None for a file of one profile.
+        routing: How an adaptive file chooses a profile. `"signatures"`: the app runs the signature
+            `"router"`, whose output is `profile`, and then `"profile_0"`, `"profile_1"` or the like,
+            as `dqmq_tf.AdaptiveInterpreter` does. `"graph"`: the file has one signature and contains
+            an IF operator; an additional last output `profile` is the chosen profile.
+        data: Typical inputs for the verification, as arrays or as a dataset of any kind that
+            `dqmq_tf.inputs` lists. None for random inputs. Required for an adaptive file.
+        io_dtype: The type of inputs and outputs: `"float32"`, or `"int8"` for callers that quantize
+            values themselves, such as firmware. None for the default of the target, which is `"int8"`
+            for `microcontroller` and `ethos_u`.
+        verify: Whether to compare the file with the model before it is written, on the first runtime
+            of the target that is installed. `dqmq_tf.verify` compares it on all of them. An adaptive
+            file is always compared with the files of its profiles.
+        artifacts: The files to write beside the `.tflite` file, under its name: `"c_array"` for a C++
+            source and header for TFLite Micro (see `write_c_array`), and `"json"` for the report.
+            Either all files are written, or none.
 
     Returns:
-        `ConversionReport`.
+        A `ConversionReport`.
 
     Raises:
-        UnsupportedLayerError: If a layer has no counterpart in a file.
-        ConversionError: If the target cannot be deployed to or cannot route so, its runtime lacks
-            an operator, the file (each profile's own, of an adaptive one) is larger than the budget, or
-            an artifact is not for the target.
+        UnsupportedLayerError: If a layer cannot be converted.
+        ConversionError: If the target has no runtime or does not support the routing, if its runtime
+            lacks an operator, if the file (of each profile, for an adaptive file) exceeds the budget,
+            or if an artifact does not suit the target.
         VerificationError: If the file does not compute what the model computes.
-        ImportError: If weights are stored in lookup tables, or a C array is asked for, and the
-            `tflite-micro` wheel is not there to check and measure.
-        ValueError: If `path` does not end in `.tflite`, or another argument is not as above.
+        ImportError: If weights are stored in lookup tables or a C array is requested, and the
+            `tflite-micro` wheel, which checks and measures them, is not installed.
+        ValueError: If `path` does not end in `.tflite`, or if another argument is not valid.
         OSError: If `path` cannot be written.
 
     Example:
@@ -165,6 +167,7 @@ def convert(
 def _freeze(
     qmodel: DQMQModel, adaptive: int | None, inputs: Any, stage: Callable[[str], None]
 ) -> None:
+    """Freezes the model to the profiles that the file will contain, unless it already is."""
     if adaptive is None and not qmodel.frozen_profiles:
         stage("freezing to one precision profile")
         qmodel.freeze(profiles=1)
@@ -176,6 +179,7 @@ def _freeze(
 def _verified(
     qmodel: DQMQModel, path: Any, part: Any, inputs: Any, stage: Callable[[str], None]
 ) -> VerificationReport:
+    """Compares the file of one profile with the model on the first installed runtime."""
     return compare_file(
         qmodel,
         path,
@@ -190,7 +194,7 @@ def _verified(
 def _adaptive(
     qmodel: DQMQModel, path: Any, parts: list[Any], inputs: Any, data: Any, routing: str
 ) -> tuple[Any, AdaptiveReport]:
-    """Returns the adaptive file, and its report."""
+    """Combines the files of the profiles, checks the result, and returns it with its report."""
     lowered = parts[0].lowered
     grid = lowered.quantization.get(lowered.inputs[0])
     files = [part.file for part in parts]
@@ -208,21 +212,22 @@ def _adaptive(
 def _one(
     verifications: list[VerificationReport],
 ) -> VerificationReport | AdaptiveVerificationReport | None:
-    """Returns the verification of one profile, or of all, or None."""
+    """Returns the report of one profile, a joint report of several, or None if there is none."""
     if len(verifications) > 1:
         return AdaptiveVerificationReport(profiles=tuple(verifications))
     return verifications[0] if verifications else None
 
 
 def _checked_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Checks that a file can be written, before the conversion starts, and returns its path."""
     path = pathlib.Path(path)
     if path.suffix != _SUFFIX:
         raise ValueError(f"path={str(path)!r} must end in {_SUFFIX!r}.")
     if path.is_dir():
-        raise IsADirectoryError(f"path={str(path)!r} is a folder: give the name of a file in it.")
+        raise IsADirectoryError(f"path={str(path)!r} is a folder. Give the name of a file in it.")
     parent = path.absolute().parent
     if not parent.is_dir():
-        raise FileNotFoundError(f"The folder {str(parent)!r} of path={str(path)!r} is not there.")
+        raise FileNotFoundError(f"The folder {str(parent)!r} of path={str(path)!r} does not exist.")
     try:
         with tempfile.TemporaryFile(dir=parent):
             pass
@@ -234,8 +239,8 @@ def _checked_path(path: str | os.PathLike[str]) -> pathlib.Path:
 def _checked_target(target: Target) -> Target:
     if not target.deployable:
         raise ConversionError(
-            f"Target {target.name!r} has no runtime: nothing runs such a file. Quantize the model "
-            "for a target that can be deployed to, such as 'android'."
+            f"Target {target.name!r} has no runtime, so nothing could run the file. Quantize the "
+            "model for a target with a runtime, such as 'android'."
         )
     return target
 
@@ -244,7 +249,7 @@ def _check_activations(lowered: Any, target: Target) -> None:
     for key, precision in lowered.quantization.items():
         if precision.bit_width != 8:
             raise ConversionError(
-                f"The tensor made by {(lowered.paths[key] or 'the input')!r} has "
+                f"The output of {(lowered.paths[key] or 'the input')!r} has "
                 f"{precision.bit_width} bits, but runtimes of target {target.name!r} compute with "
                 "8-bit activations. Quantize the model for that target."
             )

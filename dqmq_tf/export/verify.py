@@ -1,4 +1,4 @@
-"""Comparison of a file with the model that it was written from, on the runtimes of its target."""
+"""`verify`: compares a file with the model that it was written from, on its target's runtimes."""
 
 import dataclasses
 import os
@@ -41,43 +41,43 @@ def verify(
     mean_quanta: float | None = None,
     seconds: float = _SECONDS,
 ) -> VerificationReport | AdaptiveVerificationReport:
-    """Checks that a file holds the model's numbers and computes what the model computes.
+    """Checks that a file contains the model's numbers and computes what the model computes.
 
-    The integers, scales, zero points and biases in the file must be equal to the model's. Then it
-    runs on each runtime that its target claims, each in a process of its own, which a damaged file
-    may end. No two runtimes round alike, so outputs are compared with a tolerance, that of the
-    runtime: 99 % of the clear inputs with the same largest output entry for LiteRT with XNNPACK,
-    98 % for all others, and a mean difference of 8 quanta.
+    The integers, scales, zero points and biases in the file must be equal to those of the model.
+    Then the file is run on each runtime of its target. Each runtime has its own process, because a
+    damaged file may crash it. Runtimes round differently, so their outputs are compared with a
+    tolerance. On LiteRT with XNNPACK, 99 % of the clear inputs must have the same largest output
+    entry, on all other runtimes 98 %. The mean difference may be 8 quanta.
 
     Args:
         qmodel: The frozen `DQMQModel` that the file was converted from.
-        path: Path of the `.tflite` file.
-        data: Inputs: an array, a list or dictionary of arrays, or a dataset, with or without
-            labels, batched or not (see `dqmq_tf.inputs`).
-        samples: Largest number of inputs to compare.
-        runtimes: Names of runtimes (see `dqmq_tf.runtimes.RUNTIMES`), all of which must be
-            installed. None for those that the model's target claims; one that is not installed then
-            has a row that says so.
-        agreement: Least share of the clear inputs with the same largest output entry, for
-            outputs of rank 2 with more than one column; None for each runtime's own. An input is
-            clear if the model's largest entry leads by more than an eighth of the output's grid:
-            on the others, rounding alone may change the order. Disagreements within three standard
-            deviations of the expected number are allowed.
-        mean_quanta: Largest mean difference, in steps of the output's grid; None for 8.
-        seconds: Time limit per runtime. A slower runtime is compared on fewer inputs.
+        path: The path of the `.tflite` file.
+        data: The inputs, as arrays or as a dataset of any kind that `dqmq_tf.inputs` lists. Labels
+            are ignored.
+        samples: The largest number of inputs to compare.
+        runtimes: The names of runtimes (see `dqmq_tf.runtimes.RUNTIMES`), all of which must be
+            installed. None for the runtimes of the model's target. The report then says which of them
+            are not installed.
+        agreement: The smallest share of the clear inputs that must have the same largest output
+            entry, 0 to 1. It applies to outputs of rank 2 with more than one column. None for the
+            share of each runtime. An input is clear if the model's largest entry leads by more than
+            an eighth of the output's grid. For other inputs, rounding alone may change the order. The
+            number of disagreements may exceed the expected one by three standard deviations.
+        mean_quanta: The largest mean difference, in steps of the output's grid. None for 8.
+        seconds: The time limit per runtime in seconds. A slower runtime is compared on fewer inputs.
 
     Returns:
-        `VerificationReport`, with a row per runtime; `AdaptiveVerificationReport`, one of these for
-        each profile, for an adaptive file.
+        A `VerificationReport` with a row for each runtime. For an adaptive file, an
+        `AdaptiveVerificationReport` with a `VerificationReport` for each profile.
 
     Raises:
-        VerificationError: If the file cannot be read, belongs to another model, or departs from
-            the model by more than the tolerance; the message has the runtime, the figures and the
-            first tensor that departs. Also if a runtime refuses the file or crashes on it, and if
-            no runtime is installed.
+        VerificationError: If the file cannot be read, if it was written from another model, if its
+            outputs differ from the model's by more than the tolerance, if a runtime rejects the file
+            or crashes, or if no runtime is installed. If outputs differ, the message names the
+            runtime, the differences and the first tensor that differs.
         ImportError: If one of `runtimes` is not installed.
-        ValueError: If one of `runtimes` is unknown, or `data` holds no inputs.
-        FileNotFoundError: If there is no such file.
+        ValueError: If one of `runtimes` is unknown, or if `data` contains no inputs.
+        FileNotFoundError: If the file does not exist.
 
     Example:
 
@@ -142,15 +142,22 @@ def compare_file(
     seconds: float = _SECONDS,
     stage: Callable[[str], None] = lambda name: None,
 ) -> VerificationReport:
-    """`verify` on what is already in memory.
+    """Compares a file in memory with the model; see `verify`.
 
     Args:
-        qmodel, path, agreement, mean_quanta, seconds: See `verify`.
-        written: `WrittenFile`.
-        inputs: What `collect` returned.
-        runtimes: `Runtime`s, whose order counts.
-        first_only: Run the first of them that is there, and no other.
-        stage: Function that is told what begins.
+        qmodel: The frozen `DQMQModel`.
+        path: The path of the file, for messages.
+        written: The file of one profile.
+        inputs: The inputs, one array `[N, ...]` per input of the model.
+        runtimes: The `Runtime` objects, in the order in which they run.
+        first_only: Whether to stop after the first runtime that is installed.
+        agreement: See `verify`.
+        mean_quanta: See `verify`.
+        seconds: See `verify`.
+        stage: A function that is called with the name of each stage when it begins.
+
+    Raises:
+        VerificationError: See `verify`.
     """
     stage("comparing numbers")
     model = written.uncompressed.model
@@ -202,7 +209,7 @@ def compare_file(
 
 
 def _named(names: Sequence[str]) -> list[Any]:
-    """Returns the runtimes of these names, all of which must be installed."""
+    """Returns the runtimes with these names. All of them must be installed."""
     chosen = [runtimes.get(name) for name in names]
     if not chosen:
         raise ValueError("runtimes is empty: name at least one, or pass None.")
@@ -214,10 +221,11 @@ def _named(names: Sequence[str]) -> list[Any]:
 
 
 def _compared_numbers(path: Any, model: ModelT, lowered: LoweredModel) -> Any:
+    """Checks that a file contains the numbers of the model, and returns how many were compared."""
     try:
         figures, messages = number_check.differences(model, lowered)
     except (AttributeError, IndexError, TypeError, ValueError) as error:
-        # A tensor that every file of this model has lacks its values or its grid.
+        # A tensor that every file of this model contains has no values or no grid.
         raise VerificationError(
             f"{path} is damaged, or belongs to another model: its numbers cannot be read ({error})."
         ) from error
@@ -231,6 +239,7 @@ def _compared_numbers(path: Any, model: ModelT, lowered: LoweredModel) -> Any:
 
 
 def _check_shapes(path: Any, model: ModelT, inputs: list[np.ndarray]) -> None:
+    """Checks that the inputs of a file have the shapes of the data."""
     if not model.signatureDefs:
         raise VerificationError(f"{path} is damaged: it has no signature.")
     graph, entries = model.subgraphs[0], model.signatureDefs[0].inputs
@@ -243,9 +252,9 @@ def _check_shapes(path: Any, model: ModelT, inputs: list[np.ndarray]) -> None:
 
 
 def _check_order(path: Any, model: ModelT) -> None:
-    """Refuses a file whose inputs or outputs have another order by index than by signature.
+    """Rejects a file whose inputs or outputs have another order by index than by signature.
 
-    The runtimes are compared with the model by signature, but an app may read by index.
+    The runtimes are compared with the model by signature, but an app may access them by index.
     """
     for definition in model.signatureDefs or ():
         graph = model.subgraphs[definition.subgraphIndex]
@@ -263,8 +272,9 @@ def _check_order(path: Any, model: ModelT) -> None:
 
 
 def _predictions(qmodel: DQMQModel, profile: int, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns the outputs of one profile of the model."""
     if qmodel.frozen_profiles > 1:
-        # The model would choose a profile for each input, and the file holds one.
+        # The model would choose a profile for each input, but the file contains one profile.
         simulated = lower_model(qmodel, profile, simulate=True)
         results = simulated.model.predict(inputs, verbose=0)
     else:
@@ -293,6 +303,7 @@ def _row(
     runtime: Any,
     seconds: float,
 ) -> RuntimeReport:
+    """Runs a file on a runtime, and returns how its outputs agree with those of the model."""
     # The signature has inputs and outputs in the order of the model.
     key = flatbuffer.text(file.signature.signatureKey)
     try:
@@ -310,7 +321,7 @@ def _row(
 
 
 def _complaint(row: RuntimeReport, agreement: float, mean_quanta: float) -> str | None:
-    """Returns what is wrong with a row, or None."""
+    """Returns how a row exceeds the tolerance, or None if it does not."""
     assert row.clear_agreement is not None and row.clear is not None
     assert row.top1_agreement is not None
     assert row.mean_quanta is not None and row.largest_quanta is not None
