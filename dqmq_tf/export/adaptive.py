@@ -18,7 +18,7 @@ from dqmq_tf.runtimes.adaptive_interpreter import AdaptiveInterpreter
 from dqmq_tf.targets import PROFILE_COUNTS, ROUTINGS, Target
 
 _ROUTER = "router"
-# The router rounds its filters and responses to 8 bits, so inputs near a threshold may change sides.
+# The router rounds filters and responses to 8 bits, which may move inputs across a threshold.
 _LEAST_AGREEMENT = 0.97
 _TIMED_RUNS = 30
 
@@ -27,12 +27,15 @@ def check_request(adaptive: int, kind: str, target: Target, data: Any, dtype: st
     """Checks that an adaptive file can be written, before the conversion starts.
 
     Args:
-        adaptive, kind, target, data: See `convert`.
+        adaptive: The number of profiles.
+        kind: The routing, see `convert`.
+        target: The deployment target.
+        data: The data that the user passed to `convert`.
         dtype: The dtype of the model's first input, which the router reads.
 
     Raises:
-        ValueError: If the number of profiles or the routing is unknown, or there are no data.
-        ConversionError: If the target's runtime cannot run such a file.
+        ValueError: If the number of profiles or the routing is not valid, or if there is no data.
+        ConversionError: If the runtime of the target cannot run such a file.
     """
     if adaptive not in PROFILE_COUNTS:
         raise ValueError(f"adaptive={adaptive!r}: give 2, 3 or 4 precision profiles.")
@@ -40,18 +43,18 @@ def check_request(adaptive: int, kind: str, target: Target, data: Any, dtype: st
         raise ValueError(f"routing={kind!r} must be one of {', '.join(map(repr, ROUTINGS))}.")
     if data is None:
         raise ValueError(
-            "adaptive=... needs data=...: typical inputs of every quality, whose decisions are "
-            "clustered into profiles and by which the router is scaled."
+            "adaptive=... needs data=..., typical inputs of every quality. Their decisions are clustered "
+            "into profiles, and the router is scaled by them."
         )
     if dtype != "float32":
         raise ConversionError(
-            f"The model's first input has dtype {dtype}: the router looks at the quality of real "
-            "values. Put such an input first, or convert to one profile."
+            f"The model's first input has dtype {dtype}, but the router measures the quality of "
+            "float32 values. Put such an input first, or convert to one profile."
         )
     if kind == "signatures" and "tflite-micro" in target.runtimes:
         raise ConversionError(
-            f"Target {target.name!r} runs on TFLite Micro, which invokes the first subgraph alone "
-            "and crashes on a file with several signatures: use routing='graph'."
+            f"Target {target.name!r} runs on TFLite Micro, which invokes only the first subgraph "
+            "and crashes on a file with several signatures. Use routing='graph'."
         )
 
 
@@ -66,40 +69,40 @@ def combine_profiles(
 
     Args:
         qmodel: The frozen `DQMQModel`.
-        files: `TFLiteFile` of each profile, from the lowest score to the highest.
-        inputs: Typical inputs, a list of arrays.
-        grid: `ActivationPrecision` of the first input, None where it is in floating point.
+        files: The file of each profile, from the lowest score to the highest.
+        inputs: Typical inputs, one array `[N, ...]` per input of the model.
+        grid: The `ActivationPrecision` of the first input. None if it is in floating point.
         kind: `"signatures"` or `"graph"`.
 
     Returns:
-        `(file, file of the router alone)`, `TFLiteFile`s.
+        `(file, router)`: the adaptive file, and a file of only the router.
     """
     profiles = [file.model for file in files]
-    routes = quality_router.build_router(qmodel, inputs[0], grid)
-    brain = routes.copy().model
+    router_file = quality_router.build_router(qmodel, inputs[0], grid)
+    router = router_file.copy().model
     first = profiles[0].signatureDefs[0].inputs[0]
     if flatbuffer.type_name(profiles[0].subgraphs[0].tensors[first.tensorIndex]) == "INT8":
-        merging.strip_input_quantization(brain)
+        merging.strip_input_quantization(router)
     if kind == "graph":
-        model = graph_routing.routed(profiles, brain, len(profiles) - 1)
+        model = graph_routing.routed(profiles, router, len(profiles) - 1)
     else:
-        _sign_router(brain, first.name)
+        _sign_router(router, first.name)
         names = [f"profile_{number}" for number in range(len(profiles))]
-        model = merging.merge({**dict(zip(names, profiles)), _ROUTER: brain})
+        model = merging.merge({**dict(zip(names, profiles)), _ROUTER: router})
     facts = metadata.describe_adaptive([file.metadata or {} for file in files], kind)
     metadata.attach(model, facts, operator_versions.set_versions(model))
     editing.share_buffers(model)
-    return TFLiteFile.from_model(model), routes
+    return TFLiteFile.from_model(model), router_file
 
 
 def split_profiles(file: TFLiteFile) -> list[TFLiteFile]:
     """Splits an adaptive file into its profiles.
 
     Args:
-        file: `TFLiteFile`, adaptive.
+        file: An adaptive file.
 
     Returns:
-        The file of each profile, as `convert` would write it for that profile alone.
+        The file of each profile, as `convert` would write it for only that profile.
     """
     facts = file.metadata
     assert facts is not None
@@ -124,31 +127,33 @@ def compare_adaptive_file(
     kind: str,
     routes: TFLiteFile,
 ) -> AdaptiveReport:
-    """Compares an adaptive file with its profiles' own files, and its router with the policy.
+    """Compares an adaptive file with the files of its profiles, and its router with the policy.
 
     Args:
         qmodel: The frozen `DQMQModel`.
-        path: Name of the file, for messages.
-        files: `TFLiteFile`s of the profiles, as LiteRT loads them.
-        interpreter: `AdaptiveInterpreter` of them in one file.
-        inputs: Typical inputs, a list of arrays.
-        data: The data set that they come from; one with qualities tells the shares apart.
+        path: The path of the file, for messages.
+        files: The files of the profiles, in the form that LiteRT can load.
+        interpreter: The `AdaptiveInterpreter` of the adaptive file.
+        inputs: Typical inputs, one array `[N, ...]` per input of the model.
+        data: The data that they come from. If it contains qualities, the report has the shares of
+            each.
         kind: `"signatures"` or `"graph"`.
-        routes: `TFLiteFile` of the router alone.
+        routes: The file of the router.
 
     Returns:
-        `AdaptiveReport`.
+        An `AdaptiveReport`.
 
     Raises:
-        VerificationError: If an output differs by a bit, or the router departs from the policy.
+        VerificationError: If any bit of an output differs, or if the router chooses other profiles
+            than the policy for too many inputs.
     """
     result = interpreter(inputs)
-    for number, own in enumerate(files):
-        chosen = [array[result.profile == number] for array in inputs]
-        if len(chosen[0]):
-            expected = in_process.signature_outputs(own, chosen)
-            found = [output[result.profile == number] for output in result.outputs]
-            if not all(np.array_equal(f, e) for f, e in zip(found, expected)):
+    for number, file in enumerate(files):
+        is_chosen = result.profile == number
+        if is_chosen.any():
+            expected = in_process.signature_outputs(file, [array[is_chosen] for array in inputs])
+            outputs = [output[is_chosen] for output in result.outputs]
+            if not all(np.array_equal(o, e) for o, e in zip(outputs, expected)):
                 raise VerificationError(
                     f"{path}: profile {number} computes other numbers than its own file. Please "
                     "report the model."
@@ -157,28 +162,29 @@ def compare_adaptive_file(
     agreement = float((decided == result.profile).mean())
     if agreement < _LEAST_AGREEMENT:
         raise VerificationError(
-            f"{path}: the router chooses the policy's profile for {100 * agreement:.1f} % of "
-            f"{len(decided)} inputs only (allowed: {100 * _LEAST_AGREEMENT:.0f} %). Pass data of "
-            "every quality as data=..., by which its filters are scaled."
+            f"{path}: the router chooses the policy's profile for only {100 * agreement:.1f} % of "
+            f"{len(decided)} inputs (required: {100 * _LEAST_AGREEMENT:.0f} %). Its filters are "
+            "scaled by the data: pass inputs of every quality as data=...."
         )
     return AdaptiveReport(
         routing=kind,
-        profile_bytes=tuple(len(own.contents) for own in files),
+        profile_bytes=tuple(len(file.contents) for file in files),
         router_bytes=len(routes.contents),
         router_ms=_milliseconds(routes),
-        profile_ms=tuple(_milliseconds(own) for own in files),
+        profile_ms=tuple(_milliseconds(file) for file in files),
         router_agreement=agreement,
         shares=_shares(result.profile, len(files), qualities(data, len(inputs[0]))),
     )
 
 
 def qualities(data: Any, samples: int) -> list[str] | None:
-    """Returns the name of each input's quality, or None if the data set does not hold it.
+    """Returns the name of each input's kind of degradation, or None if the data does not contain it.
 
     Args:
-        data: What `convert` takes; a `tf.data.Dataset` whose elements end in `{"kind": …}`, as
-            `quality.mixed_quality(..., with_quality=True)` makes them, tells.
-        samples: Number of inputs.
+        data: The data that the user passed to `convert`. A `tf.data.Dataset` contains the kinds if
+            its elements end in `{"kind": …}`, as `quality.mixed_quality(..., with_quality=True)`
+            produces them.
+        samples: The number of inputs.
     """
     spec = getattr(data, "element_spec", None)
     if not (isinstance(spec, tuple) and isinstance(spec[-1], dict) and "kind" in spec[-1]):
@@ -195,7 +201,7 @@ def qualities(data: Any, samples: int) -> list[str] | None:
 def _shares(
     profile: np.ndarray, count: int, names: Sequence[str] | None
 ) -> dict[str, tuple[float, ...]]:
-    """Returns `{quality: share of its inputs per profile}`, `"all"` first."""
+    """Returns `{kind of degradation: share of its inputs per profile}`, `"all"` first."""
     groups = {"all": np.ones(len(profile), bool)}
     for name in dict.fromkeys(names or ()):
         groups[name] = np.array(names) == name
@@ -206,13 +212,13 @@ def _shares(
 
 
 def _milliseconds(file: TFLiteFile) -> float:
-    """Returns the median time of one inference at one thread."""
+    """Returns the median time of one inference with one thread, in milliseconds."""
     return in_process.median_milliseconds(in_process.interpreter(file.contents), _TIMED_RUNS)
 
 
-def _sign_router(brain: ModelT, input_name: bytes) -> None:
-    """Names the router's input like the model's first input, and its outputs."""
-    graph, (definition,) = brain.subgraphs[0], brain.signatureDefs
+def _sign_router(router: ModelT, input_name: bytes) -> None:
+    """Names the router's outputs, and its input like the model's first input."""
+    graph, (definition,) = router.subgraphs[0], router.signatureDefs
     definition.inputs[0].name = input_name
     entries = sorted(definition.outputs, key=lambda entry: (len(entry.name), entry.name))[:2]
     for entry, name in zip(entries, (quality_router.PROFILE, quality_router.SCORE)):

@@ -15,12 +15,12 @@ def check_artifacts(artifacts: Sequence[str], target: Target) -> None:
     """Checks that the artifacts can be written, before the conversion starts.
 
     Args:
-        artifacts: Names, some of `ARTIFACTS`.
+        artifacts: Names from `ARTIFACTS`.
         target: The deployment target.
 
     Raises:
         ValueError: If a name is not in `ARTIFACTS`, or `artifacts` is a string.
-        ConversionError: If the target does not run a C array.
+        ConversionError: If the device of the target does not run a C array.
         ImportError: If `tflite-micro`, which measures the arena of a C array, is not installed.
     """
     if isinstance(artifacts, str):
@@ -49,8 +49,8 @@ def artifact_paths(artifacts: Sequence[str], path: pathlib.Path) -> tuple[pathli
     """Returns the paths of the artifacts of a `.tflite` file.
 
     Args:
-        artifacts: Names, some of `ARTIFACTS`.
-        path: Path of the `.tflite` file.
+        artifacts: Names from `ARTIFACTS`.
+        path: The path of the `.tflite` file.
     """
     suffixes = {"c_array": (".cc", ".h"), "json": (".json",)}
     return tuple(
@@ -67,10 +67,10 @@ def render_artifacts(
     """Returns the contents of the artifacts of a `.tflite` file.
 
     Args:
-        artifacts: Names, some of `ARTIFACTS`.
-        path: Path of the `.tflite` file.
+        artifacts: Names from `ARTIFACTS`.
+        path: The path of the `.tflite` file.
         file: The contents of that file.
-        report: Report of the conversion.
+        report: The report of the conversion.
 
     Returns:
         `{path: contents}`.

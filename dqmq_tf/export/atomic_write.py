@@ -11,13 +11,13 @@ def write_together(contents: Mapping[pathlib.Path, bytes | str]) -> None:
     """Writes several files completely, or leaves all of them unchanged.
 
     Each file is written under a temporary name in its folder. Then the files are renamed one after
-    another. If a renaming fails, the files that were already replaced get their old contents back.
+    another. If this fails for a file, the files that were already replaced get their old contents back.
 
     Args:
         contents: `{path: bytes or str}`. The folders must exist.
 
     Raises:
-        OSError: If a file cannot be written. No file has changed then.
+        OSError: If a file cannot be written. In this case, no file has changed.
     """
     new: dict[pathlib.Path, str] = {}
     old: dict[pathlib.Path, str] = {}

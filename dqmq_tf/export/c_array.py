@@ -1,4 +1,4 @@
-"""A file as a C array with a header, for firmware that runs TFLite Micro."""
+"""`write_c_array`: a file as a C++ array with a header, for firmware that runs TFLite Micro."""
 
 import keyword
 import os
@@ -19,7 +19,7 @@ _ALIGNMENT = 16
 _BYTES_PER_LINE = 16
 _MARGIN = 1.1
 _PAGE = 1024
-# Words of TFLite Micro's resolver that are not the names of operators in capitals.
+# Method names of TFLite Micro's resolver that do not follow from the name of the operator.
 _WORDS = {
     "BATCH_MATMUL": "BatchMatMul",
     "CUMSUM": "CumSum",
@@ -36,24 +36,24 @@ def write_c_array(
     *,
     arena_bytes: int | None = None,
 ) -> None:
-    """Writes a file as a C++ array, aligned to 16 bytes, and a header that says how to run it.
+    """Writes a file as a C++ array, aligned to 16 bytes, with a header that declares how to run it.
 
-    The header has the array's name and length, type, shape, scale and zero point of every input
-    and output, the bytes of the tensor arena, and a function that registers the operators.
+    The header has the name and length of the array, the type, shape, scale and zero point of each
+    input and output, the size of the tensor arena, and a function that registers the operators.
 
     Args:
-        contents: Contents of a `.tflite` file, or a `TFLiteFile`.
-        path: Path of the source file; ends in `.cc`. The header stands beside it, in `.h`; the
-            name of the file, as a C name, is the namespace.
-        arena_bytes: Bytes of the tensor arena that the network needs. None measures it with the
+        contents: The contents of a `.tflite` file, or a `TFLiteFile`.
+        path: The path of the source file. It ends in `.cc`. The header is written beside it and ends
+            in `.h`. The namespace is the name of the file, turned into a C++ name.
+        arena_bytes: The bytes of the tensor arena that the network needs. None to measure it with the
             `tflite-micro` package.
 
     Raises:
-        ImportError: If the arena is to be measured and `tflite-micro` is not installed.
-        ConversionError: If the file needs an operator that TFLite Micro does not have, or has
-            several subgraphs that are signatures of their own.
+        ImportError: If the arena has to be measured and `tflite-micro` is not installed.
+        ConversionError: If the file needs an operator that TFLite Micro does not have, or if several
+            of its subgraphs have a signature.
         ValueError: If `path` does not end in `.cc`.
-        OSError: If a file cannot be written. No file has changed then.
+        OSError: If a file cannot be written. In this case, no file has changed.
 
     Example:
 
@@ -61,7 +61,7 @@ def write_c_array(
     """
     path = pathlib.Path(path)
     if path.suffix != ".cc":
-        raise ValueError(f"path={str(path)!r} must end in '.cc'; the header goes beside it.")
+        raise ValueError(f"path={str(path)!r} must end in '.cc'. The header is written beside it.")
     file = TFLiteFile.of(contents)
     if arena_bytes is None:
         arena_bytes = tflite_micro.arena_bytes(file)
@@ -74,8 +74,8 @@ def render(file: TFLiteFile, name: str, arena_bytes: int) -> tuple[str, str]:
 
     Args:
         file: The file to embed.
-        name: Name of the source and header, without suffix.
-        arena_bytes: Bytes of the tensor arena that the network needs.
+        name: The name of source and header, without a suffix.
+        arena_bytes: The bytes of the tensor arena that the network needs.
 
     Returns:
         `(source, header)`, two strings.
@@ -86,31 +86,31 @@ def render(file: TFLiteFile, name: str, arena_bytes: int) -> tuple[str, str]:
 
 
 def check_signatures(model: ModelT) -> None:
-    """Checks that a file has a single signature, because TFLite Micro crashes on several.
+    """Checks that only the first subgraph has a signature. TFLite Micro crashes on others.
 
     Args:
         model: The file.
 
     Raises:
-        ConversionError: If a signature is not that of the first subgraph.
+        ConversionError: If another subgraph has a signature.
     """
     others = {d.subgraphIndex for d in model.signatureDefs or ()} - {0}
     if others:
         raise ConversionError(
-            f"The file has {len(model.signatureDefs)} signatures. TFLite Micro runs the first "
-            "subgraph only, and crashes on the others. Write a file per profile, or use "
+            f"The file has {len(model.signatureDefs)} signatures. TFLite Micro runs only the first "
+            "subgraph, and crashes on the others. Write one file per profile, or use "
             "routing='graph'."
         )
 
 
 def resolver_calls(model: ModelT) -> list[str]:
-    """Returns the resolver's methods that register a file's operators, in alphabetical order.
+    """Returns the methods of the resolver that register a file's operators, sorted by name.
 
     Args:
         model: The file.
 
     Returns:
-        List such as `["AddConv2D", "AddReshape"]`.
+        A list such as `["AddConv2D", "AddReshape"]`.
 
     Raises:
         ConversionError: If TFLite Micro lacks an operator.
@@ -135,14 +135,14 @@ def _camel_case(name: str) -> str:
 
 
 def c_name(name: str) -> str:
-    """Returns a C++ name made from the name of a file."""
+    """Returns the name of a file, turned into a C++ name."""
     result = re.sub(r"\W", "_", name.lower(), flags=re.ASCII)
     if not result or result[0].isdigit() or keyword.iskeyword(result) or result in _RESERVED:
         result = f"model_{result}"
     return result
 
 
-# Reserved words of C++ that Python does not have and that may be the name of a file.
+# Reserved words of C++ that are not reserved in Python. A file may have such a name.
 _RESERVED = frozenset(
     """auto bool case char const default delete do double enum explicit export extern float
     friend goto inline int long mutable namespace new operator private protected public register
@@ -227,11 +227,11 @@ def _signature_names(model: ModelT) -> dict[int, str]:
 
 
 def _end(tensor: Any, name: str | None, label: str) -> str:
-    """Returns the constants of an input or output."""
+    """Returns the constants of an input or output as C++ code."""
     kind, name = flatbuffer.type_name(tensor), name or flatbuffer.text(tensor.name)
     if kind not in _C_TYPES:
         raise ConversionError(
-            f"{label} {name!r} is {kind}; a C array has int8, float32 or int32 inputs and outputs."
+            f"{label} {name!r} is {kind}. A C array can have int8, float32 or int32 inputs and outputs."
         )
     shape = [int(n) for n in tensor.shape]
     lines = [
@@ -244,7 +244,7 @@ def _end(tensor: Any, name: str | None, label: str) -> str:
         scale = np.float32(tensor.quantization.scale[0])
         lines += [
             f"// real = k{label}Scale * (value - k{label}ZeroPoint)",
-            # Nine digits give the same float back.
+            # Nine digits identify a float32 exactly.
             f"constexpr float k{label}Scale = {scale:.8e}f;",
             f"constexpr int k{label}ZeroPoint = {int(tensor.quantization.zeroPoint[0])};",
         ]

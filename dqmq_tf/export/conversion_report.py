@@ -1,4 +1,4 @@
-"""The report of a conversion."""
+"""The report of a conversion, with a row for each layer's weights."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from dqmq_tf.terminal import new_table
 
 
 def tensor_reports(networks: Sequence[WrittenFile]) -> tuple["TensorReport", ...]:
-    """Returns a `TensorReport` per quantized variable of each profile's file."""
+    """Returns a `TensorReport` for each quantized variable in the file of each profile."""
     reports: list[TensorReport] = []
     for profile, network in enumerate(networks):
         label = f"profile {profile}: " if len(networks) > 1 else ""
@@ -54,14 +54,14 @@ class TensorReport:
     """The weights of one layer in the file.
 
     Attributes:
-        name: Layer, and variable where it is not the kernel.
-        operator: TFLite operator, such as `"CONV_2D"`.
-        count: Number of weights.
-        bit_width: Bits that the weights were trained for.
-        container: TFLite type that the kernel reads.
-        table: Whether the file holds indices into a lookup table, which TFLite Micro decodes.
-        stored_bytes: Bytes in the file.
-        download_bytes: Bytes of these weights alone under deflate.
+        name: The path of the layer, followed by the name of the variable if it is not the kernel.
+        operator: The TFLite operator, such as `"CONV_2D"`.
+        count: The number of weights.
+        bit_width: The bit-width that the weights were trained for.
+        container: The TFLite type that the kernel of the operator reads.
+        table: Whether the file stores indices into a lookup table, which TFLite Micro decodes.
+        stored_bytes: The bytes of the weights in the file.
+        download_bytes: The bytes of only these weights, compressed with deflate.
     """
 
     name: str
@@ -80,12 +80,13 @@ class AdaptiveReport:
 
     Attributes:
         routing: `"signatures"` or `"graph"`.
-        profile_bytes: Size of each profile's own file.
-        router_bytes: Size of the router's own file.
-        router_ms: Median time of the router on LiteRT with XNNPACK, one thread.
-        profile_ms: The same of each profile.
-        router_agreement: Share of inputs for which the router chooses the policy's profile.
-        shares: `{quality: share of its inputs per profile}`; `"all"` is over all inputs.
+        profile_bytes: The bytes of a separate file for each profile.
+        router_bytes: The bytes of a separate file for the router.
+        router_ms: The median time of the router on LiteRT with XNNPACK and one thread, in
+            milliseconds.
+        profile_ms: The median time of each profile, measured in the same way.
+        router_agreement: The share of inputs for which router and policy choose the same profile.
+        shares: `{kind of degradation: share of its inputs per profile}`. `"all"` is for all inputs.
     """
 
     routing: str
@@ -111,27 +112,28 @@ class AdaptiveReport:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConversionReport:
-    """What a conversion wrote.
+    """The result of `convert`. `rich.print` shows it as tables.
 
     Attributes:
-        path: The file.
-        artifacts: Paths of the files that were written beside it.
-        target: Name of the deployment target.
-        profile: Index of the precision profile; None for an adaptive file.
-        io_dtype: Type of inputs and outputs.
-        size_bytes: Size of the file; artifacts do not count.
-        download_bytes: Size of the file under deflate (zlib, level 9).
-        arena_bytes: Tensor arena that TFLite Micro's reference kernels need for it on this
-            machine; None where the target has no arena, or TFLite Micro is not installed.
-        vela: Results of Vela; None where it was not run.
-        weights: One `TensorReport` per quantized layer.
-        float_layers: `{layer that computes in floating point: why}`.
-        min_runtime_version: Oldest TensorFlow Lite that runs the file.
-        package_versions: Versions of the packages that made it.
-        verification: `VerificationReport`, `AdaptiveVerificationReport`, or None if it was not
-            asked for.
-        adaptive: `AdaptiveReport`, or None for a file of one profile.
-        seconds: Time that the conversion took.
+        path: The path of the file.
+        artifacts: The paths of the files that were written beside it.
+        target: The name of the deployment target.
+        profile: The index of the precision profile. None for an adaptive file.
+        io_dtype: The type of inputs and outputs.
+        size_bytes: The bytes of the file, without artifacts.
+        download_bytes: The bytes of the file, compressed with deflate (zlib, level 9).
+        arena_bytes: The bytes of the tensor arena that the file needs in TFLite Micro's reference
+            kernels on this machine. None if the target has no arena, or if TFLite Micro is not
+            installed.
+        vela: The results of Vela. None if Vela was not run.
+        weights: A `TensorReport` for each quantized variable.
+        float_layers: `{layer that computes in floating point: reason}`.
+        min_runtime_version: The oldest version of TensorFlow Lite that runs the file.
+        package_versions: The versions of the packages that produced the file.
+        verification: A `VerificationReport` or an `AdaptiveVerificationReport`. None if the file was
+            not verified.
+        adaptive: An `AdaptiveReport`. None for a file of one profile.
+        seconds: The duration of the conversion in seconds.
     """
 
     path: str

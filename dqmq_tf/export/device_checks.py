@@ -1,4 +1,4 @@
-"""Runs the tools of a device on a finished file: TFLite Micro for the arena, and Vela."""
+"""Runs the tools of a device on a finished file: TFLite Micro, which measures the arena, and Vela."""
 
 import dataclasses
 
@@ -17,16 +17,16 @@ _PROBES = 2
 
 
 def check_bit_exact(file: TFLiteFile) -> int | None:
-    """Checks that TFLite Micro computes the same from a compressed file as from the uncompressed one.
+    """Checks that TFLite Micro computes the same with a compressed and with an uncompressed file.
 
     Each tensor that TFLite Micro decodes is compared with the integers that were stored. The
-    outputs of both files on random inputs are compared as well.
+    outputs of both files for random inputs are compared as well.
 
     Args:
         file: The compressed file.
 
     Returns:
-        The bytes of the tensor arena that the file needs, see `tflite_micro.arena_bytes`.
+        The bytes of the tensor arena that the file needs; see `tflite_micro.arena_bytes`.
 
     Raises:
         ImportError: If the `tflite-micro` wheel is not installed.
@@ -35,11 +35,10 @@ def check_bit_exact(file: TFLiteFile) -> int | None:
     tflite_micro.require()
     model, graph = file.model, file.model.subgraphs[0]
     uncompressed = lookup_tables.decompress_file(file)
-    twin = uncompressed.model
     expected = {
-        flatbuffer.text(tensor.name): flatbuffer.constant(twin, tensor)
-        for tensor in twin.subgraphs[0].tensors
-        if flatbuffer.is_constant(twin, tensor)
+        flatbuffer.text(tensor.name): flatbuffer.constant(uncompressed.model, tensor)
+        for tensor in uncompressed.model.subgraphs[0].tensors
+        if flatbuffer.is_constant(uncompressed.model, tensor)
     }
     decoded = {
         int(operator.outputs[0]): flatbuffer.text(graph.tensors[operator.outputs[0]].name)
@@ -72,9 +71,9 @@ class DeviceFacts:
     """The results of the tools that are installed.
 
     Attributes:
-        arena_bytes: Smallest tensor arena in TFLite Micro's reference kernels, see
-            `tflite_micro.arena_bytes`; None where it was not measured.
-        vela: `VelaReport`, or None where Vela was not run.
+        arena_bytes: The bytes of the smallest tensor arena for TFLite Micro's reference kernels; see
+            `tflite_micro.arena_bytes`. None if it was not measured.
+        vela: A `VelaReport`. None if Vela was not run.
     """
 
     arena_bytes: int | None = None
@@ -82,17 +81,17 @@ class DeviceFacts:
 
 
 def examine(file: TFLiteFile, target: Target) -> DeviceFacts:
-    """Runs the tools of a target that are installed on a file.
+    """Runs a file with the tools of its target that are installed.
 
     Args:
         file: The finished file.
         target: The deployment target.
 
     Raises:
-        ImportError: If the file holds lookup tables and TFLite Micro is not installed to check
-            them.
+        ImportError: If the file contains lookup tables and TFLite Micro, which checks them, is not
+            installed.
         VerificationError: If TFLite Micro does not run the file, or decodes other weights.
-        ConversionError: If Vela refuses the file.
+        ConversionError: If Vela rejects the file.
     """
     if lookup_tables.is_compressed(file.model):
         return DeviceFacts(arena_bytes=check_bit_exact(file))
@@ -109,7 +108,7 @@ def examine(file: TFLiteFile, target: Target) -> DeviceFacts:
 def examine_adaptive(file: TFLiteFile, target: Target) -> DeviceFacts:
     """Measures the arena of an adaptive file. `examine` has checked each of its profiles.
 
-    Arguments, result and errors are those of `examine`.
+    Args, Returns and Raises are those of `examine`.
     """
     if (
         "tflite-micro" in target.runtimes

@@ -25,15 +25,16 @@ class FileContents:
     """The contents of a `.tflite` file.
 
     Attributes:
-        path: The file.
-        size_bytes, download_bytes: The size of the file, and its size under deflate.
-        min_runtime_version: Oldest TensorFlow Lite that runs it.
-        facts: Its metadata, as `read_metadata` returns them.
-        signatures: `{name: {"inputs": {name: tensor}, "outputs": {name: tensor}}}` . A tensor
-            is a text with its type, shape, scale and zero point.
-        weights: A dictionary per weight tensor: `network`, `name`, `bits`, `container`, `table`
-            (whether indices into a lookup table are stored), `shape`, `scales` (their number) and
-            `bytes`.
+        path: The path of the file.
+        size_bytes: The bytes of the file.
+        download_bytes: The bytes of the file, compressed with deflate.
+        min_runtime_version: The oldest version of TensorFlow Lite that runs the file.
+        facts: The metadata of the file, as `read_metadata` returns it.
+        signatures: `{name: {"inputs": {name: tensor}, "outputs": {name: tensor}}}`. A tensor is a
+            text with its type, shape, scale and zero point.
+        weights: A dictionary for each weight tensor, with the keys `network`, `name`, `bits`,
+            `container`, `table` (whether indices into a lookup table are stored), `shape`, `scales`
+            (the number of scales) and `bytes`.
         operators: `{network: {operator: count}}`.
     """
 
@@ -81,14 +82,14 @@ def inspect_file(path: str | os.PathLike[str]) -> FileContents:
     """Reads the contents of a converted file. The model is not needed.
 
     Args:
-        path: Path of a `.tflite` file that `dqmq_tf.convert` wrote.
+        path: The path of a `.tflite` file that `dqmq_tf.convert` wrote.
 
     Returns:
         A `FileContents`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        FileFormatError: If the file is truncated or corrupt, or dqmq_tf did not write it.
+        FileNotFoundError: If the file does not exist.
+        FileFormatError: If the file is truncated or corrupt, or if dqmq_tf did not write it.
 
     Example:
 
@@ -136,9 +137,9 @@ def _tensor(model: ModelT, definition: SignatureDefT, entry: Any) -> str:
 
 
 def _weights(model: ModelT, graph: SubGraphT, facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields an entry per quantized weight tensor.
+    """Yields an entry for each quantized weight tensor.
 
-    These are named `w0`, `w1` and so on, in the order of the metadata's bits.
+    The tensors are named `w0`, `w1` and so on, in the order of the bits in the metadata.
     """
     network = flatbuffer.text(graph.name)
     if "profiles" in facts:

@@ -23,7 +23,7 @@ def first_divergence(
         file: The file to run.
         inputs: Arrays with a batch dimension, in the model's order. Only the first sample is run.
         simulated: The model, with simulated activations.
-        runtime: Name of the runtime.
+        runtime: The name of the runtime.
     """
     few = [array[:1] for array in inputs]
     expected, model = simulated.values(few), file.model

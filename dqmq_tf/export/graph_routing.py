@@ -1,7 +1,7 @@
-"""Routing in the graph: the file itself chooses the precision profile for each input.
+"""Adaptive files that choose the precision profile of each input in their graph.
 
-Its first subgraph is the quality router and an IF for each threshold, around the finished networks
-of the profiles. An app, or firmware, runs it like any other file.
+The first subgraph contains the quality router and the first of the IF operators, one for each
+threshold. The branches are the subgraphs of the profiles. An app runs the file like any other file.
 """
 
 import copy
@@ -21,7 +21,7 @@ def routed(profiles: Sequence[ModelT], router: ModelT, thresholds: int) -> Model
         profiles: The model of each profile's file, from the lowest score to the highest.
         router: The router. Its first outputs are the profile and the score. One more output per
             threshold says whether the score is above it.
-        thresholds: Number of thresholds.
+        thresholds: The number of thresholds.
 
     Returns:
         The model of the file. Its last output is the number of the chosen profile.
@@ -48,7 +48,7 @@ def _in_signature_order(entries: Sequence[Any]) -> list[int]:
 
 
 def _share_inputs(model: ModelT, main: SubGraphT, network: SubGraphT) -> None:
-    """Gives the routing graph all inputs of a network, in its order; the router reads one."""
+    """Gives the routing graph all inputs of a network, in its order. The router reads one of them."""
     first = int(main.inputs[0])
     definition = model.signatureDefs[1]
     read = definition.inputs[0]
@@ -63,9 +63,9 @@ def _share_inputs(model: ModelT, main: SubGraphT, network: SubGraphT) -> None:
 
 def _like(graph: SubGraphT, tensor: Any) -> int:
     """Adds a tensor of the same shape, type and quantization to a graph and returns its index."""
-    twin = copy.deepcopy(tensor)
-    twin.buffer = 0
-    return editing.add_tensor(graph, twin)
+    new = copy.deepcopy(tensor)
+    new.buffer = 0
+    return editing.add_tensor(graph, new)
 
 
 def _later_conditions(model: ModelT, main: SubGraphT, above: list[int]) -> list[int]:
@@ -83,7 +83,7 @@ def _later_conditions(model: ModelT, main: SubGraphT, above: list[int]) -> list[
 def _nested(model: ModelT, inputs: Sequence[int], names: Sequence[str]) -> int:
     """Returns the index of the subgraph for scores above the first threshold.
 
-    With more than two profiles it is a new subgraph that holds an IF itself.
+    With more than two profiles, it is a new subgraph that contains another IF.
     """
     if len(names) == 2:
         return 2
@@ -123,9 +123,9 @@ def _add_if(
 
 
 def _sign(model: ModelT, main: SubGraphT, profile: int, network: SignatureDefT) -> None:
-    """Makes one signature: the network's inputs and outputs on the routing graph, and the profile.
+    """Replaces the signatures by one, with the network's inputs and outputs and the profile.
 
-    A network's signature has the order of its subgraph.
+    The signature of a network has the order of its subgraph.
     """
     for entries, ends in ((network.inputs, main.inputs), (network.outputs, main.outputs)):
         for entry, tensor in zip(entries, ends):

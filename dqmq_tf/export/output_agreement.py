@@ -14,7 +14,7 @@ _CLEAR_QUANTA = 32.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """The results of a comparison; `RuntimeReport` describes each."""
+    """The result of a comparison. `RuntimeReport` describes the attributes."""
 
     samples: int
     top1_agreement: float
@@ -35,9 +35,9 @@ def compare(
     """Compares the outputs of a file with those of its model.
 
     Args:
-        found: Outputs of the file, one array of shape `[samples, ...]` per output.
-        expected: Outputs of the model, of the same shapes.
-        steps: Step of each output's grid.
+        found: The outputs of the file, one array `[samples, ...]` per output.
+        expected: The outputs of the model, with the same shapes.
+        steps: The step of each output's grid.
     """
     samples = len(found[0])
     differences: list[np.ndarray] = []
@@ -60,11 +60,11 @@ def compare(
 
 
 def allowed(agreement: float, clear: int) -> int:
-    """Returns how many inputs may disagree: the expected number plus three standard deviations.
+    """Returns the number of inputs that may disagree: the expected one plus three deviations.
 
     Args:
         agreement: The required share of inputs that agree.
-        clear: Number of inputs that are compared.
+        clear: The number of inputs that are compared.
     """
     expected = (1 - agreement) * clear
     return max(1, int(expected + 3 * np.sqrt(expected * agreement)))
@@ -77,7 +77,7 @@ def output_steps(model: ModelT, expected: Sequence[np.ndarray]) -> list[float]:
 
     Args:
         model: The file.
-        expected: Outputs of the model, one array per output of the first signature.
+        expected: The outputs of the model, one array per output of the first signature.
     """
     indices = [entry.tensorIndex for entry in model.signatureDefs[0].outputs]
     return [_step(model, index, reference) for index, reference in zip(indices, expected)]

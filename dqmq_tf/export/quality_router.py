@@ -20,7 +20,7 @@ from dqmq_tf.policy import quality_encoder
 from dqmq_tf.precision import ActivationPrecision, WeightPrecision
 
 PROFILE, SCORE = "profile", "score"
-# The largest responses are rare; clipping them keeps the grid fine where most are.
+# The largest responses are rare. Clipping them gives the others a finer grid.
 _CLIPPED_PERCENT = 99.9
 _RESPONSE = ActivationPrecision(step=float(np.float32(1 / 127)), zero_point=128, bit_width=8)
 _SAMPLES = 256
@@ -33,12 +33,13 @@ def build_router(
 
     Args:
         qmodel: A `DQMQModel` that is frozen to several profiles.
-        inputs: Typical values of the model's first input, `[N, ...]`, to scale the filters by.
-        grid: `ActivationPrecision` of that input, None where it is in floating point.
+        inputs: Typical values of the model's first input, `[N, ...]`, which scale the filters.
+        grid: The `ActivationPrecision` of that input. None if it is in floating point.
 
     Returns:
-        `TFLiteFile`: the first input in float32, a batch of one; `profile`, int32
-        `[1]`; `score`, float32 `[1]`; and for each threshold whether the score is above, bool `[1]`.
+        A file with one input, the model's first input in float32 with a batch size of one. Its outputs
+        are `profile`, int32 `[1]`; `score`, float32 `[1]`; and for each threshold whether the score
+        is above it, bool `[1]`.
     """
     encoder, policy = qmodel._parts.encoder, qmodel._parts.policy
     kernel, gain = _kernel_and_gain(encoder, inputs[:_SAMPLES])

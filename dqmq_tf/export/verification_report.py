@@ -1,4 +1,4 @@
-"""Report of a verification: a row per runtime."""
+"""The report of a verification, with a row for each runtime."""
 
 import dataclasses
 import json
@@ -10,29 +10,33 @@ _NONE = "-"
 
 
 def _number(value: float | None) -> float:
-    """Returns a figure of a runtime that ran the file, which is never None."""
+    """Returns a figure of a runtime that ran the file. Such a figure is never None."""
     assert value is not None
     return value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuntimeReport:
-    """The agreement of a file on one runtime with the model that it was written from.
+    """The agreement between a file on one runtime and the model that it was written from.
 
     Attributes:
-        runtime: Name of the runtime, one of `dqmq_tf.runtimes.RUNTIMES`.
-        version: Package and version; None where it is not installed.
-        note: Why the runtime did not run the file, such as `"not installed: …"`; None if it did.
-            All that follows is None if it did not.
-        samples: Inputs compared: fewer than the report's where the runtime is slow.
-        top1_agreement: Share of inputs with the same largest entry; 1.0 if no classification.
-        clear: Inputs whose largest entry leads by more than an eighth of the output's grid.
-        clear_agreement: Share of these with the same largest entry.
-        largest_quanta: Largest difference, in steps of the output's grid.
-        mean_quanta: Mean difference, in steps of the output's grid.
-        latency_ms: Median time of one input, 1 thread, on this machine as busy as it was.
-        arena_bytes: Size of the smallest arena in which TFLite Micro sets the file up, on this
-            machine: with its pointers of 8 bytes it is larger than a microcontroller's.
+        runtime: The name of the runtime, one of `dqmq_tf.runtimes.RUNTIMES`.
+        version: The package and its version. None if it is not installed.
+        note: Why the runtime did not run the file, such as `"not installed: …"`. In this case, the
+            attributes below are None. None if the runtime ran the file.
+        samples: The number of inputs that were compared. On a slow runtime, there are fewer than
+            `VerificationReport.samples`.
+        top1_agreement: The share of inputs with the same largest output entry. 1.0 if the task is not
+            a classification.
+        clear: The number of inputs whose largest entry leads by more than an eighth of the output's
+            grid.
+        clear_agreement: The share of these inputs with the same largest entry.
+        largest_quanta: The largest difference, in steps of the output's grid.
+        mean_quanta: The mean difference, in steps of the output's grid.
+        latency_ms: The median time of one input with one thread, in milliseconds. Other work on this
+            machine affects it.
+        arena_bytes: The bytes of the smallest arena in which TFLite Micro can set up the file on this
+            machine. A microcontroller needs less, because its pointers are smaller.
     """
 
     runtime: str
@@ -55,14 +59,14 @@ class RuntimeReport:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerificationReport:
-    """The agreement of a file with the model that it was written from.
+    """The agreement between a file and the model that it was written from.
 
     Attributes:
-        samples: Number of inputs given to each runtime.
-        classification: Whether the largest entries of outputs were compared as well.
-        checked_numbers: Integers, scales, zero points and biases compared in the file.
-        different_numbers: How many of them differ.
-        rows: One `RuntimeReport` per runtime; at least one of them ran.
+        samples: The number of inputs for each runtime.
+        classification: Whether the largest output entries were compared as well.
+        checked_numbers: The number of integers, scales, zero points and biases that were compared.
+        different_numbers: The number of them that differ.
+        rows: A `RuntimeReport` for each runtime. At least one runtime ran the file.
     """
 
     samples: int
@@ -78,22 +82,22 @@ class VerificationReport:
 
     @property
     def top1_agreement(self) -> float:
-        """The lowest top-1 agreement of those that ran."""
+        """The lowest top-1 agreement of all runtimes that ran the file."""
         return min(_number(row.top1_agreement) for row in self._ran)
 
     @property
     def clear_agreement(self) -> float:
-        """The lowest top-1 agreement on clear inputs of those that ran."""
+        """The lowest top-1 agreement on clear inputs of all runtimes that ran the file."""
         return min(_number(row.clear_agreement) for row in self._ran)
 
     @property
     def largest_quanta(self) -> float:
-        """The largest difference of those that ran, in steps of the output's grid."""
+        """The largest difference of all runtimes that ran the file, in steps of the output's grid."""
         return max(_number(row.largest_quanta) for row in self._ran)
 
     @property
     def mean_quanta(self) -> float:
-        """The largest mean difference of those that ran, in steps of the output's grid."""
+        """The largest mean difference of all these runtimes, in steps of the output's grid."""
         return max(_number(row.mean_quanta) for row in self._ran)
 
     @property
@@ -101,10 +105,13 @@ class VerificationReport:
         return [row for row in self.rows if row.ran]
 
     def row(self, runtime: str) -> RuntimeReport:
-        """Returns the `RuntimeReport` of a runtime by its name.
+        """Returns the `RuntimeReport` of a runtime.
+
+        Args:
+            runtime: The name of the runtime.
 
         Raises:
-            KeyError: If the file was not verified on it.
+            KeyError: If the report has no row for the runtime.
         """
         for row in self.rows:
             if row.runtime == runtime:
@@ -127,7 +134,7 @@ class VerificationReport:
         notes = [f"{row.runtime}: {row.note}" for row in self.rows if not row.ran]
         if self.classification:
             notes.append(
-                f"clear: {self.primary.clear:,} inputs whose best class leads by over an "
+                f"clear: {self.primary.clear:,} inputs whose best class leads by more than an "
                 "eighth of the output's grid"
             )
         return rich.console.Group(table, *map(rich.text.Text, [*notes, versions]))
@@ -160,10 +167,10 @@ class VerificationReport:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptiveVerificationReport:
-    """Agreement of each profile of an adaptive file with the model.
+    """The agreement between each profile of an adaptive file and the model.
 
     Attributes:
-        profiles: `VerificationReport` of each.
+        profiles: The `VerificationReport` of each profile.
     """
 
     profiles: tuple[VerificationReport, ...]
