@@ -125,7 +125,7 @@ def test_several_signatures_are_refused(int8_file, tmp_path):
     other = schema.SignatureDefT()
     other.signatureKey, other.subgraphIndex, other.inputs, other.outputs = b"b", 1, [], []
     model.signatureDefs.append(other)
-    with pytest.raises(ConversionError, match="2 signatures.*crashes.*a file per profile"):
+    with pytest.raises(ConversionError, match="2 signatures.*crashes.*one file per profile"):
         export.write_c_array(flatbuffer.write(model), tmp_path / "model.cc", arena_bytes=1000)
     assert not list(tmp_path.iterdir())
 
