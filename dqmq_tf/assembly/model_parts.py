@@ -14,6 +14,7 @@ from dqmq_tf.budget.default_budget import allowed_bit_ops, budget_kind
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.graph import decision_points, inline, splitting, trace_nested
 from dqmq_tf.graph.aliases import with_aliases
+from dqmq_tf.graph.rebuild import connect_again, forget_calls
 from dqmq_tf.layers import ActivationQuantizer, QualityAffine, QuantizeWrapper
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
 from dqmq_tf.policy.quality_encoder import QualityEncoder
@@ -121,7 +122,10 @@ def build(
     config = config.completed(costs.in_bytes)
     bit_ops = allowed_bit_ops(budget, costs) if bit_ops is None else bit_ops
     assembly = GraphAssembly(costs, config, nested, bit_ops)
+    # The quantized graph calls the layers first, so that `layer.output` belongs to it.
+    forget_calls(nested)
     inputs, outputs, outputs_and_decision = assembly.connect(nested)
+    body = connect_again(nested, body)
     if config.quality_aware and (costs.decided or config.profiles > 1):
         costs.overhead = assembly.bit_operations(nested.shapes[nested.inputs[0]])
     parts = ModelParts(

@@ -34,8 +34,8 @@ def clone_layer(layer: Any, change: Change | None = None, name: str | None = Non
         name: The name of the new layer. None for the name of the old one.
 
     Returns:
-        The new layer, without the state of the old one (see `copy_state`). The layer itself if it
-        has no weights and cannot be built from its config.
+        The new layer, without the state of the old one (see `copy_state`). If the old one has no
+        weights and cannot be built from its config, an object with the same attributes.
 
     Raises:
         ValueError: If a layer with weights cannot be built from its config.
@@ -55,7 +55,7 @@ def clone_layer(layer: Any, change: Change | None = None, name: str | None = Non
         return _from_config(layer, change, name, built=False)
     except Exception as error:
         if not getattr(layer, "weights", ()):
-            return layer
+            return _without_calls(layer, name)
         kind, reason = type(layer).__name__, str(error).strip().rpartition("\n")[2]
         raise ValueError(
             f"Layer {layer.name!r} ({kind}) cannot be copied ({reason}). Implement get_config and "
@@ -94,6 +94,18 @@ def lambdas_allowed() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`")
         yield
+
+
+def _without_calls(layer: Any, name: str) -> Any:
+    """Returns an object with the attributes of a layer that knows of no calls of the layer."""
+    kind: Any = type(layer)
+    copy = kind.__new__(kind)
+    # `Layer.__new__` binds methods to the new object. All else is that of the layer.
+    bound = {key: value for key, value in vars(copy).items() if callable(value)}
+    vars(copy).update(vars(layer) | bound)
+    copy._inbound_nodes, copy._outbound_nodes = [], []
+    copy.name = name
+    return copy
 
 
 class _Living:

@@ -28,7 +28,7 @@ def copy_model(model: keras.Model) -> keras.Model:
 
     def copy_layer(layer: Any) -> Any:
         clone = clone_layer(layer)
-        if isinstance(layer, keras.layers.Layer) and clone is not layer:
+        if isinstance(layer, keras.layers.Layer):
             # The state may decide the shape of the output, as a vocabulary does.
             if clone.built:
                 copy_state(layer, clone)
@@ -36,32 +36,76 @@ def copy_model(model: keras.Model) -> keras.Model:
                 waiting.append((layer, clone))
         return clone
 
-    def copy_of(node: Node) -> Any:
-        if id(node.layer) not in copies:
-            copies[id(node.layer)] = (
-                copy_layer(node.layer)
-                if node.subgraph is None
-                else copy_graph(node.subgraph, node.layer)
-            )
-        return copies[id(node.layer)]
+    def copy_of(layer: Any) -> Any:
+        if id(layer) not in copies:
+            copies[id(layer)] = copy_layer(layer)
+        return copies[id(layer)]
 
-    def copy_graph(graph: Graph, source: keras.Model) -> keras.Model:
-        inputs = new_inputs(graph)
-        if isinstance(source, keras.Sequential):
-            layers = [copy_of(node) for node in graph.nodes]
-            copy = keras.Sequential([*inputs, *layers], name=source.name)
-        else:
-            values = dict(zip(graph.inputs, inputs))
-            outputs = replay(graph, values, lambda node, args, kw: copy_of(node)(*args, **kw))
-            copy = keras.Model(structured(graph, inputs), single(outputs), name=source.name)
-        if not source.trainable:
-            copy.trainable = False
-        return copy
-
-    copy = copy_graph(trace_nested(model), model)
+    copy = _connected(trace_nested(model), model, copy_of)
     for layer, clone in waiting:
         copy_state(layer, clone)
     return copy
+
+
+def forget_calls(graph: Graph) -> None:
+    """Makes the layers of a graph forget that they were called.
+
+    `layer.output` is the output of the layer's first call. After this, the first call is that of the
+    next model that the layers are put into. The model that the graph was read from is of no use
+    any more: `connect_again` makes a new one of the same layers.
+
+    Args:
+        graph: A graph with nested models kept (`trace_nested`).
+    """
+    for node in graph.nodes:
+        # Keras has no public way to take a layer out of a model.
+        node.layer._inbound_nodes.clear()
+        node.layer._outbound_nodes.clear()
+        if node.subgraph is not None:
+            forget_calls(node.subgraph)
+
+
+def connect_again(graph: Graph, source: keras.Model) -> keras.Model:
+    """Returns a new model of the layers of a model, which calls them once more.
+
+    Args:
+        graph: The graph of the model, with nested models kept (`trace_nested`).
+        source: The model. Its `name`, its kind (Sequential or not) and `trainable` are used.
+    """
+    return _connected(graph, source, lambda layer: layer)
+
+
+def _connected(graph: Graph, source: keras.Model, layer_for: Callable[[Any], Any]) -> keras.Model:
+    """Returns a model of the same kinds and names as a model and its nested models.
+
+    Args:
+        graph: The graph of the model, with nested models kept (`trace_nested`).
+        source: The model.
+        layer_for: `layer_for(layer)` returns the layer to call in place of a layer.
+    """
+    nested: dict[int, keras.Model] = {}
+
+    def replacement(node: Node) -> Any:
+        if node.subgraph is None:
+            return layer_for(node.layer)
+        if id(node.layer) not in nested:
+            nested[id(node.layer)] = connected(node.subgraph, node.layer)
+        return nested[id(node.layer)]
+
+    def connected(graph: Graph, source: keras.Model) -> keras.Model:
+        inputs = new_inputs(graph)
+        if isinstance(source, keras.Sequential):
+            layers = [replacement(node) for node in graph.nodes]
+            model = keras.Sequential([*inputs, *layers], name=source.name)
+        else:
+            values = dict(zip(graph.inputs, inputs))
+            outputs = replay(graph, values, lambda node, args, kw: replacement(node)(*args, **kw))
+            model = keras.Model(structured(graph, inputs), single(outputs), name=source.name)
+        if not source.trainable:
+            model.trainable = False
+        return model
+
+    return connected(graph, source)
 
 
 def rebuild(

@@ -73,8 +73,6 @@ def _for_export(config: Any) -> Any:
 def _copy_weights(builder: LoweringBuilder, node: Node) -> None:
     """Copies the state of a node's layer to its clone, and sets the quantized weights there."""
     clone = builder.layers[node.path, "float"]
-    if clone is node.layer:
-        return
     copy_state(node.layer, clone)
     precisions = builder.precision.weights.get(node.path, {})
     for name, variable in zip(kernels.variable_names(node.layer), clone.weights):
