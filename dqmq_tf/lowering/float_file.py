@@ -1,10 +1,10 @@
 """Exports the lowered model as a float `.tflite` file, and names its tensors."""
 
 import copy
-import os
 import tempfile
 
 import keras
+import tensorflow as tf
 
 from dqmq_tf.flatbuffer import ModelT, TFLiteFile, editing
 from dqmq_tf.flatbuffer.serialization import SubGraphT
@@ -17,24 +17,33 @@ from dqmq_tf.lowering.tensor_matching import Match
 def export_float(model: keras.Model) -> TFLiteFile:
     """Converts a Keras model to a float `.tflite` file with a batch size of one.
 
+    It traces and saves one function. Keras's own export saves more, and takes twice as long.
+
     Args:
         model: A functional `keras.Model`.
 
     Returns:
-        A `TFLiteFile`.
+        A `TFLiteFile`. The names of its signature's inputs and outputs are numbered.
     """
     # With an unknown batch size the file would contain SHAPE, STRIDED_SLICE and PACK operators.
-    signature = [keras.InputSpec(shape=(1, *t.shape[1:]), dtype=t.dtype) for t in model.inputs]
+    specs = [tf.TensorSpec((1, *entry.shape[1:]), entry.dtype) for entry in model.inputs]
+
+    @tf.function(input_signature=specs, autograph=False)
+    def serve(*arrays: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = model(list(arrays) if len(arrays) > 1 else arrays[0], training=False)
+        return {f"output_{n}": y for n, y in enumerate(keras.tree.flatten(outputs))}
+
+    saved = tf.Module()
+    saved.variables_of_the_model = [variable.value for variable in model.variables]
     with tempfile.TemporaryDirectory() as folder, quiet_log():
-        path = os.path.join(folder, "float.tflite")
-        model.export(
-            path,
-            format="litert",
-            verbose=False,
-            input_signature=signature if len(signature) == 1 else [signature],
-        )
-        with open(path, "rb") as file:
-            return TFLiteFile(file.read())
+        tf.saved_model.save(saved, folder, signatures=serve)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.target_spec.supported_ops = [
+            tf.lite.OpsSet.TFLITE_BUILTINS,
+            tf.lite.OpsSet.SELECT_TF_OPS,
+        ]
+        converter.experimental_enable_resource_variables = True
+        return TFLiteFile(converter.convert())
 
 
 def name_tensors(model: ModelT, match: Match, lowered: LoweredModel) -> None:
