@@ -4,7 +4,7 @@ import dataclasses
 import math
 import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 BUDGET_KINDS = ("size_bytes", "download_bytes", "bit_ops", "mean_bit_width")
@@ -110,6 +110,8 @@ class LayerRule:
     weights: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        is_text = isinstance(self.pattern, str)
+        _check(is_text, "pattern", self.pattern, "give a regular expression as a string")
         try:
             re.compile(self.pattern)
         except re.error as error:
@@ -123,6 +125,9 @@ class LayerRule:
                 value = (value,)
             if value is not None:
                 value = tuple(sorted(set(value)))
+                kind = str if name == "weights" else numbers.Integral
+                is_of_kind = all(isinstance(item, kind) for item in value)
+                _check(is_of_kind, name, value, "give names" if kind is str else "give integers")
                 if name != "weights":
                     _check(len(value) > 0, name, value, "give at least one, or None for all")
                 object.__setattr__(self, name, value)
@@ -166,7 +171,7 @@ class DQMQConfig:
     Reinforcement Learning", arXiv 2302.04453.
 
     Args:
-        rules: `LayerRule` objects, stored as a tuple. The first rule that matches a layer applies.
+        rules: `LayerRule` objects, or one of them, stored as a tuple. The first rule that matches a layer applies.
         terms: The terms of the objective that are on.
         quality_aware: Whether bit-widths depend on the quality of the input. If False, the policy
             learns static bit-widths.
@@ -193,7 +198,7 @@ class DQMQConfig:
         seed: The seed of the draws and of the initial weights of the encoder and the policy.
 
     Raises:
-        ValueError: If a value is out of range. The message names the argument.
+        ValueError: If a value is out of range or of another type. The message names the argument.
 
     Example:
 
@@ -217,7 +222,10 @@ class DQMQConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rules", tuple(self.rules))
+        rules: Any = (self.rules,) if isinstance(self.rules, LayerRule) else self.rules
+        _check(isinstance(rules, Iterable), "rules", rules, "give dqmq_tf.LayerRule objects")
+        object.__setattr__(self, "rules", tuple(rules))
+        self._check_types()
         for rule in self.rules:
             _check(isinstance(rule, LayerRule), "rules", rule, "give dqmq_tf.LayerRule objects")
         _check(self.profiles in (1, 2, 3, 4), "profiles", self.profiles, "give 1, 2, 3 or 4")
@@ -235,6 +243,21 @@ class DQMQConfig:
         sigmas = [sigma for sigma in (self.initial_sigma, self.final_sigma) if sigma is not None]
         is_positive = all(sigma > 0 for sigma in sigmas)
         _check(is_positive, "initial_sigma, final_sigma", sigmas, "give positive widths")
+
+    def _check_types(self) -> None:
+        """Raises `ValueError` if an argument is of another type than its default."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("profiles", "embedding_size", "seed"):
+                is_integer = isinstance(value, numbers.Integral)
+                _check(is_integer, field.name, value, "give an integer")
+            elif isinstance(field.default, bool):
+                _check(isinstance(value, bool), field.name, value, "give True or False")
+            elif field.name not in ("rules", "terms"):
+                is_number = isinstance(value, numbers.Real) or value is field.default
+                _check(is_number, field.name, value, "give a number")
+        is_terms = isinstance(self.terms, ObjectiveTerms)
+        _check(is_terms, "terms", self.terms, "give dqmq_tf.ObjectiveTerms")
 
     def completed(self, in_bytes: bool) -> Self:
         """Returns a copy in which the defaults that depend on the budget are filled in.

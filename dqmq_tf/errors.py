@@ -1,4 +1,6 @@
-"""The errors of this package. All of them are `DQMQError`s."""
+"""The errors of this package about models and files. All of them are `DQMQError`s."""
+
+from typing import Any
 
 
 class DQMQError(Exception):
@@ -37,3 +39,12 @@ class VerificationError(DQMQError, RuntimeError):
 
 class FloatOnly(Exception):
     """A layer has no integer kernel, for the reason in the message. Never leaves the lowering."""
+
+
+def check_quantized(qmodel: Any) -> None:
+    """Raises `ValueError` if an argument `qmodel` is no `DQMQModel`."""
+    if not hasattr(qmodel, "frozen_profiles"):
+        raise ValueError(
+            f"`qmodel` must be a DQMQModel. Found {type(qmodel).__name__}. Create one with "
+            "`dqmq_tf.quantize_model(model)`, or load one with `keras.models.load_model(path)`."
+        )

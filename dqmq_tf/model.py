@@ -13,6 +13,7 @@ from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.policy.decision_table import DecisionTable
 from dqmq_tf.policy.policy_state import FROZEN, SEARCH
 from dqmq_tf.precision import Precision
+from dqmq_tf.saving import QuantizedSaving, check_parts
 from dqmq_tf.targets import Target
 from dqmq_tf.training import optimizers, steps
 from dqmq_tf.training.bit_training import BitTraining
@@ -26,7 +27,7 @@ _EARLIER_OPTIMIZER_NAMES = ("policy_optimizer", "encoder_optimizer")
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
-class DQMQModel(keras.Model):
+class DQMQModel(QuantizedSaving):
     """A quantized functional model with a policy. `dqmq_tf.quantize_model` creates it.
 
     The model has the inputs, outputs and layer names of the original model. Layers with kernels are
@@ -39,9 +40,8 @@ class DQMQModel(keras.Model):
     `resume_search`) and to see what was decided (`decisions`, `precision`).
     """
 
-    def __init__(
-        self, inputs: Any, outputs: Any, parts: assembly.ModelParts, name: str | None = None
-    ) -> None:
+    def __init__(self, inputs: Any, outputs: Any, name: Any = None, *, parts: Any = None) -> None:
+        check_parts(parts)
         super().__init__(inputs=inputs, outputs=outputs, name=name)
         self.output_names = list(parts.output_names)
         # Functions hide these objects from Keras's tracking, which would save them twice.
@@ -130,9 +130,6 @@ class DQMQModel(keras.Model):
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
         self._loss_weights = loss_weights
         optimizers.compile_own(self)
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        self.compile(**keras.saving.deserialize_keras_object(config))
 
     def fit(
         self,
@@ -272,7 +269,7 @@ class DQMQModel(keras.Model):
         >>> qmodel.freeze(profiles=2, data=images)
         """
         count = self.config.profiles if profiles is None else profiles
-        if count not in (1, 2, 3, 4):
+        if not isinstance(count, int) or not 1 <= count <= 4:
             raise ValueError(f"profiles={count!r}: pass 1, 2, 3 or 4 precision profiles.")
         if not self._training.is_calibrated:
             raise ValueError(
@@ -352,9 +349,9 @@ class DQMQModel(keras.Model):
         """
         if not self.frozen_profiles:
             raise ValueError("The model is not frozen. Call freeze() first.")
-        if not 0 <= profile < self.frozen_profiles:
+        if profile not in range(self.frozen_profiles):
             raise ValueError(
-                f"profile={profile} does not exist: the model is frozen to {self.frozen_profiles} "
+                f"profile={profile!r} does not exist: the model is frozen to {self.frozen_profiles} "
                 f"profiles. Pass 0 to {self.frozen_profiles - 1}."
             )
         return precision_of(self._parts, ops.convert_to_numpy(self._parts.policy.assigned)[profile])
@@ -394,7 +391,7 @@ class DQMQModel(keras.Model):
             config.get("aliases", ()),
         )
         parts.budget_is_default = config.get("budget_is_default", False)
-        model = cls(model_inputs, outputs, parts, name=config["name"])
+        model = cls(model_inputs, outputs, config["name"], parts=parts)
         model._optimizer_names = tuple(config.get("optimizer_names", _EARLIER_OPTIMIZER_NAMES))
         parts.policy.phase, parts.policy.profiles = config["phase"], config["profiles"]
         parts.policy.file_constant = config["file_constant"]

@@ -1,12 +1,15 @@
 """`quantize_model`: from a float Keras model to a `DQMQModel`."""
 
 import warnings
+from typing import Any
 
 import keras
 
 from dqmq_tf import assembly, targets
 from dqmq_tf.config import Budget, DQMQConfig
+from dqmq_tf.layers import QuantizeWrapper
 from dqmq_tf.model import DQMQModel
+from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
 from dqmq_tf.targets import Target
 
 
@@ -37,7 +40,7 @@ def quantize_model(
         once to learn its size. If `convert` would reject the model, a warning says why.
 
     Raises:
-        ValueError: If the model is subclassed or not a Keras 3 model, if a rule asks for bit-widths
+        ValueError: If the model is subclassed, quantized or not a Keras 3 model, if a rule asks for bit-widths
             that the target does not support, or if the budget is below the smallest possible cost.
         RuntimeError: If Keras does not run on the TensorFlow backend.
 
@@ -52,10 +55,11 @@ def quantize_model(
             "dqmq_tf needs Keras on the TensorFlow backend. Found "
             f"{keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow before importing keras."
         )
+    _check_arguments(model, config)
     inputs, outputs, parts = assembly.build(
         model, targets.get(target), budget, config or DQMQConfig()
     )
-    qmodel = DQMQModel(inputs, outputs, parts, name=model.name)
+    qmodel = DQMQModel(inputs, outputs, model.name, parts=parts)
     for wrapper in parts.wrappers.values():
         wrapper.fit_steps()
     keeper = qmodel._training.keeper
@@ -67,3 +71,24 @@ def quantize_model(
             stacklevel=2,
         )
     return qmodel
+
+
+def _check_arguments(model: Any, config: Any) -> None:
+    """Raises `ValueError` if a model is quantized already, or if a configuration is of another type."""
+    if _holds_quantized_layers(model):
+        raise ValueError(
+            f"Model {model.name!r} is quantized already, or contains layers of a quantized model. "
+            "Quantize the float model, which qmodel.float_model() returns."
+        )
+    if config is not None and not isinstance(config, DQMQConfig):
+        raise ValueError(
+            f"config={config!r} is not a configuration: give a dqmq_tf.DQMQConfig, such as "
+            "DQMQConfig(seed=1)."
+        )
+
+
+def _holds_quantized_layers(model: Any) -> bool:
+    """Returns whether a model, or a model inside it, has layers that `quantize_model` creates."""
+    if isinstance(model, (DQMQModel, BitWidthPolicy, QuantizeWrapper)):
+        return True
+    return isinstance(model, keras.Model) and any(map(_holds_quantized_layers, model.layers))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dqmq_tf import graph as graphs
-from dqmq_tf.errors import ConversionError
+from dqmq_tf.errors import ConversionError, check_quantized
 from dqmq_tf.export import adaptive as adaptives
 from dqmq_tf.export import atomic_write, conversion_report, device_checks
 from dqmq_tf.export.artifacts import artifact_paths, check_artifacts, render_artifacts
@@ -97,6 +97,7 @@ def convert(
     >>> rich.print(report)
     """
     started = time.perf_counter()
+    check_quantized(qmodel)
     path = _checked_path(path)
     target = _checked_target(qmodel.target)
     io_dtype = target.io_dtype if io_dtype is None else io_dtype
@@ -220,6 +221,8 @@ def _one(
 
 def _checked_path(path: str | os.PathLike[str]) -> pathlib.Path:
     """Checks that a file can be written, before the conversion starts, and returns its path."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"path={path!r} must be the name of a file that ends in {_SUFFIX!r}.")
     path = pathlib.Path(path)
     if path.suffix != _SUFFIX:
         raise ValueError(f"path={str(path)!r} must end in {_SUFFIX!r}.")

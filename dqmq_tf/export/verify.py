@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from dqmq_tf import flatbuffer, runtimes
-from dqmq_tf.errors import FileFormatError, VerificationError
+from dqmq_tf.errors import FileFormatError, VerificationError, check_quantized
 from dqmq_tf.export import adaptive as adaptives
 from dqmq_tf.export import output_agreement
 from dqmq_tf.export.first_divergence import first_divergence
@@ -85,6 +85,7 @@ def verify(
     >>> report.row("litert-xnnpack").top1_agreement
     0.997
     """
+    check_quantized(qmodel)
     try:
         file = TFLiteFile.load(path)
         facts = file.metadata

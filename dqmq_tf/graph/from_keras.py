@@ -1,6 +1,7 @@
 """Reads a Keras model into a `Graph`, through its public config alone."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -252,9 +253,14 @@ def _is_model(operation: Any) -> bool:
 def _functional(model: keras.Model) -> keras.Model:
     """Returns a functional model with the inputs and outputs of a model."""
     if not isinstance(model, keras.Model):
+        advice = "Models of tf_keras or TFMOT must be rebuilt with Keras 3 layers (import keras)."
+        if isinstance(model, (str, os.PathLike)):
+            advice = "Load the file first, with keras.models.load_model(path)."
+        elif isinstance(model, keras.layers.Layer):
+            advice = "Put the layer into a model, keras.Sequential([keras.Input(shape), layer])."
         raise ValueError(
             f"Expected a Keras 3 model, found {type(model).__module__}.{type(model).__name__}. "
-            "Models of tf_keras or TFMOT must be rebuilt with Keras 3 layers (import keras)."
+            f"{advice}"
         )
     if isinstance(model, keras.Sequential) and not model.built:
         raise ValueError(

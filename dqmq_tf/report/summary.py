@@ -12,6 +12,7 @@ import numpy as np
 
 from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.config import Budget
+from dqmq_tf.errors import check_quantized
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quality.degradations import KINDS
 from dqmq_tf.report import evaluation
@@ -151,11 +152,7 @@ def summary(qmodel: DQMQModel, data: Any = None) -> Summary:
     >>> print(report)
     >>> report.plot("bits.png")
     """
-    if not isinstance(qmodel, DQMQModel):
-        raise ValueError(
-            f"`qmodel` must be a DQMQModel. Found {type(qmodel).__name__}. Create one with "
-            "`dqmq_tf.quantize_model(model)`."
-        )
+    check_quantized(qmodel)
     evaluated, source = _evaluate(qmodel, data)
     costs = qmodel._parts.costs
     statistics = evaluation.DecisionStatistics(qmodel, evaluated.embeddings)

@@ -18,9 +18,14 @@ class CustomTraining:
     Args:
         model: A calibrated `DQMQModel`.
         steps: The total number of training steps, including the fine-tuning.
+
+    Raises:
+        ValueError: If `steps` is not a positive integer.
     """
 
     def __init__(self, model: keras.Model, steps: int) -> None:
+        if not isinstance(steps, (int, np.integer)) or steps < 1:
+            raise ValueError(f"steps={steps!r}: pass the number of training steps, 1 or more.")
         self._model, self._training, self._steps = model, model._training, steps
         self._steps_done = 0
 
