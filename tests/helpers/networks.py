@@ -50,7 +50,7 @@ def frozen(shape, *layers, **options):
 
 
 def assert_simulates(qmodel, inputs=None, ties=0.01, quanta=1):
-    """Asserts that the lowered computes what the model does, and returns it.
+    """Asserts that the lowered model computes what the model does, and returns it.
 
     Args:
         qmodel: A frozen `DQMQModel`.

@@ -80,7 +80,7 @@ def trained_to_grid(make, *shape):
 
 
 def assert_whole(units):
-    # Of the size that float32 leaves room for, and no zeros that would be whole anyhow.
+    # Large enough to test rounding in float32, and no zeros, which are whole in any case.
     assert np.abs(units).min() > 0.5
     assert np.abs(units - np.round(units)).max() < 0.02
 

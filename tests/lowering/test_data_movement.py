@@ -1,4 +1,4 @@
-"""Layers that move, select or average values, in the lowered and in the file."""
+"""Layers that move, select or average values, in the lowered model and in the file."""
 
 import keras
 import pytest

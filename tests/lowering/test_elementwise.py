@@ -1,4 +1,4 @@
-"""Activations and per-channel maps, in the lowered and in the file."""
+"""Activations and per-channel maps, in the lowered model and in the file."""
 
 import keras
 import numpy as np
@@ -60,8 +60,8 @@ def test_activation_is_one_integer_operator(last, tmp_path):
 def test_silu_has_its_sigmoid_inside(fused, tmp_path):
     parts = [conv(activation="silu")] if fused else [conv(), layers.Activation("silu", name="act")]
     qmodel = frozen((6, 6, 3), *parts, layers.Dense(2))
-    # Training does not round the sigmoid; the file, and so the twin, does: by how much that tells
-    # hangs on the weights, which are random.
+    # Training does not round the sigmoid. The file and the lowered model do, and the effect depends
+    # on the random weights.
     lowered = assert_simulates(qmodel, ties=0.3, quanta=2)
     (inner,) = [key for key in lowered.tensors if key.endswith("p")]
     assert lowered.quantization[inner].step == 1 / 256

@@ -1,4 +1,4 @@
-"""Each layer is rebuilt in the lowered and compared with the model; some are written too."""
+"""Each layer is rebuilt in the lowered model and compared with the original; some are written to files too."""
 
 import keras
 import numpy as np
