@@ -5,11 +5,14 @@ network quantizes hundreds of tensors. Traced in place, each took up to 250 node
 of DenseNet121 had 104,000 nodes, and tracing and first execution took 70 s.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
+
+from dqmq_tf.layers import custom_gradients
 
 # Values per sample from which XLA saves more time than its compilation costs (half a second for
 # each shape).
@@ -71,8 +74,15 @@ def graph_function(
         signature: The `tf.TensorSpec` of each argument.
         compiled: Whether XLA compiles the function, once for each shape.
     """
+
+    @functools.wraps(function)
+    def traced(*args: tf.Tensor) -> Any:
+        # Callers keep these functions in caches, and the model that is traced now may be dropped.
+        with custom_gradients.shared():
+            return function(*args)
+
     return tf.function(
-        function,
+        traced,
         input_signature=signature,
         autograph=False,
         jit_compile=compiled or None,

@@ -9,9 +9,9 @@ from keras import ops
 from dqmq_tf import inputs
 from dqmq_tf.budget import sensitivity
 from dqmq_tf.budget.budget_keeper import BudgetKeeper
+from dqmq_tf.layers.custom_gradients import CustomGradients
 from dqmq_tf.policy.policy_state import SEARCH, SETTLED
 from dqmq_tf.training import optimizers
-from dqmq_tf.training.custom_gradients import CustomGradients
 from dqmq_tf.training.policy_search import PolicySearch, mean_bits
 
 _CALIBRATION_SAMPLES = 256

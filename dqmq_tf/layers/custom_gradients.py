@@ -4,6 +4,8 @@ In a graph, TensorFlow registers a gradient function under a new name for each c
 `tf.custom_gradient` function, and never removes it. The gradient function holds tensors of the
 graph, so one such call keeps the whole graph: about 30 MB for each small model that was trained and
 dropped. A training loop over many models would run out of memory.
+
+Graphs that all models share, those of `graph_functions`, keep their gradient functions.
 """
 
 import contextlib
@@ -14,6 +16,8 @@ from typing import Any
 import tensorflow as tf
 
 _PREFIX = "CustomGradient-"
+# The gradient functions of graphs that outlive the model for which they were traced.
+_shared: set[str] = set()
 
 
 class CustomGradients:
@@ -43,6 +47,16 @@ class CustomGradients:
             self._names |= _registered_names() - before
 
 
+@contextlib.contextmanager
+def shared() -> Iterator[None]:
+    """Keeps the gradient functions that are registered within the context, whoever owns them."""
+    before = _registered_names()
+    try:
+        yield
+    finally:
+        _shared.update(_registered_names() - before)
+
+
 def _registry() -> MutableMapping[str, Any]:
     """Returns TensorFlow's registry of gradient functions, which has no public name.
 
@@ -64,5 +78,5 @@ def _registered_names() -> set[str]:
 
 def _remove(names: set[str]) -> None:
     registry = _registry()
-    for name in names:
+    for name in names - _shared:
         registry.pop(name, None)
