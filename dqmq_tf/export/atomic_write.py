@@ -2,8 +2,8 @@
 
 import os
 import pathlib
+import secrets
 import shutil
-import tempfile
 from collections.abc import Mapping
 
 
@@ -24,16 +24,12 @@ def write_together(contents: Mapping[pathlib.Path, bytes | str]) -> None:
     done: list[pathlib.Path] = []
     try:
         for path, data in contents.items():
-            new[path] = _temporary(path)
-            with open(new[path], "wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(new[path], 0o644)
+            new[path] = _temporary_name(path)
+            _write(new[path], data.encode() if isinstance(data, str) else data)
         if len(contents) > 1:
             for path in contents:
                 if pathlib.Path(path).exists():
-                    old[path] = _temporary(path)
+                    old[path] = _temporary_name(path)
                     shutil.copy2(path, old[path])
         for path in contents:
             os.replace(new[path], path)
@@ -50,8 +46,26 @@ def write_together(contents: Mapping[pathlib.Path, bytes | str]) -> None:
             pathlib.Path(temporary).unlink(missing_ok=True)
 
 
-def _temporary(path: pathlib.Path) -> str:
-    """Creates an empty temporary file in the folder of a path and returns its name."""
-    descriptor, name = tempfile.mkstemp(dir=pathlib.Path(path).absolute().parent, suffix=".part")
-    os.close(descriptor)
-    return name
+def _temporary_name(path: pathlib.Path) -> str:
+    """Returns the name of a hidden file that does not exist yet, in the folder of a path."""
+    path = pathlib.Path(path).absolute()
+    return str(path.with_name(f".{path.name}.{secrets.token_hex(8)}.part"))
+
+
+def _write(name: str, data: bytes) -> None:
+    """Writes a new file, which gets its name only when it is complete, where the system can do so."""
+    try:
+        # A file without a name disappears when its process is killed.
+        descriptor = os.open(os.path.dirname(name), os.O_TMPFILE | os.O_WRONLY, 0o644)
+        is_named = False
+    except (AttributeError, OSError):
+        descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        is_named = True
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+        os.chmod(descriptor, 0o644)
+        if not is_named:
+            # Python follows the link to the open file only if it is given a folder descriptor.
+            os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=descriptor)

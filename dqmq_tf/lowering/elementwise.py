@@ -1,10 +1,12 @@
 """Lowers activations, batch norms and other per-channel maps, and arithmetic."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
 from dqmq_tf.graph import Node
@@ -203,10 +205,33 @@ def call_copy(builder: LoweringBuilder, node: Node) -> Any:
     """
     args, kwargs = node.arguments(builder.values)
     layer = node.layer
+    operands = keras.tree.flatten((args, kwargs))
+    if adds_one_channel(layer, operands):
+        return Sum()(operands)
     if isinstance(layer, keras.layers.Layer):
         config = {k: v for k, v in layer.get_config().items() if k not in ("name", "dtype")}
         layer = type(layer).from_config(config)
     return layer(*args, **kwargs)
+
+
+def adds_one_channel(layer: Any, operands: list[Any]) -> bool:
+    """Returns whether a layer or operation adds tensors of which one has a last axis of one entry.
+
+    `Sum` must compute it: for a batch of one, `keras.ops.add` takes such a tensor `[1, n, 1]` for
+    the bias of n channels, in a layout that TensorFlow's converter does not support.
+    """
+    return (
+        type(layer).__name__ == "Add"
+        and all(keras.backend.is_keras_tensor(operand) for operand in operands)
+        and any(len(operand.shape) > 2 and operand.shape[-1] == 1 for operand in operands)
+    )
+
+
+class Sum(keras.layers.Layer):
+    """Adds tensors."""
+
+    def call(self, operands: list[Any]) -> Any:
+        return functools.reduce(tf.add, operands)
 
 
 def _lower_activation(builder: LoweringBuilder, node: Node, function: Any) -> None:

@@ -125,12 +125,19 @@ def _make_inputs_and_outputs_int8(model: ModelT, graph: SubGraphT, lowered: Lowe
     new_index = {}
     for index in dict.fromkeys((*graph.inputs, *graph.outputs)):
         key = flatbuffer.text(graph.tensors[index].name)
-        # Indices are not quantized, even where the model takes them as float32.
-        if flatbuffer.type_name(graph.tensors[index]) != "FLOAT32" or key in lowered.vocabulary:
+        is_input = index in graph.inputs
+        # Indices are not quantized, even where the model takes them as float32. An input that
+        # nothing reads has no quantization.
+        if (
+            flatbuffer.type_name(graph.tensors[index]) != "FLOAT32"
+            or key in lowered.vocabulary
+            or is_input
+            and index not in graph.outputs
+            and not any(index in operator.inputs for operator in graph.operators)
+        ):
             new_index[index] = index
             continue
         precision = lowered.quantization.get(key)
-        is_input = index in graph.inputs
         new_index[index] = _int8_counterpart(model, graph, index, precision, is_input)
     graph.inputs = [new_index[i] for i in graph.inputs]
     graph.outputs = [new_index[i] for i in graph.outputs]
@@ -185,7 +192,8 @@ def _int8_counterpart(
         graph.operators.append(quantize)
     elif is_read:
         dequantize = editing.new_operator(model, "DEQUANTIZE", [int8_index], [index])
-        graph.operators.insert(0, dequantize)
+        computing = [int8_index in operator.outputs for operator in graph.operators]
+        graph.operators.insert(computing.index(True) + 1 if any(computing) else 0, dequantize)
     return int8_index
 
 

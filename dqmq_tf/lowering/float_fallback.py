@@ -11,6 +11,7 @@ import keras
 from dqmq_tf.errors import UnsupportedLayerError
 from dqmq_tf.graph import Node, kernels
 from dqmq_tf.graph.cloning import clone_layer, copy_state
+from dqmq_tf.lowering import elementwise
 from dqmq_tf.lowering.builder import LoweringBuilder
 from dqmq_tf.lowering.stored_weights import DEQUANTIZED, StoredWeights
 
@@ -27,7 +28,10 @@ def lower(builder: LoweringBuilder, node: Node, reason: str) -> None:
         UnsupportedLayerError: If the layer cannot be rebuilt from its config.
     """
     args, kwargs = node.arguments(builder.values)
-    if isinstance(node.layer, keras.layers.Layer):
+    operands = keras.tree.flatten((args, kwargs))
+    if elementwise.adds_one_channel(node.layer, operands):
+        results = elementwise.Sum()(operands)
+    elif isinstance(node.layer, keras.layers.Layer):
         layer = _clone_of(builder, node)
         # A call may need the layer's state, so it is copied before. Some layers create their
         # variables in the first call only: for these it is copied after.

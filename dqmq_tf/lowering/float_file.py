@@ -6,6 +6,7 @@ import tempfile
 import keras
 import tensorflow as tf
 
+from dqmq_tf.errors import ConversionError
 from dqmq_tf.flatbuffer import ModelT, TFLiteFile, editing
 from dqmq_tf.flatbuffer.serialization import SubGraphT
 from dqmq_tf.lowering import folding
@@ -24,6 +25,9 @@ def export_float(model: keras.Model) -> TFLiteFile:
 
     Returns:
         A `TFLiteFile`. The names of its signature's inputs and outputs are numbered.
+
+    Raises:
+        ConversionError: If TensorFlow's converter fails.
     """
     # With an unknown batch size the file would contain SHAPE, STRIDED_SLICE and PACK operators.
     specs = [tf.TensorSpec((1, *entry.shape[1:]), entry.dtype) for entry in model.inputs]
@@ -43,7 +47,13 @@ def export_float(model: keras.Model) -> TFLiteFile:
             tf.lite.OpsSet.SELECT_TF_OPS,
         ]
         converter.experimental_enable_resource_variables = True
-        return TFLiteFile(converter.convert())
+        try:
+            return TFLiteFile(converter.convert())
+        except Exception as error:  # The converter's own error has no public name.
+            raise ConversionError(
+                "TensorFlow's converter cannot convert a layer of the model. Replace the layer, or "
+                f"keep it outside the converted model. The converter says: {str(error)[:500]}"
+            ) from error
 
 
 def name_tensors(model: ModelT, match: Match, lowered: LoweredModel) -> None:

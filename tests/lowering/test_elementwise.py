@@ -178,3 +178,12 @@ def test_a_constant_tensor_is_for_floating_point():
 def test_channels_first_is_refused_by_name(layer):
     with pytest.raises(UnsupportedLayerError, match="'first'.*channels_first.*channels_last"):
         rules.check_supported(graph.trace(chain((6, 6, 6), layer)))
+
+
+def test_sums_of_signals_of_one_channel(tmp_path):
+    inputs = keras.Input((9, 1))
+    x = inputs + inputs
+    y = layers.Permute((2, 1))(layers.Add()([x, layers.PReLU()(x)]))
+    model = keras.Model(inputs, [layers.Dense(2)(y), layers.Dense(2)(layers.SimpleRNN(2)(x))])
+    file, _ = written(freeze(model), tmp_path)
+    assert names(file).count("ADD") >= 2
