@@ -116,14 +116,44 @@ def structured(arrays: list[np.ndarray], model: keras.Model) -> Any:
     return keras.tree.pack_sequence_as(_input_structure(model), arrays)
 
 
-def peek(x: Any) -> tuple[Any, Any]:
+def first_input(x: Any, model: keras.Model) -> Any:
+    """Returns the first of the inputs of a model, from a batch in the structure that Keras takes."""
+    structure = _input_structure(model)
+    if isinstance(x, dict) and not isinstance(structure, dict):
+        return x[model.inputs[0].name]
+    if isinstance(x, dict):
+        x = {key: x[key] for key in structure}
+    return keras.tree.flatten(x)[0]
+
+
+def without_lists(
+    model: keras.Model, x: Any, y: Any, options: dict[str, Any]
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Returns the arguments of `fit` with arrays in place of nested lists of numbers.
+
+    Args:
+        model: The model.
+        x, y: Inputs and labels.
+        options: Other arguments of `fit`. Those named `sample_weight` and `validation_data` may
+            contain lists as well.
+    """
+    counts = (len(model.inputs), len(model.outputs), len(model.outputs))
+    options = dict(options)
+    if "sample_weight" in options:
+        options["sample_weight"] = _without_lists(options["sample_weight"], counts[2])
+    if isinstance(options.get("validation_data"), (list, tuple)):
+        options["validation_data"] = tuple(map(_without_lists, options["validation_data"], counts))
+    return _without_lists(x, counts[0]), _without_lists(y, counts[1]), options
+
+
+def peek(x: Any, model: keras.Model) -> tuple[Any, Any]:
     """Returns the training data, and its first element; a generator is put together again.
 
     Raises:
-        ValueError: If there is no first batch.
+        ValueError: If there is no first batch, or if it does not fit the model's inputs.
     """
     if isinstance(x, keras.utils.PyDataset):
-        first = x[0] if x.num_batches else None
+        first = None if x.num_batches == 0 else x[0]
     elif hasattr(x, "__next__"):
         first = next(x, None)
         x = _chained(first, x)
@@ -133,6 +163,8 @@ def peek(x: Any) -> tuple[Any, Any]:
         return x, x
     if first is None:
         raise ValueError("The dataset is empty: there is no batch to train on.")
+    if not _matched(first, model, "x")[2]:
+        raise ValueError("`x` has single samples: put them into batches with x.batch(batch_size).")
     return x, first
 
 
@@ -265,14 +297,21 @@ def _flat(candidate: Any, model: keras.Model) -> list[Any] | None:
             leaves = [candidate[name] for name in names]
         else:
             return None
-    elif count == 1 and _is_numeric(candidate):
-        leaves = [candidate]
     else:
-        leaves = keras.tree.flatten(candidate)
+        leaves = keras.tree.flatten(_without_lists(candidate, count))
     leaves = [_local(leaf) for leaf in leaves]
     if len(leaves) != count or not all(hasattr(leaf, "shape") for leaf in leaves):
         return None
     return leaves
+
+
+def _without_lists(data: Any, count: int) -> Any:
+    """Returns the data of `count` inputs or outputs with arrays in place of lists of numbers."""
+    if isinstance(data, dict):
+        return {key: _without_lists(value, 1) for key, value in data.items()}
+    if count > 1 and isinstance(data, (list, tuple)) and len(data) == count:
+        return type(data)(_without_lists(value, 1) for value in data)
+    return np.asarray(data) if _is_numeric(data) else data
 
 
 def _is_numeric(candidate: Any) -> bool:
@@ -282,7 +321,7 @@ def _is_numeric(candidate: Any) -> bool:
     leaf = candidate
     while isinstance(leaf, (list, tuple)) and leaf:
         leaf = leaf[0]
-    return isinstance(leaf, (int, float))
+    return isinstance(leaf, (int, float, np.number))
 
 
 def _local(leaf: Any) -> Any:

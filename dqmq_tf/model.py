@@ -149,10 +149,11 @@ class DQMQModel(QuantizedSaving):
         objective in every epoch. The terms are 0 once the bits are settled.
 
         Raises:
-            ValueError: If the data is empty, or if the inputs contain NaN or infinity.
+            ValueError: If the data is empty or unbatched, or if inputs contain NaN or infinity.
         """
+        x, y, kwargs = inputs.without_lists(self, x, y, kwargs)
         if not self._training.is_calibrated and epochs:
-            x, first = inputs.peek(x)
+            x, first = inputs.peek(x, self)
             self.calibrate(first)
         callbacks = with_own_callbacks(self, callbacks, epochs, kwargs.get("steps_per_epoch"))
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from dqmq_tf import inputs
 from dqmq_tf.training import optimizers
 
 
@@ -75,7 +76,7 @@ class CustomTraining:
         self._steps_done += 1
         if searching:
             training.search.advance()
-            parts.encoder.adapt(keras.tree.flatten(x)[0])
+            parts.encoder.adapt(inputs.first_input(x, self._model))
         else:
             settled_at = parts.config.settle * self._steps
             faded = (self._steps_done - settled_at) / max(self._steps - settled_at, 1)
@@ -85,7 +86,8 @@ class CustomTraining:
         """Returns the gradients of expected cost and entropy, None where there is none."""
         parts = self._training.parts
         with tf.GradientTape() as tape:
-            z = parts.encoder(ops.convert_to_tensor(keras.tree.flatten(x)[0]))
+            first = inputs.first_input(x, self._model)
+            z = parts.encoder(ops.convert_to_tensor(first))
             decision = parts.policy(z, training=True)
             terms, _ = self._training.search.terms(decision, None)
             total = sum(terms.values(), ops.zeros(()))

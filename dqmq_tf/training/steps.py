@@ -53,7 +53,7 @@ def train_step(model: Any, data: Any) -> dict[str, Any]:
     training.record(result, terms, expected)
     if searching:
         training.search.advance()
-        parts.encoder.adapt(keras.tree.flatten(x)[0])
+        parts.encoder.adapt(inputs.first_input(x, model))
     return _logs(model, x, y, outputs, sample_weight, loss * replicas)
 
 
