@@ -370,6 +370,7 @@ class DQMQModel(QuantizedSaving):
             "bit_ops": parts.bit_ops,
             "output_names": list(self.output_names),
             "aliases": parts.aliases,
+            "functions_share_scales": parts.functions_share_scales,
             "budget_is_default": parts.budget_is_default,
             "phase": parts.policy.phase,
             "profiles": parts.policy.profiles,
@@ -390,6 +391,7 @@ class DQMQModel(QuantizedSaving):
             config["bit_ops"],
             config.get("output_names"),
             config.get("aliases", ()),
+            config.get("functions_share_scales", False),
         )
         parts.budget_is_default = config.get("budget_is_default", False)
         model = cls(model_inputs, outputs, config["name"], parts=parts)

@@ -42,6 +42,7 @@ class ModelParts:
         bit_ops: The bit operations per input that set the size of encoder and quality normalization.
         output_names: The names of the outputs of the original model.
         aliases: `[tensor, alias]` of tensors that are equal at inference and share a quantizer.
+        functions_share_scales: See `dqmq_tf.graph.Graph`.
         budget_is_default: Whether the budget is the default one.
     """
 
@@ -60,6 +61,7 @@ class ModelParts:
     bit_ops: float
     output_names: list[str]
     aliases: list[list[int]]
+    functions_share_scales: bool
     budget_is_default: bool = False
 
     def decision_points(self) -> tuple[str, ...]:
@@ -86,6 +88,7 @@ def build(
     bit_ops: float | None = None,
     output_names: Sequence[str] | None = None,
     aliases: Iterable[Sequence[int]] | None = None,
+    functions_share_scales: bool = True,
 ) -> tuple[Any, Any, ModelParts]:
     """Builds what a `DQMQModel` consists of.
 
@@ -102,6 +105,7 @@ def build(
             budget in bit operations is known only once encoder and normalization are.
         output_names: The names of the outputs for losses and logs. None for those of the model.
         aliases: The `ModelParts.aliases` of a saved model. None to find them by running layers.
+        functions_share_scales: See `dqmq_tf.graph.Graph`.
 
     Returns:
         `(inputs, outputs, parts)`: the structures of Keras tensors for `keras.Model`, and a
@@ -113,7 +117,7 @@ def build(
     body, parts_of_layers = splitting.split_layers(model)
     config = splitting.with_part_rules(config, parts_of_layers)
     nested = trace_nested(body)
-    graph = inline(nested)
+    graph = dataclasses.replace(inline(nested), functions_share_scales=functions_share_scales)
     if aliases is not None:
         graph = with_aliases(graph, aliases)
     activations, weights = decision_points.find_points(graph, target, config)
@@ -144,6 +148,7 @@ def build(
         bit_ops=bit_ops,
         output_names=list(output_names) if output_names else names_of_outputs(model),
         aliases=[list(pair) for pair in graph.aliases.items()],
+        functions_share_scales=functions_share_scales,
     )
     return inputs, outputs, parts
 

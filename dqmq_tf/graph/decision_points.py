@@ -16,7 +16,14 @@ import keras
 from dqmq_tf.config import DQMQConfig, LayerRule
 from dqmq_tf.graph.activations import fixed_range
 from dqmq_tf.graph.aliases import sources_of
-from dqmq_tf.graph.fusion import EXACT, Slot, fused_tensors, rounds, shares_scale, tensor_slots
+from dqmq_tf.graph.fusion import (
+    Slot,
+    fused_tensors,
+    moves_values,
+    rounds,
+    shares_scale,
+    tensor_slots,
+)
 from dqmq_tf.graph.graph import Graph, Node
 from dqmq_tf.graph.kernels import (
     channel_axes,
@@ -281,7 +288,7 @@ def _embedding_indices(graph: Graph) -> set[int]:
     def reads_indices(node: Node) -> bool:
         if isinstance(node.layer, keras.layers.Embedding):
             return True
-        if type(node.layer).__name__ in EXACT or sources_of(graph, node) is not None:
+        if moves_values(graph, node) or sources_of(graph, node) is not None:
             return all(t in indices for t in node.outputs)
         return type(node.layer).__name__ == "Cast" and not is_float(graph.dtypes[node.outputs[0]])
 

@@ -3,7 +3,10 @@
 The rules are those of the int8 kernels in TFLite's quantization specification.
 """
 
+from typing import Any
+
 import keras
+import numpy as np
 
 from dqmq_tf.graph.activations import is_relu
 from dqmq_tf.graph.fold_rules import is_foldable
@@ -16,15 +19,22 @@ Slot = tuple[str, int, int]
 INPUT_CALL = -1
 # Layers and operations by class name, as Keras does not export the classes of its operations.
 # These only move or select values:
-EXACT = {
+_EXACT = {
     "Concatenate", "Cropping1D", "Cropping2D", "ExpandDims", "Flatten", "GetItem",
     "GlobalMaxPooling1D", "GlobalMaxPooling2D", "MaxPooling1D", "MaxPooling2D", "Permute",
     "RepeatVector", "Reshape", "Squeeze", "Transpose", "ZeroPadding1D", "ZeroPadding2D",
 }  # fmt: skip
+# So do these functions, which have quantizers of their own in models of earlier versions (see
+# `Graph.functions_share_scales`):
+_EXACT_FUNCTIONS = {
+    "Amax", "Append", "Flip", "Hstack", "Max", "MaxPool", "Moveaxis", "Pad", "Repeat", "Split",
+    "Stack", "Swapaxes", "Take", "Tile", "Unstack",
+}  # fmt: skip
 # These compute means of neighboring values, and round them to the scale of their input:
-AVERAGES = {
+_AVERAGES = {
     "AveragePooling1D", "AveragePooling2D", "Resizing", "UpSampling1D", "UpSampling2D",
 }  # fmt: skip
+_AVERAGE_FUNCTIONS = {"AveragePool", "Resize"}
 _GLOBAL_AVERAGE = "GlobalAveragePooling"
 _FUSES_RELU = {"Add", "Subtract", "Multiply"}
 
@@ -64,13 +74,29 @@ def tensor_slots(graph: Graph) -> dict[int, Slot]:
 def shares_scale(graph: Graph, node: Node) -> bool:
     """Whether the outputs of a node have the scale of its inputs: it moves or averages values."""
     kind = type(node.layer).__name__
-    is_average = kind in AVERAGES or kind.startswith(_GLOBAL_AVERAGE)
-    return kind in EXACT or is_average and not is_global_average(graph, node)
+    is_average = kind in _AVERAGES or kind.startswith(_GLOBAL_AVERAGE)
+    if graph.functions_share_scales:
+        is_average = is_average or kind in _AVERAGE_FUNCTIONS or kind == "Mean"
+    return moves_values(graph, node) or is_average and not is_global_average(graph, node)
+
+
+def moves_values(graph: Graph, node: Node) -> bool:
+    """Whether each value that a node outputs is a value of its inputs, or zero."""
+    kind = type(node.layer).__name__
+    if kind in _EXACT:
+        return True
+    if kind not in _EXACT_FUNCTIONS or not graph.functions_share_scales:
+        return False
+    if kind == "Pad":
+        args, kwargs = node.arguments(dict.fromkeys(node.inputs))
+        constants = [value for value in (*args, *kwargs.values()) if value is not None]
+        return not np.any([np.any(keras.ops.convert_to_numpy(value)) for value in constants])
+    return getattr(node.layer, "initial", None) is None
 
 
 def rounds(node: Node) -> bool:
     """Whether a node that shares the scale of its input computes new values, between the old."""
-    return type(node.layer).__name__ in AVERAGES
+    return type(node.layer).__name__ in _AVERAGES | _AVERAGE_FUNCTIONS
 
 
 def is_global_average(graph: Graph, node: Node) -> bool:
@@ -80,14 +106,25 @@ def is_global_average(graph: Graph, node: Node) -> bool:
     a local average pool must share, only a few integers would be left for them. The mean of a
     single position is that position.
     """
-    by_name = type(node.layer).__name__.startswith(_GLOBAL_AVERAGE)
-    if not by_name and not isinstance(node.layer, keras.layers.AveragePooling2D):
-        return False
+    layer, kind = node.layer, type(node.layer).__name__
     before, after = graph.shapes[node.inputs[0]], graph.shapes[node.outputs[0]]
-    spatial = slice(2, None) if node.layer.data_format == "channels_first" else slice(1, -1)
+    if kind == "Mean":
+        axes = range(len(before)) if layer.axis is None else layer.axis
+        return any(before[axis] != 1 for axis in axes)
+    by_name = kind.startswith(_GLOBAL_AVERAGE)
+    is_pool = isinstance(layer, keras.layers.AveragePooling2D) or kind == "AveragePool"
+    if not by_name and not (is_pool and len(before) == 4):
+        return False
+    spatial = slice(2, None) if layer.data_format == "channels_first" else slice(1, -1)
     if all(n == 1 for n in before[spatial]):
         return False
-    return by_name or after[spatial] == (1, 1) and before[spatial] == tuple(node.layer.pool_size)
+    return by_name or after[spatial] == (1, 1) and before[spatial] == pool_size(layer, 2)
+
+
+def pool_size(layer: Any, rank: int) -> tuple[int, ...]:
+    """Returns the size of the window of a pool along each of its `rank` axes."""
+    size = layer.pool_size
+    return (size,) * rank if isinstance(size, int) else tuple(size)
 
 
 def _is_fused(graph: Graph, tensor: int) -> bool:

@@ -54,6 +54,9 @@ class Graph:
         input_structure, output_structure: The same ids in the structure that the model has.
         shapes, dtypes: By tensor id. Shapes have None for the batch.
         input_names: The names of the model's inputs, in the order of `inputs`.
+        functions_share_scales: Whether functions such as `keras.ops.split` share the scale of their
+            input, as the layers that do the same. False for a model that was saved by an earlier
+            version, whose functions have quantizers of their own.
     """
 
     nodes: tuple[Node, ...]
@@ -64,6 +67,7 @@ class Graph:
     shapes: dict[int, tuple[int | None, ...]]
     dtypes: dict[int, str]
     input_names: tuple[str, ...]
+    functions_share_scales: bool = True
 
     @functools.cached_property
     def consumers(self) -> dict[int, list[Node]]:

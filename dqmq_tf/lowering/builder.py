@@ -7,7 +7,7 @@ import keras
 
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.graph import Graph, Node
-from dqmq_tf.graph.fusion import fused_tensors
+from dqmq_tf.graph.fusion import fused_tensors, shares_scale
 from dqmq_tf.graph.kernels import kernel_variables
 from dqmq_tf.lowering.folding import FoldedWeights
 from dqmq_tf.lowering.stored_weights import StoredWeights
@@ -119,13 +119,21 @@ class LoweringBuilder:
         reads_indices = isinstance(node.layer, keras.layers.Embedding)
         if not reads_indices and any(self.is_float(tensor) for tensor in node.inputs):
             return "its input is in floating point"
-        used = {*self.graph.consumers, *self.graph.outputs}
         float_outputs = [
-            t for t in node.outputs if t in used and self.graph.dtypes[t].startswith("float")
+            t for t in node.outputs if self.is_read(t) and self.graph.dtypes[t].startswith("float")
         ]
         if not all(self._has_grid(tensor) for tensor in float_outputs):
             return "its output is left in floating point by a rule"
+        if len(node.inputs) == 1 and shares_scale(self.graph, node):
+            grid = self.quantization.get(tensor_key(node.inputs[0]))
+            own = [self.precision.activations.get(t, grid) for t in float_outputs]
+            if grid is not None and any(other != grid for other in own):
+                return "its output was trained with another quantization than its input"
         return None
+
+    def is_read(self, tensor: int) -> bool:
+        """Returns whether a node reads a tensor of the graph, or it is an output of the model."""
+        return tensor in self.graph.consumers or tensor in self.graph.outputs
 
     def _has_grid(self, tensor: int) -> bool:
         """Returns whether a tensor, or the one that it is fused into, is quantized."""

@@ -8,7 +8,12 @@ from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
 from dqmq_tf.graph import Node
 from dqmq_tf.graph.fusion import is_global_average
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
-from dqmq_tf.lowering.elementwise import call_copy, check_data_format, compute_values
+from dqmq_tf.lowering.elementwise import (
+    call_copy,
+    check_data_format,
+    check_no_constants,
+    compute_values,
+)
 
 _INTERPOLATIONS = ("nearest", "bilinear")
 
@@ -16,7 +21,8 @@ _INTERPOLATIONS = ("nearest", "bilinear")
 def check_interpolation(node: Node) -> None:
     """Rejects a resize that TFLite has no kernel for, not even in floating point."""
     layer = node.layer
-    if not isinstance(layer, (keras.layers.Resizing, keras.layers.UpSampling2D)):
+    is_layer = isinstance(layer, (keras.layers.Resizing, keras.layers.UpSampling2D))
+    if not is_layer and type(layer).__name__ != "Resize":
         return
     if getattr(layer, "antialias", False):
         option = "antialias=True"
@@ -34,6 +40,7 @@ def check_interpolation(node: Node) -> None:
 def move_values(builder: LoweringBuilder, node: Node) -> None:
     """Lowers a layer that shares the quantization of its input: it only moves or selects values."""
     check_data_format(node)
+    check_no_constants(builder, node)
     builder.emit(node.outputs[0], call_copy(builder, node), like=node.inputs[0])
 
 
@@ -81,7 +88,7 @@ def global_average(builder: LoweringBuilder, node: Node) -> None:
     if is_global_average(builder.graph, node):
         compute_values(builder, node)
     else:
-        _emit_reshaped(builder, node, builder.values[node.inputs[0]])
+        emit_reshaped(builder, node, builder.values[node.inputs[0]])
 
 
 def global_max(builder: LoweringBuilder, node: Node) -> None:
@@ -90,7 +97,7 @@ def global_max(builder: LoweringBuilder, node: Node) -> None:
     value = builder.values[node.inputs[0]]
     if len(value.shape) == 3:
         value = keras.ops.expand_dims(value, 1)
-    _emit_reshaped(builder, node, keras.layers.MaxPooling2D(value.shape[1:3], strides=1)(value))
+    emit_reshaped(builder, node, keras.layers.MaxPooling2D(value.shape[1:3], strides=1)(value))
 
 
 def upsampling(builder: LoweringBuilder, node: Node) -> None:
@@ -110,12 +117,14 @@ def upsampling_of_signals(builder: LoweringBuilder, node: Node) -> None:
 
 
 def resizing(builder: LoweringBuilder, node: Node) -> None:
-    """Lowers `Resizing`."""
+    """Lowers `Resizing` and `keras.ops.image.resize`."""
     layer = node.layer
     if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio:
         raise FloatOnly("a resize that crops or pads has no integer kernel")
     check_data_format(node)
-    _emit_resized(builder, node, (layer.height, layer.width), layer.interpolation)
+    is_function = type(layer).__name__ == "Resize"
+    size = layer.size if is_function else (layer.height, layer.width)
+    _emit_resized(builder, node, size, layer.interpolation)
 
 
 def _emit_resized(
@@ -127,7 +136,7 @@ def _emit_resized(
     builder.emit(node.outputs[0], result, like=node.inputs[0])
 
 
-def _emit_reshaped(builder: LoweringBuilder, node: Node, value: Any) -> None:
+def emit_reshaped(builder: LoweringBuilder, node: Node, value: Any) -> None:
     """Emits a value, reshaped to the shape of a node's output, as its output."""
     shape = builder.graph.shapes[node.outputs[0]][1:]
     if tuple(value.shape[1:]) != tuple(shape):

@@ -1,5 +1,6 @@
 """Lowers activations, batch norms and other per-channel maps, and arithmetic."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -59,7 +60,7 @@ def apply_fused(function: Any, value: Any) -> Any:
 
 def check_data_format(node: Node) -> None:
     """Rejects `data_format="channels_first"`, which no runtime supports."""
-    if getattr(node.layer, "data_format", "channels_last") != "channels_last":
+    if getattr(node.layer, "data_format", None) == "channels_first":
         raise UnsupportedLayerError(
             node.path,
             f"{type(node.layer).__name__}: data_format='channels_first'",
@@ -149,7 +150,15 @@ def normalization(builder: LoweringBuilder, node: Node) -> None:
 def compute_values(builder: LoweringBuilder, node: Node) -> None:
     """Lowers a layer without weights whose output has a quantization of its own."""
     check_data_format(node)
+    check_no_constants(builder, node)
     builder.emit(node.outputs[0], call_copy(builder, node))
+
+
+def check_no_constants(builder: LoweringBuilder, node: Node) -> None:
+    """Raises `FloatOnly` if an operand is a constant tensor, which has no quantization."""
+    for operand in keras.tree.flatten(node.arguments(builder.values)):
+        if keras.ops.is_tensor(operand) or isinstance(operand, np.ndarray):
+            raise FloatOnly("one of its operands is a constant tensor")
 
 
 def product(builder: LoweringBuilder, node: Node) -> None:
@@ -160,16 +169,18 @@ def product(builder: LoweringBuilder, node: Node) -> None:
 
 
 def arithmetic(
-    multiplier: Callable[[float, bool], float], offset: Callable[[float, bool], float]
+    multiplier: Callable[[np.ndarray, bool], np.ndarray | float],
+    offset: Callable[[np.ndarray, bool], np.ndarray | float],
 ) -> Lowering:
-    """Returns the function that lowers an operator of two tensors, or of a tensor and a number.
+    """Returns the function that lowers an operator of two tensors, or of a tensor and a constant.
 
-    An operator of a tensor and a number is the map `multiplier * x + offset`.
+    An operator of a tensor and a constant is the map `multiplier * x + offset` of each channel.
 
     Args:
-        multiplier: `multiplier(number, is_first)` returns the multiplier of the map. `is_first`
-            tells whether the number is the first operand.
-        offset: `offset(number, is_first)` returns the offset of the map.
+        multiplier: `multiplier(constant, is_first)` returns the multiplier of each channel, or one
+            for all, from the constant of each channel. `is_first` tells whether the constant is
+            the first operand.
+        offset: `offset(constant, is_first)` returns the offset likewise.
     """
 
     def lower(builder: LoweringBuilder, node: Node) -> None:
@@ -178,19 +189,48 @@ def arithmetic(
             return
         args, kwargs = node.arguments(builder.values)
         operands = [*args, *kwargs.values()]
-        positions = [i for i, operand in enumerate(operands) if np.ndim(operand) == 0]
-        if len(operands) != 2 or len(positions) != 1:
-            raise FloatOnly("one of its operands is a constant tensor")
-        (position,) = positions
-        number, is_first = float(operands[position]), position == 0
+        (position,) = [i for i, x in enumerate(operands) if not keras.backend.is_keras_tensor(x)]
         channels = builder.values[node.inputs[0]].shape[-1]
-        affine = folding.Affine(
-            np.full(channels, multiplier(number, is_first)),
-            np.full(channels, offset(number, is_first)),
+        constant = _constant_of_channels(builder, node, operands[position])
+        multipliers, offsets = (
+            np.broadcast_to(np.float64(function(constant, position == 0)), (channels,))
+            for function in (multiplier, offset)
         )
-        _lower_affine(builder, node, "constant", affine)
+        _lower_affine(builder, node, "constant", folding.Affine(multipliers, offsets))
 
     return lower
+
+
+def _constant_of_channels(builder: LoweringBuilder, node: Node, constant: Any) -> np.ndarray:
+    """Returns the constant operand of each channel, shape `(channels,)`.
+
+    Raises:
+        FloatOnly: If the constant differs between positions.
+    """
+    shape = builder.graph.shapes[node.inputs[0]]
+    values = np.asarray(keras.ops.convert_to_numpy(constant), np.float64)
+    is_of_channels = values.size == 1 or values.shape[-1:] == (values.size,) == shape[-1:]
+    if not is_of_channels or builder.graph.shapes[node.outputs[0]] != shape:
+        raise FloatOnly("its constant tensor differs between positions")
+    return np.broadcast_to(values.ravel(), (shape[-1] or 0,))
+
+
+def divisor(constant: np.ndarray, is_first: bool) -> np.ndarray:
+    """Returns the multiplier of `x / constant`.
+
+    Raises:
+        FloatOnly: If the constant is divided by the tensor.
+    """
+    if is_first or not np.all(constant):
+        raise FloatOnly("it divides by a tensor or by 0")
+    return 1 / constant
+
+
+def negative(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers `-x`."""
+    channels = builder.values[node.inputs[0]].shape[-1]
+    affine = folding.Affine(np.full(channels, -1.0), np.zeros(channels))
+    _lower_affine(builder, node, "constant", affine)
 
 
 def call_copy(builder: LoweringBuilder, node: Node) -> Any:
@@ -277,6 +317,13 @@ def _lower_affine(
         image = keras.ops.reshape(value, (-1, *(1,) * (4 - rank), *value.shape[1:]))
     if node.path not in builder.layers:
         weights = folding.affine_weights(node.path, variable, affine, builder.input_step(source))
+        # The converter would merge two convolutions of one tensor with equal kernels, as of `x + 1`
+        # and `x + 2`, and compute the biases apart. A change in the last digits prevents that.
+        readers = {other.path for other in builder.graph.consumers[source]} & set(builder.weights)
+        kernels = {builder.weights[path].values.tobytes() for path in readers}
+        while weights.values.tobytes() in kernels and weights.values.any():
+            scales = weights.scales * np.float32(1 + 2**-22)
+            weights = dataclasses.replace(weights, scales=scales)
         layer = keras.layers.DepthwiseConv2D(1)
         layer.build((None, 1, 1, value.shape[-1]))
         layer.kernel.assign(weights.values.reshape(layer.kernel.shape))

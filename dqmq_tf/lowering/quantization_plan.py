@@ -40,6 +40,8 @@ _SHARED_SCALES = frozenset(
         "EXPAND_DIMS",
         "BROADCAST_TO",
         "CONCATENATION",
+        "GATHER",
+        "MIRROR_PAD",
     }
 )
 # Operators whose tensors get the scale of the others if they have none of their own.

@@ -10,7 +10,8 @@ import keras
 from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
 from dqmq_tf.graph import Graph, Node
 from dqmq_tf.graph.aliases import sources_of
-from dqmq_tf.lowering import data_movement, elementwise, float_fallback, linear
+from dqmq_tf.graph.kernels import is_float
+from dqmq_tf.lowering import data_movement, elementwise, float_fallback, functions, linear
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
 
 
@@ -82,6 +83,10 @@ def _integer_lowering(builder: LoweringBuilder, node: Node) -> Lowering:
         lowering = _OPERATIONS.get(kind.__name__)
     if lowering is None:
         raise FloatOnly(f"TFLite has no integer kernel for {kind.__name__}")
+    is_function = not isinstance(node.layer, keras.Layer)
+    is_integer = not any(is_float(builder.graph.dtypes[tensor]) for tensor in node.inputs)
+    if is_function and is_integer and lowering is not data_movement.move_values:
+        raise FloatOnly("it reads integers")
     return lowering
 
 
@@ -121,6 +126,7 @@ _LOWERINGS: dict[type, Lowering] = {
     _layers.GlobalMaxPooling1D: data_movement.global_max,
     _layers.GlobalMaxPooling2D: data_movement.global_max,
     _layers.Flatten: data_movement.move_values,
+    _layers.RepeatVector: functions.repeat,
     _layers.Reshape: data_movement.move_values,
     _layers.Permute: data_movement.move_values,
     _layers.ZeroPadding1D: data_movement.as_image_layer(_layers.ZeroPadding2D, "padding"),
@@ -138,6 +144,9 @@ _OPERATIONS: dict[str, Lowering] = {
         lambda c, is_first: -1.0 if is_first else 1.0, lambda c, is_first: c if is_first else -c
     ),
     "Multiply": elementwise.arithmetic(lambda c, is_first: c, lambda c, is_first: 0.0),
+    "Divide": elementwise.arithmetic(elementwise.divisor, lambda c, is_first: 0.0),
+    "TrueDivide": elementwise.arithmetic(elementwise.divisor, lambda c, is_first: 0.0),
+    "Negative": elementwise.negative,
     "Matmul": elementwise.product,
     "Relu": elementwise.activation_function("relu"),
     "Relu6": elementwise.activation_function("relu6"),
@@ -145,8 +154,30 @@ _OPERATIONS: dict[str, Lowering] = {
     "Silu": elementwise.activation_function("silu"),
     "Tanh": elementwise.activation_function("tanh"),
     "Gelu": elementwise.compute_values,
+    "HardSilu": elementwise.activation_function("hard_silu"),
     "LeakyRelu": elementwise.compute_values,
+    "Softmax": elementwise.softmax,
+    "Append": functions.along_axis(elementwise.compute_values),
+    "Concatenate": functions.along_axis(elementwise.compute_values),
+    "Hstack": functions.hstack,
+    "Stack": functions.along_axis(functions.stack),
+    "Split": functions.along_axis(functions.split),
+    "Unstack": functions.along_axis(functions.split),
+    "Take": functions.along_axis(functions.take),
+    "GetItem": functions.get_item,
+    "Flip": functions.flip,
+    "Repeat": functions.along_axis(functions.repeat),
+    "Tile": functions.repeat,
+    "Pad": functions.pad,
+    "MaxPool": functions.pool(_layers.MaxPooling2D),
+    "AveragePool": functions.pool(_layers.AveragePooling2D),
+    "Amax": functions.maximum_of_axes,
+    "Max": functions.maximum_of_axes,
+    "Mean": functions.mean,
+    "Resize": data_movement.resizing,
+    "Moveaxis": data_movement.move_values,
     "Reshape": data_movement.move_values,
+    "Swapaxes": data_movement.move_values,
     "Transpose": data_movement.move_values,
     "ExpandDims": data_movement.move_values,
     "Squeeze": data_movement.move_values,

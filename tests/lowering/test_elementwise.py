@@ -157,13 +157,14 @@ def test_a_number_is_a_map_of_each_channel(call):
     assert not assert_simulates(qmodel).float_layers
 
 
-def test_a_constant_tensor_is_for_floating_point():
+def test_a_constant_tensor_is_a_map_of_channels_or_for_floating_point():
     keras.utils.set_random_seed(3)
     inputs = keras.Input((6, 6, 3))
     x = conv()(inputs) * np.full((1, 1, 1, conv().filters), 2.0, "float32")
-    qmodel = freeze(keras.Model(inputs, layers.Dense(2)(x)))
+    y = conv()(inputs) * np.full((1, 6, 6, 1), 2.0, "float32")
+    qmodel = freeze(keras.Model(inputs, [layers.Dense(2)(x), layers.Dense(2)(y)]))
     (reason,) = assert_simulates(qmodel).float_layers.values()
-    assert reason == "one of its operands is a constant tensor"
+    assert reason == "its constant tensor differs between positions"
 
 
 @pytest.mark.parametrize(
