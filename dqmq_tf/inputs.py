@@ -171,7 +171,10 @@ def peek(x: Any, model: keras.Model) -> tuple[Any, Any]:
 def finite(x: Any) -> Any:
     """Returns the inputs with a check that fails at run time if they hold NaN or infinity."""
 
-    def check(leaf: tf.Tensor) -> tf.Tensor:
+    def check(leaf: Any) -> tf.Tensor:
+        # In eager mode, `train_on_batch` passes NumPy arrays.
+        if isinstance(leaf, np.ndarray):
+            leaf = tf.convert_to_tensor(leaf)
         if not leaf.dtype.is_floating:
             return leaf
         return tf.debugging.check_numerics(leaf, "the images hold NaN or infinity")
