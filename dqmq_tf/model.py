@@ -36,8 +36,8 @@ class DQMQModel(QuantizedSaving):
     fixed bit-widths that meet the budget. Fine-tuning begins after the share `config.settle` of
     the training. Another call of `fit` continues the fine-tuning at the same bit-widths.
 
-    Its own methods are for training (`calibrate`, `custom_training`), for its phases (`freeze`,
-    `resume_search`) and to see what was decided (`decisions`, `precision`).
+    `calibrate` and `custom_training` are for training, `freeze` and `resume_search` for its phases,
+    `decisions` and `precision` show what was decided.
     """
 
     def __init__(self, inputs: Any, outputs: Any, name: Any = None, *, parts: Any = None) -> None:
@@ -274,8 +274,7 @@ class DQMQModel(QuantizedSaving):
             raise ValueError(f"profiles={count!r}: pass 1, 2, 3 or 4 precision profiles.")
         if not self._training.is_calibrated:
             raise ValueError(
-                "The model cannot be frozen because it has not seen data. Call fit, or "
-                "calibrate(images), first."
+                "The model cannot be frozen because it has not seen data. Call fit or calibrate."
             )
         self._training.keeper.freeze(self._training.seen(data), count)
         self._training.refresh_functions()
@@ -325,8 +324,8 @@ class DQMQModel(QuantizedSaving):
         >>> table = qmodel.decisions(noisy)
         >>> table["conv2d:kernel"].mean()
         """
-        batches = inputs.batches(images, self, argument="images")
-        decided = [self._parts.decide(batch[0]) for batch in batches]
+        data = inputs.batches(images, self, argument="images")
+        decided = [self._parts.decide(batch[0]) for batch in data]
         return DecisionTable.of(decided, self.decision_points, self._parts.policy.bits_vary_by)
 
     @property
