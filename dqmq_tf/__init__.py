@@ -43,7 +43,7 @@ if not _is_command():
     )
     from dqmq_tf.model import DQMQModel
     from dqmq_tf.policy.decision_table import DecisionTable
-    from dqmq_tf.quantize import quantize_model
+    from dqmq_tf.quantize import change_input_shape, quantize_model
     from dqmq_tf.report.summary import Summary, summary
     from dqmq_tf.targets import Target
     from dqmq_tf.tfmot.annotate import (
@@ -72,6 +72,7 @@ __all__ = [
     "UnsupportedLayerError",
     "VerificationError",
     "convert",
+    "change_input_shape",
     "distill_labels",
     "graph",
     "quality",

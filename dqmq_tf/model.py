@@ -13,7 +13,7 @@ from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.policy.decision_table import DecisionTable
 from dqmq_tf.policy.policy_state import FROZEN, SEARCH
 from dqmq_tf.precision import Precision
-from dqmq_tf.saving import QuantizedSaving, check_parts
+from dqmq_tf.saving import EARLIER_OPTIMIZER_NAMES, QuantizedSaving, check_parts, float_model_of
 from dqmq_tf.targets import Target
 from dqmq_tf.training import optimizers, steps
 from dqmq_tf.training.bit_training import BitTraining
@@ -22,8 +22,6 @@ from dqmq_tf.training.fit_callbacks import with_own_callbacks
 
 # Attributes that hold the optimizers of policy and encoder. Keras saves their state by these names.
 _OPTIMIZER_NAMES = ("_policy_optimizer", "_encoder_optimizer")
-# The names in files that do not list them.
-_EARLIER_OPTIMIZER_NAMES = ("policy_optimizer", "encoder_optimizer")
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -367,6 +365,7 @@ class DQMQModel(QuantizedSaving):
             "budget": {self.budget.kind: self.budget.value},
             "config": self.config.to_dict(),
             "bit_ops": parts.bit_ops,
+            "encoder_shape": parts.encoder_shape,
             "output_names": list(self.output_names),
             "aliases": parts.aliases,
             "functions_share_scales": parts.functions_share_scales,
@@ -381,9 +380,8 @@ class DQMQModel(QuantizedSaving):
     def from_config(
         cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> "DQMQModel":
-        body = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
         model_inputs, outputs, parts = assembly.build(
-            body,
+            float_model_of(config, custom_objects),
             targets.get(config["target"]),
             Budget(**config["budget"]),
             DQMQConfig.from_dict(config["config"]),
@@ -391,10 +389,11 @@ class DQMQModel(QuantizedSaving):
             config.get("output_names"),
             config.get("aliases", ()),
             config.get("functions_share_scales", False),
+            config.get("encoder_shape"),
         )
         parts.budget_is_default = config.get("budget_is_default", False)
         model = cls(model_inputs, outputs, config["name"], parts=parts)
-        model._optimizer_names = tuple(config.get("optimizer_names", _EARLIER_OPTIMIZER_NAMES))
+        model._optimizer_names = tuple(config.get("optimizer_names", EARLIER_OPTIMIZER_NAMES))
         parts.policy.phase, parts.policy.profiles = config["phase"], config["profiles"]
         parts.policy.file_constant = config["file_constant"]
         return model

@@ -1,12 +1,15 @@
-"""`quantize_model`: from a float Keras model to a `DQMQModel`."""
+"""`quantize_model` makes a `DQMQModel` of a float model, `change_input_shape` gives it another size."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from dqmq_tf import assembly, targets
 from dqmq_tf.config import Budget, DQMQConfig
+from dqmq_tf.graph.cloning import lambdas_allowed
+from dqmq_tf.graph.resizing import with_input_shapes
 from dqmq_tf.layers import QuantizeWrapper
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
@@ -62,6 +65,7 @@ def quantize_model(
     qmodel = DQMQModel(inputs, outputs, model.name, parts=parts)
     for wrapper in parts.wrappers.values():
         wrapper.fit_steps()
+    qmodel._training.agreement.remember(model)
     keeper = qmodel._training.keeper
     keeper.set_budget(budget)
     if keeper.refusal is not None:
@@ -71,6 +75,58 @@ def quantize_model(
             stacklevel=2,
         )
     return qmodel
+
+
+def change_input_shape(qmodel: DQMQModel, *input_shapes: Sequence[int | None]) -> DQMQModel:
+    """Returns a copy of a model for inputs of another size, with its weights and bits.
+
+    A file has inputs of fixed size. A model that was trained on images of any size, with
+    `keras.Input((None, None, 3))`, can be converted after this.
+
+    Args:
+        qmodel: A `DQMQModel`, trained or not. It is not changed.
+        *input_shapes: The shape of each input of the model, without the batch axis.
+
+    Returns:
+        A new `DQMQModel` in the same phase. It is not compiled.
+
+    Raises:
+        ValueError: If the number of shapes is not the number of inputs, if a shape does not fit an
+            input, or if a layer does not accept inputs of these sizes, as a `Dense` layer after a
+            `Flatten` does not.
+
+    Example:
+
+    >>> fixed = dqmq_tf.change_input_shape(qmodel, (224, 224, 3))
+    >>> dqmq_tf.convert(fixed, "model.tflite", data=images)
+    """
+    inputs = qmodel.inputs
+    if len(input_shapes) != len(inputs):
+        raise ValueError(
+            f"{qmodel.name!r} has {len(inputs)} inputs, but change_input_shape got "
+            f"{len(input_shapes)} shapes. Pass one shape for each, without the batch axis."
+        )
+    for x, shape in zip(inputs, input_shapes):
+        if len(shape) != len(x.shape) - 1:
+            raise ValueError(
+                f"Input {x.name!r} has shape {tuple(x.shape[1:])}, but change_input_shape got "
+                f"{tuple(shape)}. Pass a shape of as many axes, without the batch axis."
+            )
+    shapes = [(x.shape[0], *shape) for x, shape in zip(inputs, input_shapes)]
+    try:
+        body = with_input_shapes(qmodel._parts.body, shapes)
+        with lambdas_allowed():
+            config = qmodel.get_config()
+        resized = DQMQModel.from_config({**config, "model": body})
+        resized.set_weights(qmodel.get_weights())
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{qmodel.name!r} cannot run on inputs of shapes {[s[1:] for s in shapes]}: {reason} "
+            "Pass other shapes, or use layers that accept any size, such as global pooling before "
+            "the first Dense layer."
+        ) from error
+    return resized
 
 
 def _check_arguments(model: Any, config: Any) -> None:

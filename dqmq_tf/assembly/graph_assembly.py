@@ -36,6 +36,7 @@ class GraphAssembly:
         config: The configuration.
         graph: The graph of the float model, with nested models kept.
         bit_ops: The bit operations per input that set the size of encoder and quality normalization.
+        encoder_shape: The shape of the first input by which the encoder is chosen.
 
     Attributes:
         encoder: The `QualityEncoder`.
@@ -44,12 +45,19 @@ class GraphAssembly:
         wrappers: The `QuantizeWrapper` of each layer path. `connect` fills it.
     """
 
-    def __init__(self, costs: CostModel, config: DQMQConfig, graph: Graph, bit_ops: float) -> None:
+    def __init__(
+        self,
+        costs: CostModel,
+        config: DQMQConfig,
+        graph: Graph,
+        bit_ops: float,
+        encoder_shape: Sequence[int | None],
+    ) -> None:
         inlined = inline(graph)
         # Sorting a batch would separate its samples from the masks that Keras passes beside them.
         has_masks = any(splitting.makes_mask(node.layer) for node in inlined.nodes)
         self.encoder = QualityEncoder.for_model(
-            graph.shapes[graph.inputs[0]],
+            encoder_shape,
             bit_ops,
             config.embedding_size,
             seed=config.seed,

@@ -40,6 +40,8 @@ class ModelParts:
         budget: The budget. None until `BudgetKeeper.set_budget` sets the user's or the default one.
         config: The configuration, with the defaults that depend on the kind of budget filled in.
         bit_ops: The bit operations per input that set the size of encoder and quality normalization.
+        encoder_shape: The shape of the first input when the model was quantized, by which the
+            encoder was chosen.
         output_names: The names of the outputs of the original model.
         aliases: `[tensor, alias]` of tensors that are equal at inference and share a quantizer.
         functions_share_scales: See `dqmq_tf.graph.Graph`.
@@ -59,6 +61,7 @@ class ModelParts:
     budget: Budget | None
     config: DQMQConfig
     bit_ops: float
+    encoder_shape: tuple[int | None, ...]
     output_names: list[str]
     aliases: list[list[int]]
     functions_share_scales: bool
@@ -89,6 +92,7 @@ def build(
     output_names: Sequence[str] | None = None,
     aliases: Iterable[Sequence[int]] | None = None,
     functions_share_scales: bool = True,
+    encoder_shape: Sequence[int | None] | None = None,
 ) -> tuple[Any, Any, ModelParts]:
     """Builds what a `DQMQModel` consists of.
 
@@ -106,6 +110,8 @@ def build(
         output_names: The names of the outputs for losses and logs. None for those of the model.
         aliases: The `ModelParts.aliases` of a saved model. None to find them by running layers.
         functions_share_scales: See `dqmq_tf.graph.Graph`.
+        encoder_shape: The `ModelParts.encoder_shape` of a saved model. None for the shape of the
+            first input.
 
     Returns:
         `(inputs, outputs, parts)`: the structures of Keras tensors for `keras.Model`, and a
@@ -125,7 +131,8 @@ def build(
     costs = CostModel(budget_kind(budget, target), target, activations, weights, float_weights)
     config = config.completed(costs.in_bytes)
     bit_ops = allowed_bit_ops(budget, costs) if bit_ops is None else bit_ops
-    assembly = GraphAssembly(costs, config, nested, bit_ops)
+    encoder_shape = encoder_shape or nested.shapes[nested.inputs[0]]
+    assembly = GraphAssembly(costs, config, nested, bit_ops, encoder_shape)
     # The quantized graph calls the layers first, so that `layer.output` belongs to it.
     forget_calls(nested)
     inputs, outputs, outputs_and_decision = assembly.connect(nested)
@@ -146,6 +153,7 @@ def build(
         budget=budget,
         config=config,
         bit_ops=bit_ops,
+        encoder_shape=tuple(encoder_shape),
         output_names=list(output_names) if output_names else names_of_outputs(model),
         aliases=[list(pair) for pair in graph.aliases.items()],
         functions_share_scales=functions_share_scales,

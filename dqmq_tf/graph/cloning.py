@@ -270,6 +270,13 @@ def _pairs(
             yield from _pairs(inner, copies[name], visited)
 
 
+def layers_inside(layer: Any) -> list[keras.layers.Layer]:
+    """Returns a layer and all layers among its attributes, recursively. Operations have none."""
+    if not isinstance(layer, keras.layers.Layer):
+        return []
+    return [source for source, _ in _pairs(layer, layer, set())]
+
+
 def _inner_layers(layer: keras.layers.Layer) -> list[tuple[str, keras.layers.Layer]]:
     """Returns the layers among the attributes of a layer, named by attribute and position."""
     found: list[tuple[str, keras.layers.Layer]] = []

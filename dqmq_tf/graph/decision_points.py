@@ -286,7 +286,11 @@ def _embedding_indices(graph: Graph) -> set[int]:
     indices: set[int] = set()
 
     def reads_indices(node: Node) -> bool:
-        if isinstance(node.layer, keras.layers.Embedding):
+        # `NotEqual` computes the mask of an embedding.
+        if (
+            isinstance(node.layer, keras.layers.Embedding)
+            or type(node.layer).__name__ == "NotEqual"
+        ):
             return True
         if moves_values(graph, node) or sources_of(graph, node) is not None:
             return all(t in indices for t in node.outputs)

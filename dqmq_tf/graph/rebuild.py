@@ -95,8 +95,9 @@ def _connected(graph: Graph, source: keras.Model, layer_for: Callable[[Any], Any
     def connected(graph: Graph, source: keras.Model) -> keras.Model:
         inputs = new_inputs(graph)
         if isinstance(source, keras.Sequential):
-            layers = [replacement(node) for node in graph.nodes]
-            model = keras.Sequential([*inputs, *layers], name=source.name)
+            # Operations in the graph of a Sequential model compute masks. Its layers add them again.
+            nodes = [node for node in graph.nodes if isinstance(node.layer, keras.layers.Layer)]
+            model = keras.Sequential([*inputs, *map(replacement, nodes)], name=source.name)
         else:
             values = dict(zip(graph.inputs, inputs))
             outputs = replay(graph, values, lambda node, args, kw: replacement(node)(*args, **kw))

@@ -14,6 +14,9 @@ from dqmq_tf.lowering.stored_weights import StoredWeights
 from dqmq_tf.lowering.tensor_markers import Marker
 from dqmq_tf.precision import ActivationPrecision, Precision
 
+# The dtype of images, and the grid of their integers, which float32 inputs of a file keep exactly.
+_PIXELS, _PIXEL_GRID = "uint8", ActivationPrecision(step=1.0, zero_point=0, bit_width=8)
+
 
 def tensor_key(tensor: int, inner: bool = False) -> str:
     """Returns the key of a tensor in the lowered model.
@@ -42,12 +45,12 @@ class LoweringBuilder:
             `(path, "float")`.
         weights: `FoldedWeights` by the path of their layer, `StoredWeights` by the path or by
             `"path:variable"`, in execution order.
-        tensors, paths, marked, quantization, floating, vocabulary, float_layers: See
+        tensors, paths, marked, quantization, floating, vocabulary, float_layers, pixels: See
             `LoweredModel`.
 
     Raises:
-        ConversionError: If an input of the model has no fixed shape, or a dtype other than float32
-            and int32.
+        ConversionError: If an input of the model has no fixed shape, or a dtype other than float32,
+            uint8 and int32.
     """
 
     def __init__(self, graph: Graph, precision: Precision, simulate: bool) -> None:
@@ -66,6 +69,7 @@ class LoweringBuilder:
         self.layers: dict[str | tuple[str, str], Any] = {}
         self.vocabulary: dict[str, int] = {}
         self.float_layers: dict[str, str] = {}
+        self.pixels: set[str] = set()
         self._fused = fused_tensors(graph)
         layers = {node.path: node.layer for node in graph.nodes}
         self._folded_layers = {linear: layers[path] for path, linear in graph.folds.items()}
@@ -73,16 +77,24 @@ class LoweringBuilder:
             shape, dtype = graph.shapes[tensor], graph.dtypes[tensor]
             if None in shape[1:]:
                 raise ConversionError(
-                    f"The model's input has shape {shape}, but a file needs fixed sizes. Build the "
-                    "model with a fixed keras.Input(shape=...)."
+                    f"The model's input has shape {shape}, but a file needs fixed sizes. Choose "
+                    "them with dqmq_tf.change_input_shape(qmodel, shape), or build the model with a "
+                    "fixed keras.Input(shape=...)."
                 )
-            if dtype not in ("float32", "int32"):
+            if dtype not in ("float32", "int32", _PIXELS):
                 raise ConversionError(
-                    f"The model's input has dtype {dtype}, but a file takes float32, or int32 for "
-                    "indices. Build the model with keras.Input(dtype=...) of one of these types."
+                    f"The model's input has dtype {dtype}, but a file takes float32, uint8 for "
+                    "images, or int32 for indices. Build the model with keras.Input(dtype=...) of "
+                    "one of these types."
                 )
-            self.inputs.append(keras.Input(shape[1:], dtype=dtype))
-            self.emit(tensor, self.inputs[-1], floating=dtype == "float32")
+            self.inputs.append(
+                keras.Input(shape[1:], dtype="int32" if dtype == "int32" else "float32")
+            )
+            if dtype == _PIXELS:
+                self.pixels.add(tensor_key(tensor))
+                self.emit(tensor, self.inputs[-1], fixed=_PIXEL_GRID)
+            else:
+                self.emit(tensor, self.inputs[-1], floating=dtype == "float32")
 
     def folded_layer(self, path: str) -> Any:
         """Returns the `BatchNormalization` or `Rescaling` that is folded into a layer.

@@ -44,6 +44,7 @@ class LoweredModel:
         input_names, output_names: Their names in the trained model, for the file's signature.
         vocabulary: `{key of an input that holds indices: number of different indices}`.
         float_layers: `{path of a layer that computes in floating point: reason}`.
+        pixels: The keys of the inputs that the trained model takes as uint8.
     """
 
     model: keras.Model
@@ -59,6 +60,7 @@ class LoweredModel:
     output_names: tuple[str, ...]
     vocabulary: dict[str, int]
     float_layers: dict[str, str]
+    pixels: frozenset[str]
 
     def values(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         """Runs the model and returns every tensor.
@@ -138,6 +140,7 @@ def lower_graph(
         output_names=_unique(_output_paths(graph) if output_names is None else output_names),
         vocabulary=builder.vocabulary,
         float_layers=dict(builder.float_layers),
+        pixels=frozenset(builder.pixels),
     )
 
 
@@ -164,6 +167,8 @@ def _input_range(lowered: LoweredModel, key: str) -> tuple[float, float] | range
     precision = lowered.quantization.get(key)
     if precision is None:
         return None
+    if key in lowered.pixels:
+        return range(2**precision.bit_width)
     low = -precision.step * precision.zero_point
     return low, low + precision.step * (2**precision.bit_width - 1)
 

@@ -75,6 +75,7 @@ def write_file(
     stage("matching tensors")
     match = match_tensors(model, lowered)
     _check_operators(model, match, target)
+    _check_scales(lowered, target)
     float_file.name_tensors(model, match, lowered)
     file.edited()
     plan = quantization_plan.plan(model, match, lowered)
@@ -172,6 +173,20 @@ def _check_operators(model: ModelT, match: Match, target: Target) -> None:
                 f"Layer {match.paths.get(index)!r} becomes the operator {name}, for which "
                 f"{runtime.name} has no kernel. Replace the layer (relu, hard_silu, tanh and "
                 "sigmoid run everywhere), or choose another target."
+            )
+
+
+def _check_scales(lowered: LoweredModel, target: Target) -> None:
+    """Rejects weights with a scale per channel that the target's runtime reads with one scale."""
+    runtime = runtimes.get(target.runtimes[0])
+    for weights in lowered.weights:
+        if weights.kind in runtime.one_scale and np.ptp(weights.scales):
+            reason = lowered.float_layers.get(weights.path, "it has no integer kernel")
+            raise ConversionError(
+                f"Layer {weights.path!r} computes in floating point ({reason}), and "
+                f"{runtime.name} restores its weights with one scale, although they have one per "
+                "channel. Replace the layer (several plain convolutions in place of a grouped "
+                "one), or choose another target."
             )
 
 

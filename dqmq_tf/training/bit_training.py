@@ -12,6 +12,7 @@ from dqmq_tf.budget.budget_keeper import BudgetKeeper
 from dqmq_tf.layers.custom_gradients import CustomGradients
 from dqmq_tf.policy.policy_state import SEARCH, SETTLED
 from dqmq_tf.training import optimizers
+from dqmq_tf.training.float_agreement import FloatAgreement
 from dqmq_tf.training.policy_search import PolicySearch, mean_bits
 
 _CALIBRATION_SAMPLES = 256
@@ -28,6 +29,7 @@ class BitTraining:
         search: The `PolicySearch`, which computes the terms of a training step.
         keeper: The `BudgetKeeper`, which fixes bits within the budget.
         gradients: The `CustomGradients` of the graphs that are traced for the model.
+        agreement: The `FloatAgreement`, which compares the model with the float one.
         policy_optimizer: The optimizer of the policy and of the quality normalization. None before
             the model is compiled.
         encoder_optimizer: The optimizer of the quality encoder. None before the model is compiled.
@@ -37,6 +39,7 @@ class BitTraining:
         self.model, self.parts = model, parts
         self.search, self.keeper = PolicySearch(parts), BudgetKeeper(parts)
         self.gradients = CustomGradients(model)
+        self.agreement = FloatAgreement(parts)
         names = [*self.search.term_names, "pathwise", "cost", "multiplier", "mean_bits"]
         self._figures = {name: keras.metrics.Mean(name=name) for name in names}
         self._settled_cost: float | None = None
@@ -86,11 +89,13 @@ class BitTraining:
             # Training mode uses batch statistics, because the moving statistics of a new network
             # say nothing about the values that training will see. The scope discards the updates of
             # all variables.
-            with keras.StatelessScope():
+            with keras.StatelessScope() as scope:
                 parts.instrumented(x, training=True)
         finally:
             for layer in layers:
                 layer.calibrate()
+        if not self.has_begun:
+            self.agreement.check(arrays, scope)
         parts.encoder.calibrate(arrays[0])
         self.keeper.measure()
         if parts.costs.in_bytes:

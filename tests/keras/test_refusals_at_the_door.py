@@ -1,0 +1,46 @@
+"""What `convert` would refuse is a warning of `quantize_model`, in the words of `convert`."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import dqmq_tf
+from dqmq_tf.export import ConversionError
+
+# `{name: (target, input shape, layers, part of the message)}`
+REFUSED = {
+    "any image size": ("android", (None, None, 3), [layers.Conv2D(4, 3)], "change_input_shape"),
+    "any length": ("microcontroller", (None, 3), [layers.Conv1D(4, 3)], "change_input_shape"),
+    "mask of an embedding": (
+        "android", (6,), [layers.Embedding(9, 4, mask_zero=True, name="words"), layers.GRU(3)],
+        "'words'.*makes a mask",
+    ),
+    "mask": ("android", (6, 3), [layers.Masking(name="gap"), layers.LSTM(3)], "'gap'.*makes a mask"),
+    "groups": (
+        "microcontroller", (8, 8, 4), [layers.Conv2D(4, 3, groups=2, name="grouped")],
+        "'grouped' computes in floating point.*2 groups",
+    ),
+    "groups with a batch norm": (
+        "ethos_u", (8, 4),
+        [layers.Conv1D(4, 3, groups=2, name="grouped"), layers.BatchNormalization()],
+        "'grouped' computes in floating point.*2 groups",
+    ),
+    "operator": (
+        "microcontroller", (8, 8, 3), [layers.Conv2D(4, 3), layers.Activation("gelu", name="act")],
+        "'act' becomes the operator GELU",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_of_convert_is_a_warning_before_training(name, tmp_path):
+    target, shape, stack, message = REFUSED[name]
+    model = keras.Sequential([keras.Input(shape), *stack])
+    with pytest.warns(UserWarning, match=f"cannot be converted.*{message}"):
+        qmodel = dqmq_tf.quantize_model(model, target=target)
+    data = np.random.default_rng(0).integers(0, 9, (2, *[n or 8 for n in shape]))
+    qmodel.calibrate(data.astype("float32"))
+    with pytest.raises(ConversionError, match=message):
+        dqmq_tf.convert(qmodel, tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())
