@@ -237,7 +237,9 @@ class _Rounding:
         step, zero_point = self.grids[tensor]
         integers = ops.round(ops.cast(value, "float32") / step) + zero_point
         integers = ops.clip(integers, 0, 2**_BITS - 1)
-        return ops.cast((integers - zero_point) * step, value.dtype)
+        # Some layers return integers where their output is declared as floating point.
+        dtype = value.dtype if value.dtype.is_floating else "float32"
+        return ops.cast((integers - zero_point) * step, dtype)
 
     def error(self, tensor: int, expected: Any, found: Any) -> float:
         """Returns the relative error of a tensor beyond what 8 bits cannot avoid."""

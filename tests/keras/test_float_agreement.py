@@ -127,6 +127,16 @@ HEALTHY = {
     "constant output": (lambda: chain((3,), layers.Dense(1)), np.ones((8, 3), "float32")),
     "constant input": (lambda: model_with(layers.Dense(6)), np.zeros((8, 3), "float32")),
     "one sample": (network, images(1)),
+    "lookup": (
+        lambda: keras.Sequential(
+            [
+                keras.Input((1,), dtype="int64"),
+                layers.IntegerLookup(vocabulary=[1, 5, 7], output_mode="multi_hot"),
+                layers.Dense(2),
+            ]
+        ),
+        np.array([[1], [5], [7], [9]]),
+    ),
     "masked": (
         lambda: chain((6,), layers.Embedding(9, 4, mask_zero=True), layers.GRU(4)),
         np.random.default_rng(0).integers(0, 9, (16, 6)),
