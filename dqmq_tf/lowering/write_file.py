@@ -183,10 +183,10 @@ def _check_scales(lowered: LoweredModel, target: Target) -> None:
         if weights.kind in runtime.one_scale and np.ptp(weights.scales):
             reason = lowered.float_layers.get(weights.path, "it has no integer kernel")
             raise ConversionError(
-                f"Layer {weights.path!r} computes in floating point ({reason}), and "
-                f"{runtime.name} restores its weights with one scale, although they have one per "
-                "channel. Replace the layer (several plain convolutions in place of a grouped "
-                "one), or choose another target."
+                f"Layer {weights.path!r} computes in floating point ({reason}). There "
+                f"{runtime.name}, the runtime of target {target.name!r}, silently uses the first of "
+                "several scales of its weights. Replace the layer, such as a grouped convolution by "
+                "several plain ones, or choose another target."
             )
 
 

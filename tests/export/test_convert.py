@@ -156,19 +156,19 @@ def test_file_that_departs_is_not_delivered(small, tmp_path, monkeypatch):
         ("folder.tflite", IsADirectoryError, "is a folder"),
     ],
 )
-def test_path_is_checked_first(name, error, message, tmp_path):
+def test_path_is_checked_first(name, error, message, small, tmp_path):
     (tmp_path / "folder.tflite").mkdir()
     with pytest.raises(error, match=message):
-        export.convert(None, tmp_path / name)
+        export.convert(small, tmp_path / name)
 
 
-def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
+def test_folder_that_cannot_be_written(small, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError("read-only file system")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(PermissionError, match="cannot be written.*read-only"):
-        export.convert(None, tmp_path / "model.tflite")
+        export.convert(small, tmp_path / "model.tflite")
 
 
 def test_target_without_runtime(small, tmp_path, monkeypatch):

@@ -15,10 +15,13 @@ _MUTATIONS = 200
 # or crashes.
 _CHILD = """
 import pathlib, sys
+import keras
 import dqmq_tf
 from dqmq_tf.errors import FileFormatError
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+qmodel = dqmq_tf.quantize_model(model, target="simulation")
 readers = [dqmq_tf.read_metadata, dqmq_tf.AdaptiveInterpreter,
-           lambda path: dqmq_tf.verify(None, path, None)]
+           lambda path: dqmq_tf.verify(qmodel, path, None)]
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     for read in readers:
         try:
