@@ -2,8 +2,7 @@
 
 In a graph, TensorFlow registers a gradient function under a new name for each call of a
 `tf.custom_gradient` function, and never removes it. The gradient function holds tensors of the
-graph, so one such call keeps the whole graph: about 30 MB for each small model that was trained and
-dropped. A training loop over many models would run out of memory.
+graph, so one such call keeps the whole graph. A search over many models would run out of memory.
 
 Graphs that all models share, those of `graph_functions`, keep their gradient functions.
 """

@@ -18,7 +18,7 @@ from dqmq_tf.lowering.tensor_matching import Match
 def export_float(model: keras.Model) -> TFLiteFile:
     """Converts a Keras model to a float `.tflite` file with a batch size of one.
 
-    It traces and saves one function. Keras's own export saves more, and takes twice as long.
+    It traces and saves one function. Keras's own export saves more and takes longer.
 
     Args:
         model: A functional `keras.Model`.
