@@ -269,8 +269,8 @@ def _matched(
 ) -> tuple[list[Any], tuple[Any, ...], bool]:
     """Returns the inputs in an element, what follows them, and whether it is a batch.
 
-    The inputs are one array per model input. A tuple is `(inputs, ...)` by Keras's rule. It is taken as a tuple of inputs only if its first
-    entry does not fit the model.
+    The inputs are one array per model input. A tuple is `(inputs, ...)` by Keras's rule. It is taken
+    as a tuple of inputs only if its first entry does not fit the model.
     """
     candidates: list[tuple[Any, tuple[Any, ...]]] = [(element, ())]
     if isinstance(element, tuple) and element:

@@ -245,29 +245,29 @@ def call_copy(builder: LoweringBuilder, node: Node) -> Any:
     """
     args, kwargs = node.arguments(builder.values)
     layer = node.layer
-    operands = keras.tree.flatten((args, kwargs))
-    if adds_one_channel(layer, operands):
-        return Sum()(operands)
     if isinstance(layer, keras.layers.Layer):
         config = {k: v for k, v in layer.get_config().items() if k not in ("name", "dtype")}
         layer = type(layer).from_config(config)
-    return layer(*args, **kwargs)
+    return call(layer, args, kwargs)
 
 
-def adds_one_channel(layer: Any, operands: list[Any]) -> bool:
-    """Returns whether a layer or operation adds tensors of which one has a last axis of one entry.
+def call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Calls a layer or an operation of `keras.ops`.
 
-    `Sum` must compute it: for a batch of one, `keras.ops.add` takes such a tensor `[1, n, 1]` for
-    the bias of n channels, in a layout that TensorFlow's converter does not support.
+    For a batch of one, `keras.ops.add` takes a tensor `[1, n, 1]` for the bias of n channels, in a
+    layout that TensorFlow's converter does not support. `_Sum` adds such tensors.
     """
-    return (
+    operands = keras.tree.flatten((args, kwargs))
+    if (
         type(layer).__name__ == "Add"
         and all(keras.backend.is_keras_tensor(operand) for operand in operands)
         and any(len(operand.shape) > 2 and operand.shape[-1] == 1 for operand in operands)
-    )
+    ):
+        return _Sum()(operands)
+    return layer(*args, **kwargs)
 
 
-class Sum(keras.layers.Layer):
+class _Sum(keras.layers.Layer):
     """Adds tensors."""
 
     def call(self, operands: list[Any]) -> Any:

@@ -28,21 +28,18 @@ def lower(builder: LoweringBuilder, node: Node, reason: str) -> None:
         UnsupportedLayerError: If the layer cannot be rebuilt from its config.
     """
     args, kwargs = node.arguments(builder.values)
-    operands = keras.tree.flatten((args, kwargs))
-    if elementwise.adds_one_channel(node.layer, operands):
-        results = elementwise.Sum()(operands)
-    elif isinstance(node.layer, keras.layers.Layer):
+    if isinstance(node.layer, keras.layers.Layer):
         layer = _clone_of(builder, node)
         # A call may need the layer's state, so it is copied before. Some layers create their
         # variables in the first call only: for these it is copied after.
         has_variables = layer.built
         if has_variables:
             _copy_weights(builder, node)
-        results = layer(*args, **kwargs)
+        results = elementwise.call(layer, args, kwargs)
         if not has_variables:
             _copy_weights(builder, node)
     else:
-        results = node.layer(*args, **kwargs)
+        results = elementwise.call(node.layer, args, kwargs)
     builder.float_layers[node.path] = reason
     for tensor, value in zip(node.outputs, keras.tree.flatten(results)):
         builder.emit(tensor, value, floating=builder.graph.dtypes[tensor].startswith("float"))
