@@ -6,14 +6,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from dqmq_tf import assembly, inputs, targets
+from dqmq_tf import assembly, inputs
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.policy.decision_table import DecisionTable
 from dqmq_tf.policy.policy_state import FROZEN, SEARCH
 from dqmq_tf.precision import Precision
-from dqmq_tf.saving import EARLIER_OPTIMIZER_NAMES, QuantizedSaving, check_parts, float_model_of
+from dqmq_tf.saving import QuantizedSaving, check_parts
 from dqmq_tf.targets import Target
 from dqmq_tf.training import optimizers, steps
 from dqmq_tf.training.bit_training import BitTraining
@@ -22,6 +22,8 @@ from dqmq_tf.training.fit_callbacks import with_own_callbacks
 
 # Attributes that hold the optimizers of policy and encoder. Keras saves their state by these names.
 _OPTIMIZER_NAMES = ("_policy_optimizer", "_encoder_optimizer")
+# The names in files that do not list them.
+_EARLIER_OPTIMIZER_NAMES = ("policy_optimizer", "encoder_optimizer")
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -357,22 +359,14 @@ class DQMQModel(QuantizedSaving):
     # Saving: the float architecture and how it was quantized. The model is built from these again.
 
     def get_config(self) -> dict[str, Any]:
-        parts = self._parts
+        body = keras.saving.serialize_keras_object(self._parts.body)
+        return {"model": body, **self._settings()}
+
+    def _settings(self) -> dict[str, Any]:
+        """Returns the config without the float model."""
         return {
             "name": self.name,
-            "model": keras.saving.serialize_keras_object(parts.body),
-            "target": targets.serialize(self.target),
-            "budget": {self.budget.kind: self.budget.value},
-            "config": self.config.to_dict(),
-            "bit_ops": parts.bit_ops,
-            "encoder_shape": parts.encoder_shape,
-            "output_names": list(self.output_names),
-            "aliases": parts.aliases,
-            "functions_share_scales": parts.functions_share_scales,
-            "budget_is_default": parts.budget_is_default,
-            "phase": parts.policy.phase,
-            "profiles": parts.policy.profiles,
-            "file_constant": parts.policy.file_constant,
+            **assembly.settings_of(self._parts),
             "optimizer_names": list(self._optimizer_names),
         }
 
@@ -380,20 +374,13 @@ class DQMQModel(QuantizedSaving):
     def from_config(
         cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> "DQMQModel":
-        model_inputs, outputs, parts = assembly.build(
-            float_model_of(config, custom_objects),
-            targets.get(config["target"]),
-            Budget(**config["budget"]),
-            DQMQConfig.from_dict(config["config"]),
-            config["bit_ops"],
-            config.get("output_names"),
-            config.get("aliases", ()),
-            config.get("functions_share_scales", False),
-            config.get("encoder_shape"),
-        )
-        parts.budget_is_default = config.get("budget_is_default", False)
-        model = cls(model_inputs, outputs, config["name"], parts=parts)
-        model._optimizer_names = tuple(config.get("optimizer_names", EARLIER_OPTIMIZER_NAMES))
-        parts.policy.phase, parts.policy.profiles = config["phase"], config["profiles"]
-        parts.policy.file_constant = config["file_constant"]
+        body = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
+        return cls._build_again(body, config)
+
+    @classmethod
+    def _build_again(cls, body: keras.Model, settings: Mapping[str, Any]) -> "DQMQModel":
+        """Returns a model that quantizes a float model as `_settings` say, with new weights."""
+        model_inputs, outputs, parts = assembly.build_again(body, settings)
+        model = cls(model_inputs, outputs, settings["name"], parts=parts)
+        model._optimizer_names = tuple(settings.get("optimizer_names", _EARLIER_OPTIMIZER_NAMES))
         return model

@@ -8,7 +8,6 @@ import keras
 
 from dqmq_tf import assembly, targets
 from dqmq_tf.config import Budget, DQMQConfig
-from dqmq_tf.graph.cloning import lambdas_allowed
 from dqmq_tf.graph.resizing import with_input_shapes
 from dqmq_tf.layers import QuantizeWrapper
 from dqmq_tf.model import DQMQModel
@@ -115,9 +114,7 @@ def change_input_shape(qmodel: DQMQModel, *input_shapes: Sequence[int | None]) -
     shapes = [(x.shape[0], *shape) for x, shape in zip(inputs, input_shapes)]
     try:
         body = with_input_shapes(qmodel._parts.body, shapes)
-        with lambdas_allowed():
-            config = qmodel.get_config()
-        resized = DQMQModel.from_config({**config, "model": body})
+        resized = DQMQModel._build_again(body, qmodel._settings())
         resized.set_weights(qmodel.get_weights())
     except Exception as error:
         reason = str(error).strip().split("\n")[0]

@@ -1,13 +1,10 @@
 """Which of Keras's formats can hold a quantized model, and what to use in place of the others."""
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 
-# The names of the optimizers of policy and encoder in files that do not list them.
-EARLIER_OPTIMIZER_NAMES = ("policy_optimizer", "encoder_optimizer")
 _SAVED_MODEL = "tf_saved_model"
 _OTHER_FORMATS = ("litert", "onnx", "openvino", "torch")
 _HDF5_ENDINGS = (".h5", ".hdf5")
@@ -103,13 +100,3 @@ def check_parts(parts: Any) -> None:
             "alone. Call dqmq_tf.quantize_model(model). For a copy call copy.deepcopy(qmodel), or "
             "dqmq_tf.DQMQModel.from_config(qmodel.get_config()) for one with new weights."
         )
-
-
-def float_model_of(
-    config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None
-) -> keras.Model:
-    """Returns the float model in the config of a quantized one, where it may also be an object."""
-    body = config["model"]
-    if isinstance(body, keras.Model):
-        return body
-    return keras.saving.deserialize_keras_object(body, custom_objects=custom_objects)
