@@ -10,6 +10,8 @@ import dqmq_tf
 from dqmq_tf.export import ConversionError
 from dqmq_tf.layers import FusedBatchNormalization, QuantizeWrapper
 
+layers = keras.layers
+
 IMAGES = np.random.default_rng(0).random((8, 16, 16, 3)).astype("float32")
 
 
@@ -129,6 +131,23 @@ class TestModel:
         qmodel = dqmq_tf.quantize_model(network())
         macs = qmodel._parts.encoder.multiply_accumulates((None, 16, 16, 3))
         assert macs <= 0.02 * qmodel._parts.costs.macs.sum()
+
+
+def operation_names(model):
+    names = [operation.name for operation in model.operations]
+    nested = [x for x in model.operations if isinstance(x, keras.Model)]
+    return names + [name for inner in nested for name in operation_names(inner)]
+
+
+def test_no_name_that_is_added_comes_from_a_count_over_the_process():
+    # A model that was loaded may use such a name, and a model with one name twice fails.
+    inner = keras.Sequential([keras.Input((6, 6, 4)), layers.Conv2D(4, 3), layers.ReLU()])
+    inputs = keras.Input((8, 8, 3))
+    x = layers.SeparableConv2D(4, 3, activation="relu")(inputs)
+    x = layers.Flatten()(layers.BatchNormalization()(inner(x)))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+    first, second = (operation_names(dqmq_tf.quantize_model(model)) for _ in range(2))
+    assert first == second
 
 
 class TestRules:

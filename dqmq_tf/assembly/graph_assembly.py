@@ -232,7 +232,12 @@ class GraphAssembly:
         decided = [decision[name] for name in names]
         if node.path not in self._nested:
             inputs = new_inputs(subgraph)
-            entries = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in decided]
+            # Keras would name them by a count over the process. A model that was loaded may use
+            # such a name.
+            entries = [
+                keras.Input(batch_shape=x.shape, dtype=x.dtype, name=f"dqmq_{name}")
+                for name, x in zip(names, decided)
+            ]
             inner = dict(zip(names, entries))
             values = dict(zip(subgraph.inputs, inputs))
             outputs = replay(subgraph, values, lambda *call: self._call(inner, *call))

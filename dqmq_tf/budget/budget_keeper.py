@@ -18,6 +18,7 @@ from dqmq_tf.graph import trace
 from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.lowering.bias_grid import snap_biases
+from dqmq_tf.lowering.float_template import FloatTemplate
 from dqmq_tf.lowering.write_file import measure_file
 from dqmq_tf.policy.policy_state import SEARCH
 
@@ -41,6 +42,7 @@ class BudgetKeeper:
     def __init__(self, parts: Any) -> None:
         self._parts = parts
         self.refusal: str | None = None
+        self._template = FloatTemplate()
 
     def measure(self) -> None:
         """Measures the bytes of each kernel at each bit-width, for budgets in bytes."""
@@ -167,6 +169,7 @@ class BudgetKeeper:
                 parts.target,
                 parts.policy.get_config(),
                 parts.output_names,
+                self._template,
             )
         except ConversionError as error:
             self.refusal = str(error)

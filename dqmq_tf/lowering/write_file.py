@@ -11,6 +11,7 @@ from dqmq_tf.errors import ConversionError
 from dqmq_tf.flatbuffer import ModelT, TFLiteFile, file_size, lookup_tables, metadata
 from dqmq_tf.graph import Graph
 from dqmq_tf.lowering import final_pass, float_file, number_check, quantization_plan, rules
+from dqmq_tf.lowering.float_template import FloatTemplate
 from dqmq_tf.lowering.lowered_model import LoweredModel, lower_graph
 from dqmq_tf.lowering.tensor_matching import Match, match_tensors
 from dqmq_tf.precision import Precision
@@ -51,6 +52,7 @@ def write_file(
     profile: int,
     io_dtype: str,
     stage: Callable[[str], None],
+    template: FloatTemplate | None = None,
 ) -> WrittenFile:
     """Writes the file of a precision profile.
 
@@ -61,6 +63,7 @@ def write_file(
         profile: The index of the profile.
         io_dtype: The dtype of the file's inputs and outputs, `"float32"` or `"int8"`.
         stage: A function to call with the name of each stage when it begins.
+        template: The `FloatTemplate` that writes the float file. None to convert the model.
 
     Returns:
         A `WrittenFile`.
@@ -70,7 +73,10 @@ def write_file(
             run the file, or if the file would hold other numbers than the lowered model.
     """
     stage("exporting the float model")
-    file = float_file.export_float(lowered.model)
+    if template is None:
+        file = float_file.export_float(lowered.model)
+    else:
+        file = template.export(lowered)
     model = file.model
     stage("matching tensors")
     match = match_tensors(model, lowered)
@@ -120,6 +126,7 @@ def measure_file(
     target: Target,
     policy_config: Mapping[str, Any],
     output_names: Iterable[str],
+    template: FloatTemplate,
 ) -> dict[str, int]:
     """Returns the size of a model's file. The file is neither verified nor kept.
 
@@ -129,6 +136,7 @@ def measure_file(
         target: The `Target`.
         policy_config: The configuration of the policy, which the metadata contain.
         output_names: The names of the outputs, which the file stores.
+        template: The `FloatTemplate` of the model, which keeps what does not change.
 
     Returns:
         `{"size_bytes": size, "download_bytes": size when compressed for download}`.
@@ -140,7 +148,13 @@ def measure_file(
     with stages("Measuring the file") as stage:
         lowered = lower_graph(graph, precision, output_names=output_names)
         written = write_file(
-            lowered, target, policy_config, profile=0, io_dtype=target.io_dtype, stage=stage
+            lowered,
+            target,
+            policy_config,
+            profile=0,
+            io_dtype=target.io_dtype,
+            stage=stage,
+            template=template,
         )
     return file_size.file_bytes(written.file.sealed().contents)
 
