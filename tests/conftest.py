@@ -1,5 +1,7 @@
 """Trained networks, frozen ones and their files, each made once for all tests that need it."""
 
+import functools
+import gc
 import os
 
 import numpy as np
@@ -10,6 +12,16 @@ from helpers.small_networks import KINDS, as_floats, compiled, network, training
 
 import dqmq_tf
 from dqmq_tf import export, quality, runtimes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_search_for_garbage_in_what_stays():
+    """Keeps the modules and the models of other files out of the garbage collection.
+
+    TensorFlow's converter collects garbage at each call. That would be a fifth of the tests' time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -70,13 +82,26 @@ def small_file(small, tmp_path_factory):
     return path, export.convert(small, path, data=images(small))
 
 
-@pytest.fixture(scope="session", params=["android", "android_small", "microcontroller", "ethos_u"])
-def every_bit_width(request, tmp_path_factory):
+@pytest.fixture(scope="session")
+def every_bit_width_of(tmp_path_factory):
+    """A function that returns `every_bit_width` for a target, and makes it once."""
+    folder = tmp_path_factory.mktemp("bits")
+
+    @functools.cache
+    def made(target):
+        model, bits = every_bit_width_model()
+        qmodel = freeze(model, bits, target=target)
+        path = folder / f"{target}.tflite"
+        return qmodel, path, export.convert(qmodel, path, data=images(model))
+
+    return made
+
+
+# A fixture with parameters that lasts the session would be made again in each file of tests.
+@pytest.fixture(params=["android", "android_small", "microcontroller", "ethos_u"])
+def every_bit_width(request, every_bit_width_of):
     """Frozen model, path and report of `every_bit_width_model`, for each deployable target."""
-    model, bits = every_bit_width_model()
-    qmodel = freeze(model, bits, target=request.param)
-    path = tmp_path_factory.mktemp("bits") / f"{request.param}.tflite"
-    return qmodel, path, export.convert(qmodel, path, data=images(model))
+    return every_bit_width_of(request.param)
 
 
 @pytest.fixture(scope="session")
