@@ -154,7 +154,7 @@ class DQMQModel(QuantizedSaving):
         x, y, kwargs = inputs.without_lists(self, x, y, kwargs)
         if not self._training.is_calibrated and epochs:
             x, first = inputs.peek(x, self)
-            self.calibrate(first)
+            self._training.calibrate(first, for_training=True)
         callbacks = with_own_callbacks(self, callbacks, epochs, kwargs.get("steps_per_epoch"))
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
@@ -171,11 +171,14 @@ class DQMQModel(QuantizedSaving):
         The first call calibrates the model on its batch.
         """
         if not self._training.is_calibrated:
-            self.calibrate(x)
+            self._training.calibrate(x, for_training=True)
         return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
 
     def calibrate(self, x: Any) -> None:
         """Sets the ranges of activations and the normalization of the encoder from data.
+
+        Ranges are for the moving statistics of batch normalizations, with which the model predicts.
+        For new ones, which a training follows, they are for the statistics of the data.
 
         For a budget in bytes, it also measures how much the rounding of each kernel increases the
         loss. Before the first search, the policy then starts at the best bits by this measure.
@@ -218,7 +221,7 @@ class DQMQModel(QuantizedSaving):
         ...         training.apply_gradients(tape, loss, x, optimizer)
         """
         if data is not None:
-            self.calibrate(data)
+            self._training.calibrate(data, for_training=True)
         elif not self._training.is_calibrated:
             raise ValueError(
                 "custom_training needs `data`, inputs for calibration, because the model has not "
@@ -276,6 +279,7 @@ class DQMQModel(QuantizedSaving):
             raise ValueError(
                 "The model cannot be frozen because it has not seen data. Call fit or calibrate."
             )
+        self._training.warn_if_new()
         self._training.keeper.freeze(self._training.seen(data), count)
         self._training.refresh_functions()
         return self

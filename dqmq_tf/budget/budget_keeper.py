@@ -65,11 +65,10 @@ class BudgetKeeper:
         parts, costs = self._parts, self._parts.costs
         self.measure()
         bits = default_budget.first_bits(budget, costs)
-        if parts.target.deployable:
-            sizes = self.write(np.array([*costs.most_activation_bits(), *bits]))
-            if sizes is not None and costs.in_bytes:
-                costs.learn_file(sizes[costs.kind], bits, [])
-                parts.policy.file_constant = costs.file_constant
+        sizes = self.write(np.array([*costs.most_activation_bits(), *bits]))
+        if sizes is not None and costs.in_bytes:
+            costs.learn_file(sizes[costs.kind], bits, [])
+            parts.policy.file_constant = costs.file_constant
         parts.budget = default_budget.checked_budget(budget, costs)
         parts.budget_is_default = budget is None
         self.place_means()
@@ -158,10 +157,12 @@ class BudgetKeeper:
             bits: The bit-widths of the file, shape `[P]`.
 
         Returns:
-            The bytes of the file, `{kind of budget: bytes}`. None if the model cannot be written;
-            `refusal` then holds the reason.
+            The bytes of the file, `{kind of budget: bytes}`. None if the target has no files, or if
+            the model cannot be written; `refusal` then holds the reason.
         """
         parts = self._parts
+        if not parts.target.deployable:
+            return None
         try:
             return measure_file(
                 trace(copy_model(parts.body)),

@@ -1,8 +1,8 @@
 """Tensors that are one tensor at inference, which a file can hold on one grid only.
 
-Three kinds: the output of a layer that acts in training alone (dropout, image augmentation), two
-outputs of a layer with the same values (an LSTM's output and its hidden state), and what is
-computed twice from the same tensors.
+Four kinds: the output of a layer that acts in training alone (dropout, image augmentation), two
+outputs of a layer with the same values (an LSTM's output and its hidden state), what is computed
+twice from the same tensors, and uint8 images in floating point.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from dqmq_tf.graph.activations import is_relu, relu_ceiling
 from dqmq_tf.graph.cloning import is_from_keras
-from dqmq_tf.graph.kernels import is_float, kernel_variables
+from dqmq_tf.graph.kernels import PIXELS, is_float, kernel_variables
 from dqmq_tf.graph.trial_runs import call_at_inference, random_inputs
 
 if typing.TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _equal_tensors(graph: Graph, node: Node) -> dict[int, int]:
         for other in (*(dict.fromkeys(node.inputs) if may_be_identity else ()), *node.outputs[:i])
         if graph.shapes[tensor] == graph.shapes[other]
         and is_float(graph.dtypes[tensor])
-        and is_float(graph.dtypes[other])
+        and (is_float(graph.dtypes[other]) or graph.dtypes[other] == PIXELS)
     ]
     if not pairs:
         return {}

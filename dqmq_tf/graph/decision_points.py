@@ -26,6 +26,7 @@ from dqmq_tf.graph.fusion import (
 )
 from dqmq_tf.graph.graph import Graph, Node
 from dqmq_tf.graph.kernels import (
+    PIXELS,
     channel_axes,
     is_float,
     kernel_variables,
@@ -47,7 +48,8 @@ class ActivationPoint:
             model's inputs have call -1.
         tensors: All tensor ids that carry this scale.
         bit_widths: The candidates.
-        range: `"affine"`, or `"unit"` (softmax, sigmoid: step 2**-bits) or `"tanh"`.
+        range: `"affine"`, `"unit"` (softmax, sigmoid: step 2**-bits), `"tanh"` or `"pixels"` (uint8
+            images in floating point).
         decided: Whether the policy decides: there are several candidates, and a kernel reads the
             tensors.
     """
@@ -194,6 +196,8 @@ def _activation_points(graph: Graph, target: Target, config: DQMQConfig) -> list
         sources[tensor] = _scale_sources(graph, tensor, quantized, ranges)
         source_ranges = {ranges[source] for source in sources[tensor]}
         own_range = fixed_range(producer.layer if producer else None)
+        if graph.dtypes[graph.aliases.get(tensor, tensor)] == PIXELS:
+            own_range = "pixels"
         ranges[tensor] = source_ranges.pop() if source_ranges else own_range
     # Tensors with new values. The others only repeat values that are on the grid already.
     origins = {t for t in quantized if not sources[t] or rounds(producers[t])}

@@ -14,6 +14,8 @@ import keras
 if typing.TYPE_CHECKING:
     from dqmq_tf.graph.graph import Graph, Node
 
+# The dtype of images. Floating point has their integers, so a cast to it changes nothing.
+PIXELS = "uint8"
 # The linear layers, one kernel and one bias each, by the kind of operator that they become (see
 # `dqmq_tf.targets.OP_KINDS`). Everything that depends on the class of a linear layer reads this.
 LINEAR_LAYERS = {

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dqmq_tf.graph.kernels import is_float, kernel_variables
+from dqmq_tf.graph.kernels import PIXELS, is_float, kernel_variables
 
 if typing.TYPE_CHECKING:
     from dqmq_tf.graph.graph import Graph, Node
@@ -39,7 +39,11 @@ def random_inputs(graph: Graph, node: Node, is_wide: bool = False) -> dict[int, 
         if is_wide:
             array *= 10.0 ** random.uniform(-2, 3, shape)
         dtype = graph.dtypes[tensor]
-        values[tensor] = keras.ops.convert_to_tensor(array if is_float(dtype) else array > 0, dtype)
+        if dtype == PIXELS:
+            array = np.floor(100 * np.abs(array)) % 256
+        elif not is_float(dtype):
+            array = np.where(array > 0, 1.0, 0.0)
+        values[tensor] = keras.ops.convert_to_tensor(array, dtype)
     return values
 
 

@@ -29,7 +29,8 @@ class ActivationQuantizer(keras.layers.Layer):
             None if there is only one candidate.
         range: `"affine"` for a range that is calibrated and then learned. `"unit"` and `"tanh"`
             are the fixed ranges of the int8 kernels of softmax and sigmoid (step `2**-b` from 0)
-            and of tanh (step `2**(1-b)` around 0).
+            and of tanh (step `2**(1-b)` around 0). `"pixels"` is the range of uint8 images (step
+            `2**(8-b)` from 0).
 
     Input shape: any float tensor `[batch, ...]`. Output shape: the same. If `call` gets a
     `ceiling`, it applies a ReLU or ReLU6 first (see `RectifiedQuantizer`).
@@ -166,6 +167,8 @@ def fixed_grid(range: str, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     if range == "unit":
         return 2.0**-bits, 0.0 * bits
+    if range == "pixels":
+        return 2.0 ** (8.0 - bits), 0.0 * bits
     if range == "tanh":
         return 2.0 ** (1.0 - bits), 2.0 ** (bits - 1.0)
     return np.ones_like(bits), 0.0 * bits

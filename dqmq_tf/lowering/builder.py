@@ -8,14 +8,14 @@ import keras
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.graph import Graph, Node
 from dqmq_tf.graph.fusion import fused_tensors, shares_scale
-from dqmq_tf.graph.kernels import kernel_variables
+from dqmq_tf.graph.kernels import PIXELS, kernel_variables
 from dqmq_tf.lowering.folding import FoldedWeights
 from dqmq_tf.lowering.stored_weights import StoredWeights
 from dqmq_tf.lowering.tensor_markers import Marker
 from dqmq_tf.precision import ActivationPrecision, Precision
 
-# The dtype of images, and the grid of their integers, which float32 inputs of a file keep exactly.
-_PIXELS, _PIXEL_GRID = "uint8", ActivationPrecision(step=1.0, zero_point=0, bit_width=8)
+# The grid of the integers of images, which float32 inputs of a file keep exactly.
+_PIXEL_GRID = ActivationPrecision(step=1.0, zero_point=0, bit_width=8)
 
 
 def tensor_key(tensor: int, inner: bool = False) -> str:
@@ -81,7 +81,7 @@ class LoweringBuilder:
                     "them with dqmq_tf.change_input_shape(qmodel, shape), or build the model with a "
                     "fixed keras.Input(shape=...)."
                 )
-            if dtype not in ("float32", "int32", _PIXELS):
+            if dtype not in ("float32", "int32", PIXELS):
                 raise ConversionError(
                     f"The model's input has dtype {dtype}, but a file takes float32, uint8 for "
                     "images, or int32 for indices. Build the model with keras.Input(dtype=...) of "
@@ -90,7 +90,7 @@ class LoweringBuilder:
             self.inputs.append(
                 keras.Input(shape[1:], dtype="int32" if dtype == "int32" else "float32")
             )
-            if dtype == _PIXELS:
+            if dtype == PIXELS:
                 self.pixels.add(tensor_key(tensor))
                 self.emit(tensor, self.inputs[-1], fixed=_PIXEL_GRID)
             else:

@@ -54,6 +54,7 @@ def finish(
     """
     model, graph = file.model, file.model.subgraphs[0]
     _restore_float_outputs(model, graph)
+    _read_integer_outputs(model, graph)
     integer_kernels.merge_kernels(model, graph, merged, grids)
     integer_kernels.store_weights(model, graph, lowered)
     _merge_equal_scales(graph, lowered)
@@ -84,6 +85,23 @@ def _restore_float_outputs(model: ModelT, graph: SubGraphT) -> None:
     graph.outputs = [
         i if i in signature_outputs else quantized.get(int(i), i) for i in graph.outputs
     ]
+
+
+def _read_integer_outputs(model: ModelT, graph: SubGraphT) -> None:
+    """Makes integer kernels read the integers of an output of the graph.
+
+    If an integer kernel reads an output, ai-edge-quantizer may let it read the tensor in floating
+    point that the graph returns.
+    """
+    integers = {
+        int(operator.outputs[0]): int(operator.inputs[0])
+        for operator in graph.operators
+        if flatbuffer.operator_name(model, operator) == "DEQUANTIZE"
+    }
+    for operator in graph.operators:
+        types = {flatbuffer.type_name(graph.tensors[i]) for i in operator.outputs}
+        if "INT8" in types and flatbuffer.operator_name(model, operator) != "QUANTIZE":
+            operator.inputs = [integers.get(int(i), i) for i in operator.inputs]
 
 
 def _store_in_containers(model: ModelT, graph: SubGraphT, containers: Mapping[str, str]) -> None:

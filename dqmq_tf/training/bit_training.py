@@ -1,5 +1,6 @@
 """The training of a model's bits: calibration, search, settling and the recorded figures."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ from dqmq_tf.budget import sensitivity
 from dqmq_tf.budget.budget_keeper import BudgetKeeper
 from dqmq_tf.layers.custom_gradients import CustomGradients
 from dqmq_tf.policy.policy_state import SEARCH, SETTLED
-from dqmq_tf.training import optimizers
+from dqmq_tf.training import optimizers, range_calibration
 from dqmq_tf.training.float_agreement import FloatAgreement
 from dqmq_tf.training.policy_search import PolicySearch, mean_bits
 
@@ -73,29 +74,19 @@ class BitTraining:
         """The planned number of training steps, including the fine-tuning; 0 if unknown."""
         return float(self.parts.policy.search_total.numpy())
 
-    def calibrate(self, x: Any) -> None:
+    def calibrate(self, x: Any, for_training: bool = False) -> None:
         """Sets ranges and step sizes from data; see `DQMQModel.calibrate`.
 
         Args:
             x: Inputs: an array, a list or dictionary of arrays, or a dataset.
+            for_training: Whether a training follows at once (see `range_calibration`).
         """
         parts = self.parts
         arrays = inputs.collect(x, self.model, samples=_CALIBRATION_SAMPLES)
         x = inputs.structured(inputs.checked_finite(arrays), self.model)
-        layers = [*parts.quantizers, *parts.wrappers.values()]
-        for layer in layers:
-            layer.observe()
-        try:
-            # Training mode uses batch statistics, because the moving statistics of a new network
-            # say nothing about the values that training will see. The scope discards the updates of
-            # all variables.
-            with keras.StatelessScope() as scope:
-                parts.instrumented(x, training=True)
-        finally:
-            for layer in layers:
-                layer.calibrate()
+        state = range_calibration.set_ranges(parts, x, for_training)
         if not self.has_begun:
-            self.agreement.check(arrays, scope)
+            self.agreement.check(arrays, state)
         parts.encoder.calibrate(arrays[0])
         self.keeper.measure()
         if parts.costs.in_bytes:
@@ -134,6 +125,17 @@ class BitTraining:
     def progress(self) -> float:
         """Returns the share of the training that is done, 0.5 if its length is unknown."""
         return float(ops.convert_to_numpy(self.search.progress()))
+
+    def warn_if_new(self) -> None:
+        """Warns that a network whose batch normalizations are new was not trained."""
+        if not self.has_begun and range_calibration.has_new_statistics(self.parts):
+            warnings.warn(
+                f"{self.model.name!r} was not trained, and the moving statistics of its batch "
+                "normalizations are those of new layers (mean 0 and variance 1). Ranges are for the "
+                "statistics of the calibration data instead, so predictions are not those of the "
+                "float model. Call fit, or quantize a trained model.",
+                stacklevel=3,
+            )
 
     def settle(self) -> None:
         """Ends the search: fixes the weight bits within the budget, for the fine-tuning."""

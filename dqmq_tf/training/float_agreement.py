@@ -5,9 +5,8 @@ error, from wrong values. Two comparisons on one small batch find that:
 
 - The user's model with the copy that the quantized graph is built on. Both are in floating point,
   so they differ by rounding errors only.
-- That copy with itself at 8 bits. Its batch normalizations use the statistics of the calibration
-  data, because that is what ranges are calibrated for: the moving statistics of a new network say
-  nothing about its values.
+- That copy with itself at 8 bits. If a training follows, new batch normalizations use the statistics
+  of the calibration data, because that is what their ranges are for (see `range_calibration`).
 
 If the outputs of the models differ, a warning names the first layer whose output does.
 """
@@ -24,10 +23,10 @@ from keras import ops
 
 from dqmq_tf import inputs
 from dqmq_tf.graph import Graph, Node, trace
-from dqmq_tf.graph.cloning import layers_inside
 from dqmq_tf.graph.fusion import tensor_slots
 from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.graph.trial_runs import call_at_inference
+from dqmq_tf.training.range_calibration import State
 
 _BITS = 8
 # The most samples, and the most values of the first input, that are compared.
@@ -40,9 +39,6 @@ _FLOAT_ERROR = 1e-5
 # At 8 bits, values that are almost constant have an error of up to this share of themselves.
 _CONSTANT_ERROR = 0.01
 _TINY = 1e-30
-
-# Values by the id of the variable that has them during a comparison.
-_State = Mapping[int, Any]
 
 
 class FloatAgreement:
@@ -66,15 +62,15 @@ class FloatAgreement:
         """
         self._source, self._digests = source, (_digest(source), _digest(self._parts.body))
 
-    def check(self, arrays: list[np.ndarray], scope: keras.StatelessScope) -> None:
+    def check(self, arrays: list[np.ndarray], state: State) -> None:
         """Warns, once, if predictions at 8 bits depart from those of the float model.
 
         The variables of the models do not change.
 
         Args:
             arrays: The calibration data, one array `[N, ...]` per input of the model.
-            scope: The scope in which the quantized model, which has the layers of the float model,
-                was called on the data with `training=True`.
+            state: The moving statistics that the ranges of the quantized model are for, where they
+                are not those that it has.
         """
         parts, source = self._parts, self._source
         self._source = None
@@ -90,7 +86,7 @@ class FloatAgreement:
             if source and is_current:
                 of_copy = _departure_of_copy(source, parts.body, arrays)
             if not of_copy:
-                at_8_bits = _departure_at_8_bits(parts, arrays, scope)
+                at_8_bits = _departure_at_8_bits(parts, arrays, state)
         self._has_warned = bool(of_copy or at_8_bits)
         if of_copy:
             warnings.warn(
@@ -108,34 +104,6 @@ class FloatAgreement:
                 "dqmq_tf.LayerRule(pattern=..., quantize=False).",
                 stacklevel=4,
             )
-
-
-def _batch_statistics(graph: Graph, scope: keras.StatelessScope) -> dict[int, Any]:
-    """Returns the statistics of the data that a model was called on with `training=True`.
-
-    With momentum `u`, a call changes the moving statistics from `before` to
-    `u * before + (1 - u) * batch`.
-
-    Args:
-        graph: The graph of the float model.
-        scope: The scope of the call.
-
-    Returns:
-        `{id of a moving mean or variance: value}`.
-    """
-    statistics = {}
-    for node in graph.nodes:
-        for layer in layers_inside(node.layer):
-            if not isinstance(layer, keras.layers.BatchNormalization):
-                continue
-            kept = layer.momentum ** graph.calls[node.path]
-            for variable in (layer.moving_mean, layer.moving_variance):
-                after = scope.get_current_value(variable)
-                if after is not None and kept < 1:
-                    batch = (after - kept * variable.value) / (1 - kept)
-                    is_variance = variable is layer.moving_variance
-                    statistics[id(variable)] = ops.maximum(batch, 0.0) if is_variance else batch
-    return statistics
 
 
 def _departure_of_copy(
@@ -162,9 +130,7 @@ def _departure_of_copy(
     )
 
 
-def _departure_at_8_bits(
-    parts: Any, arrays: list[np.ndarray], scope: keras.StatelessScope
-) -> str | None:
+def _departure_at_8_bits(parts: Any, arrays: list[np.ndarray], state: State) -> str | None:
     """Returns a description of how a model at 8 bits departs from itself, or None.
 
     The error of predictions decides whether it does. The description names the first layer that
@@ -172,7 +138,6 @@ def _departure_at_8_bits(
     one before it is trained, and no layer is to blame then.
     """
     graph = trace(parts.body)
-    state = _batch_statistics(graph, scope)
     rounding = _Rounding.of(parts, graph, state)
     outputs: dict[int, Any] = {}
     for (node, values), (_, others) in zip(
@@ -203,12 +168,12 @@ class _Rounding:
         fixed: The tensors whose grid does not follow their values, such as that of a softmax.
     """
 
-    state: _State
+    state: State
     grids: Mapping[int, tuple[float, int]]
     fixed: frozenset[int]
 
     @classmethod
-    def of(cls, parts: Any, graph: Graph, state: _State) -> "_Rounding":
+    def of(cls, parts: Any, graph: Graph, state: State) -> "_Rounding":
         """Returns the rounding of a model, with other variables as in `state`."""
         kernels = {
             id(wrapper.kernel(name)): wrapper.integers(name, _BITS) * wrapper.step(name, _BITS)
@@ -250,7 +215,7 @@ class _Rounding:
 def _run(
     graph: Graph,
     arrays: Iterable[np.ndarray],
-    state: _State | None = None,
+    state: State | None = None,
     rounding: Callable[[int, Any], Any] = lambda tensor, value: value,
 ) -> Iterator[tuple[Node, list[Any]]]:
     """Runs a graph in inference mode, and yields each node with its outputs.
@@ -274,7 +239,7 @@ def _inputs(graph: Graph, arrays: Iterable[np.ndarray]) -> Iterator[tuple[int, A
         yield tensor, ops.convert_to_tensor(array, graph.dtypes[tensor])
 
 
-def _call(node: Node, values: Mapping[int, Any], state: _State | None) -> list[Any]:
+def _call(node: Node, values: Mapping[int, Any], state: State | None) -> list[Any]:
     """Returns the outputs of a node, with some values of variables. No variable changes."""
     variables = getattr(node.layer, "variables", ())
     changed = [(v, state[id(v)]) for v in variables if id(v) in state] if state else []

@@ -34,7 +34,7 @@ _OUTPUT = flags.DEFINE_string(
 _BOUND = 34
 _BATCH, _CLASSES = 2, 10
 # Smallest image sides that these models accept; all others accept 32.
-_SIDES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
+SIDES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def measure(name, target, connection):
         import dqmq_tf
 
         finish("build")
-        side = _SIDES.get(name, 32)
+        side = SIDES.get(name, 32)
         function = getattr(keras.applications, name)
         model = function(weights=None, input_shape=(side, side, 3), classes=_CLASSES)
         random = np.random.default_rng(0)
@@ -125,25 +125,34 @@ def measure(name, target, connection):
     connection.send(result)
 
 
-def run(name, target, timeout):
-    """Measures a model in a new process and returns its `Result`."""
+def run(name, target, timeout, measure):
+    """Measures a model in a new process.
+
+    Args:
+        name: Name of the function in `keras.applications`.
+        target: Deployment target.
+        timeout: Time limit in seconds.
+        measure: A function that takes the name, the target and a connection, to which it sends its
+            result.
+
+    Returns:
+        The result, or the reason why there is none.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=measure, args=(name, target, sender))
-    started = time.perf_counter()
     process.start()
     sender.close()
     try:
         if receiver.poll(timeout):
             return receiver.recv()
-        reason = f"took longer than {timeout} s"
+        return f"took longer than {timeout} s"
     except EOFError:
         process.join()
-        reason = f"the process ended with status {process.exitcode} (-9: out of memory)"
+        return f"the process ended with status {process.exitcode} (-9: out of memory)"
     finally:
         process.kill()
         process.join()
-    return Result(name, False, reason, 0, {"total": round(time.perf_counter() - started, 2)})
 
 
 def earlier_results(path):
@@ -177,7 +186,11 @@ def main(argv):
     results = earlier_results(_OUTPUT.value)
     names = [name for name in names if name not in {result.name for result in results}]
     for number, name in enumerate(names, start=1):
-        result = run(name, _TARGET.value, _TIMEOUT.value)
+        started = time.perf_counter()
+        result = run(name, _TARGET.value, _TIMEOUT.value, measure)
+        if not isinstance(result, Result):
+            seconds = {"total": round(time.perf_counter() - started, 2)}
+            result = Result(name, False, result, 0, seconds)
         results.append(result)
         outcome = "passed" if result.passed else result.reason
         print(f"{number}/{len(names)} {name}: {outcome} {result.seconds}", flush=True)

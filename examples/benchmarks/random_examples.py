@@ -266,7 +266,8 @@ def _outputs_by_index(contents: bytes, arrays: Sequence[Any]) -> list[Any]:
     """Runs a file in LiteRT as an app does that knows inputs and outputs by number.
 
     Args:
-        contents: Contents of the file.
+        contents: Contents of the file. Look-up tables of tflite-micro, which LiteRT does not know,
+            are decompressed.
         arrays: One array of real values `[N, ...]` per input, in the order of the model.
 
     Returns:
@@ -275,7 +276,9 @@ def _outputs_by_index(contents: bytes, arrays: Sequence[Any]) -> list[Any]:
     import numpy as np
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_content=contents, num_threads=1)
+    from dqmq_tf import export
+
+    interpreter = Interpreter(model_content=export.decompress(contents), num_threads=1)
     interpreter.allocate_tensors()
     ends = interpreter.get_input_details(), interpreter.get_output_details()
     rows = []

@@ -102,7 +102,10 @@ class _Network:
 
     def _preprocessed(self, x: Any, values: np.ndarray) -> Any:
         if self._is(0.3):
-            x = self._augmentation((0, 255))(x)
+            layer = self._augmentation((0, 255))
+            # Keras cannot train this layer on uint8 images.
+            is_contrast = isinstance(layer, layers.RandomContrast)
+            x = layer(ops.cast(x, "float32") if is_contrast and x.dtype == "uint8" else x)
         if self._is(0.5):
             return layers.Rescaling(*self.choices.choice(((1 / 255, 0.0), (1 / 127.5, -1.0))))(x)
         return self._normalized(x, values)

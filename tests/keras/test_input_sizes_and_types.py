@@ -42,6 +42,20 @@ def test_uint8_images_train_and_convert(first, target, tmp_path):
     dqmq_tf.verify(qmodel, tmp_path / "model.tflite", data=PIXELS)
 
 
+def augmented(x):
+    x = layers.Cropping2D(1)(layers.ZeroPadding2D(1)(x))
+    x = layers.RandomTranslation(0.1, 0.1)(layers.RandomFlip()(x))
+    return layers.Rescaling(1 / 255)(ops.cast(x, "float32"))
+
+
+def test_what_only_casts_uint8_images_keeps_their_integers(tmp_path):
+    qmodel = quantized(classifier(8, "uint8", augmented), PIXELS)
+    for quantizer in qmodel._parts.quantizers:
+        if quantizer.trainable:  # Training moves learned steps.
+            quantizer.log_step.assign(1.01 * quantizer.log_step)
+    converted(qmodel, PIXELS, tmp_path)
+
+
 def test_uint8_arrays_for_a_float_input(tmp_path):
     qmodel = trained(quantized(classifier(8, None, layers.Rescaling(1 / 255)), PIXELS), PIXELS)
     converted(qmodel, PIXELS, tmp_path)

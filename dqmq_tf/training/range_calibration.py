@@ -1,0 +1,114 @@
+"""Sets the ranges of activations, for predictions or for training.
+
+The two differ where a batch normalization is trained: at inference, it uses its moving statistics, in
+training those of the batch. Ranges must fit the values that follow:
+
+- A new network is about to be trained. Its moving statistics (mean 0 and variance 1) say nothing
+  about its values then, so ranges are for the statistics of the calibration data.
+- The moving statistics of a trained network are those that it predicts with, whatever the
+  calibration data is like. Without training, ranges are for them alone, so that predictions are those
+  of the float model. Before a training, ranges are for both: the first validations, and the
+  predictions after a short fine-tuning, still use the moving statistics.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from dqmq_tf.graph import Graph, trace
+from dqmq_tf.graph.cloning import layers_inside
+
+# Values by the id of the variable that has them.
+State = Mapping[int, Any]
+
+
+def set_ranges(parts: Any, x: Any, for_training: bool) -> State:
+    """Sets the ranges and step sizes of activations from data. No other variable changes.
+
+    Args:
+        parts: The `ModelParts` of a model.
+        x: Inputs, in the structure that the model takes.
+        for_training: Whether a training follows at once.
+
+    Returns:
+        The moving statistics for which the ranges fit predictions, where the model has others:
+        those of the data, for new batch normalizations.
+    """
+    graph = trace(parts.body)
+    are_new = [_is_new(norm) for norm, _ in _trained_norms(graph)]
+    layers = [*parts.quantizers, *parts.wrappers.values()]
+    state: list[tuple[keras.Variable, Any]] = []
+    for layer in layers:
+        layer.observe()
+    fits_batches = for_training or any(are_new)
+    try:
+        if fits_batches:
+            state = _batch_statistics(graph, _call(parts, x, training=True))
+        if not fits_batches or not all(are_new):
+            _call(parts, x, training=False, state=state)
+    finally:
+        for layer in layers:
+            layer.calibrate()
+    return {id(variable): value for variable, value in state}
+
+
+def has_new_statistics(parts: Any) -> bool:
+    """Returns whether batch normalizations of a model have not been trained."""
+    return any(_is_new(norm) for norm, _ in _trained_norms(trace(parts.body)))
+
+
+def _call(
+    parts: Any, x: Any, training: bool, state: list[tuple[keras.Variable, Any]] | None = None
+) -> keras.StatelessScope:
+    """Calls the quantized model in a scope that discards the updates of all variables."""
+    with keras.StatelessScope(state_mapping=state) as scope:
+        parts.instrumented(x, training=training)
+    return scope
+
+
+def _trained_norms(graph: Graph) -> list[tuple[keras.layers.BatchNormalization, int]]:
+    """Returns the batch normalizations that use batch statistics in training, with their calls."""
+    return [
+        (layer, graph.calls[node.path])
+        for node in graph.nodes
+        for layer in layers_inside(node.layer)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+
+
+def _is_new(norm: keras.layers.BatchNormalization) -> bool:
+    """Returns whether the moving statistics are those of a new layer: mean 0, variance 1."""
+    mean, variance = map(ops.convert_to_numpy, (norm.moving_mean, norm.moving_variance))
+    return bool(np.all(mean == 0.0) and np.all(variance == 1.0))
+
+
+def _batch_statistics(
+    graph: Graph, scope: keras.StatelessScope
+) -> list[tuple[keras.Variable, Any]]:
+    """Returns the statistics of the data that a model was called on with `training=True`.
+
+    With momentum `u`, a call changes the moving statistics from `before` to
+    `u * before + (1 - u) * batch`.
+
+    Args:
+        graph: The graph of the float model.
+        scope: The scope of the call.
+
+    Returns:
+        A list of `(moving mean or variance, value)` of the new batch normalizations.
+    """
+    statistics = []
+    for norm, calls in _trained_norms(graph):
+        kept = norm.momentum**calls
+        if kept >= 1 or not _is_new(norm):
+            continue
+        for variable in (norm.moving_mean, norm.moving_variance):
+            after = scope.get_current_value(variable)
+            if after is not None:
+                batch = (after - kept * variable.value) / (1 - kept)
+                is_variance = variable is norm.moving_variance
+                statistics.append((variable, ops.maximum(batch, 0.0) if is_variance else batch))
+    return statistics

@@ -1,0 +1,235 @@
+"""Tests whether models of `keras.applications` predict at 8 bits what they predict in float.
+
+Each model gets random weights that behave somewhat like published ones: random scales and offsets in
+its normalizations, whose moving statistics are those of random images, and a classifier that spreads
+over the classes. It is quantized to 8 bits and calibrated on half of the images. The predicted
+classes of the other half are compared.
+
+Networks of random weights amplify small differences between images, the deeper the more. The classes
+of the float model on slightly noisy images show how much: no rounding can do much better. Small models
+run first, each in its own process, with a limit on its time.
+
+    python examples/benchmarks/coverage_at_8_bits.py --output=coverage_at_8_bits.json
+    python examples/benchmarks/coverage_at_8_bits.py --models="MobileNet.*"
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import coverage
+from absl import app, flags
+
+_MINUTES = flags.DEFINE_float("minutes", None, "Start no further model after this many minutes.")
+
+_SAMPLES, _CLASSES, _BOUND = 128, 10, 0.95
+# The standard deviation of the logits of each class, as in a trained classifier.
+_SPREAD = 3.0
+# The largest change of a pixel, of 255, that shows how much a network amplifies.
+_NOISE = 2.0
+# By how much fewer classes may agree at 8 bits than with this noise, if the network amplifies it.
+_SLACK = 0.05
+_COMMAND = "python examples/benchmarks/coverage_at_8_bits.py --output={output}"
+# The slowest families, whose models run last.
+_LARGE = "Large|Base|152|201|B[4-7]|V2[ML]|InceptionRes|XLarge|101"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """Result of one model.
+
+    Attributes:
+        name: Name of the function in `keras.applications`.
+        passed: Whether the share of equal classes is at least 95 %, or explained by the network.
+        reason: Why it is less, or what went wrong, or "".
+        agreement: The share of images with the class of the float model.
+        noisy_agreement: The same for the float model, if pixels change by up to 2 of 255.
+        error: The mean difference of a probability.
+        classes: The number of classes that the float model predicts.
+        warning: What the package warned of at calibration, or "".
+        seconds: `{stage: time in seconds}`.
+    """
+
+    name: str
+    passed: bool = False
+    reason: str = ""
+    agreement: float | None = None
+    noisy_agreement: float | None = None
+    error: float | None = None
+    classes: int | None = None
+    warning: str = ""
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def images_of(side: int) -> Any:
+    """Returns random images `[_SAMPLES, side, side, 3]` from 0 to 255, smooth ones and noisy ones."""
+    import keras
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    coarse = random.uniform(0, 255, (_SAMPLES, 4, 4, 3)).astype("float32")
+    smooth = np.array(keras.ops.image.resize(coarse, (side, side), "bilinear"))
+    noise = random.normal(0, 1, smooth.shape) * random.uniform(0, 40, (_SAMPLES, 1, 1, 1))
+    return np.clip(smooth + noise, 0, 255).astype("float32")
+
+
+def adapt(model: Any, images: Any) -> None:
+    """Sets the normalizations and the classifier of a model somewhat as a training would.
+
+    Scales are from 0.5 to 1.5, and offsets from 0 to 2, so that most activations let values pass. The
+    batch normalizations get the statistics of the images. The logits get mean 0 and the standard
+    deviation `_SPREAD` in each class.
+    """
+    import keras
+    import numpy as np
+
+    random = np.random.default_rng(1)
+    for variable in model.weights:
+        kind = variable.path.split("/")[-1]
+        if kind in ("gamma", "beta"):
+            low, high = (0.5, 1.5) if kind == "gamma" else (0.0, 2.0)
+            variable.assign(random.uniform(low, high, variable.shape))
+    norms = [x for x in model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
+    for norm in norms:
+        norm.momentum = 0.0
+    if norms:
+        model(images, training=True)
+    for norm in norms:
+        norm.momentum = 0.99
+    *_, head = (layer for layer in model.layers if getattr(layer, "kernel", None) is not None)
+    activation, head.activation = head.activation, keras.activations.linear
+    logits = np.array(keras.Model(model.input, head.output)(images)).reshape(-1, _CLASSES)
+    head.activation = activation
+    scale = _SPREAD / np.maximum(logits.std(axis=0), 1e-6)
+    head.kernel.assign(head.kernel * scale)
+    head.bias.assign(-scale * logits.mean(axis=0))
+
+
+def measure(name: str, target: str, connection: Any) -> None:
+    """Compares one model and sends its `Result`; called in a new process."""
+    seconds: dict[str, float] = {}
+    stage, started = "build", time.perf_counter()
+
+    def finish(next_stage: str) -> None:
+        nonlocal stage, started
+        now = time.perf_counter()
+        seconds[stage] = round(now - started, 2)
+        stage, started = next_stage, now
+
+    try:
+        import warnings
+
+        import keras
+        import numpy as np
+
+        import dqmq_tf
+
+        keras.utils.set_random_seed(0)
+        side = coverage.SIDES.get(name, 32)
+        function = getattr(keras.applications, name)
+        model = function(weights=None, input_shape=(side, side, 3), classes=_CLASSES)
+        finish("adapt")
+        images = images_of(side)
+        adapt(model, images)
+        finish("quantize")
+        eight = dqmq_tf.LayerRule(pattern=".*", weight_bits=(8,), activation_bits=(8,))
+        qmodel = dqmq_tf.quantize_model(
+            model,
+            target=target,
+            budget=dqmq_tf.Budget(mean_bit_width=8),
+            config=dqmq_tf.DQMQConfig(rules=(eight,)),
+        )
+        finish("calibrate")
+        half = _SAMPLES // 2
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            qmodel.calibrate(images[:half])
+        messages = [str(w.message) for w in caught if "of their spread" in str(w.message)]
+        finish("compare")
+        images = images[half:]
+        noise = np.random.default_rng(2).uniform(-_NOISE, _NOISE, images.shape)
+        expected, found, noisy = (
+            np.array(m(x, training=False))
+            for m, x in (
+                (model, images),
+                (qmodel, images),
+                (model, images + noise.astype("float32")),
+            )
+        )
+        finish("")
+        classes = expected.argmax(axis=-1)
+        agreement, noisy_agreement = (
+            float(np.mean(classes == other.argmax(axis=-1))) for other in (found, noisy)
+        )
+        reason = ""
+        if agreement < _BOUND:
+            reason = f"the classes of {agreement:.0%} agree"
+        is_explained = agreement >= noisy_agreement - _SLACK
+        if reason and is_explained:
+            reason += (
+                f", and of {noisy_agreement:.0%} in float if pixels change by up to {_NOISE:g} of "
+                "255: these random weights amplify small differences"
+            )
+        result = Result(
+            name=name,
+            passed=not reason or is_explained,
+            reason=reason,
+            agreement=round(agreement, 4),
+            noisy_agreement=round(noisy_agreement, 4),
+            error=round(float(np.abs(found - expected).mean()), 4),
+            classes=len(set(classes)),
+            warning=" ".join(messages)[:400],
+            seconds=seconds,
+        )
+    except Exception as error:
+        finish("")
+        text = " ".join(str(error).split())[:400]
+        reason = f"{list(seconds)[-1]}: {type(error).__name__}: {text}"
+        result = Result(name=name, reason=reason, seconds=seconds)
+    connection.send(result)
+
+
+def earlier_results(path: str | None) -> list[Result]:
+    """Returns the results in a file, or an empty list if the file does not exist."""
+    if path is None or not pathlib.Path(path).exists():
+        return []
+    return [Result(**row) for row in json.loads(pathlib.Path(path).read_text())["models"]]
+
+
+def write(results: Sequence[Result], path: str) -> None:
+    """Writes results, with the command that repeats them."""
+    contents = {
+        "command": _COMMAND.format(output=pathlib.Path(path).name),
+        "passed": sum(result.passed for result in results),
+        "models": [dataclasses.asdict(result) for result in results],
+    }
+    pathlib.Path(path).write_text(json.dumps(contents, indent=1) + "\n")
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
+    options, started = flags.FLAGS, time.perf_counter()
+    results = earlier_results(options.output)
+    known = {result.name for result in results}
+    names = [n for n in coverage.model_functions() if re.fullmatch(options.models, n)]
+    for name in sorted(names, key=lambda n: bool(re.search(_LARGE, n))):
+        if name in known:
+            continue
+        if _MINUTES.value and time.perf_counter() - started > 60 * _MINUTES.value:
+            break
+        answer = coverage.run(name, options.target, options.timeout, measure)
+        result = answer if isinstance(answer, Result) else Result(name=name, reason=answer)
+        results.append(result)
+        print(result, flush=True)
+        if options.output:
+            write(results, options.output)
+    print(f"{sum(r.passed for r in results)} of {len(results)} models agree with float")
+
+
+if __name__ == "__main__":
+    app.run(main)
