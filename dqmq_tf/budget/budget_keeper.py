@@ -5,6 +5,7 @@ than kernels, and weights compress differently together than alone. For budgets 
 `BudgetKeeper` therefore writes the model's file and corrects the cost model by its measured size.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,7 @@ from keras import ops
 from dqmq_tf.budget import assignment, default_budget
 from dqmq_tf.config import Budget
 from dqmq_tf.errors import ConversionError
-from dqmq_tf.graph import trace
-from dqmq_tf.graph.rebuild import copy_model
+from dqmq_tf.graph import Graph, trace
 from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.lowering.bias_grid import snap_biases
 from dqmq_tf.lowering.float_template import FloatTemplate
@@ -43,6 +43,11 @@ class BudgetKeeper:
         self._parts = parts
         self.refusal: str | None = None
         self._template = FloatTemplate()
+
+    @functools.cached_property
+    def _graph(self) -> Graph:
+        """The graph of the float model. Training changes the weights of its layers only."""
+        return trace(self._parts.body)
 
     def measure(self) -> None:
         """Measures the bytes of each kernel at each bit-width, for budgets in bytes."""
@@ -165,7 +170,7 @@ class BudgetKeeper:
             return None
         try:
             return measure_file(
-                trace(copy_model(parts.body)),
+                self._graph,
                 precision_of(parts, bits),
                 parts.target,
                 parts.policy.get_config(),
