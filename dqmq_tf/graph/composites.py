@@ -7,13 +7,13 @@ the part}}`. The first call builds the parts and copies the weights of the whole
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 
 from dqmq_tf.graph.cloning import clone_layer, copy_state
-from dqmq_tf.graph.kernels import is_linear
+from dqmq_tf.graph.kernels import is_linear, kernel_variables
 
 _FUSED_ACTIVATIONS = (
     keras.activations.linear,
@@ -25,6 +25,51 @@ _FUSED_ACTIVATIONS = (
 def splits_activation(layer: Any) -> bool:
     """Whether a layer computes an activation that no int8 kernel with weights computes."""
     return is_linear(layer) and layer.activation not in _FUSED_ACTIVATIONS
+
+
+class SplitLayer(keras.layers.Layer):
+    """Base class of layers that name the layers which they are made of.
+
+    `call(x)` returns `compute(self.parts(), x)`. The weights are those of the parts.
+    """
+
+    def parts(self) -> dict[str, keras.layers.Layer]:
+        """Returns `{name: layer}` of the parts, in the order in which they run."""
+        raise NotImplementedError
+
+    @staticmethod
+    def compute(parts: Mapping[str, Any], x: Any) -> Any:
+        """Returns the output for an input, computed by parts of the names in `parts()`."""
+        raise NotImplementedError
+
+
+class SplitParts:
+    """The parts of a `SplitLayer`.
+
+    Args:
+        layer: The layer.
+        name_part: `name_part(part)` returns the name of a part.
+    """
+
+    def __init__(self, layer: SplitLayer, name_part: Callable[[str], str]) -> None:
+        self._sources = layer.parts()
+        self._compute = layer.compute
+        self._parts: dict[str, Any] = {}
+        self.kernels: dict[str, dict[str, str]] = {}
+        for key, part in self._sources.items():
+            name = name_part(key)
+            self._parts[key] = clone_layer(part, name=name)
+            if not layer.trainable:
+                self._parts[key].trainable = False
+            kernels = kernel_variables(part)
+            self.kernels[name] = {f"{part.name}/{kernel}": kernel for kernel in kernels}
+
+    def __call__(self, x: Any) -> Any:
+        outputs = self._compute(self._parts, x)
+        for key, part in self._sources.items():
+            copy_state(part, self._parts[key])
+        self._sources = {}
+        return outputs
 
 
 class SplitActivation:

@@ -19,6 +19,8 @@ from dqmq_tf.config import DQMQConfig, LayerRule
 from dqmq_tf.graph.composites import (
     SplitActivation,
     SplitAttention,
+    SplitLayer,
+    SplitParts,
     SplitSeparable,
     splits_activation,
 )
@@ -26,7 +28,8 @@ from dqmq_tf.graph.from_keras import trace_nested
 from dqmq_tf.graph.graph import Graph, Node, inline
 from dqmq_tf.graph.rebuild import copy_model, rebuild
 
-_Splitter = SplitActivation | SplitSeparable | SplitAttention
+_Splitter = SplitActivation | SplitSeparable | SplitAttention | SplitParts
+_SPLIT_LAYER_BITS = 8
 # Arguments of attention that change what is computed.
 _ATTENTION_SWITCHES = (
     "query_mask",
@@ -45,10 +48,13 @@ class Part:
     Attributes:
         path: Its path in the split model.
         kernels: `{name in the whole layer: name in the part}` of its kernels.
+        bit_width: The bit-width of its weights and of its output, whatever the rules say. None if
+            the rules decide.
     """
 
     path: str
     kernels: dict[str, str]
+    bit_width: int | None = None
 
 
 def split_layers(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[Part, ...]]]:
@@ -61,6 +67,7 @@ def split_layers(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[Part,
       `<name>_query`, `_key`, `_value` and `_output`, the scale of the query `_scale`, the products
       `_scores` and `_attended` with heads as an axis of the batch, `_softmax`, and `_dropout` if
       it has one. With masks it is not split.
+    - `dqmq_tf.layers.Exposure` becomes its parts, all at 8 bits.
 
     The copy computes what the model computes. Splitting it again changes nothing.
 
@@ -89,7 +96,7 @@ def split_layers(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[Part,
         if id(node.layer) in splitters:
             prefix = node.path[: len(node.path) - len(node.layer.name)]
             parts[node.path] = tuple(
-                Part(path=prefix + name, kernels=kernels)
+                Part(path=prefix + name, kernels=kernels, bit_width=_bit_width(node.layer))
                 for name, kernels in splitters[id(node.layer)].kernels.items()
             )
 
@@ -113,15 +120,18 @@ def with_part_rules(config: DQMQConfig, parts: Mapping[str, Sequence[Part]]) -> 
         ValueError: If a rule names a variable that the layer does not have.
     """
     inserted: dict[int, list[LayerRule]] = collections.defaultdict(list)
+    unmatched: list[LayerRule] = []
     for path, layer_parts in parts.items():
         rule = config.rule_for(path)
         if any(rule is other for other in config.rules):
             _check_weights(path, rule, layer_parts)
             inserted[id(rule)] += [_rule_of(part, rule) for part in layer_parts]
+        else:
+            unmatched += [_rule_of(part, rule) for part in layer_parts if part.bit_width]
     rules: list[LayerRule] = []
     for rule in config.rules:
         rules += [*inserted.pop(id(rule), ()), rule]
-    return dataclasses.replace(config, rules=tuple(rules))
+    return dataclasses.replace(config, rules=(*rules, *unmatched))
 
 
 def makes_mask(layer: Any) -> bool:
@@ -134,10 +144,12 @@ def _rule_of(part: Part, rule: LayerRule) -> LayerRule:
     weights = rule.weights
     if weights is not None:
         weights = tuple(part.kernels[name] for name in weights if name in part.kernels)
+    fixed = None if part.bit_width is None else (part.bit_width,)
     return dataclasses.replace(
         rule,
         pattern=re.escape(part.path),
-        weight_bits=rule.weight_bits if part.kernels else None,
+        weight_bits=(fixed or rule.weight_bits) if part.kernels else None,
+        activation_bits=fixed or rule.activation_bits,
         weights=weights if part.kernels else None,
     )
 
@@ -179,12 +191,23 @@ def _splitters(graph: Graph) -> dict[int, _Splitter]:
 
 def _splitter_of(layer: Any) -> Callable[..., _Splitter] | None:
     """Returns the class that splits a layer. None if the layer stays whole."""
+    if isinstance(layer, SplitLayer):
+        return SplitParts
     if isinstance(layer, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)):
         return SplitSeparable
     # A subclass may attend in another way.
     if type(layer) is keras.layers.MultiHeadAttention:
         return SplitAttention
     return SplitActivation if splits_activation(layer) else None
+
+
+def _bit_width(layer: Any) -> int | None:
+    """Returns the one bit-width of all parts of a layer. None if the rules decide.
+
+    The parts of a `SplitLayer` compute a few numbers for each image, on which all later layers
+    depend. Fewer bits would save next to nothing.
+    """
+    return _SPLIT_LAYER_BITS if isinstance(layer, SplitLayer) else None
 
 
 def _lengths(graph: Graph, nodes: Iterable[Node]) -> list[int | None]:

@@ -1,6 +1,7 @@
 """Keras layers that quantize other layers and their activations."""
 
 from dqmq_tf.layers.activation_quantizer import ActivationQuantizer
+from dqmq_tf.layers.exposure import Exposure
 from dqmq_tf.layers.fused_batch_normalization import FusedBatchNormalization, is_fusible
 from dqmq_tf.layers.quality_affine import QualityAffine
 from dqmq_tf.layers.quantize_wrapper import Constants, QuantizeWrapper
@@ -10,6 +11,7 @@ from dqmq_tf.layers.reorder import Reorder
 __all__ = [
     "ActivationQuantizer",
     "Constants",
+    "Exposure",
     "FusedBatchNormalization",
     "QualityAffine",
     "QuantizeWrapper",
