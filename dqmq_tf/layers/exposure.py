@@ -1,4 +1,4 @@
-"""`Exposure`: gives each image a gain and an offset that suit its own mean and contrast."""
+"""`Exposure`: gives each image the black point and the gain that suit its brightness and contrast."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,51 +11,55 @@ from dqmq_tf.graph.composites import SplitLayer
 
 # The mean and the spread of usual images, as parts of the range from black to white.
 _LEVEL, _SPREAD = 0.4, 0.15
-# The knots of the gain, as multiples of the usual spread, from the lowest to the highest contrast
-# of images in practice. Neighbors have a fixed ratio, as the gain is close to a power of the spread.
+# The lowest and the highest knot of the curves, as multiples of the usual spread. Between them lie
+# nearly all photographs. Neighbors have a fixed ratio, as the gain is close to a power of the spread.
 _LOWEST, _HIGHEST = 1 / 12, 3.0
+# Mean and spread are measured in an image of at least this size.
+_MEASURED_SIZE = 32
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class Exposure(SplitLayer):
     """Adapts each image to its own brightness and contrast, by strengths that training learns.
 
-    `y = (x - <m, mean(x)>) * gain(spread) + offset(spread)`
+    `y = (x - black) * gain(spread)`, with `black = m * mean - reach(spread)`
 
-    The spread is `2 * mean(relu(x - <m, mean(x)>))`. For `m = 1` it is the mean absolute deviation.
-    An 8-bit tensor holds it for dark images too, in contrast to a variance. The gain is a piecewise
-    linear function of the spread. At the start it follows `(usual spread / spread) ** strength`, so
-    that an image of usual spread has a gain of 1. Training learns the values of the gain and of the
-    offset at fixed knots, and the weight `m` of each channel in the mean. A layer that changes
-    nothing (`strength=0`) and one that standardizes each image (`strength=1`) are among what it can
-    become.
+    The mean and the spread are those of the gray image in blocks of a few pixels. The spread is the
+    mean absolute deviation, `2 * mean(relu(gray - mean))`: an 8-bit tensor holds it for dark images
+    too, in contrast to a variance. Gain and reach are piecewise linear functions of the spread,
+    whose values at fixed knots are learned, as is `m`. They begin with `m = strength`,
+    `gain = (usual spread / spread) ** strength` and `reach = strength * level / gain`. So an image of
+    usual mean and spread passes unchanged, as a trained network expects. A layer that changes
+    nothing (`strength=0`) and one that standardizes each image (`strength=1`) are among what training
+    can arrive at.
 
-    All parts are layers with integer kernels on every target (means, convolutions of one position, a
-    subtraction, a product, a sum). `quantize_model` splits the layer into them and trains them at 8
-    bits, so that a file computes exactly what was trained. The method is that of learned instance
-    normalization (Ulyanov et al. 2016, arXiv 1607.08022; Nam and Kim 2018, "Batch-instance
-    normalization", arXiv 1805.07925) with a mean absolute deviation, applied to the image.
+    All parts are layers with integer kernels on every target: convolutions, two means, and
+    differences and a product with one number for each image. `quantize_model` splits the layer into
+    them and trains them at 8 bits, so that a file computes exactly what was trained. Only the
+    first convolution, a difference and a product run over the whole image.
+
+    Contrast normalization of each image by learned strengths follows batch-instance normalization
+    (Nam and Kim 2018, arXiv 1805.07925), here with a mean absolute deviation and applied to the image.
 
     Args:
         strength: How far the layer equalizes images at the start, from 0 (not at all) to 1 (all
             images get the same mean and nearly the same contrast).
         value_range: The values of black and white.
-        level: The mean of a usual image, which the outputs keep. None for 0.4 of the range, or for
-            what `adapt` measures.
-        spread: The spread of a usual image. None for 0.15 of the range, or for what `adapt` measures.
-        knots: The number of knots of the gain.
+        level: The mean of a usual image. None for 0.4 of the range. `adapt` measures it.
+        spread: The spread of a usual image. None for 0.15 of the range. `adapt` measures it.
+        knots: The number of knots of the curves.
 
     Input shape: images `[batch, height, width, channels]` in floating point. Output shape: the same.
 
     Raises:
-        ValueError: If an argument is out of range, or if the input has another rank or holds
-            integers.
+        ValueError: If an argument is out of range, or if the input is no image.
 
     Example:
 
     >>> exposure = dqmq_tf.layers.Exposure()
     >>> exposure.adapt(images)
-    >>> model = keras.Sequential([keras.Input((32, 32, 3)), exposure, trained_model])
+    >>> inputs = keras.Input((32, 32, 3))
+    >>> model = keras.Model(inputs, trained_model(exposure(inputs)))
     >>> model.compile("adam", "sparse_categorical_crossentropy")
     >>> model.fit(images, labels)
     >>> qmodel = dqmq_tf.quantize_model(model)
@@ -90,8 +94,11 @@ class Exposure(SplitLayer):
                 f"Exposure {self.name!r} takes images [batch, height, width, channels]. Found the "
                 f"shape {tuple(input_shape)}. Add the missing axes with keras.layers.Reshape."
             )
-        channels = input_shape[-1]
+        height, width, channels = input_shape[1:]
+        size = min(height or 1, width or 1)
+        block = max(1, size // _MEASURED_SIZE)
         layers = keras.layers
+        self.gray = self._convolution("gray", 1, block, use_bias=False)
         self.mean = layers.GlobalAveragePooling2D(
             keepdims=True, name="mean", dtype=self.dtype_policy
         )
@@ -102,35 +109,44 @@ class Exposure(SplitLayer):
             keepdims=True, name="deviation", dtype=self.dtype_policy
         )
         self.curve = self._convolution("curve", self.knots, activation="relu")
-        # The knots are fixed: an optimizer's steps do not suit both them and the heights.
-        self.curve.trainable = False
+        self.reach = self._convolution("reach", 1)
         self.gain = self._convolution("gain", 1)
-        self.offset = self._convolution("offset", 1)
-        self.scaled = layers.Multiply(name="scaled", dtype=self.dtype_policy)
-        self.exposed = layers.Add(name="exposed", dtype=self.dtype_policy)
-        for layer in (self.center, self.curve):
-            layer.build((None, 1, 1, channels))
-        for layer in (self.gain, self.offset):
-            layer.build((None, 1, 1, self.knots))
+        self.black = layers.Subtract(name="black", dtype=self.dtype_policy)
+        self.lifted = layers.Subtract(name="lifted", dtype=self.dtype_policy)
+        self.exposed = layers.Multiply(name="exposed", dtype=self.dtype_policy)
+        # What is measured stays fixed: an optimizer's steps do not suit both knots and heights.
+        self.gray.trainable = self.curve.trainable = False
+        for layer, filters in (
+            (self.gray, channels),
+            (self.center, 1),
+            (self.curve, 1),
+            (self.reach, self.knots),
+            (self.gain, self.knots),
+        ):
+            layer.build((None, block, block, filters))
         self._start()
 
-    def _convolution(self, name: str, filters: int, **options: Any) -> keras.layers.Conv2D:
-        return keras.layers.Conv2D(filters, 1, name=name, dtype=self.dtype_policy, **options)
+    def _convolution(
+        self, name: str, filters: int, size: int = 1, **options: Any
+    ) -> keras.layers.Conv2D:
+        return keras.layers.Conv2D(
+            filters, size, strides=size, name=name, dtype=self.dtype_policy, **options
+        )
 
     def _start(self) -> None:
         """Sets the weights to those of `strength`, `level` and `spread`."""
-        channels = self.center.kernel.shape[2]
-        self.center.kernel.assign(np.full((1, 1, channels, 1), self.strength / channels))
+        weights = self.gray.kernel
+        weights.assign(np.full(weights.shape, 1 / np.prod(weights.shape)))
+        self.center.kernel.assign(np.full((1, 1, 1, 1), self.strength))
         positions = self.spread * np.geomspace(_LOWEST, _HIGHEST, self.knots)
-        # Half of the spread of each channel comes in.
-        slopes = np.tile(-2 / (channels * positions), (channels, 1))
-        self.curve.kernel.assign(slopes[None, None])
+        # What comes in is half of the spread.
+        self.curve.kernel.assign((-2 / positions)[None, None, None])
         self.curve.bias.assign(np.ones(self.knots))
-        constant, heights = _gain_curve(positions, self.spread, self.strength)
-        self.gain.kernel.assign(heights[None, None, :, None])
-        self.gain.bias.assign([constant])
-        self.offset.kernel.assign(np.zeros((1, 1, self.knots, 1)))
-        self.offset.bias.assign([self.strength * self.level])
+        gains = (self.spread / positions) ** self.strength
+        for layer, values in ((self.gain, gains), (self.reach, self.strength * self.level / gains)):
+            constant, heights = _curve(positions, values)
+            layer.kernel.assign(heights[None, None, :, None])
+            layer.bias.assign([constant])
 
     def adapt(self, images: Any, batch_size: int = 256) -> None:
         """Measures the usual mean and spread of images, and starts from them.
@@ -145,9 +161,14 @@ class Exposure(SplitLayer):
         """
         means, spreads = [], []
         for batch in _batches(images, batch_size):
-            mean = batch.mean(axis=(1, 2, 3), keepdims=True)
+            gray = batch.mean(axis=-1)
+            block = max(1, min(gray.shape[1:]) // _MEASURED_SIZE)
+            height, width = (size // block for size in gray.shape[1:])
+            gray = gray[:, : height * block, : width * block]
+            gray = gray.reshape(-1, height, block, width, block).mean(axis=(2, 4))
+            mean = gray.mean(axis=(1, 2), keepdims=True)
             means.append(mean.ravel())
-            spreads.append(2 * np.maximum(batch - mean, 0).mean(axis=(1, 2, 3)))
+            spreads.append(2 * np.maximum(gray - mean, 0).mean(axis=(1, 2)))
         spread = np.concatenate(spreads or [[]])
         if not np.any(spread > 0):
             raise ValueError(
@@ -163,15 +184,19 @@ class Exposure(SplitLayer):
         return self.compute(self.parts(), x)
 
     def parts(self) -> dict[str, keras.layers.Layer]:
-        names = ("mean", "center", "difference", "excess", "deviation", "curve", "gain", "offset")
-        return {name: getattr(self, name) for name in (*names, "scaled", "exposed")}
+        names = ("gray", "mean", "center", "difference", "excess", "deviation", "curve", "reach")
+        return {
+            name: getattr(self, name) for name in (*names, "gain", "black", "lifted", "exposed")
+        }
 
     @staticmethod
     def compute(parts: Mapping[str, Any], x: Any) -> Any:
-        difference = parts["difference"]([x, parts["center"](parts["mean"](x))])
-        near_knots = parts["curve"](parts["deviation"](parts["excess"](difference)))
-        scaled = parts["scaled"]([difference, parts["gain"](near_knots)])
-        return parts["exposed"]([scaled, parts["offset"](near_knots)])
+        gray = parts["gray"](x)
+        mean = parts["mean"](gray)
+        deviation = parts["deviation"](parts["excess"](parts["difference"]([gray, mean])))
+        near_knots = parts["curve"](deviation)
+        black = parts["black"]([parts["center"](mean), parts["reach"](near_knots)])
+        return parts["exposed"]([parts["lifted"]([x, black]), parts["gain"](near_knots)])
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return tuple(input_shape)
@@ -181,22 +206,18 @@ class Exposure(SplitLayer):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
-def _gain_curve(positions: np.ndarray, spread: float, strength: float) -> tuple[float, np.ndarray]:
+def _curve(positions: np.ndarray, values: np.ndarray) -> tuple[float, np.ndarray]:
     """Returns `(constant, heights)` of `constant + sum(heights * relu(1 - x / positions))`.
 
-    Between the lowest and the highest knot the curve follows `(spread / x) ** strength`. Outside,
-    it is constant: noise in images without contrast is not amplified without bounds.
+    The curve is piecewise linear between the knots and constant outside: noise in images without
+    contrast is not amplified without bounds.
 
     Args:
         positions: The positions of the knots, ascending, shape `[knots]`.
-        spread: The spread at which the gain is 1.
-        strength: The exponent.
+        values: The values of the curve there, shape `[knots]`.
     """
-    gains = (spread / positions) ** strength
-    slopes = np.append(0.0, np.diff(gains) / np.diff(positions))
-    # Each knot changes the slope: from 0 below the lowest one to 0 above the highest one.
-    changes = np.append(slopes[1:], 0.0) - slopes
-    return float(gains[-1]), changes * positions
+    slopes = np.concatenate([[0.0], np.diff(values) / np.diff(positions), [0.0]])
+    return float(values[-1]), np.diff(slopes) * positions
 
 
 def _batches(images: Any, batch_size: int) -> Iterable[np.ndarray]:
