@@ -34,22 +34,35 @@ _RELUS = {"ReLU", "Relu", "Relu6"}
 
 
 def is_relu(layer: Any) -> bool:
-    """Whether a layer is a relu or relu6, which int8 kernels fuse into the operator before it."""
+    """Whether a layer is a relu, with or without a ceiling.
+
+    Int8 kernels fuse a relu or relu6 into the operator before it. Any other ceiling is the end of
+    the grid of the output, which clips there (see `fixed_range`).
+    """
     if isinstance(layer, keras.layers.Activation):
         return layer.activation in (keras.activations.relu, keras.activations.relu6)
     if isinstance(layer, keras.layers.ReLU):
         is_plain = not layer.negative_slope and not layer.threshold
-        return is_plain and layer.max_value in (None, 6, 6.0)
+        return is_plain and layer.max_value != 0
     return type(layer).__name__ in _RELUS
 
 
 def relu_ceiling(layer: Any) -> float:
-    """Returns the largest value that a relu or relu6 can output: infinity or 6."""
+    """Returns the largest value that a relu can output, infinity without a ceiling."""
     if isinstance(layer, keras.layers.ReLU):
-        return float("inf") if layer.max_value is None else 6.0
+        return float("inf") if layer.max_value is None else float(layer.max_value)
     activation = getattr(layer, "activation", None)
     is_relu6 = activation is keras.activations.relu6 or type(layer).__name__ == "Relu6"
     return 6.0 if is_relu6 else float("inf")
+
+
+def grid_ceiling(layer: Any) -> float | None:
+    """Returns the ceiling of a relu that no int8 kernel has, so that the grid has to end there.
+
+    Returns None for a relu, a relu6 and any other layer.
+    """
+    is_special = is_relu(layer) and relu_ceiling(layer) not in (6.0, float("inf"))
+    return relu_ceiling(layer) if is_special else None
 
 
 def fixed_range(layer: Any) -> str:
@@ -59,8 +72,12 @@ def fixed_range(layer: Any) -> str:
         layer: A layer or operation. None for a model input.
 
     Returns:
-        `"unit"` for softmax and sigmoid, `"tanh"` for tanh, `"affine"` if the range is free.
+        `"unit"` for softmax and sigmoid, `"tanh"` for tanh, `"0..255.0"` for a relu that ends at
+        255, and so on for other ceilings, `"affine"` if the range is free.
     """
+    ceiling = grid_ceiling(layer)
+    if ceiling is not None:
+        return f"0..{ceiling}"
     activation = layer.activation if isinstance(layer, keras.layers.Activation) else None
     if activation in (keras.activations.softmax, keras.activations.sigmoid):
         return "unit"

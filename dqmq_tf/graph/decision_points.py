@@ -48,8 +48,8 @@ class ActivationPoint:
             model's inputs have call -1.
         tensors: All tensor ids that carry this scale.
         bit_widths: The candidates.
-        range: `"affine"`, `"unit"` (softmax, sigmoid: step 2**-bits), `"tanh"` or `"pixels"` (uint8
-            images in floating point).
+        range: `"affine"`, `"pixels"` (uint8 images in floating point), or one of the fixed ranges of
+            `dqmq_tf.graph.activations.fixed_range`.
         decided: Whether the policy decides: there are several candidates, and a kernel reads the
             tensors.
     """

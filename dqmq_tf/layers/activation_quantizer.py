@@ -30,7 +30,7 @@ class ActivationQuantizer(keras.layers.Layer):
         range: `"affine"` for a range that is calibrated and then learned. `"unit"` and `"tanh"`
             are the fixed ranges of the int8 kernels of softmax and sigmoid (step `2**-b` from 0)
             and of tanh (step `2**(1-b)` around 0). `"pixels"` is the range of uint8 images (step
-            `2**(8-b)` from 0).
+            `2**(8-b)` from 0), and `"0..c"` that of a relu with the ceiling c.
 
     Input shape: any float tensor `[batch, ...]`. Output shape: the same. If `call` gets a
     `ceiling`, it applies a ReLU or ReLU6 first (see `RectifiedQuantizer`).
@@ -171,6 +171,8 @@ def fixed_grid(range: str, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return 2.0 ** (8.0 - bits), 0.0 * bits
     if range == "tanh":
         return 2.0 ** (1.0 - bits), 2.0 ** (bits - 1.0)
+    if range.startswith("0.."):
+        return float(range.removeprefix("0..")) / (2.0**bits - 1.0), 0.0 * bits
     return np.ones_like(bits), 0.0 * bits
 
 
@@ -231,7 +233,9 @@ def _tensor_quantizer(
 
 
 def _apply_relu(x: tf.Tensor, ceiling: float | None) -> tf.Tensor:
-    """Applies a ReLU for a ceiling of infinity, a ReLU6 for 6, and nothing for None."""
+    """Applies a ReLU with a ceiling, which may be infinity. None applies nothing."""
     if ceiling is None:
         return x
-    return tf.nn.relu(x) if ceiling == np.inf else ops.relu6(x)
+    if ceiling == np.inf:
+        return tf.nn.relu(x)
+    return ops.relu6(x) if ceiling == 6 else ops.clip(x, 0.0, ceiling)

@@ -16,13 +16,17 @@ _LEVEL, _SPREAD = 0.4, 0.15
 _LOWEST, _HIGHEST = 1 / 12, 3.0
 # Mean and spread are measured in an image of at least this size.
 _MEASURED_SIZE = 32
+_PARTS = (
+    "gray", "mean", "center", "difference", "excess", "deviation", "curve", "reach", "gain",
+    "black", "lifted", "exposed", "clipped",
+)  # fmt: skip
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class Exposure(SplitLayer):
     """Adapts each image to its own brightness and contrast, by strengths that training learns.
 
-    `y = (x - black) * gain(spread)`, with `black = m * mean - reach(spread)`
+    `y = (x - black) * gain(spread)`, with `black = m * mean - reach(spread)`, clipped to the range
 
     The mean and the spread are those of the gray image in blocks of a few pixels. The spread is the
     mean absolute deviation, `2 * mean(relu(gray - mean))`: an 8-bit tensor holds it for dark images
@@ -44,7 +48,7 @@ class Exposure(SplitLayer):
     Args:
         strength: How far the layer equalizes images at the start, from 0 (not at all) to 1 (all
             images get the same mean and nearly the same contrast).
-        value_range: The values of black and white.
+        value_range: The values of black and white. If black is 0, outputs are clipped to the range.
         level: The mean of a usual image. None for 0.4 of the range. `adapt` measures it.
         spread: The spread of a usual image. None for 0.15 of the range. `adapt` measures it.
         knots: The number of knots of the curves.
@@ -114,6 +118,10 @@ class Exposure(SplitLayer):
         self.black = layers.Subtract(name="black", dtype=self.dtype_policy)
         self.lifted = layers.Subtract(name="lifted", dtype=self.dtype_policy)
         self.exposed = layers.Multiply(name="exposed", dtype=self.dtype_policy)
+        low, high = self.value_range
+        self.clipped = layers.ReLU(high, name="clipped", dtype=self.dtype_policy)
+        if low:
+            self.clipped = layers.Identity(name="clipped", dtype=self.dtype_policy)
         # What is measured stays fixed: an optimizer's steps do not suit both knots and heights.
         self.gray.trainable = self.curve.trainable = False
         for layer, filters in (
@@ -138,7 +146,10 @@ class Exposure(SplitLayer):
         weights = self.gray.kernel
         weights.assign(np.full(weights.shape, 1 / np.prod(weights.shape)))
         self.center.kernel.assign(np.full((1, 1, 1, 1), self.strength))
-        positions = self.spread * np.geomspace(_LOWEST, _HIGHEST, self.knots)
+        ratio = (_HIGHEST / _LOWEST) ** (1 / (self.knots - 1))
+        # One knot is at the usual spread, so that the curves are exact there.
+        usual = round(-np.log(_LOWEST) / np.log(ratio))
+        positions = self.spread * ratio ** (np.arange(self.knots) - usual)
         # What comes in is half of the spread.
         self.curve.kernel.assign((-2 / positions)[None, None, None])
         self.curve.bias.assign(np.ones(self.knots))
@@ -181,13 +192,16 @@ class Exposure(SplitLayer):
             self._start()
 
     def call(self, x: Any) -> Any:
+        dtype = keras.backend.standardize_dtype(x.dtype)
+        if not dtype.startswith(("float", "bfloat")):
+            raise ValueError(
+                f"Exposure {self.name!r} takes floating-point images. Found {dtype}. Convert them "
+                "before it, such as with keras.layers.Rescaling(1.0)."
+            )
         return self.compute(self.parts(), x)
 
     def parts(self) -> dict[str, keras.layers.Layer]:
-        names = ("gray", "mean", "center", "difference", "excess", "deviation", "curve", "reach")
-        return {
-            name: getattr(self, name) for name in (*names, "gain", "black", "lifted", "exposed")
-        }
+        return {name: getattr(self, name) for name in _PARTS}
 
     @staticmethod
     def compute(parts: Mapping[str, Any], x: Any) -> Any:
@@ -196,7 +210,8 @@ class Exposure(SplitLayer):
         deviation = parts["deviation"](parts["excess"](parts["difference"]([gray, mean])))
         near_knots = parts["curve"](deviation)
         black = parts["black"]([parts["center"](mean), parts["reach"](near_knots)])
-        return parts["exposed"]([parts["lifted"]([x, black]), parts["gain"](near_knots)])
+        lifted = parts["lifted"]([x, black])
+        return parts["clipped"](parts["exposed"]([lifted, parts["gain"](near_knots)]))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return tuple(input_shape)

@@ -11,7 +11,7 @@ from dqmq_tf.layers.activation_quantizer import ActivationQuantizer
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class RectifiedQuantizer(keras.layers.Layer):
-    """Replaces a ReLU or ReLU6 whose output is quantized. It has the name of the ReLU.
+    """Replaces a ReLU whose output is quantized. It has the name of the ReLU.
 
     Between two convolutions, memory bandwidth limits a training step. Computing the ReLU inside the
     quantizer's loop saves one pass over the activation forward and one backward. Outputs and
@@ -19,7 +19,7 @@ class RectifiedQuantizer(keras.layers.Layer):
 
     Args:
         quantizer: The `ActivationQuantizer` of the ReLU's output.
-        ceiling: `inf` for a ReLU, 6 for a ReLU6.
+        ceiling: The largest value that the ReLU outputs, `inf` without a ceiling.
 
     Input shape: any float tensor `[batch, ...]`. Output shape: the same.
     """

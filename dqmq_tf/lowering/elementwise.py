@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
 from dqmq_tf.graph import Node
+from dqmq_tf.graph.activations import grid_ceiling
 from dqmq_tf.lowering import folding
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
 from dqmq_tf.precision import ActivationPrecision
@@ -81,7 +82,10 @@ def activation_function(name: str) -> Lowering:
 def relu(builder: LoweringBuilder, node: Node) -> None:
     """Lowers `ReLU`."""
     layer = node.layer
-    if not layer.negative_slope and not layer.threshold and layer.max_value in (None, 6):
+    ceiling = grid_ceiling(layer)
+    if ceiling is not None and _ends_at(builder, node, ceiling):
+        _lower_activation(builder, node, keras.activations.relu)
+    elif not layer.negative_slope and not layer.threshold and layer.max_value in (None, 6):
         name = "relu" if layer.max_value is None else "relu6"
         _lower_activation(builder, node, keras.activations.get(name))
     elif layer.max_value is None and not layer.threshold:
@@ -91,6 +95,16 @@ def relu(builder: LoweringBuilder, node: Node) -> None:
             f"a ReLU with max_value={layer.max_value} and threshold={layer.threshold} has no "
             "integer kernel"
         )
+
+
+def _ends_at(builder: LoweringBuilder, node: Node, ceiling: float) -> bool:
+    """Returns whether the grid of a relu's output ends at its ceiling, so that it clips there."""
+    grid = builder.precision.activations.get(node.outputs[0])
+    if grid is None:
+        return False
+    largest = grid.step * (2**grid.bit_width - 1 - grid.zero_point)
+    # The step is the float32 next to a fraction of the ceiling.
+    return abs(largest - ceiling) <= 1e-6 * ceiling
 
 
 def leaky_relu(builder: LoweringBuilder, node: Node) -> None:

@@ -104,7 +104,14 @@ def test_concatenated_tensors_of_one_fixed_range_share_it():
 
 @pytest.mark.parametrize(
     "relu",
-    [layers.ReLU(), layers.ReLU(max_value=6), layers.Activation("relu"), ops.relu, ops.relu6],
+    [
+        layers.ReLU(),
+        layers.ReLU(max_value=6),
+        layers.ReLU(max_value=4),
+        layers.Activation("relu"),
+        ops.relu,
+        ops.relu6,
+    ],
 )
 @pytest.mark.parametrize("combine", [layers.Add(), layers.Multiply(), layers.Subtract()])
 def test_relu_is_fused_into_elementwise_layers(relu, combine):
@@ -118,7 +125,7 @@ def test_relu_is_fused_into_elementwise_layers(relu, combine):
 
 @pytest.mark.parametrize(
     "activation",
-    [layers.ReLU(max_value=4), layers.ReLU(negative_slope=0.1), layers.LeakyReLU(),
+    [layers.ReLU(max_value=4, threshold=1), layers.ReLU(negative_slope=0.1), layers.LeakyReLU(),
      layers.Activation("gelu"), layers.Activation("softmax")],
 )  # fmt: skip
 def test_other_activations_read_a_quantized_tensor(activation):

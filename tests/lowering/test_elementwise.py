@@ -80,9 +80,22 @@ def test_relu_is_fused(tmp_path):
     assert set(names(model)) == {"QUANTIZE", "CONV_2D", "DEQUANTIZE"}
 
 
+def test_the_grid_clips_a_relu_with_a_ceiling(tmp_path):
+    parts = [conv(), layers.ReLU(max_value=0.5, name="clip"), conv()]
+    other = [layers.Activation("gelu"), layers.ReLU(max_value=2, name="other"), conv()]
+    qmodel = freeze(branches((6, 6, 3), parts, other))
+    lowered = assert_simulates(qmodel)
+    assert not lowered.float_layers
+    tops = {grid.step * (255 - grid.zero_point) for grid in lowered.quantization.values()}
+    assert any(top == pytest.approx(0.5) for top in tops)
+    model, report = written(qmodel, tmp_path)
+    assert report.verification.different_numbers == 0
+    assert {"RELU6", "MINIMUM"}.isdisjoint(names(model))
+
+
 def test_what_no_kernel_does_is_in_floating_point():
     reasons = {
-        layers.ReLU(max_value=1.0): "max_value=1.0",
+        layers.ReLU(max_value=1.0, threshold=0.5): "max_value=1.0",
         layers.ReLU(threshold=0.2): "threshold=0.2",
         layers.ReLU(max_value=6.0, negative_slope=0.1): "max_value=6.0",
         layers.Activation("elu"): "'elu' has no integer kernel",
