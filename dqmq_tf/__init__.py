@@ -25,7 +25,7 @@ def _is_command() -> bool:
 # The command imports what it needs, so that its help does not wait for TensorFlow. Any other program
 # gets all of the package at once: Keras can load a saved model only after its classes are imported.
 if not _is_command():
-    from dqmq_tf import graph, quality, runtimes, targets
+    from dqmq_tf import graph, layers, quality, runtimes, targets
     from dqmq_tf.config import Budget, DQMQConfig, LayerRule, ObjectiveTerms
     from dqmq_tf.errors import (
         ConversionError,
@@ -75,6 +75,7 @@ __all__ = [
     "change_input_shape",
     "distill_labels",
     "graph",
+    "layers",
     "quality",
     "quantize_annotate_layer",
     "quantize_annotate_model",

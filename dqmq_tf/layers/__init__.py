@@ -1,4 +1,4 @@
-"""Keras layers that quantize other layers and their activations."""
+"""Keras layers: `Exposure` for images, and those that quantize other layers and activations."""
 
 from dqmq_tf.layers.activation_quantizer import ActivationQuantizer
 from dqmq_tf.layers.exposure import Exposure
