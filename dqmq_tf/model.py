@@ -15,6 +15,7 @@ from dqmq_tf.policy.policy_state import FROZEN, SEARCH
 from dqmq_tf.precision import Precision
 from dqmq_tf.saving import QuantizedSaving, check_parts
 from dqmq_tf.targets import Target
+from dqmq_tf.terminal import silence
 from dqmq_tf.training import optimizers, steps
 from dqmq_tf.training.bit_training import BitTraining
 from dqmq_tf.training.custom_training import CustomTraining
@@ -152,11 +153,12 @@ class DQMQModel(QuantizedSaving):
             ValueError: If the data is empty or unbatched, or if inputs contain NaN or infinity.
         """
         x, y, kwargs = inputs.without_lists(self, x, y, kwargs)
-        if not self._training.is_calibrated and epochs:
-            x, first = inputs.peek(x, self)
-            self._training.calibrate(first, for_training=True)
-        callbacks = with_own_callbacks(self, callbacks, epochs, kwargs.get("steps_per_epoch"))
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+        with silence(verbose == 0):
+            if not self._training.is_calibrated and epochs:
+                x, first = inputs.peek(x, self)
+                self._training.calibrate(first, for_training=True)
+            callbacks = with_own_callbacks(self, callbacks, epochs, kwargs.get("steps_per_epoch"))
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
     def train_on_batch(
         self,

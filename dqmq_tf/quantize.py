@@ -13,6 +13,7 @@ from dqmq_tf.layers import QuantizeWrapper
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
 from dqmq_tf.targets import Target
+from dqmq_tf.terminal import stages
 
 
 def quantize_model(
@@ -58,13 +59,16 @@ def quantize_model(
             f"{keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow before importing keras."
         )
     _check_arguments(model, config)
-    inputs, outputs, parts = assembly.build(
-        model, targets.get(target), budget, config or DQMQConfig()
-    )
-    qmodel = DQMQModel(inputs, outputs, model.name, parts=parts)
-    for wrapper in parts.wrappers.values():
-        wrapper.fit_steps()
-    qmodel._training.agreement.remember(model)
+    with stages("Quantizing") as stage:
+        stage("building the quantized model")
+        inputs, outputs, parts = assembly.build(
+            model, targets.get(target), budget, config or DQMQConfig()
+        )
+        qmodel = DQMQModel(inputs, outputs, model.name, parts=parts)
+        stage("fitting the steps of weights")
+        for wrapper in parts.wrappers.values():
+            wrapper.fit_steps()
+        qmodel._training.agreement.remember(model)
     keeper = qmodel._training.keeper
     keeper.set_budget(budget)
     if keeper.refusal is not None:

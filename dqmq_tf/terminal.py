@@ -7,6 +7,7 @@ Rich is imported when it is needed: `import dqmq_tf` does without it.
 """
 
 import contextlib
+import contextvars
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +20,21 @@ _Element = TypeVar("_Element")
 
 # Work that ends sooner shows no progress.
 _PATIENCE_SECONDS = 2.0
+_is_silent = contextvars.ContextVar("is_silent", default=False)
+
+
+@contextlib.contextmanager
+def silence(is_silent: bool = True) -> Iterator[None]:
+    """Shows no progress inside the block, as `fit(verbose=0)` asks for.
+
+    Args:
+        is_silent: False to change nothing.
+    """
+    token = _is_silent.set(is_silent or _is_silent.get())
+    try:
+        yield
+    finally:
+        _is_silent.reset(token)
 
 
 def with_progress(
@@ -94,7 +110,7 @@ def _display(has_bar: bool) -> "Iterator[rich.progress.Progress]":
         columns += [rich_progress.BarColumn(), rich_progress.TimeRemainingColumn()]
     console = rich.console.Console(stderr=True)
     progress = rich_progress.Progress(*columns, console=console, transient=True)
-    if not console.is_terminal:
+    if not console.is_terminal or _is_silent.get():
         yield progress
         return
     timer = threading.Timer(_PATIENCE_SECONDS, progress.start)

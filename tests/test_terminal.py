@@ -3,9 +3,12 @@
 import io
 import time
 
+import numpy as np
 import pytest
 import rich.console
+from helpers.frozen_models import images, small_model
 
+import dqmq_tf
 from dqmq_tf import terminal
 
 
@@ -50,6 +53,26 @@ def test_short_work_shows_nothing(screen, monkeypatch):
         enter("calibrating")
     assert list(terminal.with_progress([1, 2], "Evaluating")) == [1, 2]
     assert "Converting" not in screen.getvalue() and "Evaluating" not in screen.getvalue()
+
+
+def test_silence_shows_nothing_and_ends_with_its_block(screen):
+    with terminal.silence(), terminal.silence(False), terminal.stages("Converting") as enter:
+        enter("calibrating")
+        time.sleep(0.2)
+    assert list(terminal.with_progress([1, 2], "Evaluating")) == [1, 2]
+    assert "Converting" not in screen.getvalue() and "Evaluating" in screen.getvalue()
+
+
+@pytest.mark.parametrize("verbose", [0, 2])
+def test_what_comes_before_training_shows_its_stages_unless_fit_is_to_be_silent(verbose, screen):
+    model = small_model()
+    qmodel = dqmq_tf.quantize_model(model)
+    assert "Quantizing: " in screen.getvalue()
+    before = len(screen.getvalue())
+    qmodel.compile("adam", "sparse_categorical_crossentropy")
+    qmodel.fit(images(model, 16), np.zeros(16), epochs=2, verbose=verbose)
+    shown = screen.getvalue()[before:]
+    assert ("Calibrating: " in shown, "Choosing bits: " in shown) == (bool(verbose),) * 2
 
 
 def test_an_error_inside_a_stage_ends_the_display(screen):

@@ -21,6 +21,7 @@ from dqmq_tf.lowering.bias_grid import snap_biases
 from dqmq_tf.lowering.float_template import FloatTemplate
 from dqmq_tf.lowering.write_file import measure_file
 from dqmq_tf.policy.policy_state import SEARCH
+from dqmq_tf.terminal import silence, stages
 
 # The largest number of files that are written for one choice of bits.
 _MAX_FILES = 2
@@ -206,14 +207,20 @@ class BudgetKeeper:
         Args:
             fix: A function that fixes the bits and returns those of the first profile, shape `[P]`.
         """
-        self.measure()
-        bits = fix()
-        for _ in range(_MAX_FILES):
-            if not self._learn_file_overhead(bits):
-                break
-            measured, bits = bits, fix()
-            if np.array_equal(bits, measured):
-                break
+        with stages("Choosing bits") as stage:
+            stage("measuring each kernel at each bit-width")
+            self.measure()
+            bits = fix()
+            for _ in range(_MAX_FILES):
+                stage("measuring the file")
+                with silence():
+                    is_measured = self._learn_file_overhead(bits)
+                if not is_measured:
+                    break
+                stage("within the budget")
+                measured, bits = bits, fix()
+                if np.array_equal(bits, measured):
+                    break
 
     def _freeze(self, seen: np.ndarray, count: int) -> None:
         """Assigns all bits to profiles by the current cost model."""

@@ -12,6 +12,7 @@ from dqmq_tf.budget import sensitivity
 from dqmq_tf.budget.budget_keeper import BudgetKeeper
 from dqmq_tf.layers.custom_gradients import CustomGradients
 from dqmq_tf.policy.policy_state import SEARCH, SETTLED
+from dqmq_tf.terminal import stages
 from dqmq_tf.training import optimizers, range_calibration
 from dqmq_tf.training.float_agreement import FloatAgreement
 from dqmq_tf.training.policy_search import PolicySearch, mean_bits
@@ -82,18 +83,23 @@ class BitTraining:
             for_training: Whether a training follows at once (see `range_calibration`).
         """
         parts = self.parts
-        arrays = inputs.collect(x, self.model, samples=_CALIBRATION_SAMPLES)
-        x = inputs.structured(inputs.checked_finite(arrays), self.model)
-        state = range_calibration.set_ranges(parts, x, for_training)
-        if not self.has_begun:
-            self.agreement.check(arrays, state)
-        parts.encoder.calibrate(arrays[0])
-        self.keeper.measure()
-        if parts.costs.in_bytes:
-            losses = sensitivity.added_losses(parts, x, parts.policy.bit_widths)
-            parts.policy.loss_table.assign(losses)
-            if not self.steps_searched:
-                self.keeper.place_means()
+        with stages("Calibrating") as stage:
+            stage("reading data")
+            arrays = inputs.collect(x, self.model, samples=_CALIBRATION_SAMPLES)
+            x = inputs.structured(inputs.checked_finite(arrays), self.model)
+            stage("fitting the ranges of activations")
+            state = range_calibration.set_ranges(parts, x, for_training)
+            if not self.has_begun:
+                stage("comparing 8 bits with floating point")
+                self.agreement.check(arrays, state)
+            parts.encoder.calibrate(arrays[0])
+            stage("measuring each kernel at each bit-width")
+            self.keeper.measure()
+            if parts.costs.in_bytes:
+                losses = sensitivity.added_losses(parts, x, parts.policy.bit_widths)
+                parts.policy.loss_table.assign(losses)
+                if not self.steps_searched:
+                    self.keeper.place_means()
 
     def begin(self, total_steps: float) -> None:
         """Starts a new search at step 0.
