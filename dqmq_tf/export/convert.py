@@ -29,7 +29,7 @@ _SUFFIX = ".tflite"
 _PROBE_SAMPLES = 64
 _MEASURING_SAMPLES = 256
 _CLUSTERED_SAMPLES = 2048
-_PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer")
+_PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "litert-quantizer")
 
 
 def convert(

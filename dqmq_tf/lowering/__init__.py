@@ -9,9 +9,9 @@
 2. `float_file` converts the lowered model to a float file with TensorFlow's converter.
 3. `tensor_matching` finds the tensors of the lowered model in that file, by the markers that
    `tensor_markers` put there.
-4. `quantization_plan` decides the scale and zero point of each tensor and has ai-edge-quantizer
+4. `quantization_plan` decides the scale and zero point of each tensor and has litert-quantizer
    write them.
-5. `final_pass` and `integer_kernels` add what ai-edge-quantizer does not support, and the metadata.
+5. `final_pass` and `integer_kernels` add what litert-quantizer does not support, and the metadata.
 6. `number_check` compares every number in the file with the lowered model.
 
 Batch norms: `dqmq_tf.graph.Graph.folds` decides which ones are folded,

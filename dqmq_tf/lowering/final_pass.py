@@ -22,7 +22,7 @@ from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.precision import ActivationPrecision
 
 _PACK = {"INT4": bit_packing.pack_int4, "INT2": bit_packing.pack_int2}
-# What ai-edge-quantizer appends to the names of the tensors that it adds.
+# What litert-quantizer appends to the names of the tensors that it adds.
 _QUANTIZER_SUFFIXES = ("_quantized", "_dequant")
 
 
@@ -73,7 +73,7 @@ def finish(
 def _restore_float_outputs(model: ModelT, graph: SubGraphT) -> None:
     """Makes the outputs of the graph those of its signature.
 
-    If an integer kernel reads an output that is computed in floating point, ai-edge-quantizer
+    If an integer kernel reads an output that is computed in floating point, litert-quantizer
     returns the quantized tensor that this kernel reads.
     """
     signature_outputs = {entry.tensorIndex for entry in model.signatureDefs[0].outputs}
@@ -90,7 +90,7 @@ def _restore_float_outputs(model: ModelT, graph: SubGraphT) -> None:
 def _read_integer_outputs(model: ModelT, graph: SubGraphT) -> None:
     """Makes integer kernels read the integers of an output of the graph.
 
-    If an integer kernel reads an output, ai-edge-quantizer may let it read the tensor in floating
+    If an integer kernel reads an output, litert-quantizer may let it read the tensor in floating
     point that the graph returns.
     """
     integers = {

@@ -1,4 +1,4 @@
-"""Writes what ai-edge-quantizer does not support.
+"""Writes what litert-quantizer does not support.
 
 These are the integer weights that floating-point kernels read (`store_weights`), and the integer
 form of some operators (`merge_kernels`).

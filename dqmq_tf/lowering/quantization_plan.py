@@ -1,7 +1,7 @@
 """Decides the scale and zero point of each tensor of the file, and writes them.
 
 `plan` takes them from the lowered model, so nothing is calibrated. `quantize` passes them to
-ai-edge-quantizer as ranges, with one rule for each operator to quantize. All other operators stay
+litert-quantizer as ranges, with one rule for each operator to quantize. All other operators stay
 in floating point.
 """
 
@@ -49,7 +49,7 @@ _INHERITED_SCALES = _SHARED_SCALES | {"MEAN"}
 # An unsigned grid already clips at zero, so the input of a ReLU shares the quantization of its
 # output.
 _CLIPPING = ("RELU", "RELU6")
-# What ai-edge-quantizer calls an operator, if it does not use TFLite's name.
+# What litert-quantizer calls an operator, if it does not use TFLite's name.
 _QUANTIZER_NAMES = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
 _LARGEST_INT32 = 2**31 - 1
 
@@ -64,7 +64,7 @@ class Plan:
         weights: `{operator index: FoldedWeights}`.
         operators: The indices of the operators to quantize.
         merged: The indices of those among them that `integer_kernels.merge_kernels` quantizes,
-            because ai-edge-quantizer does not support them.
+            because litert-quantizer does not support them.
     """
 
     activations: dict[int, ActivationPrecision]
@@ -115,16 +115,16 @@ def plan(model: ModelT, match: Match, lowered: LoweredModel) -> Plan:
 
 
 def require_quantizer() -> tuple[Any, Any]:
-    """Returns the modules `qtyping` and `quantizer` of ai-edge-quantizer.
+    """Returns the modules `qtyping` and `quantizer` of litert-quantizer.
 
     Raises:
         ImportError: If it is not installed.
     """
     try:
-        from ai_edge_quantizer import qtyping, quantizer
+        from litert_quantizer import qtyping, quantizer
     except ImportError as error:
         raise ImportError(
-            "Quantizing .tflite files needs ai-edge-quantizer: pip install ai-edge-quantizer"
+            "Quantizing .tflite files needs litert-quantizer: pip install litert-quantizer"
         ) from error
     return qtyping, quantizer
 
@@ -138,16 +138,16 @@ def quantize(file: TFLiteFile, plan: Plan) -> TFLiteFile:
 
     Returns:
         The quantized `TFLiteFile`, or `file` itself if the plan has no operator for
-        ai-edge-quantizer.
+        litert-quantizer.
 
     Raises:
-        ImportError: If `ai-edge-quantizer` is not installed.
+        ImportError: If `litert-quantizer` is not installed.
         ConversionError: If it does not support an operator.
     """
     qtyping, quantizer = require_quantizer()
     model, graph = file.model, file.model.subgraphs[0]
     if set(plan.operators) <= set(plan.merged):
-        # ai-edge-quantizer raises an error if it gets no rule.
+        # litert-quantizer raises an error if it gets no rule.
         return file
     writer = quantizer.Quantizer(file.contents)
     for index in plan.operators:
@@ -163,7 +163,7 @@ def quantize(file: TFLiteFile, plan: Plan) -> TFLiteFile:
         except ValueError as error:
             raise ConversionError(
                 f"Operator {name}, which computes tensor {scope!r}, has no int8 form in "
-                f"ai-edge-quantizer ({error}). Replace the layer."
+                f"litert-quantizer ({error}). Replace the layer."
             ) from error
     with _quiet():
         result = writer.quantize(
@@ -218,7 +218,7 @@ def _propagate(
 def _needs_merge(
     model: ModelT, operator: OperatorT, precisions: Mapping[int, ActivationPrecision]
 ) -> bool:
-    """Returns whether ai-edge-quantizer cannot quantize an operator as planned.
+    """Returns whether litert-quantizer cannot quantize an operator as planned.
 
     It does not support LEAKY_RELU. It quantizes all inputs of a CONCATENATION to the grid of the
     output, although a kernel that computes one of them may support only one grid, such as that of a
@@ -231,7 +231,7 @@ def _needs_merge(
 
 
 def _ranges(model: ModelT, graph: SubGraphT, plan: Plan) -> dict[str, dict[str, np.ndarray]]:
-    """Returns the ranges from which ai-edge-quantizer computes exactly the planned scales.
+    """Returns the ranges from which litert-quantizer computes exactly the planned scales.
 
     Returns:
         `{tensor name: {"min": array, "max": array}}`.
@@ -275,7 +275,7 @@ def _describe(model: ModelT, graph: SubGraphT, index: int) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides what ai-edge-quantizer prints, logs and warns about."""
+    """Hides what litert-quantizer prints, logs and warns about."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Compares the latency of an `android` file with that of an int8 file by ai-edge-quantizer alone.
+"""Compares the latency of an `android` file with that of an int8 file by litert-quantizer alone.
 
 Both files of a network have int8 inputs and outputs. They run alternately on LiteRT with XNNPACK on one
 thread, so that other load on the machine affects both. A pair of measurements is a few milliseconds of

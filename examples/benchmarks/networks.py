@@ -119,8 +119,8 @@ def converted(model, target, bits=None, budget=None, **options):
 
 
 def int8_by_quantizer(model):
-    """Returns an int8 file of a float model, calibrated and made by ai-edge-quantizer alone."""
-    from ai_edge_quantizer import quantizer, recipe
+    """Returns an int8 file of a float model, calibrated and made by litert-quantizer alone."""
+    from litert_quantizer import quantizer, recipe
 
     signature = [keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32")]
     with tempfile.TemporaryDirectory() as folder:

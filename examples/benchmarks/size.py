@@ -3,7 +3,7 @@
     python examples/benchmarks/size.py --output=size.json
 
 The bits are mixed around each mean, not learned. Each file is compared with the file for the same target
-at 8 bits, which this package also wrote. The int8 file that ai-edge-quantizer writes by itself is larger
+at 8 bits, which this package also wrote. The int8 file that litert-quantizer writes by itself is larger
 and shown as well.
 
 The benchmark compresses each file with two encoders for deflate: zlib at level 9, and Zopfli with its
@@ -176,14 +176,14 @@ def main(argv):
     if _OUTPUT.value:
         record = {
             "files": [dataclasses.asdict(row) for row in rows],
-            "ai_edge_quantizer_int8": other,
+            "other_int8": other,
             "vela": "run" if vela.program() else "not installed",
         }
         pathlib.Path(_OUTPUT.value).write_text(json.dumps(record, indent=2) + "\n")
     console = rich.console.Console(width=132)
     console.print(table_of(rows))
     console.print(
-        f"int8 by ai-edge-quantizer alone: {other['size_bytes']:,} bytes, "
+        f"int8 by litert-quantizer alone: {other['size_bytes']:,} bytes, "
         f"{other['download_bytes']:,} by zlib, {other['zopfli_bytes']:,} by Zopfli"
     )
     sys.exit(0 if all(row.kept for row in rows) else 1)

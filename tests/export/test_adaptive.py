@@ -191,7 +191,7 @@ from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
 from dqmq_tf.policy.quality_encoder import QualityEncoder
 from dqmq_tf.precision import ActivationPrecision
 from dqmq_tf.runtimes import in_process
-from ai_edge_quantizer import quantizer, recipe
+from litert_quantizer import quantizer, recipe
 
 network = keras.applications.MobileNetV2((96, 96, 3), weights=None)
 writer = quantizer.Quantizer(float_file.export_float(network).contents)

@@ -195,6 +195,6 @@ def test_unknown_io(small, tmp_path):
 
 
 def test_missing_quantizer_is_named(small, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ai_edge_quantizer", None)
-    with pytest.raises(ImportError, match=r"pip install ai-edge-quantizer"):
+    monkeypatch.setitem(sys.modules, "litert_quantizer", None)
+    with pytest.raises(ImportError, match=r"pip install litert-quantizer"):
         export.convert(small, tmp_path / "model.tflite")

@@ -1,4 +1,4 @@
-"""Kernels and weights that ai-edge-quantizer does not write in integers."""
+"""Kernels and weights that litert-quantizer does not write in integers."""
 
 import keras
 import numpy as np
