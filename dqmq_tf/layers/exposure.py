@@ -122,8 +122,6 @@ class Exposure(SplitLayer):
         self.clipped = layers.ReLU(high, name="clipped", dtype=self.dtype_policy)
         if low:
             self.clipped = layers.Identity(name="clipped", dtype=self.dtype_policy)
-        # What is measured stays fixed: an optimizer's steps do not suit both knots and heights.
-        self.gray.trainable = self.curve.trainable = False
         for layer, filters in (
             (self.gray, channels),
             (self.center, 1),
@@ -133,6 +131,11 @@ class Exposure(SplitLayer):
         ):
             layer.build((None, block, block, filters))
         self._start()
+        # The parts are new. They train if the layer does. (Assigning the same value to the property
+        # does nothing: TensorFlow skips it.)
+        for part in self.parts().values():
+            part.trainable = self.trainable
+        self._fix_measurement()
 
     def _convolution(
         self, name: str, filters: int, size: int = 1, **options: Any
@@ -158,6 +161,21 @@ class Exposure(SplitLayer):
             constant, heights = _curve(positions, values)
             layer.kernel.assign(heights[None, None, :, None])
             layer.bias.assign([constant])
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the layer learns. What is measured stays fixed in any case."""
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Layer.trainable.fset(self, value)
+        if hasattr(self, "clipped"):
+            self._fix_measurement()
+
+    def _fix_measurement(self) -> None:
+        """Keeps training from what is measured: an optimizer's steps do not suit knots and heights."""
+        self.gray.trainable = self.curve.trainable = False
 
     def adapt(self, images: Any, batch_size: int = 256) -> None:
         """Measures the usual mean and spread of images, and starts from them.

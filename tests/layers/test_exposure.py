@@ -94,6 +94,19 @@ def test_training_changes_the_strengths_and_leaves_what_is_measured():
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_freezing_and_unfreezing_leave_what_is_measured_fixed():
+    layer = Exposure(trainable=False)
+    layer(images_of([20], [5]))
+    assert not layer.trainable_weights
+    model = keras.Sequential([keras.Input((16, 16, 3)), layer])
+    model.trainable = False
+    model.trainable = True
+    trainable = {weight.path.split("/")[-2] for weight in layer.trainable_weights}
+    assert trainable == {"center", "reach", "gain"} and len(layer.trainable_weights) == 5
+    model.trainable = False
+    assert not layer.trainable_weights
+
+
 def test_adapt_measures_a_usual_image():
     images = images_of([20, 40, 90], [5, 15, 30])
     layer = Exposure()
