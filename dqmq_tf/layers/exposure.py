@@ -103,15 +103,11 @@ class Exposure(SplitLayer):
         block = max(1, size // _MEASURED_SIZE)
         layers = keras.layers
         self.gray = self._convolution("gray", 1, block, use_bias=False)
-        self.mean = layers.GlobalAveragePooling2D(
-            keepdims=True, name="mean", dtype=self.dtype_policy
-        )
+        self.mean = self._average("mean")
         self.center = self._convolution("center", 1, use_bias=False)
         self.difference = layers.Subtract(name="difference", dtype=self.dtype_policy)
         self.excess = layers.ReLU(name="excess", dtype=self.dtype_policy)
-        self.deviation = layers.GlobalAveragePooling2D(
-            keepdims=True, name="deviation", dtype=self.dtype_policy
-        )
+        self.deviation = self._average("deviation")
         self.curve = self._convolution("curve", self.knots, activation="relu")
         self.reach = self._convolution("reach", 1)
         self.gain = self._convolution("gain", 1)
@@ -141,7 +137,18 @@ class Exposure(SplitLayer):
         self, name: str, filters: int, size: int = 1, **options: Any
     ) -> keras.layers.Conv2D:
         return keras.layers.Conv2D(
-            filters, size, strides=size, name=name, dtype=self.dtype_policy, **options
+            filters,
+            size,
+            strides=size,
+            name=name,
+            dtype=self.dtype_policy,
+            data_format="channels_last",
+            **options,
+        )
+
+    def _average(self, name: str) -> keras.layers.GlobalAveragePooling2D:
+        return keras.layers.GlobalAveragePooling2D(
+            keepdims=True, name=name, dtype=self.dtype_policy, data_format="channels_last"
         )
 
     def _start(self) -> None:

@@ -41,7 +41,7 @@ _METHODS = flags.DEFINE_list(
     "methods", ["nothing", "standardization", "exposure"], "Methods to run."
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to run.")
-_BYTES = flags.DEFINE_integer("bytes", 28_000, "Bytes of each file after deflate.", lower_bound=1)
+_BYTES = flags.DEFINE_integer("bytes", 30_000, "Bytes of each file after deflate.", lower_bound=1)
 _START_STEPS = flags.DEFINE_integer("start_steps", 900, "Steps of the common float training.")
 _FLOAT_STEPS = flags.DEFINE_integer("float_steps", 300, "Further float steps of each method.")
 _STEPS = flags.DEFINE_integer("steps", 500, "Steps of each method with quantization.")

@@ -121,6 +121,16 @@ def test_adapt_measures_a_usual_image():
     np.testing.assert_allclose(other(images), layer(images), rtol=1e-5)
 
 
+def test_channels_are_last_whatever_keras_is_set_to():
+    images = images_of([20, 40, 90], [5, 15, 30])
+    expected = layer_of()(images)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        np.testing.assert_array_equal(layer_of()(images), expected)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
 def test_the_range_of_the_values_is_an_argument():
     images = images_of([8, 60, 120, 230], [3.5, 12, 58, 12])
     exposed = Exposure(value_range=(0, 1))(images / 255)
