@@ -207,7 +207,9 @@ def _check_finite_length(data: Any, argument: str) -> None:
 
 
 def _cast(arrays: list[Any], model: keras.Model) -> list[np.ndarray]:
-    return [np.asarray(array).astype(x.dtype) for array, x in zip(arrays, model.inputs)]
+    # NumPy keeps strings as objects.
+    dtypes = [object if x.dtype == "string" else x.dtype for x in model.inputs]
+    return [np.asarray(array).astype(dtype) for array, dtype in zip(arrays, dtypes)]
 
 
 def _parts(

@@ -7,6 +7,7 @@ kernel reads its output, the output is quantized there.
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from dqmq_tf.errors import UnsupportedLayerError
 from dqmq_tf.graph import Node, kernels
@@ -14,6 +15,8 @@ from dqmq_tf.graph.cloning import clone_layer, copy_state
 from dqmq_tf.lowering import elementwise
 from dqmq_tf.lowering.builder import LoweringBuilder
 from dqmq_tf.lowering.stored_weights import DEQUANTIZED, StoredWeights
+
+_INDICES = {"Argmax": tf.argmax, "Argmin": tf.argmin}
 
 
 def lower(builder: LoweringBuilder, node: Node, reason: str) -> None:
@@ -39,10 +42,26 @@ def lower(builder: LoweringBuilder, node: Node, reason: str) -> None:
         if not has_variables:
             _copy_weights(builder, node)
     else:
-        results = elementwise.call(node.layer, args, kwargs)
+        results = elementwise.call(_for_file(node.layer), args, kwargs)
     builder.float_layers[node.path] = reason
     for tensor, value in zip(node.outputs, keras.tree.flatten(results)):
         builder.emit(tensor, value, floating=builder.graph.dtypes[tensor].startswith("float"))
+
+
+def _for_file(operation: Any) -> Any:
+    """Returns an operation, or a layer that computes the same from operators that a file can hold.
+
+    To find the index of the largest value, Keras tells -0.0 from 0.0, by the bits of the numbers.
+    """
+    function = _INDICES.get(type(operation).__name__)
+    if function is None or operation.axis is None:
+        return operation
+
+    def index(x: tf.Tensor) -> tf.Tensor:
+        result = function(x, axis=operation.axis, output_type=tf.int32)
+        return tf.expand_dims(result, operation.axis) if operation.keepdims else result
+
+    return keras.layers.Lambda(index)
 
 
 def _clone_of(builder: LoweringBuilder, node: Node) -> Any:

@@ -142,7 +142,7 @@ def quantize(file: TFLiteFile, plan: Plan) -> TFLiteFile:
 
     Raises:
         ImportError: If `litert-quantizer` is not installed.
-        ConversionError: If it does not support an operator.
+        ConversionError: If it does not support an operator, or if LiteRT cannot run one.
     """
     qtyping, quantizer = require_quantizer()
     model, graph = file.model, file.model.subgraphs[0]
@@ -165,10 +165,18 @@ def quantize(file: TFLiteFile, plan: Plan) -> TFLiteFile:
                 f"Operator {name}, which computes tensor {scope!r}, has no int8 form in "
                 f"litert-quantizer ({error}). Replace the layer."
             ) from error
+    ranges = _ranges(model, graph, plan)
     with _quiet():
-        result = writer.quantize(
-            _ranges(model, graph, plan), enable_progress_bar=False, enable_progress_report=False
-        )
+        try:
+            result = writer.quantize(
+                ranges, enable_progress_bar=False, enable_progress_report=False
+            )
+        except (RuntimeError, ValueError) as error:
+            # It runs the file in LiteRT.
+            raise ConversionError(
+                f"litert-quantizer cannot quantize the file: {error}. Replace the layer that "
+                "becomes this operator, or keep it outside the converted model."
+            ) from error
     return TFLiteFile(bytes(result.quantized_model))
 
 

@@ -28,8 +28,8 @@ class Match:
         weights: `{operator index: FoldedWeights}` of the integer kernels with weights.
         stored: `{tensor index: StoredWeights}` of the constants that floating-point kernels read.
         floating: The indices of the operators that stay in floating point.
-        paths: `{operator index: path of its layer}`. An operator that leads to no marked tensor has
-            no entry. An operator that reshapes an input has the path `""`.
+        paths: `{operator index: path of its layer}`. An operator that reshapes an input has the path
+            `""`.
     """
 
     tensors: dict[int, str]
@@ -74,7 +74,10 @@ def match_tensors(model: ModelT, lowered: LoweredModel) -> Match:
         weights=_match_folded(model, graph, folded, floating),
         stored=_match_stored(model, graph, stored, floating),
         floating=floating,
-        paths={index: lowered.paths[key] for index, key in destinations.items()},
+        paths={
+            index: lowered.paths[key]
+            for index, key in _destinations(graph, _outputs(model, lowered) | tensors).items()
+        },
     )
 
 
@@ -87,6 +90,14 @@ def _key_of(keys: list[str], lowered: LoweredModel) -> str:
             "with different quantization. Remove the layer between them, which changes nothing."
         )
     return next((key for key in keys if key in lowered.quantization), keys[0])
+
+
+def _outputs(model: ModelT, lowered: LoweredModel) -> dict[int, str]:
+    """Returns `{tensor index: key}` of the outputs. Those of integers have no markers."""
+    (definition,) = model.signatureDefs
+    # By length first, because "output_10" comes after "output_9".
+    entries = sorted(definition.outputs, key=lambda entry: (len(entry.name), entry.name))
+    return {int(e.tensorIndex): key for e, key in zip(entries, lowered.outputs)}
 
 
 def _destinations(graph: SubGraphT, tensors: dict[int, str]) -> dict[int, str]:

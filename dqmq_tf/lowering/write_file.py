@@ -188,6 +188,15 @@ def _check_operators(model: ModelT, match: Match, target: Target) -> None:
                 f"{runtime.name} has no kernel. Replace the layer (relu, hard_silu, tanh and "
                 "sigmoid run everywhere), or choose another target."
             )
+        if name not in runtime.largest_ranks:
+            continue
+        rank = len(model.subgraphs[0].tensors[operator.inputs[0]].shape)
+        if rank > runtime.largest_ranks[name]:
+            raise ConversionError(
+                f"Layer {match.paths.get(index)!r} becomes the operator {name} on a tensor of "
+                f"{rank} axes, but {runtime.name} runs it on {runtime.largest_ranks[name]} at "
+                "most. Reshape the tensor before the layer, or choose another target."
+            )
 
 
 def _check_scales(lowered: LoweredModel, target: Target) -> None:

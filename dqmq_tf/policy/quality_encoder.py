@@ -126,7 +126,7 @@ class QualityEncoder(keras.layers.Layer):
 
     def calibrate(self, x: np.ndarray | tf.Tensor) -> None:
         """Sets the normalization of the input and of the features from a batch."""
-        self.input_scale.assign(np.float32(np.std(np.asarray(x, "float32"))) + 1e-6)
+        self.input_scale.assign(np.float32(np.std(np.asarray(_as_float32(x)))) + 1e-6)
         features = ops.convert_to_numpy(self._features(x))
         self.feature_mean.assign(features.mean(axis=0))
         self.feature_variance.assign(features.var(axis=0))
@@ -158,7 +158,7 @@ class QualityEncoder(keras.layers.Layer):
 
     def _features(self, x: np.ndarray | tf.Tensor) -> tf.Tensor:
         """Returns the features before normalization, shape `[batch, 2 * filters + 2]`."""
-        x = ops.cast(x, "float32") / self.input_scale
+        x = _as_float32(x) / self.input_scale
         if len(x.shape) != 4:
             x = ops.reshape(x, (-1, *[n if n else -1 for n in as_image_shape(x.shape)[1:]]))
         kernel = ops.concatenate([self.kernel, pixel_taps(x.shape[-1])], axis=-1)
@@ -213,6 +213,12 @@ def as_image_shape(
     sizes = [size for size in shape[2:-1] if size is not None]
     is_known = len(sizes) == len(shape) - 3
     return (shape[0], shape[1], math.prod(sizes) if is_known else -1, channels)
+
+
+def _as_float32(x: np.ndarray | tf.Tensor) -> tf.Tensor:
+    """Returns an input in floating point. Strings have no quality, so they become zeros."""
+    x = tf.convert_to_tensor(x)
+    return tf.zeros(tf.shape(x)) if x.dtype == tf.string else tf.cast(x, "float32")
 
 
 def pixel_taps(channels: int) -> np.ndarray:

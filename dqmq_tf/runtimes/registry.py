@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.flatbuffer import ModelT, OperatorT, SubGraphT
@@ -56,6 +57,7 @@ class Runtime:
         package: Module that it is imported from.
         resolver: LiteRT's choice of kernels.
         lacks: Operators that it has no kernel for.
+        largest_ranks: The largest rank of the first input of operators that have such a limit.
         one_scale: Operators that silently use the first of several scales of their weights.
         agreement: Smallest share of clear inputs whose largest output entry is the model's, see
             `dqmq_tf.verify`.
@@ -66,6 +68,7 @@ class Runtime:
     package: str
     resolver: str | None = None
     lacks: frozenset[str] = frozenset()
+    largest_ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
     one_scale: frozenset[str] = frozenset()
     agreement: float
 
@@ -153,6 +156,7 @@ RUNTIMES = {
             description="TFLite Micro's reference kernels",
             package=MICRO_PACKAGE,
             lacks=_MICRO_LACKS,
+            largest_ranks={"STRIDED_SLICE": 4},
             one_scale=frozenset({"DEQUANTIZE", "EMBEDDING_LOOKUP"}),
             agreement=0.98,
         ),

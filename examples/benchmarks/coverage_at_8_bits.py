@@ -34,8 +34,12 @@ _NOISE = 2.0
 # By how much fewer classes may agree at 8 bits than with this noise, if the network amplifies it.
 _SLACK = 0.05
 _COMMAND = "python examples/benchmarks/coverage_at_8_bits.py --output={output}"
-# The slowest families, whose models run last.
-_LARGE = "Large|Base|152|201|B[4-7]|V2[ML]|InceptionRes|XLarge|101"
+# The first models to run, in this order: the fastest ones.
+_FIRST = """
+    MobileNet MobileNetV2 MobileNetV3Small MobileNetV3Large VGG16 VGG19 ResNet50 Xception ResNet50V2
+    InceptionV3 EfficientNetB0 EfficientNetV2B0 ConvNeXtTiny ResNet101 EfficientNetV2B1
+    EfficientNetB1 EfficientNetV2B2 DenseNet121 EfficientNetB2 EfficientNetV2B3 NASNetMobile
+""".split()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,7 +221,7 @@ def main(argv: Sequence[str]) -> None:
     results = earlier_results(options.output)
     known = {result.name for result in results}
     names = [n for n in coverage.model_functions() if re.fullmatch(options.models, n)]
-    for name in sorted(names, key=lambda n: bool(re.search(_LARGE, n))):
+    for name in sorted(names, key=lambda n: _FIRST.index(n) if n in _FIRST else len(_FIRST)):
         if name in known:
             continue
         if _MINUTES.value and time.perf_counter() - started > 60 * _MINUTES.value:

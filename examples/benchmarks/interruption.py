@@ -17,13 +17,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags
-from killed_runs import FILE, MEAN_BITS, MODEL, REPORT, convert, finish, kill, train
+from killed_runs import BUDGETS, FILE, MODEL, REPORT, convert, finish, kill, train
 
 _MOMENTS = flags.DEFINE_integer("moments", 10, "Moments for each of training and conversion.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
+_BUDGET = flags.DEFINE_enum("budget", "mean_bit_width", list(BUDGETS), "Kind of the budget.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
-_COMMAND = "python examples/benchmarks/interruption.py --moments={} --seed={} --output={}"
+_COMMAND = (
+    "python examples/benchmarks/interruption.py --moments={} --seed={} --budget={} --output={}"
+)
 _OLD = b"an earlier file"
 
 
@@ -55,8 +58,9 @@ def check_training(folder: pathlib.Path, whole: dict[str, Any]) -> tuple[str, di
     """
     report = json.loads((folder / REPORT).read_text())
     same = ("phase", "bits", "steps_searched")
-    if report["cost"] > MEAN_BITS:
-        return f"the cost is {report['cost']}, the budget {MEAN_BITS}", report
+    limit = BUDGETS[_BUDGET.value]
+    if report["cost"] > limit:
+        return f"the cost is {report['cost']}, the budget {limit}", report
     for name in same:
         if report[name] != whole[name]:
             return f"{name} is {report[name]} instead of {whole[name]}", report
@@ -75,9 +79,9 @@ def interrupted_training(root: pathlib.Path, after: float, whole: dict[str, Any]
     """Kills a training, starts it again, and checks the result."""
     folder = root / f"fit{after}"
     folder.mkdir()
-    kill(train, folder, after * whole["seconds"])
+    kill(train, folder, after * whole["seconds"], (), _BUDGET.value)
     try:
-        finish(train, folder)
+        finish(train, folder, (), _BUDGET.value)
         message, report = check_training(folder, whole)
     except ChildProcessError as error:
         message, report = str(error), {}
@@ -108,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
     generator, results = random.Random(_SEED.value), []
     with tempfile.TemporaryDirectory() as name:
         root = pathlib.Path(name)
-        seconds = finish(train, root)
+        seconds = finish(train, root, (), _BUDGET.value)
         whole = json.loads((root / REPORT).read_text()) | {"seconds": seconds}
         whole["convert_seconds"] = finish(convert, root)
         for _ in range(_MOMENTS.value):
@@ -124,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
 
 def write(results: Sequence[Result], whole: dict[str, Any], path: pathlib.Path) -> None:
     """Writes the results so far, and the report of the undisturbed run."""
-    command = _COMMAND.format(len(results) // 2, _SEED.value, path.name)
+    command = _COMMAND.format(len(results) // 2, _SEED.value, _BUDGET.value, path.name)
     rows = [dataclasses.asdict(result) for result in results]
     contents = {"command": command, "undisturbed": whole, "killed": rows}
     path.write_text(json.dumps(contents, indent=1) + "\n")

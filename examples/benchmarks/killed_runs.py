@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 EPOCHS = 4
-# No byte budget: `fit` would write the file several times to weigh it.
-MEAN_BITS = 5
+# For a budget in bytes, `fit` writes the file several times to weigh it, which takes longer.
+BUDGETS = {"mean_bit_width": 5, "download_bytes": 1160}
 MODEL, FILE, REPORT, _STARTED = "model.keras", "model.tflite", "report.json", "started"
 _BATCH, _SAMPLES = 8, 16
 
@@ -26,12 +26,15 @@ def small_model() -> Any:
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
-def train(folder: pathlib.Path, callbacks: Sequence[Any] = ()) -> None:
+def train(
+    folder: pathlib.Path, callbacks: Sequence[Any] = (), budget: str = "mean_bit_width"
+) -> None:
     """Trains a model with a backup after each epoch, saves it, and writes a report.
 
     Args:
         folder: Where the backup, the model and the report are written.
         callbacks: Further callbacks.
+        budget: The kind of the budget, one of `BUDGETS`.
     """
     import keras
     import numpy as np
@@ -41,7 +44,8 @@ def train(folder: pathlib.Path, callbacks: Sequence[Any] = ()) -> None:
     generator = np.random.default_rng(0)
     images = generator.normal(size=(_SAMPLES, 8, 8, 3)).astype("float32")
     labels = generator.normal(size=(_SAMPLES, 10)).astype("float32")
-    qmodel = dqmq_tf.quantize_model(small_model(), budget=dqmq_tf.Budget(mean_bit_width=MEAN_BITS))
+    limit = dqmq_tf.Budget(**{budget: BUDGETS[budget]})
+    qmodel = dqmq_tf.quantize_model(small_model(), budget=limit)
     # Tracing functions takes longer than these few steps.
     qmodel.compile(keras.optimizers.Adam(1e-3), "mse", run_eagerly=True)
     (folder / _STARTED).touch()
@@ -88,13 +92,13 @@ def start(function: Callable[..., None], *args: Any) -> Any:
     return process
 
 
-def finish(function: Callable[..., None], folder: pathlib.Path) -> float:
+def finish(function: Callable[..., None], folder: pathlib.Path, *args: Any) -> float:
     """Runs a function in a new process to its end, and returns the seconds since its start.
 
     Raises:
         ChildProcessError: If the process fails.
     """
-    process = start(function, folder)
+    process = start(function, folder, *args)
     began = _wait_for_start(process, folder)
     process.join()
     if process.exitcode:
@@ -103,9 +107,9 @@ def finish(function: Callable[..., None], folder: pathlib.Path) -> float:
     return time.perf_counter() - began
 
 
-def kill(function: Callable[..., None], folder: pathlib.Path, seconds: float) -> None:
+def kill(function: Callable[..., None], folder: pathlib.Path, seconds: float, *args: Any) -> None:
     """Runs a function in a new process and kills it some seconds after it started its work."""
-    process = start(function, folder)
+    process = start(function, folder, *args)
     began = _wait_for_start(process, folder)
     process.join(max(0.0, began + seconds - time.perf_counter()))
     process.kill()

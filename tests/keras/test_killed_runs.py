@@ -47,7 +47,7 @@ def test_a_killed_training_and_a_killed_conversion_end_as_if_they_were_not(tmp_p
     assert ended_with(killed_runs.train, tmp_path) == 0
     report = json.loads((tmp_path / killed_runs.REPORT).read_text())
     assert report["phase"] == "settled" and report["epochs"] == killed_runs.EPOCHS - 3
-    assert report["cost"] <= killed_runs.MEAN_BITS
+    assert report["cost"] <= killed_runs.BUDGETS["mean_bit_width"]
 
     (tmp_path / killed_runs.FILE).write_bytes(OLD)
     assert ended_with(killed_while_writing, tmp_path) == -signal.SIGKILL

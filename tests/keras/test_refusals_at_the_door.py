@@ -3,10 +3,19 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import dqmq_tf
 from dqmq_tf.export import ConversionError
+
+
+class Spectrum(layers.Layer):
+    """Becomes an operator of TFLite that LiteRT refuses to run on so few values."""
+
+    def call(self, x):
+        return tf.math.real(tf.signal.fft(tf.cast(x, "complex64")))
+
 
 # `{name: (target, input shape, layers, part of the message)}`
 REFUSED = {
@@ -30,17 +39,30 @@ REFUSED = {
         "microcontroller", (8, 8, 3), [layers.Conv2D(4, 3), layers.Activation("gelu", name="act")],
         "'act' becomes the operator GELU",
     ),
+    "number of axes": (
+        "microcontroller", (3, 4, 4, 2), [layers.TimeDistributed(layers.Conv2D(3, 2), name="frames")],
+        "'frames' becomes the operator STRIDED_SLICE on a tensor of 5 axes",
+    ),
+    "operator that the quantizer does not run": (
+        "android", (8,), [layers.Dense(4), Spectrum(name="spectrum")],
+        "ai-edge-quantizer cannot quantize the file",
+    ),
+    "strings": (
+        "android", (1,), [layers.StringLookup(vocabulary=["3", "5"]), layers.Embedding(4, 3)],
+        "dtype string",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refusal_of_convert_is_a_warning_before_training(name, tmp_path):
     target, shape, stack, message = REFUSED[name]
-    model = keras.Sequential([keras.Input(shape), *stack])
+    dtype = "string" if name == "strings" else None
+    model = keras.Sequential([keras.Input(shape, dtype=dtype), *stack])
     with pytest.warns(UserWarning, match=f"cannot be converted.*{message}"):
         qmodel = dqmq_tf.quantize_model(model, target=target)
     data = np.random.default_rng(0).integers(0, 9, (2, *[n or 8 for n in shape]))
-    qmodel.calibrate(data.astype("float32"))
+    qmodel.calibrate(data.astype("str" if dtype else "float32"))
     with pytest.raises(ConversionError, match=message):
         dqmq_tf.convert(qmodel, tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
