@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from dqmq_tf.budget import assignment, default_budget
+from dqmq_tf.budget.typical_values import typical_values
 from dqmq_tf.config import Budget
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.graph import Graph, trace
@@ -27,6 +28,9 @@ from dqmq_tf.terminal import silence, stages
 _MAX_FILES = 2
 # A frozen model's file is measured if its estimated size exceeds this share of the budget.
 _MEASURED_FROM = 0.98
+# By how much the file of an untrained network may grow, beside what `typical_values` has: numbers
+# compress less well, and buffers are aligned otherwise.
+_DRIFT = 1.01
 
 
 class BudgetKeeper:
@@ -71,9 +75,10 @@ class BudgetKeeper:
         parts, costs = self._parts, self._parts.costs
         self.measure()
         bits = default_budget.first_bits(budget, costs)
-        sizes = self.write(np.array([*costs.most_activation_bits(), *bits]))
+        with typical_values(parts):
+            sizes = self.write(np.array([*costs.most_activation_bits(), *bits]))
         if sizes is not None and costs.in_bytes:
-            costs.learn_file(sizes[costs.kind], bits, [])
+            costs.learn_file(_DRIFT * sizes[costs.kind], bits, [])
             parts.policy.file_constant = costs.file_constant
         parts.budget = default_budget.checked_budget(budget, costs)
         parts.budget_is_default = budget is None

@@ -9,7 +9,7 @@ from typing import Any
 
 EPOCHS = 4
 # For a budget in bytes, `fit` writes the file several times to weigh it, which takes longer.
-BUDGETS = {"mean_bit_width": 5, "download_bytes": 1160}
+BUDGETS = {"mean_bit_width": 5, "download_bytes": 1240}
 MODEL, FILE, REPORT, _STARTED = "model.keras", "model.tflite", "report.json", "started"
 _BATCH, _SAMPLES = 8, 16
 
