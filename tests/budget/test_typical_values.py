@@ -14,7 +14,7 @@ from dqmq_tf.budget.typical_values import typical_values
 
 def network():
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((8, 8, 3))
+    inputs = keras.Input((8, 8, 3), name="image")
     x = layers.Conv2D(6, 3, use_bias=False, name="first")(inputs)
     x = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm")(x))
     x = layers.Conv2D(6, 3, activation="relu", name="second")(x)
@@ -35,7 +35,7 @@ def test_the_smallest_budget_of_a_new_network_is_met_after_training(target, kind
     qmodel.compile(keras.optimizers.Adam(1e-2), "mse", run_eagerly=True)
     random = np.random.default_rng(0)
     images, labels = random.normal(size=(8, 8, 8, 3)), random.normal(size=(8, 6))
-    qmodel.fit(images, labels, batch_size=4, epochs=2, verbose=0)
+    qmodel.fit(images, labels, batch_size=4, epochs=1, verbose=0)
     report = dqmq_tf.convert(qmodel, tmp_path / "model.tflite", verify=False)
     assert getattr(report, kind) <= smallest + 1
 

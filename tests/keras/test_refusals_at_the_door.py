@@ -45,7 +45,7 @@ REFUSED = {
     ),
     "operator that the quantizer does not run": (
         "android", (8,), [layers.Dense(4), Spectrum(name="spectrum")],
-        "ai-edge-quantizer cannot quantize the file",
+        "litert-quantizer cannot quantize the file",
     ),
     "strings": (
         "android", (1,), [layers.StringLookup(vocabulary=["3", "5"]), layers.Embedding(4, 3)],
