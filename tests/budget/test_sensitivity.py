@@ -118,7 +118,7 @@ def branches():
 
 
 def test_what_hardly_counts_has_few_bits():
-    qmodel = dqmq_tf.quantize_model(branches(), budget=dqmq_tf.Budget(download_bytes=2_050))
+    qmodel = dqmq_tf.quantize_model(branches(), budget=dqmq_tf.Budget(download_bytes=2_300))
     names = list(qmodel.decision_points)
     loud, faint = names.index("loud:kernel"), names.index("faint:kernel")
     means = qmodel._parts.policy.mean.numpy()

@@ -70,7 +70,7 @@ class TestLayers:
 
     def test_the_largest_of_several_profiles_is_the_cost(self, arrays):
         keras.utils.set_random_seed(0)
-        budget = dqmq_tf.Budget(download_bytes=1_790)
+        budget = dqmq_tf.Budget(download_bytes=1_950)
         qmodel = dqmq_tf.quantize_model(small_network(), target="android", budget=budget)
         qmodel.calibrate(arrays[0])
         directions = np.random.default_rng(2).normal(0, 3.0, qmodel._parts.policy.direction.shape)
