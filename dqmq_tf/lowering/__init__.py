@@ -6,7 +6,8 @@
    weights are integers times a scale, and batch norms are folded into them. `rules` chooses the
    function that lowers a layer; these functions are in `linear`, `elementwise`, `data_movement` and
    `float_fallback`, and all work on a `LoweringBuilder` (`builder`).
-2. `float_file` converts the lowered model to a float file with TensorFlow's converter.
+2. `float_file` converts the lowered model to a float file with TensorFlow's converter. While bits
+   are chosen, `float_template` does that once, and later files take its constants.
 3. `tensor_matching` finds the tensors of the lowered model in that file, by the markers that
    `tensor_markers` put there.
 4. `quantization_plan` decides the scale and zero point of each tensor and has litert-quantizer
