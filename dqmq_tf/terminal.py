@@ -56,7 +56,7 @@ def with_progress(
 
 @contextlib.contextmanager
 def stages(title: str) -> Iterator[Callable[[str], None]]:
-    """Shows the stage that a piece of work is in.
+    """Shows the stage that a piece of work is in. Other displays inside it are silent.
 
     Args:
         title: What is being done, such as `"Converting"`.
@@ -64,7 +64,7 @@ def stages(title: str) -> Iterator[Callable[[str], None]]:
     Yields:
         A function to call with the name of each stage when it begins.
     """
-    with _display(has_bar=False) as progress:
+    with _display(has_bar=False) as progress, silence():
         task = progress.add_task(title, total=None)
         yield lambda stage: progress.update(task, description=f"{title}: {stage}")
 

@@ -47,6 +47,16 @@ def test_stages_show_the_current_stage(screen):
         wait_until(lambda: "Converting: calibrating" in screen.getvalue())
 
 
+def test_work_inside_a_stage_shows_no_display_of_its_own(screen):
+    with terminal.stages("Choosing bits") as enter:
+        enter("measuring the file")
+        wait_until(lambda: "Choosing bits" in screen.getvalue())
+        with terminal.stages("Measuring") as enter_inner:
+            enter_inner("quantizing")
+            time.sleep(0.2)
+    assert "quantizing" not in screen.getvalue()
+
+
 def test_short_work_shows_nothing(screen, monkeypatch):
     monkeypatch.setattr(terminal, "_PATIENCE_SECONDS", 100.0)
     with terminal.stages("Converting") as enter:

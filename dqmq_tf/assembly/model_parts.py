@@ -1,6 +1,7 @@
 """The components of a `DQMQModel`, and how they are built from a float model."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from dqmq_tf.assembly.graph_assembly import GraphAssembly
 from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.budget.default_budget import allowed_bit_ops, budget_kind
 from dqmq_tf.config import Budget, DQMQConfig
-from dqmq_tf.graph import decision_points, inline, splitting, trace_nested
+from dqmq_tf.graph import Graph, decision_points, inline, splitting, trace, trace_nested
 from dqmq_tf.graph.aliases import with_aliases
 from dqmq_tf.graph.rebuild import connect_again, forget_calls
 from dqmq_tf.layers import ActivationQuantizer, QualityAffine, QuantizeWrapper
@@ -66,6 +67,11 @@ class ModelParts:
     aliases: list[list[int]]
     functions_share_scales: bool
     budget_is_default: bool = False
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """The graph of `body`. Training changes the weights of its layers only."""
+        return trace(self.body)
 
     def decision_points(self) -> tuple[str, ...]:
         """Returns the names of the decision points, activations first."""

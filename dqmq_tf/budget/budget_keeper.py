@@ -5,7 +5,6 @@ than kernels, and weights compress differently together than alone. For budgets 
 `BudgetKeeper` therefore writes the model's file and corrects the cost model by its measured size.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +15,12 @@ from dqmq_tf.budget import assignment, default_budget
 from dqmq_tf.budget.typical_values import typical_values
 from dqmq_tf.config import Budget
 from dqmq_tf.errors import ConversionError
-from dqmq_tf.graph import Graph, trace
 from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.lowering.bias_grid import snap_biases
 from dqmq_tf.lowering.float_template import FloatTemplate
 from dqmq_tf.lowering.write_file import measure_file
 from dqmq_tf.policy.policy_state import SEARCH
-from dqmq_tf.terminal import silence, stages
+from dqmq_tf.terminal import stages
 
 # The largest number of files that are written for one choice of bits.
 _MAX_FILES = 2
@@ -48,11 +46,6 @@ class BudgetKeeper:
         self._parts = parts
         self.refusal: str | None = None
         self._template = FloatTemplate()
-
-    @functools.cached_property
-    def _graph(self) -> Graph:
-        """The graph of the float model. Training changes the weights of its layers only."""
-        return trace(self._parts.body)
 
     def measure(self) -> None:
         """Measures the bytes of each kernel at each bit-width, for budgets in bytes."""
@@ -176,7 +169,7 @@ class BudgetKeeper:
             return None
         try:
             return measure_file(
-                self._graph,
+                parts.graph,
                 precision_of(parts, bits),
                 parts.target,
                 parts.policy.get_config(),
@@ -218,9 +211,7 @@ class BudgetKeeper:
             bits = fix()
             for _ in range(_MAX_FILES):
                 stage("measuring the file")
-                with silence():
-                    is_measured = self._learn_file_overhead(bits)
-                if not is_measured:
+                if not self._learn_file_overhead(bits):
                     break
                 stage("within the budget")
                 measured, bits = bits, fix()

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
 from dqmq_tf.graph import Node
-from dqmq_tf.graph.activations import grid_ceiling
+from dqmq_tf.graph.activations import grid_ceiling, is_relu
 from dqmq_tf.lowering import folding
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
 from dqmq_tf.precision import ActivationPrecision
@@ -85,7 +85,7 @@ def relu(builder: LoweringBuilder, node: Node) -> None:
     ceiling = grid_ceiling(layer)
     if ceiling is not None and _ends_at(builder, node, ceiling):
         _lower_activation(builder, node, keras.activations.relu)
-    elif not layer.negative_slope and not layer.threshold and layer.max_value in (None, 6):
+    elif is_relu(layer) and ceiling is None:
         name = "relu" if layer.max_value is None else "relu6"
         _lower_activation(builder, node, keras.activations.get(name))
     elif layer.max_value is None and not layer.threshold:

@@ -19,6 +19,7 @@ from dqmq_tf.flatbuffer import (
 )
 from dqmq_tf.lowering import folding, integer_kernels
 from dqmq_tf.lowering.lowered_model import LoweredModel
+from dqmq_tf.lowering.tensor_matching import by_number
 from dqmq_tf.precision import ActivationPrecision
 
 _PACK = {"INT4": bit_packing.pack_int4, "INT2": bit_packing.pack_int2}
@@ -224,9 +225,7 @@ def _name_inputs_and_outputs(model: ModelT, graph: SubGraphT, lowered: LoweredMo
     """
     (definition,) = model.signatureDefs
     definition.signatureKey = merging.DEFAULT_SIGNATURE.encode()
-    # By length first, because "output_10" comes after "output_9".
-    inputs = sorted(definition.inputs, key=lambda entry: (len(entry.name), entry.name))
-    outputs = sorted(definition.outputs, key=lambda entry: (len(entry.name), entry.name))
+    inputs, outputs = by_number(definition.inputs), by_number(definition.outputs)
     definition.inputs, definition.outputs = inputs, outputs
     names = {}
     for entry, name in zip(inputs + outputs, [*lowered.input_names, *lowered.output_names]):

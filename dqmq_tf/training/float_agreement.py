@@ -137,7 +137,7 @@ def _departure_at_8_bits(parts: Any, arrays: list[np.ndarray], state: State) -> 
     causes a large error by itself: the many small errors of a deep network may add up to a large
     one before it is trained, and no layer is to blame then.
     """
-    graph = trace(parts.body)
+    graph = parts.graph
     rounding = _Rounding.of(parts, graph, state)
     outputs: dict[int, Any] = {}
     for (node, values), (_, others) in zip(

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from dqmq_tf.graph import Graph, trace
+from dqmq_tf.graph import Graph
 from dqmq_tf.graph.cloning import layers_inside
 
 # Values by the id of the variable that has them.
@@ -37,8 +37,7 @@ def set_ranges(parts: Any, x: Any, for_training: bool) -> State:
         The moving statistics for which the ranges fit predictions, where the model has others:
         those of the data, for new batch normalizations.
     """
-    graph = trace(parts.body)
-    are_new = [_is_new(norm) for norm, _ in _trained_norms(graph)]
+    are_new = [_is_new(norm) for norm, _ in _trained_norms(parts.graph)]
     layers = [*parts.quantizers, *parts.wrappers.values()]
     state: list[tuple[keras.Variable, Any]] = []
     for layer in layers:
@@ -46,7 +45,7 @@ def set_ranges(parts: Any, x: Any, for_training: bool) -> State:
     fits_batches = for_training or any(are_new)
     try:
         if fits_batches:
-            state = _batch_statistics(graph, _call(parts, x, training=True))
+            state = _batch_statistics(parts.graph, _call(parts, x, training=True))
         if not fits_batches or not all(are_new):
             _call(parts, x, training=False, state=state)
     finally:
@@ -57,7 +56,7 @@ def set_ranges(parts: Any, x: Any, for_training: bool) -> State:
 
 def has_new_statistics(parts: Any) -> bool:
     """Returns whether batch normalizations of a model have not been trained."""
-    return any(_is_new(norm) for norm, _ in _trained_norms(trace(parts.body)))
+    return any(_is_new(norm) for norm, _ in _trained_norms(parts.graph))
 
 
 def _call(

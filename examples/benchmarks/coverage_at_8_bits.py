@@ -96,13 +96,15 @@ def adapt(model: Any, images: Any) -> None:
     import keras
     import numpy as np
 
+    from dqmq_tf.graph.cloning import layers_inside
+
     random = np.random.default_rng(1)
     for variable in model.weights:
         kind = variable.path.split("/")[-1]
         if kind in ("gamma", "beta"):
             low, high = (0.5, 1.5) if kind == "gamma" else (0.0, 2.0)
             variable.assign(random.uniform(low, high, variable.shape))
-    norms = [x for x in model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
+    norms = [x for x in layers_inside(model) if isinstance(x, keras.layers.BatchNormalization)]
     for norm in norms:
         norm.momentum = 0.0
     if norms:
@@ -211,9 +213,8 @@ def reason_of(agreement: float, reference_agreement: float) -> str:
 
 def reference_outputs(model: Any, calibration: Any, images: Any) -> Any:
     """Returns what a model computes after TensorFlow's int8 quantization."""
-    import numpy as np
     import tensorflow as tf
-    from ai_edge_litert.interpreter import Interpreter
+    from study import scoring
 
     with tempfile.TemporaryDirectory() as folder:
         model.export(folder, format="tf_saved_model", verbose=False)
@@ -221,15 +222,9 @@ def reference_outputs(model: Any, calibration: Any, images: Any) -> Any:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: ([image[None]] for image in calibration)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        interpreter = Interpreter(model_content=converter.convert(), num_threads=1)
-    interpreter.allocate_tensors()
-    ends = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-    outputs = []
-    for image in images:
-        interpreter.set_tensor(ends[0], image[None])
-        interpreter.invoke()
-        outputs.append(interpreter.get_tensor(ends[1])[0].copy())
-    return np.array(outputs)
+        path = pathlib.Path(folder) / "int8.tflite"
+        path.write_bytes(converter.convert())
+        return scoring.litert_predictor(path)(images)
 
 
 def earlier_results(path: str | None) -> list[Result]:

@@ -13,7 +13,6 @@ import pathlib
 import keras
 import latency
 import networks
-import numpy as np
 from absl import app, flags, logging
 
 import dqmq_tf
@@ -69,26 +68,17 @@ def compare(name, model):
     contents, report = networks.converted(
         exposed(model), "android", paths, io_dtype="int8", verify=False
     )
-    (first, count), (second, _) = latency.invoker(without), latency.invoker(contents)
-    pairs = []
-    for number in range(_REPETITIONS.value):
-        blocks = (first, second) if number % 2 else (second, first)
-        times = [latency.seconds(block, count) for block in blocks]
-        pairs.append(times if number % 2 else times[::-1])
-    times = np.array(pairs)  # [pair, without or with, wall or processor]
-    ratios = times[:, 1] / times[:, 0]
-    low, ratio, high = np.percentile(ratios[:, 0], [25, 50, 75])
-    medians = 1000 * np.median(times[:, :, 0], axis=0)
+    times = latency.compare_files(without, contents, _REPETITIONS.value)
     return Row(
         network=name,
         size_bytes=report.size_bytes - plain.size_bytes,
         download_bytes=report.download_bytes - plain.download_bytes,
-        without_ms=float(medians[0]),
-        with_ms=float(medians[1]),
-        ratio=float(ratio),
-        low=float(low),
-        high=float(high),
-        processor_ratio=float(np.median(ratios[:, 1])),
+        without_ms=1000 * times.first_seconds,
+        with_ms=1000 * times.second_seconds,
+        ratio=times.ratio,
+        low=times.low,
+        high=times.high,
+        processor_ratio=times.processor_ratio,
     )
 
 

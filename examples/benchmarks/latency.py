@@ -9,13 +9,14 @@ save: the size of the file after deflate (see also `size.py`).
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
-import time
 
 import networks
 import numpy as np
+import paired_times
 import rich.table
 from absl import app, flags, logging
 
@@ -61,31 +62,41 @@ class Row:
     deflated_ratio: float
 
 
-def invoker(contents):
-    """Returns a function that runs a file repeatedly, and how many runs fill a block of time."""
+def loaded(contents):
+    """Returns an allocated interpreter with random inputs."""
     runner = in_process.interpreter(contents, threads=1)
     (entry,) = runner.get_input_details()
     random = np.random.default_rng(0)
     runner.set_tensor(entry["index"], random.integers(-128, 128, entry["shape"], "int8"))
     for _ in range(5):
         runner.invoke()
-    started = time.perf_counter()
-    runner.invoke()
-    count = max(1, round(_BLOCK_SECONDS / (time.perf_counter() - started)))
+    return runner
 
-    def block(times):
-        for _ in range(times):
+
+def compare_files(first, second, pairs):
+    """Runs two files alternately, each for a block of time, and compares their times.
+
+    Args:
+        first, second: Contents of the files.
+        pairs: The number of pairs of blocks.
+
+    Returns:
+        The `paired_times.PairedTimes` of one inference.
+    """
+    runners = loaded(first), loaded(second)
+    count = max(1, round(_BLOCK_SECONDS / paired_times.seconds(runners[0].invoke)[0]))
+
+    def block(runner):
+        for _ in range(count):
             runner.invoke()
 
-    return block, count
-
-
-def seconds(block, count):
-    """Returns the wall time and the processor time of one inference."""
-    started = time.perf_counter(), time.process_time()
-    block(count)
-    wall, processor = time.perf_counter() - started[0], time.process_time() - started[1]
-    return wall / count, processor / count
+    blocks = [functools.partial(block, runner) for runner in runners]
+    times = paired_times.compare(*blocks, pairs)
+    return dataclasses.replace(
+        times,
+        first_seconds=times.first_seconds / count,
+        second_seconds=times.second_seconds / count,
+    )
 
 
 def compare(name, model):
@@ -94,28 +105,16 @@ def compare(name, model):
         model, "android", networks.mixed_bits(model, _BITS.value), io_dtype="int8", verify=False
     )
     other = networks.int8_by_quantizer(model)
-    (ours, count), (int8, _) = invoker(contents), invoker(other)
-    pairs = []
-    for number in range(_PAIRS.value):
-        # The order alternates as well.
-        if number % 2:
-            second = seconds(int8, count)
-            pairs.append((seconds(ours, count), second))
-        else:
-            pairs.append((seconds(ours, count), seconds(int8, count)))
-    times = np.array(pairs)  # [pair, ours or int8, wall or processor]
-    ratios = times[:, 0] / times[:, 1]
-    low, ratio, high = np.percentile(ratios[:, 0], [25, 50, 75])
-    medians = 1000 * np.median(times[:, :, 0], axis=0)
+    times = compare_files(other, contents, _PAIRS.value)
     return Row(
         network=name,
         mean_bits=round(networks.mean_bits(report), 3),
-        ours_ms=float(medians[0]),
-        int8_ms=float(medians[1]),
-        ratio=float(ratio),
-        low=float(low),
-        high=float(high),
-        processor_ratio=float(np.median(ratios[:, 1])),
+        ours_ms=1000 * times.second_seconds,
+        int8_ms=1000 * times.first_seconds,
+        ratio=times.ratio,
+        low=times.low,
+        high=times.high,
+        processor_ratio=times.processor_ratio,
         deflated_ratio=report.download_bytes / file_size.deflated_bytes(other),
     )
 

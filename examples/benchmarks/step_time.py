@@ -14,10 +14,10 @@ import json
 import pathlib
 import subprocess
 import sys
-import time
 
 import keras
 import numpy as np
+import paired_times
 import rich.table
 import tensorflow as tf
 from absl import app, flags
@@ -104,34 +104,16 @@ def step_function(model, batch):
     return step
 
 
-def seconds(step):
-    """Returns the wall time and the processor time of a call."""
-    started = time.perf_counter(), time.process_time()
-    step()
-    return time.perf_counter() - started[0], time.process_time() - started[1]
-
-
 def compare(float_step, quantized_step):
     """Times both steps alternately, and returns the fields of a `Row` that are times."""
-    pairs = []
-    for number in range(_STEPS.value):
-        # The order alternates as well.
-        if number % 2:
-            quantized = seconds(quantized_step)
-            pairs.append((seconds(float_step), quantized))
-        else:
-            pairs.append((seconds(float_step), seconds(quantized_step)))
-    times = np.array(pairs)  # [pair, float or quantized, wall or processor]
-    ratios = times[:, 1] / times[:, 0]
-    low, ratio, high = np.percentile(ratios[:, 0], [25, 50, 75])
-    medians = np.median(times[:, :, 0], axis=0)
+    times = paired_times.compare(float_step, quantized_step, _STEPS.value)
     return {
-        "float_seconds": float(medians[0]),
-        "quantized_seconds": float(medians[1]),
-        "ratio": float(ratio),
-        "low": float(low),
-        "high": float(high),
-        "processor_ratio": float(np.median(ratios[:, 1])),
+        "float_seconds": times.first_seconds,
+        "quantized_seconds": times.second_seconds,
+        "ratio": times.ratio,
+        "low": times.low,
+        "high": times.high,
+        "processor_ratio": times.processor_ratio,
     }
 
 

@@ -58,9 +58,16 @@ def change_weights(model, seed):
             weight.assign(rng.uniform(0.4, 1.4, weight.shape))
 
 
+def calibrated(model):
+    qmodel = dqmq_tf.quantize_model(model)
+    qmodel.calibrate(images(model, 8))
+    return qmodel
+
+
 def lowered_at(qmodel, bits):
-    """The lowered model with these bits for all weights."""
+    """The lowered model of other weights, with these bits for all of them."""
     parts = qmodel._parts
+    change_weights(parts.body, bits)
     count = len(parts.costs.weights)
     precision = precision_of(parts, [*parts.costs.most_activation_bits(), *[bits] * count])
     return lower_graph(trace(qmodel.float_model()), precision)
@@ -91,13 +98,9 @@ NETWORKS = {"convolutions": convolutions, "attention": attention, "recurrent": r
 @pytest.mark.parametrize("name", NETWORKS)
 def test_it_holds_what_a_conversion_holds_and_converts_once(name, conversions):
     keras.utils.set_random_seed(0)
-    model = NETWORKS[name]()
-    qmodel = dqmq_tf.quantize_model(model)
-    qmodel.calibrate(images(model, 8))
-    template = FloatTemplate()
+    qmodel, template = calibrated(NETWORKS[name]()), FloatTemplate()
     conversions.clear()
     for bits in (8, 3):
-        change_weights(qmodel._parts.body, bits)
         lowered = lowered_at(qmodel, bits)
         before = [np.array(value) for value in lowered.model.get_weights()]
         filled = contents(lowered, template)
@@ -111,10 +114,7 @@ def test_it_holds_what_a_conversion_holds_and_converts_once(name, conversions):
 def test_a_model_of_another_structure_is_converted_again(conversions):
     template = FloatTemplate()
     for model in (small_model(), convolutions(), small_model()):
-        qmodel = dqmq_tf.quantize_model(model)
-        qmodel.calibrate(images(model, 8))
-        change_weights(qmodel._parts.body, 1)
-        lowered = lowered_at(qmodel, 5)
+        lowered = lowered_at(calibrated(model), 5)
         conversions.clear()
         assert len(contents(lowered, template)) == len(contents(lowered))
         assert len(conversions) == 1
@@ -122,25 +122,19 @@ def test_a_model_of_another_structure_is_converted_again(conversions):
 
 def test_constants_that_the_converter_computes_are_converted_each_time(conversions):
     model = keras.Sequential([keras.Input((6,)), layers.Dense(5), Exponential(), layers.Dense(2)])
-    qmodel = dqmq_tf.quantize_model(model)
-    qmodel.calibrate(images(model, 8))
-    template = FloatTemplate()
+    qmodel, template = calibrated(model), FloatTemplate()
     conversions.clear()
-    for seed in (1, 2):
-        change_weights(qmodel._parts.body, seed)
-        lowered = lowered_at(qmodel, 8)
+    for bits in (8, 3):
+        lowered = lowered_at(qmodel, bits)
         assert contents(lowered, template) == contents(lowered)
     assert len(conversions) == 3  # The template's own, then one for each file.
 
 
-def test_a_training_converts_once_for_all_files_that_it_measures(monkeypatch):
-    files, conversions = [], []
+def test_a_training_converts_once_for_all_files_that_it_measures(conversions, monkeypatch):
+    files = []
     measure = budget_keeper.measure_file
     monkeypatch.setattr(
         budget_keeper, "measure_file", lambda *a, **k: files.append(1) or measure(*a, **k)
-    )
-    monkeypatch.setattr(
-        float_template, "export_float", lambda model: conversions.append(1) or export_float(model)
     )
     model = small_model()
     qmodel = dqmq_tf.quantize_model(model, budget=dqmq_tf.Budget(download_bytes=1_800))
