@@ -37,6 +37,7 @@ if not _is_command():
     from dqmq_tf.export import (
         AdaptiveInterpreter,
         ConversionReport,
+        Preprocessing,
         convert,
         read_metadata,
         verify,
@@ -67,6 +68,7 @@ __all__ = [
     "FileFormatError",
     "LayerRule",
     "ObjectiveTerms",
+    "Preprocessing",
     "Summary",
     "Target",
     "UnsupportedLayerError",

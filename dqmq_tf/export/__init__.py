@@ -11,6 +11,7 @@ from dqmq_tf.export.c_array import write_c_array
 from dqmq_tf.export.conversion_report import AdaptiveReport, ConversionReport
 from dqmq_tf.export.convert import convert
 from dqmq_tf.export.file_contents import FileContents, inspect_file
+from dqmq_tf.export.preprocessing import Preprocessing
 from dqmq_tf.export.verification_report import (
     AdaptiveVerificationReport,
     RuntimeReport,
@@ -31,6 +32,7 @@ __all__ = [
     "DQMQError",
     "FileContents",
     "FileFormatError",
+    "Preprocessing",
     "RuntimeReport",
     "UnsupportedLayerError",
     "VerificationError",

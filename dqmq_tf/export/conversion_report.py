@@ -122,6 +122,8 @@ class ConversionReport:
         io_dtype: The type of inputs and outputs.
         size_bytes: The bytes of the file, without artifacts.
         download_bytes: The bytes of the file, compressed with deflate (zlib, level 9).
+        described_bytes: The bytes of the file that hold the labels and the preprocessing that were
+            given to `convert`. A budget does not count them.
         arena_bytes: The bytes of the tensor arena that the file needs in TFLite Micro's reference
             kernels on this machine. None if the target has no arena, or if TFLite Micro is not
             installed.
@@ -143,6 +145,7 @@ class ConversionReport:
     io_dtype: str
     size_bytes: int
     download_bytes: int
+    described_bytes: int
     arena_bytes: int | None
     vela: VelaReport | None
     weights: tuple[TensorReport, ...]
@@ -189,6 +192,10 @@ class ConversionReport:
         parts: list[Any] = [table, f"Oldest TensorFlow Lite runtime: {self.min_runtime_version}"]
         if any(entry.table for entry in self.weights):
             parts[1] = "Lookup tables: only TFLite Micro with the operator DECODE runs the file"
+        if self.described_bytes:
+            parts.append(
+                f"Labels and preprocessing: {self.described_bytes:,} bytes, outside the budget"
+            )
         if self.arena_bytes is not None:
             parts.append(f"Tensor arena, reference kernels: {self.arena_bytes:,} bytes")
         if self.vela is not None:

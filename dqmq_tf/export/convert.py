@@ -4,7 +4,8 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dqmq_tf import graph as graphs
@@ -13,9 +14,10 @@ from dqmq_tf.export import adaptive as adaptives
 from dqmq_tf.export import atomic_write, conversion_report, device_checks
 from dqmq_tf.export.artifacts import artifact_paths, check_artifacts, render_artifacts
 from dqmq_tf.export.conversion_report import AdaptiveReport, ConversionReport
+from dqmq_tf.export.preprocessing import Preprocessing, input_facts
 from dqmq_tf.export.verification_report import AdaptiveVerificationReport, VerificationReport
 from dqmq_tf.export.verify import compare_file
-from dqmq_tf.flatbuffer import file_size, metadata
+from dqmq_tf.flatbuffer import TFLiteFile, editing, file_size, metadata
 from dqmq_tf.inputs import collect, structured
 from dqmq_tf.lowering import quantization_plan, rules, write_file
 from dqmq_tf.lowering.lowered_model import lower_model, probe_inputs
@@ -43,6 +45,8 @@ def convert(
     io_dtype: str | None = None,
     verify: bool = True,
     artifacts: Sequence[str] = (),
+    labels: Sequence[str] | None = None,
+    preprocessing: Preprocessing | Mapping[str, Preprocessing] | None = None,
 ) -> ConversionReport:
     """Writes a trained model as a `.tflite` file for its target.
 
@@ -76,6 +80,13 @@ def convert(
         artifacts: The files to write beside the `.tflite` file, under its name: `"c_array"` for a C++
             source and header for TFLite Micro (see `write_c_array`), and `"json"` for the report.
             Either all files are written, or none.
+        labels: The names of the classes, in the order of the output. The metadata of the file contain
+            them, so that an app needs no list of its own. None to leave them out.
+        preprocessing: The `dqmq_tf.Preprocessing` of all image inputs, or `{name of an input:
+            Preprocessing}`. The metadata contain it, so that an app knows how to turn a picture into
+            an input. None for what the model tells: an input takes pixels from 0 to 255 if its dtype
+            is uint8, or if the model begins with a `Rescaling` or `Normalization` of pixels. A budget
+            in bytes does not count labels and preprocessing that are given here.
 
     Returns:
         A `ConversionReport`.
@@ -88,7 +99,8 @@ def convert(
         VerificationError: If the file does not compute what the model computes.
         ImportError: If weights are stored in lookup tables or a C array is requested, and the
             `tflite-micro` wheel, which checks and measures them, is not installed.
-        ValueError: If `path` does not end in `.tflite`, or if another argument is not valid.
+        ValueError: If `path` does not end in `.tflite`, if labels or preprocessing do not suit the
+            model, or if another argument is not valid.
         OSError: If `path` cannot be written.
 
     Example:
@@ -105,7 +117,9 @@ def convert(
         raise ValueError(f"io_dtype={io_dtype!r} must be one of {', '.join(map(repr, IO_TYPES))}.")
     check_artifacts(artifacts, target)
     quantization_plan.require_quantizer()
-    rules.check_supported(graphs.trace(qmodel.float_model()))
+    graph = graphs.trace(qmodel.float_model())
+    rules.check_supported(graph)
+    given = input_facts(graph, labels, preprocessing)
     if adaptive is not None:
         adaptives.check_request(adaptive, routing, target, data, qmodel.inputs[0].dtype)
     with stages("Converting") as stage:
@@ -140,7 +154,10 @@ def convert(
             stage("building the quality router")
             file, routed = _adaptive(qmodel, path, parts, inputs, data, routing)
             device = device_checks.examine_adaptive(file, target)
-        file = file.sealed()
+        file, described_bytes = _described(file, given)
+        # The budget is for the file of each profile.
+        if described_bytes and adaptive is None and not qmodel._parts.budget_is_default:
+            _warn_over_budget(qmodel.budget, file, described_bytes)
     report = ConversionReport(
         path=str(path),
         artifacts=tuple(map(str, artifact_paths(artifacts, path))),
@@ -149,6 +166,7 @@ def convert(
         io_dtype=io_dtype,
         size_bytes=len(file.contents),
         download_bytes=file_size.deflated_bytes(file.contents),
+        described_bytes=described_bytes,
         arena_bytes=device.arena_bytes,
         vela=device.vela,
         weights=conversion_report.tensor_reports(parts),
@@ -210,6 +228,23 @@ def _adaptive(
     return file, report
 
 
+def _described(file: TFLiteFile, given: Mapping[str, Any]) -> tuple[TFLiteFile, int]:
+    """Adds the given labels and preprocessing to a file, and seals it.
+
+    Returns:
+        `(file, bytes that the labels and the preprocessing take)`.
+    """
+    plain = file.sealed()
+    if not given:
+        return plain, 0
+    described = file.copy()
+    facts = metadata.with_input_facts(file.metadata or {}, given)
+    metadata.attach(described.model, facts, metadata.min_runtime_version_of(file.model))
+    editing.share_buffers(described.model)
+    described = described.sealed()
+    return described, len(described.contents) - len(plain.contents)
+
+
 def _one(
     verifications: list[VerificationReport],
 ) -> VerificationReport | AdaptiveVerificationReport | None:
@@ -269,6 +304,19 @@ def _check_budget(budget: Any, file: Any) -> None:
             f"{int(budget.value):,} bytes. The file was not written. Besides the weights, it holds "
             "the graph, scales and biases, which fewer bits do not reduce. Train with a smaller "
             "budget, or allow fewer bits with a LayerRule."
+        )
+
+
+def _warn_over_budget(budget: Any, file: TFLiteFile, described_bytes: int) -> None:
+    """Warns if labels and preprocessing make a file larger than a budget in bytes."""
+    sizes = file_size.file_bytes(file.contents)
+    if budget is not None and budget.kind in sizes and sizes[budget.kind] > budget.value:
+        warnings.warn(
+            f"The file takes {sizes[budget.kind]:,} bytes ({budget.kind}), the budget is "
+            f"{int(budget.value):,} bytes. The network meets the budget; labels and preprocessing, "
+            f"which it does not count, add {described_bytes:,} bytes. If the device has no room for "
+            "them, convert without them, or train with a smaller budget.",
+            stacklevel=3,
         )
 
 

@@ -15,6 +15,7 @@ from dqmq_tf.version import __version__
 NAME = "dqmq_tf"
 FORMAT = 1
 _RUNTIME_VERSION = "min_runtime_version"
+_INPUTS = "inputs"
 _PER_PROFILE = ("profile", "bits", "float")
 # Entries of every Keras layer's configuration, which say nothing about the policy.
 _IGNORED_CONFIG = ("dtype", "trainable", "name")
@@ -47,6 +48,10 @@ class Network(Protocol):
     def float_layers(self) -> Mapping[str, str]:
         """`{path of a layer that computes in floating point: why}`."""
 
+    @property
+    def plain_pixels(self) -> Mapping[str, int]:
+        """`{name of an image input that takes pixels from 0 to 255: number of channels}`."""
+
 
 def describe(
     lowered: Network, target: Target, profile: int, policy: Mapping[str, Any]
@@ -62,7 +67,7 @@ def describe(
     Returns:
         A dict that JSON can hold.
     """
-    return {
+    facts = {
         "format": FORMAT,
         "version": __version__,
         "target": target.name,
@@ -71,6 +76,32 @@ def describe(
         "float": list(lowered.float_layers),
         "policy": {k: v for k, v in policy.items() if k not in _IGNORED_CONFIG},
     }
+    inputs = {name: _plain_pixels(count) for name, count in lowered.plain_pixels.items()}
+    # Without knowledge about its inputs, a file has no entry, which would take bytes.
+    return facts | ({_INPUTS: inputs} if inputs else {})
+
+
+def _plain_pixels(channels: int) -> dict[str, Any]:
+    """Returns the entry of an input that takes pixels from 0 to 255 as they are.
+
+    The model does not tell the order of the colors. Keras loads pictures as RGB.
+    """
+    color = "GRAY" if channels == 1 else "RGB"
+    return {"mean": [0] * channels, "std": [1] * channels, "color": color}
+
+
+def with_input_facts(facts: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the facts of a file with what the caller of `convert` says about inputs and outputs.
+
+    Args:
+        facts: What `describe` or `describe_adaptive` returned.
+        given: `"inputs"`, `{name of an input: {"mean": [...], "std": [...], "color": ...,
+            "resize": ...}}`, where the last two are optional, and `"labels"`, a list of strings. An
+            app computes `(pixel - mean) / std` of pixels from 0 to 255. What is given replaces what
+            was found in the model.
+    """
+    inputs = {**facts.get(_INPUTS, {}), **given.get(_INPUTS, {})}
+    return {**facts, **given} | ({_INPUTS: inputs} if inputs else {})
 
 
 def describe_adaptive(facts: Sequence[Mapping[str, Any]], routing: str) -> dict[str, Any]:

@@ -140,7 +140,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns:
         Dict with `"version"`, `"target"`, `"profile"`, `"bits"` (`{layer: bit-width}`),
         `"float"` and `"policy"`. An adaptive file has `"routing"`, and lists `"profile"`, `"bits"`
-        and `"float"` of each profile under `"profiles"`.
+        and `"float"` of each profile under `"profiles"`. If the file says how to feed it, `"inputs"`
+        has a dictionary per image input, with `"mean"`, `"std"`, `"color"` and `"resize"` (see
+        `dqmq_tf.Preprocessing`), and `"labels"` has the names of the classes.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -16,6 +16,7 @@ import numpy as np
 
 from dqmq_tf import graph as graphs
 from dqmq_tf.graph import Graph
+from dqmq_tf.graph.plain_pixels import plain_pixel_inputs
 from dqmq_tf.lowering import rules
 from dqmq_tf.lowering.builder import LoweringBuilder, tensor_key
 from dqmq_tf.lowering.folding import FoldedWeights
@@ -45,6 +46,7 @@ class LoweredModel:
         vocabulary: `{key of an input that holds indices: number of different indices}`.
         float_layers: `{path of a layer that computes in floating point: reason}`.
         pixels: The keys of the inputs that the trained model takes as uint8.
+        plain_pixels: `{name of an image input that takes pixels from 0 to 255: channels}`.
     """
 
     model: keras.Model
@@ -61,6 +63,7 @@ class LoweredModel:
     vocabulary: dict[str, int]
     float_layers: dict[str, str]
     pixels: frozenset[str]
+    plain_pixels: dict[str, int]
 
     def values(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         """Runs the model and returns every tensor.
@@ -141,6 +144,7 @@ def lower_graph(
         vocabulary=builder.vocabulary,
         float_layers=dict(builder.float_layers),
         pixels=frozenset(builder.pixels),
+        plain_pixels=plain_pixel_inputs(graph),
     )
 
 

@@ -151,6 +151,21 @@ def test_verify_takes_the_profiles_apart(frozen, tmp_path):
         dqmq_tf.verify(other, path, x[:20])
 
 
+def test_a_file_says_once_how_to_feed_it(frozen, tmp_path):
+    qmodel, x = frozen
+    path, labels = tmp_path / "adaptive.tflite", [f"class {number}" for number in range(10)]
+    dqmq_tf.convert(
+        qmodel, path, adaptive=qmodel.frozen_profiles, data=x, verify=False, labels=labels,
+        preprocessing={"image": dqmq_tf.Preprocessing(std=255)},
+    )  # fmt: skip
+    facts = export.read_metadata(path)
+    assert facts["labels"] == labels
+    assert facts["inputs"] == {"image": {"mean": [0] * 3, "std": [255] * 3, "color": "RGB"}}
+    assert len(facts["profiles"]) == qmodel.frozen_profiles
+    assert not any({"labels", "inputs"} & set(profile) for profile in facts["profiles"])
+    assert dqmq_tf.AdaptiveInterpreter(path)(x[:4]).profile.shape == (4,)
+
+
 def test_freezes_by_the_data(tmp_path):
     qmodel, x = prepared(profiles=1)
     dqmq_tf.convert(qmodel, tmp_path / "a.tflite", adaptive=2, data=x, verify=False)

@@ -1,0 +1,68 @@
+"""Finds the image inputs that take pixels as they are, because the model rescales them itself."""
+
+import keras
+import numpy as np
+
+from dqmq_tf.graph.graph import Graph
+from dqmq_tf.graph.kernels import PIXELS
+
+# An image is `[batch, height, width, channels]`, in gray or in color.
+IMAGE_RANK = 4
+IMAGE_CHANNELS = (1, 3)
+# Pixels have steps of one. A layer that divides them by less than this leaves a range of 32 or more,
+# so it was made for other values: `Rescaling(2, offset=-1)` takes images from 0 to 1.
+_SMALLEST_DIVISOR = 8.0
+
+
+def plain_pixel_inputs(graph: Graph) -> dict[str, int]:
+    """Returns the inputs that are images with pixels from 0 to 255.
+
+    Such an input has dtype uint8, or is read only by `Rescaling` and `Normalization` layers that
+    divide pixels into a small range, as `Rescaling(1 / 255)` and a `Normalization` that was adapted
+    to pixels do.
+
+    Args:
+        graph: The inlined `Graph` of a float model.
+
+    Returns:
+        `{name of the input: number of channels}`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255)])
+    >>> list(plain_pixel_inputs(dqmq_tf.graph.trace(model)).values())
+    [3]
+    """
+    found = {}
+    for name, tensor in zip(graph.input_names, graph.inputs):
+        shape = graph.shapes[tensor]
+        is_image = len(shape) == IMAGE_RANK and shape[-1] in IMAGE_CHANNELS
+        if is_image and (graph.dtypes[tensor] == PIXELS or _is_rescaled(graph, tensor)):
+            assert shape[-1] is not None
+            found[name] = shape[-1]
+    return found
+
+
+def _is_rescaled(graph: Graph, tensor: int) -> bool:
+    """Whether all layers that read an input divide pixels into a small range."""
+    # Layers that act in training alone, such as augmentations, may stand before the rescaling.
+    same = {tensor, *(t for t, first in graph.aliases.items() if first == tensor)}
+    readers = [
+        node
+        for value in same
+        for node in graph.consumers.get(value, [])
+        if not same.issuperset(node.outputs)
+    ]
+    if not readers or same.intersection(graph.outputs):
+        return False
+    return all(bool(np.all(_divisors(n.layer) >= _SMALLEST_DIVISOR)) for n in readers)
+
+
+def _divisors(layer: object) -> np.ndarray:
+    """Returns what a layer divides its input by, 1 if it is not a rescaling."""
+    if isinstance(layer, keras.layers.Rescaling):
+        scale = np.abs(np.asarray(layer.scale, np.float64))
+        return np.divide(1.0, scale, out=np.ones_like(scale), where=scale > 0)
+    if isinstance(layer, keras.layers.Normalization) and not layer.invert:
+        return np.sqrt(keras.ops.convert_to_numpy(layer.variance).astype(np.float64))
+    return np.ones(1)
