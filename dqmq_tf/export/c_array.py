@@ -4,6 +4,7 @@ import keyword
 import os
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ def write_c_array(
     """Writes a file as a C++ array, aligned to 16 bytes, with a header that declares how to run it.
 
     The header has the name and length of the array, the type, shape, scale and zero point of each
-    input and output, the size of the tensor arena, and a function that registers the operators.
+    input and output, the normalization of pixels and the labels where the file has them, the size of
+    the tensor arena, and a function that registers the operators.
 
     Args:
         contents: The contents of a `.tflite` file, or a `TFLiteFile`.
@@ -182,6 +184,10 @@ def _header(file: TFLiteFile, space: str, arena_bytes: int) -> str:
         for kind, indices in (("Input", graph.inputs), ("Output", graph.outputs))
         for number, index in enumerate(indices)
     )
+    pixels, labels = (
+        _pixels(facts, [names.get(index, "") for index in graph.inputs]),
+        _labels(facts),
+    )
     arena = -(-int(arena_bytes * _MARGIN) // _PAGE) * _PAGE
     adds = "\n".join(f"  status |= resolver.{call}();" for call in calls)
     return f"""// Made by {made}, profile {facts.get("profile", 0)}.
@@ -206,6 +212,8 @@ constexpr std::size_t kArenaMeasuredBytes = {arena_bytes};
 constexpr std::size_t kArenaBytes = {arena};
 
 {ends}
+{pixels}
+{labels}
 // A tflite::MicroMutableOpResolver<kOperators> needs these; returns whether all were added.
 constexpr unsigned int kOperators = {len(calls)};
 template <typename Resolver>
@@ -249,3 +257,54 @@ def _end(tensor: Any, name: str | None, label: str) -> str:
             f"constexpr int k{label}ZeroPoint = {int(tensor.quantization.zeroPoint[0])};",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _pixels(facts: Mapping[str, Any], input_names: Sequence[str]) -> str:
+    """Returns the normalization of each input as C++ code."""
+    lines, rows = [], []
+    for number, name in enumerate(input_names):
+        entry = facts.get("inputs", {}).get(name)
+        if entry is None:
+            rows.append("{0, nullptr, nullptr}")
+            continue
+        how = [f"{key} {entry[key]}" for key in ("color", "resize") if key in entry]
+        lines.append(f"// Input{number} is an image: {', '.join(how) or 'pixels from 0 to 255'}.")
+        for field in ("Mean", "Std"):
+            values = ", ".join(f"{np.float32(value):.8e}f" for value in entry[field.lower()])
+            lines.append(f"constexpr float kInput{number}{field}[] = {{{values}}};")
+        rows.append(f"{{{len(entry['mean'])}, kInput{number}Mean, kInput{number}Std}}")
+    lines += [
+        "// How each input takes a pixel from 0 to 255 of a channel: real = (pixel - mean) / std.",
+        "// No channels: the file does not say.",
+        "struct Normalization {",
+        "  std::size_t channels;",
+        "  const float* mean;",
+        "  const float* std;",
+        "};",
+        f"constexpr Normalization kNormalization[] = {{{', '.join(rows)}}};",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(facts: Mapping[str, Any]) -> str:
+    """Returns the names of the classes as C++ code."""
+    labels = facts.get("labels", [])
+    rows = "\n".join(f"    {_c_string(label)}," for label in labels) or "    nullptr,"
+    return (
+        "// The names of the classes in UTF-8, in the order of Output0.\n"
+        f"constexpr std::size_t kLabelCount = {len(labels)};\n"
+        f"constexpr const char* kLabels[] = {{\n{rows}\n}};\n"
+    )
+
+
+def _c_string(text: str) -> str:
+    """Returns a text as a string literal of C++, in ASCII."""
+    # An octal escape has three digits at most, so that a digit after it is not part of it.
+    return (
+        '"'
+        + "".join(
+            chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}"
+            for byte in text.encode()
+        )
+        + '"'
+    )

@@ -69,6 +69,9 @@ class FileContents:
         for name, ends in self.signatures.items():
             for side in ("inputs", "outputs"):
                 parts += [f"{name}, {side[:-1]} {n}: {t}" for n, t in ends[side].items()]
+        parts += [_feeding(*item) for item in self.facts.get("inputs", {}).items()]
+        if labels := self.facts.get("labels"):
+            parts.append(f"{len(labels)} classes: {', '.join(labels)}")
         for name, counts in self.operators.items():
             parts.append(f"{name}: " + ", ".join(f"{n} {op}" for op, n in counts.items()))
         runtime = f"TensorFlow Lite {self.min_runtime_version} or newer"
@@ -124,6 +127,13 @@ def inspect_file(path: str | os.PathLike[str]) -> FileContents:
             flatbuffer.text(graph.name): _operators(model, graph) for graph in model.subgraphs
         },
     )
+
+
+def _feeding(name: str, entry: dict[str, Any]) -> str:
+    """Returns how an image becomes the values of an input, in one line."""
+    mean, std = (", ".join(map(str, entry[key])) for key in ("mean", "std"))
+    how = [entry[key] for key in ("color", "resize") if key in entry]
+    return " ".join([f"{name} takes (pixel - [{mean}]) / [{std}] of pixels from 0 to 255", *how])
 
 
 def _tensor(model: ModelT, definition: SignatureDefT, entry: Any) -> str:

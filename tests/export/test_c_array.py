@@ -9,7 +9,7 @@ from helpers.frozen_models import images
 from dqmq_tf import export, flatbuffer
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export import c_array
-from dqmq_tf.flatbuffer import TFLiteFile
+from dqmq_tf.flatbuffer import TFLiteFile, metadata
 from dqmq_tf.runtimes import tflite_micro
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -28,6 +28,7 @@ struct Resolver {  // Has the methods that the file needs, and no others.
 
 using namespace model_1;
 static_assert(kInput0Size == 8 * 8 * 3 && kInput0Shape[3] == 3 && sizeof(Input0Type) == 1, "");
+static_assert(kNormalization[0].channels == 0 && kLabelCount == 0, "");
 static_assert(kOutput0ZeroPoint == -128 && kOutput0Scale == 1.0f / 256, "");
 
 int main() {
@@ -80,6 +81,44 @@ def test_the_header_names_the_ends_of_the_model(int8_file, small_file):
     assert "using Input0Type = float;" in header
     assert "kInput0Scale" not in header
     assert re.findall(r"resolver\.(\w+)\(\);", header)[-2:] == ["AddQuantize", "AddSoftmax"]
+
+
+FEEDING = """
+#include <cstdio>
+#include "model.h"
+
+int main() {
+  const model::Normalization image = model::kNormalization[0];
+  for (std::size_t i = 0; i < image.channels; ++i) {
+    std::printf("%.9g %.9g\\n", image.mean[i], image.std[i]);
+  }
+  for (const char* label : model::kLabels) std::printf("%s\\n", label);
+  static_assert(model::kLabelCount == 4 && sizeof(model::kNormalization) == sizeof(image), "");
+}
+"""
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (g++ or clang++) on this machine")
+def test_the_header_says_how_to_feed_the_network(int8_file, tmp_path):
+    labels = ['a "cat"', "dog\\1?", "Fußgänger", "??/ 2"]
+    mean, std = [123.68, 0, 103.53], [58.4, 57.1, 1]
+    entry = {"mean": mean, "std": std, "color": "BGR", "resize": "area"}
+    file = TFLiteFile(int8_file).copy()
+    facts = metadata.with_input_facts(file.metadata, {"inputs": {"image": entry}, "labels": labels})
+    metadata.attach(file.model, facts, "2.11.0")
+    file.edited()
+    _, header = c_array.render(file, "model", 1000)
+    assert "// Input0 is an image: color BGR, resize area.\n" in header
+    (tmp_path / "model.h").write_text(header)
+    (tmp_path / "main.cc").write_text(FEEDING)
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Wno-unused", "-Werror", "-Wtrigraphs"]
+    subprocess.run([COMPILER, *flags, "main.cc", "-o", "main"], cwd=tmp_path, check=True)
+    said = subprocess.run(["./main"], cwd=tmp_path, check=True, capture_output=True).stdout
+    lines = said.decode().splitlines()
+    np.testing.assert_array_equal(
+        np.float32([line.split() for line in lines[:3]]).T, np.float32([mean, std])
+    )
+    assert lines[3:] == labels
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import rich
 from ai_edge_litert.interpreter import Interpreter
 from helpers.frozen_models import freeze, images, small_model
 
@@ -71,6 +72,13 @@ def test_the_report_counts_the_bytes_of_what_was_given(small_file, described):
     assert report.size_bytes == path.stat().st_size
     assert report.described_bytes == report.size_bytes - small_file[1].size_bytes > 0
     assert small_file[1].described_bytes == 0
+
+
+def test_inspect_shows_it(described, capsys):
+    rich.print(export.inspect_file(described[0]))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "image takes (pixel - [123.68, 116.28, 103.53]) / [58.4, 57.1, 57.4]" in shown
+    assert "BGR bilinear" in shown and "4 classes: cat, dog, Fußgänger, road sign" in shown
 
 
 def test_a_file_about_which_nothing_is_known_says_nothing(small_file):

@@ -2,7 +2,8 @@
 //
 // Reads real numbers from the standard input, as many as the network's inputs hold, one input after
 // another in rows; runs the network; prints the outputs as real numbers, a line for each output. Goes on
-// until the numbers end. On a board the standard streams are what its C library makes of them, such as
+// until the numbers end. Where the header says how an image is normalized, the numbers are its pixels,
+// from 0 to 255; where it has labels, the class goes to the standard error. On a board the standard streams are what its C library makes of them, such as
 // semihosting or a UART.
 //
 // MODEL_HEADER and MODEL_NAMESPACE name what `dqmq_tf.export.write_c_array` wrote; see the Makefile.
@@ -35,7 +36,7 @@ std::size_t Count(const TfLiteTensor& tensor) {
 }
 
 // Reads one input; kEnd if not even its first number is there.
-Reading Read(TfLiteTensor& tensor) {
+Reading Read(TfLiteTensor& tensor, const model::Normalization& normalization) {
   const std::size_t count = Count(tensor);
   for (std::size_t i = 0; i < count; ++i) {
     float value = 0.0f;
@@ -45,6 +46,10 @@ Reading Read(TfLiteTensor& tensor) {
       std::fprintf(stderr, "Input number %u of %u is missing or no number.\n",
                    static_cast<unsigned>(i + 1), static_cast<unsigned>(count));
       return Reading::kBroken;
+    }
+    if (normalization.channels > 0) {
+      const std::size_t channel = i % normalization.channels;
+      value = (value - normalization.mean[channel]) / normalization.std[channel];
     }
     if (tensor.type == kTfLiteFloat32) {
       tensor.data.f[i] = value;
@@ -73,6 +78,18 @@ void Print(const TfLiteTensor& tensor) {
     std::printf(i ? " %.9g" : "%.9g", static_cast<double>(value));
   }
   std::printf("\n");
+}
+
+void PrintLabel(const TfLiteTensor& scores) {
+  if (model::kLabelCount == 0 || Count(scores) != model::kLabelCount) return;
+  std::size_t best = 0;
+  for (std::size_t i = 1; i < model::kLabelCount; ++i) {
+    const bool higher = scores.type == kTfLiteFloat32
+                            ? scores.data.f[i] > scores.data.f[best]
+                            : scores.data.int8[i] > scores.data.int8[best];
+    if (higher) best = i;
+  }
+  std::fprintf(stderr, "%s\n", model::kLabels[best]);
 }
 
 bool Supported(const TfLiteTensor& tensor) {
@@ -108,7 +125,7 @@ int main() {
   }
   for (;;) {
     for (std::size_t i = 0; i < interpreter.inputs_size(); ++i) {
-      const Reading reading = Read(*interpreter.input(i));
+      const Reading reading = Read(*interpreter.input(i), model::kNormalization[i]);
       if (reading == Reading::kEnd && i == 0) return 0;
       if (reading != Reading::kWhole) return 1;
     }
@@ -117,6 +134,7 @@ int main() {
       return 1;
     }
     for (std::size_t i = 0; i < interpreter.outputs_size(); ++i) Print(*interpreter.output(i));
+    PrintLabel(*interpreter.output(0));
     std::fflush(stdout);
   }
 }
