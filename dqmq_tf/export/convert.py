@@ -17,7 +17,7 @@ from dqmq_tf.export.conversion_report import AdaptiveReport, ConversionReport
 from dqmq_tf.export.preprocessing import Preprocessing, input_facts
 from dqmq_tf.export.verification_report import AdaptiveVerificationReport, VerificationReport
 from dqmq_tf.export.verify import compare_file
-from dqmq_tf.flatbuffer import TFLiteFile, editing, file_size, metadata
+from dqmq_tf.flatbuffer import TFLiteFile, editing, file_size, metadata, standard_metadata
 from dqmq_tf.inputs import collect, structured
 from dqmq_tf.lowering import quantization_plan, rules, write_file
 from dqmq_tf.lowering.lowered_model import lower_model, probe_inputs
@@ -154,7 +154,7 @@ def convert(
             stage("building the quality router")
             file, routed = _adaptive(qmodel, path, parts, inputs, data, routing)
             device = device_checks.examine_adaptive(file, target)
-        file, described_bytes = _described(file, given)
+        file, described_bytes = _described(file, given, target)
         # The budget is for the file of each profile.
         if described_bytes and adaptive is None and not qmodel._parts.budget_is_default:
             _warn_over_budget(qmodel.budget, file, described_bytes)
@@ -228,8 +228,13 @@ def _adaptive(
     return file, report
 
 
-def _described(file: TFLiteFile, given: Mapping[str, Any]) -> tuple[TFLiteFile, int]:
+def _described(
+    file: TFLiteFile, given: Mapping[str, Any], target: Target
+) -> tuple[TFLiteFile, int]:
     """Adds the given labels and preprocessing to a file, and seals it.
+
+    For LiteRT they are also written as TFLite's standard metadata. Microcontrollers have no reader of
+    those, and no bytes to spare.
 
     Returns:
         `(file, bytes that the labels and the preprocessing take)`.
@@ -239,8 +244,14 @@ def _described(file: TFLiteFile, given: Mapping[str, Any]) -> tuple[TFLiteFile, 
         return plain, 0
     described = file.copy()
     facts = metadata.with_input_facts(file.metadata or {}, given)
-    metadata.attach(described.model, facts, metadata.min_runtime_version_of(file.model))
+    standard = "tflite-micro" not in target.runtimes
+    oldest = metadata.min_runtime_version_of(file.model)
+    metadata.attach(described.model, facts, oldest, standard=standard)
     editing.share_buffers(described.model)
+    described.edited()
+    if standard and "labels" in facts:
+        contents = standard_metadata.append_labels(described.contents, facts["labels"])
+        described = TFLiteFile(contents)
     described = described.sealed()
     return described, len(described.contents) - len(plain.contents)
 

@@ -11,7 +11,7 @@ import pathlib
 from dqmq_tf.errors import FileFormatError
 
 MAGIC = b"DQMQSEAL"
-_LENGTH = len(MAGIC) + hashlib.sha256().digest_size
+LENGTH = len(MAGIC) + hashlib.sha256().digest_size
 
 
 def seal(contents: bytes) -> bytes:
@@ -40,7 +40,7 @@ def load(path: str | os.PathLike[str]) -> bytes:
         FileFormatError: If the file is truncated or corrupt, or dqmq_tf did not write it.
     """
     contents = pathlib.Path(path).read_bytes()
-    body, magic = contents[:-_LENGTH], contents[-_LENGTH:][: len(MAGIC)]
+    body, magic = contents[:-LENGTH], contents[-LENGTH:][: len(MAGIC)]
     if magic != MAGIC:
         raise FileFormatError(
             f"{path} has no dqmq_tf checksum at its end ({len(contents):,} bytes): it is "

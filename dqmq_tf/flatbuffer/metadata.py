@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dqmq_tf.errors import FileFormatError
-from dqmq_tf.flatbuffer import editing, serialization
+from dqmq_tf.flatbuffer import editing, serialization, standard_metadata
 from dqmq_tf.flatbuffer.serialization import ModelT
 from dqmq_tf.targets import Target
 from dqmq_tf.version import __version__
@@ -136,19 +136,24 @@ def weights_label(weights: Weights) -> str:
     return weights.path if weights.variable == "kernel" else f"{weights.path}/{weights.variable}"
 
 
-def attach(model: ModelT, facts: Mapping[str, Any], min_runtime_version: str) -> None:
+def attach(
+    model: ModelT, facts: Mapping[str, Any], min_runtime_version: str, standard: bool = False
+) -> None:
     """Writes the metadata of a model, and drops what was there.
 
     Args:
         model: A `ModelT`, changed in place.
-        facts: What `describe` or `describe_adaptive` returned.
+        facts: What `describe`, `describe_adaptive` or `with_input_facts` returned.
         min_runtime_version: Oldest TensorFlow Lite that runs the file, such as `"2.11.0"`.
+        standard: Whether to write TFLite's standard metadata too.
     """
     text = json.dumps(facts, separators=(",", ":"), default=_plain)
     entries = {
         _RUNTIME_VERSION: min_runtime_version.encode().ljust(16, b"\0"),
         NAME: text.encode(),
     }
+    if standard:
+        entries[standard_metadata.NAME] = standard_metadata.build(model, facts)
     schema, model.metadata = serialization.schema(), []
     for name, data in entries.items():
         entry = schema.MetadataT()

@@ -1,18 +1,24 @@
 """A file says how to feed it: what it says, where it comes from, and what is refused."""
 
+import json
+import os
+import subprocess
 import warnings
+import zipfile
 
+import flatbuffers
 import keras
 import numpy as np
 import pytest
 import rich
 from ai_edge_litert.interpreter import Interpreter
+from flatbuffers import number_types
 from helpers.frozen_models import freeze, images, small_model
 
 import dqmq_tf
 from dqmq_tf import Preprocessing, export, flatbuffer, graph
 from dqmq_tf.export.preprocessing import input_facts
-from dqmq_tf.flatbuffer import TFLiteFile
+from dqmq_tf.flatbuffer import TFLiteFile, checksum
 
 LABELS = ["cat", "dog", "Fußgänger", "road sign"]
 IMAGENET = Preprocessing(
@@ -124,8 +130,113 @@ def test_an_int8_file_for_a_microcontroller_says_it_for_the_pixels(small, tmp_pa
     path = tmp_path / "model.tflite"
     export.convert(qmodel, path, verify=False, labels=LABELS, preprocessing=IMAGENET)
     assert export.read_metadata(path)["inputs"] == {"image": ENTRY}
+    assert b"TFLITE_METADATA" not in path.read_bytes() and not zipfile.is_zipfile(path)
     graph_ = TFLiteFile.load(path).model.subgraphs[0]
     assert flatbuffer.type_name(graph_.tensors[graph_.inputs[0]]) == "INT8"
+
+
+class Table:
+    """A table of a flatbuffer, read by the slots of `metadata_schema.fbs`."""
+
+    def __init__(self, buffer, position):
+        self.table = flatbuffers.table.Table(buffer, position)
+
+    def _field(self, slot):
+        offset = self.table.Offset(4 + 2 * slot)
+        return self.table.Pos + offset if offset else None
+
+    def number(self, slot, flags=number_types.Uint8Flags):
+        return self.table.Get(flags, self._field(slot)) if self._field(slot) else 0
+
+    def text(self, slot):
+        return self.table.String(self._field(slot)).decode()
+
+    def inner(self, slot):
+        return Table(self.table.Bytes, self.table.Indirect(self._field(slot)))
+
+    def tables(self, slot):
+        offset = self.table.Offset(4 + 2 * slot)
+        start = self.table.Vector(offset)
+        places = [start + 4 * number for number in range(self.table.VectorLen(offset))]
+        return [Table(self.table.Bytes, self.table.Indirect(place)) for place in places]
+
+    def floats(self, slot):
+        offset = self.table.Offset(4 + 2 * slot)
+        return self.table.GetVectorAsNumpy(number_types.Float32Flags, offset)
+
+
+def standard_metadata_of(path):
+    model = TFLiteFile.load(path).model
+    (entry,) = [e for e in model.metadata if e.name == b"TFLITE_METADATA"]
+    data = model.buffers[entry.buffer].data.tobytes()
+    assert data[4:8] == b"M001"
+    return Table(data, int.from_bytes(data[:4], "little"))
+
+
+def test_a_file_for_litert_has_the_standard_metadata(described):
+    (subgraph,) = standard_metadata_of(described[0]).tables(3)
+    (image,), (scores,) = subgraph.tables(2), subgraph.tables(3)
+    assert (image.text(0), scores.text(0)) == ("image", "head")
+    assert image.inner(3).number(0) == 2  # ImageProperties
+    properties = image.inner(3).inner(1)
+    assert properties.number(0) == 0  # BGR has no number: readers refuse an unknown color space.
+    size = [properties.inner(1).number(slot, number_types.Uint32Flags) for slot in (0, 1)]
+    assert size == [8, 8]
+    (unit,) = image.tables(4)
+    assert unit.number(0) == 1  # NormalizationOptions
+    for slot, key in enumerate(("mean", "std")):
+        np.testing.assert_array_equal(unit.inner(1).floats(slot), np.float32(ENTRY[key]))
+    (file,) = scores.tables(6)
+    assert (file.text(0), file.number(2)) == ("labels.txt", 2)
+
+
+def test_the_labels_are_a_file_in_a_complete_zip_archive(described):
+    with zipfile.ZipFile(described[0]) as archive:
+        assert archive.testzip() is None
+        (member,) = archive.infolist()
+        # Readers map it into memory.
+        assert (member.filename, member.compress_type) == ("labels.txt", zipfile.ZIP_STORED)
+        assert archive.read(member).decode().split("\n") == LABELS
+        # The checksum is the comment of the archive, so nothing stands behind the archive.
+        assert checksum.seal(b"")[:8] == archive.comment[:8]
+        assert len(archive.comment) == checksum.LENGTH
+
+
+def test_a_damaged_label_file_is_refused(described, tmp_path):
+    contents, path = described[0].read_bytes(), tmp_path / "model.tflite"
+    place = contents.rindex(b"road sign")
+    path.write_bytes(contents[:place] + b"R" + contents[place + 1 :])
+    with pytest.raises(export.FileFormatError, match="corrupt"):
+        export.read_metadata(path)
+
+
+SUPPORT = "DQMQ_TFLITE_SUPPORT_PYTHON"
+CLASSIFY = """
+import json, sys
+import numpy as np
+from tflite_support.task import vision
+image = vision.TensorImage.create_from_array(np.load(sys.argv[2]))
+result = vision.ImageClassifier.create_from_file(sys.argv[1]).classify(image)
+found = result.classifications[0].categories
+print(json.dumps({entry.category_name: entry.score for entry in found}))
+"""
+
+
+@pytest.mark.skipif(
+    SUPPORT not in os.environ, reason=f"{SUPPORT} names no Python with tflite-support"
+)
+def test_the_task_library_feeds_the_file_and_names_its_classes(small, tmp_path):
+    path, picture = tmp_path / "model.tflite", tmp_path / "picture.npy"
+    given = Preprocessing(mean=[100, 127.5, 140], std=[50, 60, 70.5], resize="bilinear")
+    export.convert(small, path, verify=False, labels=LABELS, preprocessing=given)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    np.save(picture, pixels)
+    said = subprocess.run(
+        [os.environ[SUPPORT], "-c", CLASSIFY, path, picture], check=True, capture_output=True
+    ).stdout
+    image = (pixels - np.float32(given.mean)) / np.float32(given.std)
+    (scores,) = Interpreter(str(path)).get_signature_runner()(image=image[None]).values()
+    assert json.loads(said) == dict(zip(LABELS, scores[0].tolist()))
 
 
 def facts_of(model, labels=None, preprocessing=None):
