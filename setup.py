@@ -37,6 +37,7 @@ _EXTRAS["test"] = [
     "mypy>=2.4.1",
     "nbclient>=0.8.0",
     "nbformat>=5.7.0",
+    "playwright>=1.65.2",
     "pytest>=9.2.0",
     "pytest-xdist>=3.8.0",
     "ruff>=0.17.6",

@@ -174,7 +174,7 @@ TARGETS = {
         Target(
             name="android",
             description=(
-                "LiteRT on an Android CPU at full int8 speed; weights are stored as INT8, so fewer "
+                "LiteRT on an Android CPU at full int8 speed, and LiteRT.js in a browser; weights are stored as INT8, so fewer "
                 "bits reduce the download"
             ),
             # tflite-runtime 2.14 looks up all rows of an embedding with the scale of the first.
@@ -196,7 +196,7 @@ TARGETS = {
             description=(
                 "LiteRT 2 on an Android CPU; weights of at most 4 bits are stored as INT4, dense "
                 "weights of 2 bits as INT2, so fewer bits reduce the file; INT4 convolutions are "
-                "slower"
+                "slower, also in a browser, where some bits of their outputs differ"
             ),
             # "other": LiteRT 2 has a DEQUANTIZE of INT4 for the weights of float kernels.
             int4_ops=frozenset({"conv", "depthwise", "dense", "embedding", "other"}),

@@ -1,0 +1,32 @@
+"""Chromium with the web page, started once for all tests of this folder."""
+
+import pytest
+from helpers import web_page
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The URL of the page, served with LiteRT.js beside it."""
+    folder = tmp_path_factory.mktemp("web")
+    web_page.copy_with_runtime(folder)
+    with web_page.served(folder) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, or rather one session of it, which compiles WebAssembly only once."""
+    with web_page.chromium() as chromium:
+        yield chromium.new_context()
+
+
+@pytest.fixture
+def page(site, browser):
+    """A new tab with the page."""
+    tab = browser.new_page()
+    failures = []
+    tab.on("pageerror", lambda error: failures.append(error))
+    tab.goto(site)
+    yield tab
+    tab.close()
+    assert not failures
