@@ -7,6 +7,7 @@
 // semihosting or a UART.
 //
 // MODEL_HEADER and MODEL_NAMESPACE name what `dqmq_tf.export.write_c_array` wrote; see the Makefile.
+// EMULATED makes a program for a board that QEMU emulates: it prints the instructions of each run too.
 
 #include <cmath>
 #include <cstdint>
@@ -18,6 +19,10 @@
 #include "tensorflow/lite/schema/schema_generated.h"
 
 #include MODEL_HEADER
+
+#ifdef EMULATED
+#include "emulator/host.h"
+#endif
 
 namespace model = MODEL_NAMESPACE;
 
@@ -92,6 +97,18 @@ void PrintLabel(const TfLiteTensor& scores) {
   std::fprintf(stderr, "%s\n", model::kLabels[best]);
 }
 
+TfLiteStatus Run(tflite::MicroInterpreter& interpreter) {
+#ifdef EMULATED
+  const std::uint64_t begin = Ticks();
+  const TfLiteStatus status = interpreter.Invoke();
+  // The C library for small systems prints no 64-bit numbers; a double is exact up to 2^53.
+  std::fprintf(stderr, "%.0f instructions.\n", static_cast<double>(Instructions(begin, Ticks())));
+  return status;
+#else
+  return interpreter.Invoke();
+#endif
+}
+
 bool Supported(const TfLiteTensor& tensor) {
   return tensor.type == kTfLiteFloat32 || tensor.type == kTfLiteInt8;
 }
@@ -129,7 +146,7 @@ int main() {
       if (reading == Reading::kEnd && i == 0) return 0;
       if (reading != Reading::kWhole) return 1;
     }
-    if (interpreter.Invoke() != kTfLiteOk) {
+    if (Run(interpreter) != kTfLiteOk) {
       std::fprintf(stderr, "The network failed to run.\n");
       return 1;
     }
