@@ -24,6 +24,8 @@ _EXTRAS = {
     "ethos_u": ["ethos-u-vela>=5.2.0"],
     # Only pre-releases of TFLite Micro's wheel exist.
     "micro": ["tflite-micro>=0.dev20261023182759"],
+    # Older releases pin a protobuf that TensorFlow does not run with.
+    "qonnx": ["onnx>=1.17.0", "onnxruntime>=1.20.1", "qonnx>=1.0.0"],
     "plot": ["matplotlib>=3.11.2"],
     "tfmot": ["tensorflow-model-optimization>=0.8.1"],
 }

@@ -39,6 +39,7 @@ if not _is_command():
         ConversionReport,
         Preprocessing,
         convert,
+        export_qonnx,
         read_metadata,
         verify,
     )
@@ -76,6 +77,7 @@ __all__ = [
     "convert",
     "change_input_shape",
     "distill_labels",
+    "export_qonnx",
     "graph",
     "layers",
     "quality",

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import qonnx_runs
 from helpers.new_process import in_new_process
 from helpers.small_networks import KINDS, compiled, network, training_data
 
@@ -255,6 +256,20 @@ class TestFreeze:
     def test_precision_of_a_model_that_is_not_frozen_is_an_error(self, copy):
         with pytest.raises(ValueError, match="freeze"):
             copy.precision()
+
+    def test_a_trained_profile_is_a_qonnx_file(self, copy, by_kind, tmp_path):
+        images = np.concatenate(list(by_kind.values()))
+        copy.freeze(profiles=2, data=images)
+        profiles = copy.decisions(images).profile
+        for number in range(2):
+            path, chosen = tmp_path / f"{number}.onnx", images[profiles == number][:64]
+            dqmq_tf.export_qonnx(copy, path, number)
+            outputs, expected = qonnx_runs.run(path, chosen)[0], copy(chosen).numpy()
+            assert len(outputs) == 64 and len(np.unique(expected.argmax(-1))) > 4
+            assert (outputs.argmax(-1) == expected.argmax(-1)).all()
+            assert qonnx_runs.equal_outputs(outputs, expected) >= 60
+            bit_ops, _ = qonnx_runs.cost_by_qonnx(path)
+            assert bit_ops == pytest.approx(qonnx_runs.cost_by_policy(copy, number)[0], rel=0.01)
 
     def test_a_number_of_profiles_out_of_range_is_an_error(self, copy):
         with pytest.raises(ValueError, match="profiles=5"):

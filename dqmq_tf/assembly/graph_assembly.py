@@ -103,9 +103,9 @@ class GraphAssembly:
             )
 
     @property
-    def affines(self) -> list[QualityAffine]:
-        """The `QualityAffine` layers that `connect` created."""
-        return [layer for layer in self._affines.values() if layer is not None]
+    def affine_of(self) -> dict[str, QualityAffine]:
+        """The `QualityAffine` layers that `connect` created, by the path of their normalization."""
+        return {path: layer for path, layer in self._affines.items() if layer is not None}
 
     def bit_operations(self, input_shape: Sequence[int | None]) -> float:
         """Returns the bit operations per input of encoder, policy and quality normalization.
@@ -114,7 +114,7 @@ class GraphAssembly:
             input_shape: The shape of the model's first input, `[batch, ...]`.
         """
         policy = self.policy.bit_operations(self.encoder.size, self._profiles)
-        shapes = [layer.scale_direction.shape for layer in self.affines]
+        shapes = [layer.scale_direction.shape for layer in self.affine_of.values()]
         normalization = sum(QualityAffine.bit_operations(*shape) for shape in shapes)
         return self.encoder.bit_operations(input_shape) + policy + normalization
 

@@ -32,7 +32,7 @@ class ModelParts:
         instrumented: The quantized graph with the decision among its outputs.
         encoder: The layer that computes the quality embedding.
         policy: The layer that decides the bit-widths.
-        affines: The `QualityAffine` layers.
+        affine_of: The `QualityAffine` of each path of a batch normalization that has one.
         quantizers: The `ActivationQuantizer` of each activation point.
         wrappers: The `QuantizeWrapper` of each layer path.
         norms: The `BatchNormalization` layers that are called once per training step.
@@ -53,7 +53,7 @@ class ModelParts:
     instrumented: keras.Model
     encoder: QualityEncoder
     policy: BitWidthPolicy
-    affines: list[QualityAffine]
+    affine_of: dict[str, QualityAffine]
     quantizers: list[ActivationQuantizer]
     wrappers: dict[str, QuantizeWrapper]
     norms: list[keras.layers.BatchNormalization]
@@ -67,6 +67,11 @@ class ModelParts:
     aliases: list[list[int]]
     functions_share_scales: bool
     budget_is_default: bool = False
+
+    @property
+    def affines(self) -> list[QualityAffine]:
+        """The `QualityAffine` layers, from the input to the output."""
+        return list(self.affine_of.values())
 
     @functools.cached_property
     def graph(self) -> Graph:
@@ -150,7 +155,7 @@ def build(
         instrumented=keras.Model(inputs, outputs_and_decision),
         encoder=assembly.encoder,
         policy=assembly.policy,
-        affines=assembly.affines,
+        affine_of=assembly.affine_of,
         quantizers=assembly.quantizers,
         wrappers=assembly.wrappers,
         norms=normalizations(graph),

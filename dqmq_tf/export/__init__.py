@@ -10,6 +10,7 @@ from dqmq_tf.errors import (
 from dqmq_tf.export.c_array import write_c_array
 from dqmq_tf.export.conversion_report import AdaptiveReport, ConversionReport
 from dqmq_tf.export.convert import convert
+from dqmq_tf.export.export_qonnx import QonnxReport, export_qonnx
 from dqmq_tf.export.file_contents import FileContents, inspect_file
 from dqmq_tf.export.preprocessing import Preprocessing
 from dqmq_tf.export.verification_report import (
@@ -33,12 +34,14 @@ __all__ = [
     "FileContents",
     "FileFormatError",
     "Preprocessing",
+    "QonnxReport",
     "RuntimeReport",
     "UnsupportedLayerError",
     "VerificationError",
     "VerificationReport",
     "convert",
     "decompress",
+    "export_qonnx",
     "inspect_file",
     "read_metadata",
     "verify",

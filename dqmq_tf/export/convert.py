@@ -1,8 +1,6 @@
 """`convert`: writes a trained model as a file for a device."""
 
 import os
-import pathlib
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +12,7 @@ from dqmq_tf.export import adaptive as adaptives
 from dqmq_tf.export import atomic_write, conversion_report, device_checks
 from dqmq_tf.export.artifacts import artifact_paths, check_artifacts, render_artifacts
 from dqmq_tf.export.conversion_report import AdaptiveReport, ConversionReport
+from dqmq_tf.export.file_paths import checked_path
 from dqmq_tf.export.preprocessing import Preprocessing, input_facts
 from dqmq_tf.export.verification_report import AdaptiveVerificationReport, VerificationReport
 from dqmq_tf.export.verify import compare_file
@@ -110,7 +109,7 @@ def convert(
     """
     started = time.perf_counter()
     check_quantized(qmodel)
-    path = _checked_path(path)
+    path = checked_path(path, _SUFFIX)
     target = _checked_target(qmodel.target)
     io_dtype = target.io_dtype if io_dtype is None else io_dtype
     if io_dtype not in IO_TYPES:
@@ -263,26 +262,6 @@ def _one(
     if len(verifications) > 1:
         return AdaptiveVerificationReport(profiles=tuple(verifications))
     return verifications[0] if verifications else None
-
-
-def _checked_path(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Checks that a file can be written, before the conversion starts, and returns its path."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"path={path!r} must be the name of a file that ends in {_SUFFIX!r}.")
-    path = pathlib.Path(path)
-    if path.suffix != _SUFFIX:
-        raise ValueError(f"path={str(path)!r} must end in {_SUFFIX!r}.")
-    if path.is_dir():
-        raise IsADirectoryError(f"path={str(path)!r} is a folder. Give the name of a file in it.")
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise FileNotFoundError(f"The folder {str(parent)!r} of path={str(path)!r} does not exist.")
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise PermissionError(f"The folder {str(parent)!r} cannot be written: {error}.") from error
-    return path
 
 
 def _checked_target(target: Target) -> Target:
