@@ -20,6 +20,7 @@ from dqmq_tf.training import optimizers, steps
 from dqmq_tf.training.bit_training import BitTraining
 from dqmq_tf.training.custom_training import CustomTraining
 from dqmq_tf.training.fit_callbacks import with_own_callbacks
+from dqmq_tf.training.several_workers import SeveralWorkers
 
 # Attributes that hold the optimizers of policy and encoder. Keras saves their state by these names.
 _OPTIMIZER_NAMES = ("_policy_optimizer", "_encoder_optimizer")
@@ -28,7 +29,7 @@ _EARLIER_OPTIMIZER_NAMES = ("policy_optimizer", "encoder_optimizer")
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
-class DQMQModel(QuantizedSaving):
+class DQMQModel(SeveralWorkers, QuantizedSaving):
     """A quantized functional model with a policy. `dqmq_tf.quantize_model` creates it.
 
     The model has the inputs, outputs and layer names of the original model. Layers with kernels are

@@ -83,7 +83,9 @@ def fisher_traces(
     """
     signs = tf.random.Generator.from_seed(seed)
     activations = [last_activation(output) for output in model.outputs]
-    variables = [kernel.value for kernel in kernels]
+    # Under a distribution strategy, the model reads the first of a variable's copies here.
+    copies = tf.distribute.get_strategy().experimental_local_results
+    variables = [copies(kernel.value)[0] for kernel in kernels]
     total = np.zeros(len(kernels))
     for batch in [*inputs.batches(x, model, batch_size=_BATCH_SIZE)] * _DRAWS:
         with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -15,7 +15,7 @@ from dqmq_tf.export.conversion_report import AdaptiveReport, ConversionReport
 from dqmq_tf.export.file_paths import checked_path
 from dqmq_tf.export.preprocessing import Preprocessing, input_facts
 from dqmq_tf.export.verification_report import AdaptiveVerificationReport, VerificationReport
-from dqmq_tf.export.verify import compare_file
+from dqmq_tf.export.verify import check_single_process, compare_file
 from dqmq_tf.flatbuffer import TFLiteFile, editing, file_size, metadata, standard_metadata
 from dqmq_tf.inputs import collect, structured
 from dqmq_tf.lowering import quantization_plan, rules, write_file
@@ -109,6 +109,7 @@ def convert(
     """
     started = time.perf_counter()
     check_quantized(qmodel)
+    check_single_process(qmodel)
     path = checked_path(path, _SUFFIX)
     target = _checked_target(qmodel.target)
     io_dtype = target.io_dtype if io_dtype is None else io_dtype

@@ -86,6 +86,7 @@ def verify(
     0.997
     """
     check_quantized(qmodel)
+    check_single_process(qmodel)
     try:
         file = TFLiteFile.load(path)
         facts = file.metadata
@@ -270,6 +271,16 @@ def _check_order(path: Any, model: ModelT) -> None:
                     f"{path}: the {kind} of signature {key!r} have another order in its subgraph, "
                     "so whoever reads them by index gets the wrong ones. Convert the model again."
                 )
+
+
+def check_single_process(qmodel: DQMQModel) -> None:
+    """Raises `ValueError` if a model predicts only together with other worker processes."""
+    if qmodel._spans_workers:
+        raise ValueError(
+            f"{qmodel.name!r} belongs to a strategy with several workers, and predicts only if all of "
+            "them do. Save it on one worker, and load it in a process without TF_CONFIG to convert "
+            "and verify it there."
+        )
 
 
 def _predictions(qmodel: DQMQModel, profile: int, inputs: list[np.ndarray]) -> list[np.ndarray]:

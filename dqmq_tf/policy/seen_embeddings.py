@@ -47,6 +47,10 @@ class SeenEmbeddings:
             z: The embeddings of the batch, shape `[B, d]`.
         """
         z = ops.stop_gradient(z)
+        context = tf.distribute.get_replica_context()
+        if context is not None and context.num_replicas_in_sync > 1:
+            # All replicas and worker processes remember the same embeddings.
+            z = context.all_gather(z, axis=0)
         # A batch may be sorted, so take rows from all of it at equal distances.
         rows = ops.arange(PER_BATCH) * ops.shape(z)[0] // PER_BATCH
         remaining = self.reservoir[: CAPACITY - PER_BATCH]

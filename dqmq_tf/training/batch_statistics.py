@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from dqmq_tf.graph.graph import Graph
+from dqmq_tf.training.several_workers import agree
 
 # The share of the training steps that are averaged, the last ones, and the largest number of them.
 _SHARE, _MAX_STEPS = 0.1, 100
@@ -96,6 +97,7 @@ class BatchStatistics(keras.callbacks.Callback):
         if all(map(np.array_equal, self._values(), self.before)):
             for (variable, _), total in zip(self.moving, self.sums):
                 variable.assign(np.asarray(total / self.count, "float32"))
+            agree(self.model)
 
     def _values(self) -> list[np.ndarray]:
         """Returns the current moving statistics in float64."""

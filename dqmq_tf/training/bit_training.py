@@ -16,6 +16,7 @@ from dqmq_tf.terminal import stages
 from dqmq_tf.training import optimizers, range_calibration
 from dqmq_tf.training.float_agreement import FloatAgreement
 from dqmq_tf.training.policy_search import PolicySearch, mean_bits
+from dqmq_tf.training.several_workers import agree
 
 _CALIBRATION_SAMPLES = 256
 
@@ -143,8 +144,14 @@ class BitTraining:
                 stacklevel=3,
             )
 
+    def measure(self) -> None:
+        """Measures the files of the current weights again; see `BudgetKeeper.measure`."""
+        agree(self.model)
+        self.keeper.measure()
+
     def settle(self) -> None:
         """Ends the search: fixes the weight bits within the budget, for the fine-tuning."""
+        agree(self.model)
         self.keeper.settle(self.seen())
         self._settled_cost = None
         self.refresh_functions()
@@ -156,6 +163,7 @@ class BitTraining:
             share: The share of a byte budget that may be used.
         """
         if self.parts.policy.phase == SETTLED:
+            agree(self.model)
             self.keeper.keep(self.seen(), share)
             self._settled_cost = None
 

@@ -46,7 +46,7 @@ class SearchSchedule(keras.callbacks.Callback):
             self._begun = True
             self._begin(epoch)
         elif training.is_searching:
-            training.keeper.measure()
+            training.measure()
         self._first_step_of_epoch = epoch * (self.steps or 0)
         if training.is_searching and not self.steps and epoch >= self.settle * self.epochs:
             training.settle()

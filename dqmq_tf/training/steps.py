@@ -8,6 +8,7 @@ from keras import ops
 
 from dqmq_tf import inputs
 from dqmq_tf.training import objective, optimizers
+from dqmq_tf.training.several_workers import reducible
 
 
 def train_step(model: Any, data: Any) -> dict[str, Any]:
@@ -84,4 +85,4 @@ def _logs(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, loss: Any
         if metric.name == "loss":
             batch = ops.shape(keras.tree.flatten(x)[0])[0]
             metric.update_state(loss, sample_weight=batch)
-    return dict(model.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
+    return reducible(dict(model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)))

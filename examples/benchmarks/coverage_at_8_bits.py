@@ -14,6 +14,7 @@ on this network. Small models run first, each in its own process, with a limit o
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -27,7 +28,11 @@ from absl import app, flags
 
 _MINUTES = flags.DEFINE_float("minutes", None, "Start no further model after this many minutes.")
 
-_SAMPLES, _CLASSES, _BOUND = 128, 10, 0.95
+_SAMPLES = flags.DEFINE_integer(
+    "samples", 128, "Number of images. Half of them calibrate, and the others are compared."
+)
+
+_CLASSES, _BOUND = 10, 0.95
 # The standard deviation of the logits of each class, as in a trained classifier.
 _SPREAD = 3.0
 # The largest change of a pixel, of 255, that shows how much a network amplifies.
@@ -58,6 +63,7 @@ class Result:
             at least 95 %.
         error: The mean difference of a probability.
         classes: The number of classes that the float model predicts.
+        images: The number of images that were compared.
         warning: What the package warned of at calibration, or "".
         seconds: `{stage: time in seconds}`.
     """
@@ -70,19 +76,20 @@ class Result:
     reference_agreement: float | None = None
     error: float | None = None
     classes: int | None = None
+    images: int = 64
     warning: str = ""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def images_of(side: int) -> Any:
-    """Returns random images `[_SAMPLES, side, side, 3]` from 0 to 255, smooth ones and noisy ones."""
+def images_of(side: int, samples: int) -> Any:
+    """Returns random images `[samples, side, side, 3]` from 0 to 255, smooth ones and noisy ones."""
     import keras
     import numpy as np
 
     random = np.random.default_rng(0)
-    coarse = random.uniform(0, 255, (_SAMPLES, 4, 4, 3)).astype("float32")
+    coarse = random.uniform(0, 255, (samples, 4, 4, 3)).astype("float32")
     smooth = np.array(keras.ops.image.resize(coarse, (side, side), "bilinear"))
-    noise = random.normal(0, 1, smooth.shape) * random.uniform(0, 40, (_SAMPLES, 1, 1, 1))
+    noise = random.normal(0, 1, smooth.shape) * random.uniform(0, 40, (samples, 1, 1, 1))
     return np.clip(smooth + noise, 0, 255).astype("float32")
 
 
@@ -120,7 +127,7 @@ def adapt(model: Any, images: Any) -> None:
     head.bias.assign(-scale * logits.mean(axis=0))
 
 
-def measure(name: str, target: str, connection: Any) -> None:
+def measure(name: str, target: str, connection: Any, samples: int) -> None:
     """Compares one model and sends its `Result`; called in a new process."""
     seconds: dict[str, float] = {}
     stage, started = "build", time.perf_counter()
@@ -144,7 +151,7 @@ def measure(name: str, target: str, connection: Any) -> None:
         function = getattr(keras.applications, name)
         model = function(weights=None, input_shape=(side, side, 3), classes=_CLASSES)
         finish("adapt")
-        images = images_of(side)
+        images = images_of(side, samples)
         adapt(model, images)
         finish("quantize")
         eight = dqmq_tf.LayerRule(pattern=".*", weight_bits=(8,), activation_bits=(8,))
@@ -155,7 +162,7 @@ def measure(name: str, target: str, connection: Any) -> None:
             config=dqmq_tf.DQMQConfig(rules=(eight,)),
         )
         finish("calibrate")
-        half = _SAMPLES // 2
+        half = samples // 2
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             qmodel.calibrate(images[:half])
@@ -192,6 +199,7 @@ def measure(name: str, target: str, connection: Any) -> None:
             reference_agreement=reference_agreement,
             error=round(float(np.abs(found - expected).mean()), 4),
             classes=len(set(classes)),
+            images=len(images),
             warning=" ".join(messages)[:400],
             seconds=seconds,
         )
@@ -256,7 +264,8 @@ def main(argv: Sequence[str]) -> None:
             continue
         if _MINUTES.value and time.perf_counter() - started > 60 * _MINUTES.value:
             break
-        answer = coverage.run(name, options.target, options.timeout, measure)
+        job = functools.partial(measure, samples=_SAMPLES.value)
+        answer = coverage.run(name, options.target, options.timeout, job)
         result = answer if isinstance(answer, Result) else Result(name=name, reason=answer)
         results.append(result)
         print(result, flush=True)

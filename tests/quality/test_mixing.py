@@ -73,6 +73,15 @@ def test_draws_depend_only_on_seed_and_position(digits):
     )
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_that_share_a_mixed_dataset_see_each_image_once(digits, workers):
+    mixed = quality.mixed_quality(digits.take(60), seed=3)
+    images, _ = collected(mixed)
+    for worker in range(workers):
+        share, _ = collected(mixed.shard(workers, worker))
+        np.testing.assert_array_equal(share, images[worker::workers])
+
+
 def test_repeating_before_mixing_gives_new_draws(digits):
     images, _ = collected(quality.mixed_quality(digits.take(40).repeat(2)))
     assert not np.array_equal(images[:40], images[40:])
