@@ -8,11 +8,14 @@ Rich is imported when it is needed: `import dqmq_tf` does without it.
 
 import contextlib
 import contextvars
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    import rich.console
     import rich.progress
     import rich.table
 
@@ -20,6 +23,8 @@ _Element = TypeVar("_Element")
 
 # Work that ends sooner shows no progress.
 _PATIENCE_SECONDS = 2.0
+# The width of tables that go to a file or to another program.
+_PIPED_WIDTH = 110
 _is_silent = contextvars.ContextVar("is_silent", default=False)
 
 
@@ -67,6 +72,17 @@ def stages(title: str) -> Iterator[Callable[[str], None]]:
     with _display(has_bar=False) as progress, silence():
         task = progress.add_task(title, total=None)
         yield lambda stage: progress.update(task, description=f"{title}: {stage}")
+
+
+def output_console() -> "rich.console.Console":
+    """Returns a console for standard output, which decides whether it may have colors."""
+    import rich.console
+
+    # Rich's global console keeps the environment of the moment in which it was made.
+    console = rich.console.Console(file=sys.stdout, force_jupyter=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPED_WIDTH
+    return console
 
 
 def new_table(title: str, *columns: str, text_columns: int = 1) -> "rich.table.Table":

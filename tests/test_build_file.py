@@ -14,7 +14,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dqmq_tf"
 # These may import every room: they offer the package to its users.
-TOP = {"__init__", "__main__", "cli"}
+TOP = {"__init__", "__main__", "command_line"}
 MAX_ENTRIES, MAX_LINES, MAX_SHARE = 26, 400, 0.25
 
 

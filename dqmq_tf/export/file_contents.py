@@ -1,18 +1,21 @@
-"""`inspect_file`: lists the contents of a converted file."""
+"""`inspect_file`: lists the contents of a `.tflite` file."""
 
 import dataclasses
 import json
 import os
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import FileFormatError
+from dqmq_tf.export import file_tensors
 from dqmq_tf.flatbuffer import (
     ModelT,
     SignatureDefT,
     SubGraphT,
     TFLiteFile,
+    checksum,
     file_size,
     lookup_tables,
     metadata,
@@ -29,12 +32,17 @@ class FileContents:
         size_bytes: The bytes of the file.
         download_bytes: The bytes of the file, compressed with deflate.
         min_runtime_version: The oldest version of TensorFlow Lite that runs the file.
-        facts: The metadata of the file, as `read_metadata` returns it.
+        facts: The metadata of the file, as `read_metadata` returns it. None if dqmq_tf did not write
+            the file.
         signatures: `{name: {"inputs": {name: tensor}, "outputs": {name: tensor}}}`. A tensor is a
             text with its type, shape, scale and zero point.
         weights: A dictionary for each weight tensor, with the keys `network`, `name`, `bits`,
             `container`, `table` (whether indices into a lookup table are stored), `shape`, `scales`
-            (the number of scales) and `bytes`.
+            (the number of scales) and `bytes`. Empty if dqmq_tf did not write the file.
+        tensors: A dictionary for each tensor, with the keys `network`, `name`, `type`, `shape`,
+            `scales` (the number of scales, 0 without quantization), `role` (`"constant"` for values
+            that the file holds, `"input"`, `"output"` or `"intermediate"`) and `bytes` (those in
+            the file, or those that the values take at run time; None if the shape is not fixed).
         operators: `{network: {operator: count}}`.
     """
 
@@ -42,9 +50,10 @@ class FileContents:
     size_bytes: int
     download_bytes: int
     min_runtime_version: str
-    facts: dict[str, Any]
+    facts: dict[str, Any] | None
     signatures: dict[str, dict[str, dict[str, str]]]
     weights: tuple[dict[str, Any], ...]
+    tensors: tuple[dict[str, Any], ...]
     operators: dict[str, dict[str, int]]
 
     def to_json(self) -> str:
@@ -54,56 +63,61 @@ class FileContents:
     def __rich__(self) -> Any:
         import rich.console
 
-        weights = new_table(
-            f"{self.path}: {self.facts['target']}, dqmq_tf {self.facts['version']}",
+        if self.facts is None:
+            parts = file_tensors.tables(self.path, self.tensors, not self.signatures)
+        else:
+            parts = [self._weight_table(self.facts)]
+        for name, ends in self.signatures.items():
+            for side in ("inputs", "outputs"):
+                parts += [f"{name}, {side[:-1]} {n}: {t}" for n, t in ends[side].items()]
+        facts = self.facts or {}
+        parts += [_feeding(*item) for item in facts.get("inputs", {}).items()]
+        if labels := facts.get("labels"):
+            parts.append(f"{len(labels)} classes: {', '.join(labels)}")
+        for name, counts in self.operators.items():
+            parts.append(f"{name}: " + ", ".join(f"{n} {op}" for op, n in counts.items()))
+        sizes = f"{self.size_bytes:,} bytes, {self.download_bytes:,} under deflate"
+        if any(entry["table"] for entry in self.weights):
+            sizes += "; only TFLite Micro with the operator DECODE runs the file"
+        elif self.min_runtime_version:
+            sizes += f"; TensorFlow Lite {self.min_runtime_version} or newer"
+        parts.append(sizes)
+        return rich.console.Group(*parts)
+
+    def _weight_table(self, facts: dict[str, Any]) -> Any:
+        table = new_table(
+            f"{self.path}: {facts['target']}, dqmq_tf {facts['version']}",
             "network", "weights", "bits", "container", "shape", "scales", "bytes",
             text_columns=2,
         )  # fmt: skip
         for entry in self.weights:
-            weights.add_row(
+            table.add_row(
                 entry["network"], entry["name"], str(entry["bits"]),
                 f"{entry['container']}, table" if entry["table"] else entry["container"],
                 "x".join(map(str, entry["shape"])), str(entry["scales"]), f"{entry['bytes']:,}",
             )  # fmt: skip
-        parts: list[Any] = [weights]
-        for name, ends in self.signatures.items():
-            for side in ("inputs", "outputs"):
-                parts += [f"{name}, {side[:-1]} {n}: {t}" for n, t in ends[side].items()]
-        parts += [_feeding(*item) for item in self.facts.get("inputs", {}).items()]
-        if labels := self.facts.get("labels"):
-            parts.append(f"{len(labels)} classes: {', '.join(labels)}")
-        for name, counts in self.operators.items():
-            parts.append(f"{name}: " + ", ".join(f"{n} {op}" for op, n in counts.items()))
-        runtime = f"TensorFlow Lite {self.min_runtime_version} or newer"
-        if any(entry["table"] for entry in self.weights):
-            runtime = "only TFLite Micro with the operator DECODE runs the file"
-        parts.append(f"{self.size_bytes:,} bytes, {self.download_bytes:,} under deflate; {runtime}")
-        return rich.console.Group(*parts)
+        return table
 
 
 def inspect_file(path: str | os.PathLike[str]) -> FileContents:
-    """Reads the contents of a converted file. The model is not needed.
+    """Reads the contents of a `.tflite` file. The model is not needed.
 
     Args:
-        path: The path of a `.tflite` file that `dqmq_tf.convert` wrote.
+        path: The path of a `.tflite` file. `dqmq_tf.convert` or any other converter wrote it.
 
     Returns:
         A `FileContents`.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        FileFormatError: If the file is truncated or corrupt, or if dqmq_tf did not write it.
+        FileFormatError: If the file is truncated or corrupt, or is not a `.tflite` file.
 
     Example:
 
     >>> rich.print(dqmq_tf.export.inspect_file("model.tflite"))
     """
-    file = TFLiteFile.load(path)
+    file = _load(path)
     model, facts = file.model, file.metadata
-    if facts is None:
-        raise FileFormatError(
-            f"{path} holds no dqmq_tf metadata. Pass a file that `dqmq_tf.convert` wrote."
-        )
     return FileContents(
         path=str(path),
         size_bytes=len(file.contents),
@@ -121,10 +135,15 @@ def inspect_file(path: str | os.PathLike[str]) -> FileContents:
             for key, definition in file.signatures.items()
         },
         weights=tuple(
-            entry for graph in model.subgraphs for entry in _weights(model, graph, facts)
+            entry
+            for graph in model.subgraphs
+            if facts is not None
+            for entry in _weights(model, graph, facts)
         ),
+        tensors=tuple(file_tensors.entries(model)),
         operators={
-            flatbuffer.text(graph.name): _operators(model, graph) for graph in model.subgraphs
+            network: _operators(model, graph)
+            for network, graph in file_tensors.networks(model).items()
         },
     )
 
@@ -136,14 +155,29 @@ def _feeding(name: str, entry: dict[str, Any]) -> str:
     return " ".join([f"{name} takes (pixel - [{mean}]) / [{std}] of pixels from 0 to 255", *how])
 
 
+def _load(path: str | os.PathLike[str]) -> TFLiteFile:
+    """Reads a file; one that dqmq_tf wrote must match the checksum at its end."""
+    contents = pathlib.Path(path).read_bytes()
+    if checksum.is_sealed(contents):
+        return TFLiteFile.load(path)
+    file = TFLiteFile(contents)
+    try:
+        facts = file.metadata
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    # A file of dqmq_tf without its checksum was cut off.
+    return file if facts is None else TFLiteFile.load(path)
+
+
 def _tensor(model: ModelT, definition: SignatureDefT, entry: Any) -> str:
     tensor = model.subgraphs[definition.subgraphIndex].tensors[entry.tensorIndex]
-    shape = "x".join(str(int(n)) for n in tensor.shape)
-    text = f"{flatbuffer.type_name(tensor)} {shape}"
-    found = tensor.quantization
-    if found is None or found.scale is None or not len(found.scale):
+    text = f"{flatbuffer.type_name(tensor)} {file_tensors.shape_text(tensor)}"
+    quantization = tensor.quantization
+    if quantization is None or quantization.scale is None or not len(quantization.scale):
         return text
-    return f"{text}, scale {found.scale[0]:.6g}, zero point {int(found.zeroPoint[0])}"
+    zero_points = quantization.zeroPoint
+    zero_point = 0 if zero_points is None or not len(zero_points) else int(zero_points[0])
+    return f"{text}, scale {quantization.scale[0]:.6g}, zero point {zero_point}"
 
 
 def _weights(model: ModelT, graph: SubGraphT, facts: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -26,6 +26,11 @@ def seal(contents: bytes) -> bytes:
     return contents + MAGIC + hashlib.sha256(contents).digest()
 
 
+def is_sealed(contents: bytes) -> bool:
+    """Returns whether the contents of a file end in a checksum, which may or may not match."""
+    return contents[-LENGTH:][: len(MAGIC)] == MAGIC
+
+
 def load(path: str | os.PathLike[str]) -> bytes:
     """Reads a file that dqmq_tf wrote, and checks it against its checksum.
 
@@ -40,13 +45,12 @@ def load(path: str | os.PathLike[str]) -> bytes:
         FileFormatError: If the file is truncated or corrupt, or dqmq_tf did not write it.
     """
     contents = pathlib.Path(path).read_bytes()
-    body, magic = contents[:-LENGTH], contents[-LENGTH:][: len(MAGIC)]
-    if magic != MAGIC:
+    if not is_sealed(contents):
         raise FileFormatError(
             f"{path} has no dqmq_tf checksum at its end ({len(contents):,} bytes): it is "
             "truncated, or dqmq_tf.convert did not write it. Convert the model again."
         )
-    if contents != seal(body):
+    if contents != seal(contents[:-LENGTH]):
         raise FileFormatError(
             f"{path} is corrupt: its {len(contents):,} bytes do not match the checksum at its end. "
             "Copy it again, or convert the model again."

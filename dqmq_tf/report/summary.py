@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import math
-import os
 import pathlib
-import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,12 +15,11 @@ from dqmq_tf.model import DQMQModel
 from dqmq_tf.quality.degradations import KINDS
 from dqmq_tf.report import evaluation
 from dqmq_tf.report.rows import ActivationRow, BitStatistics, LayerRow, QualityRow
+from dqmq_tf.terminal import output_console
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console, ConsoleOptions, RenderResult
-
-_PIPED_WIDTH = 110
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -87,6 +84,10 @@ class Summary:
         data["budget"] = {self.budget.kind: self.budget.value}
         return json.loads(json.dumps(data))
 
+    def to_json(self) -> str:
+        """Returns the summary as a JSON string."""
+        return json.dumps(self.to_dict(), indent=2)
+
     def plot(self, path: str | pathlib.Path | None = None) -> "Figure":
         """Draws the bits per layer and, if the summary has data, accuracy and cost by quality.
 
@@ -108,12 +109,7 @@ class Summary:
         return plots.plot_summary(self, path)
 
     def __str__(self) -> str:
-        import rich.console
-
-        # This is what `print` writes to stdout, so stdout decides whether it may have colors.
-        console = rich.console.Console(file=sys.stdout, force_jupyter=False)
-        if not console.is_terminal and "COLUMNS" not in os.environ:
-            console.width = _PIPED_WIDTH
+        console = output_console()
         with console.capture() as capture:
             console.print(self)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -10,7 +10,7 @@ from helpers.frozen_models import freeze, images, small_model
 from helpers.new_process import in_new_process
 
 import dqmq_tf
-from dqmq_tf import cli
+from dqmq_tf.command_line import arguments, commands
 from dqmq_tf.targets import TARGETS
 
 
@@ -29,7 +29,7 @@ def files(tmp_path_factory):
 def call(*words):
     """Runs a command in this process and returns its exit code."""
     try:
-        return cli.run(cli.parse(["dqmq_tf", *map(str, words)]))
+        return commands.run(arguments.parse(["dqmq_tf", *map(str, words)]))
     except SystemExit as exit:
         return exit.code
 
@@ -86,11 +86,11 @@ def test_a_damaged_file_is_an_error_of_one_line_or_with_debug_an_exception(files
         ("inspect", damaged),
         ("verify", files / "model.keras", damaged, f"--data={files / 'images.npy'}"),
     ):
-        assert call(*words) == cli.FAILED
+        assert call(*words) == commands.FAILED
         error = capsys.readouterr().err
         assert "damaged.tflite" in error and error.count("\n") == 1
     with pytest.raises(dqmq_tf.export.ConversionError):
-        cli.run(cli.parse(["dqmq_tf", "--debug", "inspect", str(damaged)]))
+        commands.run(arguments.parse(["dqmq_tf", "--debug", "inspect", str(damaged)]))
 
 
 def test_wrong_arguments_exit_with_an_error_that_names_them(files, capsys):
@@ -110,13 +110,13 @@ def test_wrong_arguments_exit_with_an_error_that_names_them(files, capsys):
         (("convert", model, path, f"--data={files / 'none.npy'}"), "none.npy"),
         (("convert", model, path, f"--data={model}"), "--data: "),
     ):
-        assert call(*words) == cli.WRONG_USE, words
+        assert call(*words) == commands.WRONG_USE, words
         assert message in capsys.readouterr().err
     assert not path.exists()
 
 
 def test_targets_shows_every_target_its_runtimes_and_refusals(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     path = tmp_path / "targets.json"
     assert call("targets", f"--json={path}") == 0
@@ -142,7 +142,7 @@ def test_the_command_line_runs_as_a_process(files):
     names = ("convert", "verify", "inspect", "summary", "targets")
     assert all(name in result.stdout for name in names)
     result = call_process("translate")
-    assert result.returncode == cli.WRONG_USE and "invalid choice" in result.stderr
+    assert result.returncode == commands.WRONG_USE and "invalid choice" in result.stderr
     # The package does not import its classes for the command, but Keras needs them here.
     result = call_process("summary", files / "model.keras")
     assert result.returncode == 0, result.stderr
@@ -150,25 +150,27 @@ def test_the_command_line_runs_as_a_process(files):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"),
+    ("words", "code"),
     [
         (("--help",), 0),
         (("convert", "--help"), 0),
         (("targets",), 0),
-        (("translate",), cli.WRONG_USE),
-        (("summary", "none.keras"), cli.WRONG_USE),
-        (("verify", "none.keras", "none.tflite", "--data=none.npy"), cli.WRONG_USE),
+        (("translate",), commands.WRONG_USE),
+        (("summary", "none.keras"), commands.WRONG_USE),
+        (("verify", "none.keras", "none.tflite", "--data=none.npy"), commands.WRONG_USE),
+        (("quantize", "--help"), 0),
+        (("quantize", "none.keras", "none.tflite", "--data=digits"), commands.WRONG_USE),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("program", ["-m", "/usr/bin/dqmq_tf"], ids=["module", "script"])
-def test_help_and_wrong_use_do_not_import_tensorflow(program, arguments, code):
+def test_help_and_wrong_use_do_not_import_tensorflow(program, words, code):
     # `sys.orig_argv` and `sys.argv` are what Python sets for the module and for the script.
     prelude = (
         f"sys.orig_argv = ['python', '-m', 'dqmq_tf']; sys.argv = [{program!r}]\n"
-        "import dqmq_tf.cli\n"
+        "from dqmq_tf.command_line import arguments, commands\n"
         "try:\n"
-        f"    code = dqmq_tf.cli.run(dqmq_tf.cli.parse(['dqmq_tf', *{arguments!r}]))\n"
+        f"    code = commands.run(arguments.parse(['dqmq_tf', *{words!r}]))\n"
         "except SystemExit as exit:\n"
         "    code = exit.code\n"
         f"assert code == {code}, code\n"
