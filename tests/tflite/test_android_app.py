@@ -11,7 +11,7 @@ from ai_edge_litert.interpreter import Interpreter
 from helpers.frozen_models import freeze, images, small_model
 
 import dqmq_tf
-from dqmq_tf import export, flatbuffer
+from dqmq_tf import export, flatbuffer, graph
 from dqmq_tf.flatbuffer import metadata
 
 APP = pathlib.Path(__file__).resolve().parents[2] / "tflite" / "android" / "app"
@@ -26,12 +26,31 @@ def constants(file):
     return {name: value.strip('"') for name, value in found}
 
 
-def test_metadata_are_found_under_their_name(small_file):
+def keys_in(file):
+    """The keys of the metadata that a Kotlin source reads."""
+    return {value for name, value in constants(file).items() if name.endswith("_KEY")}
+
+
+def test_metadata_are_found_under_their_name(small, small_file):
     names, facts = constants("ModelMetadata.kt"), export.read_metadata(small_file[0])
     assert names["NAME"] == metadata.NAME
     assert names["IDENTIFIER"].encode() == flatbuffer.IDENTIFIER
-    keys = {value for name, value in constants("Classifier.kt").items() if name.endswith("_KEY")}
-    assert keys == {"version", "target", "profile"} and keys <= set(facts)
+    assert keys_in("Classifier.kt") == {"version", "target", "profile", "labels"}
+    given = export.preprocessing.input_facts(
+        graph.trace(small.float_model()),
+        ["a", "b", "c", "d"],
+        dqmq_tf.Preprocessing(std=255, color="BGR", resize="area"),
+    )
+    facts = metadata.with_input_facts(facts, given)
+    assert keys_in("Classifier.kt") <= set(facts)
+    assert keys_in("Preprocessing.kt") == {"inputs", *facts["inputs"]["image"]}
+    source = (SOURCES / "Preprocessing.kt").read_text(encoding="utf-8")
+    for name, values in (
+        ("Color", export.preprocessing.COLORS),
+        ("Resize", export.preprocessing.RESIZES),
+    ):
+        (body,) = re.findall(rf"enum class {name}\b.*{{ (.+) }}", source)
+        assert set(re.findall("[A-Z]+", body)) == {value.upper() for value in values}
 
 
 @pytest.mark.parametrize(

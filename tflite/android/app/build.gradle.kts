@@ -3,9 +3,6 @@ plugins {
     id("org.jetbrains.kotlin.android")
 }
 
-// What a pixel of 0 to 255 is multiplied by before the network sees it.
-val inputScale = providers.gradleProperty("inputScale").getOrElse("1f / 255f")
-
 android {
     namespace = "org.dqmq.camera"
     compileSdk = 35
@@ -16,11 +13,6 @@ android {
         targetSdk = 35
         versionCode = 1
         versionName = "0.1.0"
-        buildConfigField("float", "INPUT_SCALE", inputScale)
-    }
-
-    buildFeatures {
-        buildConfig = true
     }
 
     compileOptions {
@@ -42,4 +34,5 @@ dependencies {
     implementation("com.google.ai.edge.litert:litert:2.1.6")
 
     testImplementation("junit:junit:4.13.2")
+    testImplementation("org.json:json:20240303") // On a phone it is part of Android.
 }

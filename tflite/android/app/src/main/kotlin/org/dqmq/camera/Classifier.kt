@@ -55,7 +55,13 @@ class Classifier(file: ByteBuffer, threads: Int = 1) : Closeable {
     /** How many precision profiles it holds. */
     val profileCount get() = profiles.size
 
-    /** Where the image goes: `height x width x 3` floats. */
+    /** How a picture becomes an image that it takes. */
+    val preprocessing: Preprocessing
+
+    /** The names of the classes; empty if the file has none. */
+    val labels: List<String>
+
+    /** Where the image goes: `height x width x channels` floats. */
     val input: FloatBuffer
 
     private val inputBytes: ByteBuffer
@@ -82,6 +88,8 @@ class Classifier(file: ByteBuffer, threads: Int = 1) : Closeable {
             routesInGraph = interpreter.getSignatureOutputs(profiles.first())
                 .let { it.size == 2 && ROUTER_OUTPUT in it }
             fixedProfile = facts.optInt(PROFILE_KEY, 0)
+            preprocessing = Preprocessing.of(facts, inputName(profiles.first()))
+            labels = labels(facts)
             val shape = imageShape(profiles.first())
             inputHeight = shape[1]
             inputWidth = shape[2]
@@ -145,13 +153,19 @@ class Classifier(file: ByteBuffer, threads: Int = 1) : Closeable {
         val entry = interpreter.getInputTensorFromSignature(names.single(), signature)
         val types = setOf(entry.dataType(), scoresTensor(signature).dataType())
         if (types != setOf(DataType.FLOAT32)) {
-            throw IOException("its ends are $types: convert the model with io=\"float32\"")
+            throw IOException("its ends are $types: convert the model with io_dtype=\"float32\"")
         }
         val shape = entry.shape()
-        if (shape.size != 4 || shape[0] != 1 || shape[3] != FrameScaler.CHANNELS) {
-            throw IOException("it takes ${shape.contentToString()}, not one image of three channels")
+        val channels = preprocessing.color.channels
+        if (shape.size != 4 || shape[0] != 1 || shape[3] != channels) {
+            throw IOException("it takes ${shape.contentToString()}, not one image of $channels channels")
         }
         return shape
+    }
+
+    private fun labels(facts: JSONObject): List<String> {
+        val names = facts.optJSONArray(LABELS_KEY) ?: return emptyList()
+        return List(names.length()) { names.getString(it) }
     }
 
     private fun describe(facts: JSONObject): String {
@@ -171,6 +185,7 @@ class Classifier(file: ByteBuffer, threads: Int = 1) : Closeable {
         const val VERSION_KEY = "version"
         const val TARGET_KEY = "target"
         const val PROFILE_KEY = "profile"
+        const val LABELS_KEY = "labels"
         const val BYTES_PER_VALUE = 4
 
         fun facts(file: ByteBuffer): JSONObject {

@@ -2,24 +2,28 @@ package org.dqmq.camera
 
 import java.nio.ByteBuffer
 import java.nio.FloatBuffer
+import org.dqmq.camera.Preprocessing.Color
 
 /**
- * Brings camera frames to the size and scale that a network takes.
+ * Brings camera frames to the size, the channels and the scale that a network takes.
  *
- * The largest centred part of the frame with the network's aspect ratio is taken, and every input
- * pixel is the mean of the frame's pixels that it covers: frames are far larger than inputs, and
- * single samples would alias.
+ * The largest centered part of the frame with the network's aspect ratio is taken, and resized by the
+ * rule of the file.
  *
  * @param width width of the network's input, in pixels.
  * @param height its height.
- * @param scale what a value of 0 to 255 is multiplied by.
+ * @param preprocessing what the file says about its input.
  */
-class FrameScaler(private val width: Int, private val height: Int, private val scale: Float) {
-    private val sums = FloatArray(width * CHANNELS)
+class FrameScaler(
+    private val width: Int,
+    private val height: Int,
+    private val preprocessing: Preprocessing,
+) {
+    private val sums = FloatArray(width * RGB)
     private var row = ByteArray(0)
 
     /**
-     * Fills [target] with `height x width x 3` floats, from its beginning.
+     * Fills [target] with `height x width x channels` floats, from its beginning.
      *
      * @param frame RGBA, a byte each, rows of [rowStride] bytes.
      */
@@ -28,43 +32,57 @@ class FrameScaler(private val width: Int, private val height: Int, private val s
         val cropHeight = minOf(frameHeight, frameWidth * height / width).coerceAtLeast(1)
         val left = (frameWidth - cropWidth) / 2
         val top = (frameHeight - cropHeight) / 2
+        val columns = ResizeTaps(cropWidth, width, preprocessing.resize)
+        val rows = ResizeTaps(cropHeight, height, preprocessing.resize)
         val source = frame.duplicate()
         if (row.size < cropWidth * BYTES_PER_PIXEL) row = ByteArray(cropWidth * BYTES_PER_PIXEL)
         target.rewind()
         for (y in 0 until height) {
-            val first = y * cropHeight / height
-            val last = maxOf(first + 1, (y + 1) * cropHeight / height)
             sums.fill(0f)
-            for (line in first until last) {
-                source.position((top + line) * rowStride + left * BYTES_PER_PIXEL)
+            rows.shares(y).forEachIndexed { line, share ->
+                source.position((top + rows.first(y) + line) * rowStride + left * BYTES_PER_PIXEL)
                 source.get(row, 0, cropWidth * BYTES_PER_PIXEL)
-                addRow(cropWidth)
+                addRow(columns, share)
             }
-            for (x in 0 until width) {
-                val factor = scale / ((last - first) * covered(x, cropWidth))
-                for (channel in 0 until CHANNELS) target.put(sums[x * CHANNELS + channel] * factor)
-            }
+            for (x in 0 until width) put(x * RGB, target)
         }
         target.rewind()
     }
 
-    private fun addRow(cropWidth: Int) {
+    private fun addRow(columns: ResizeTaps, rowShare: Float) {
         for (x in 0 until width) {
-            val first = x * cropWidth / width
-            for (column in first until first + covered(x, cropWidth)) {
-                for (channel in 0 until CHANNELS) {
-                    val value = row[column * BYTES_PER_PIXEL + channel].toInt() and 0xFF
-                    sums[x * CHANNELS + channel] += value.toFloat()
+            val shares = columns.shares(x)
+            var at = columns.first(x) * BYTES_PER_PIXEL
+            for (share in shares) {
+                for (channel in 0 until RGB) {
+                    val value = row[at + channel].toInt() and 0xFF
+                    sums[x * RGB + channel] += rowShare * share * value
                 }
+                at += BYTES_PER_PIXEL
             }
         }
     }
 
-    private fun covered(x: Int, cropWidth: Int) =
-        maxOf(1, (x + 1) * cropWidth / width - x * cropWidth / width)
+    private fun put(at: Int, target: FloatBuffer) {
+        when (preprocessing.color) {
+            Color.RGB -> for (channel in 0 until RGB) target.put(normalized(sums[at + channel], channel))
+            Color.BGR -> for (channel in 0 until RGB) target.put(normalized(sums[at + RGB - 1 - channel], channel))
+            Color.GRAY -> target.put(
+                normalized(RED * sums[at] + GREEN * sums[at + 1] + BLUE * sums[at + 2], 0),
+            )
+        }
+    }
 
-    companion object {
-        const val CHANNELS = 3
-        private const val BYTES_PER_PIXEL = 4
+    private fun normalized(pixel: Float, channel: Int) =
+        (pixel - preprocessing.mean[channel]) / preprocessing.std[channel]
+
+    private companion object {
+        const val RGB = 3
+        const val BYTES_PER_PIXEL = 4
+
+        // ITU-R BT.601, as in `tf.image.rgb_to_grayscale`.
+        const val RED = 0.2989f
+        const val GREEN = 0.587f
+        const val BLUE = 0.114f
     }
 }

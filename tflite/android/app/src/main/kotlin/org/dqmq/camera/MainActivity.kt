@@ -32,7 +32,6 @@ class MainActivity : ComponentActivity() {
     private val worker: ExecutorService = Executors.newSingleThreadExecutor()
     private var classifier: Classifier? = null
     private var scaler: FrameScaler? = null
-    private var labels: List<String> = emptyList()
     private val latencies = ArrayDeque<Double>()
 
     private lateinit var preview: PreviewView
@@ -77,16 +76,11 @@ class MainActivity : ComponentActivity() {
         try {
             val loaded = Classifier(asset(MODEL))
             classifier = loaded
-            scaler = FrameScaler(loaded.inputWidth, loaded.inputHeight, BuildConfig.INPUT_SCALE)
+            scaler = FrameScaler(loaded.inputWidth, loaded.inputHeight, loaded.preprocessing)
         } catch (error: FileNotFoundException) {
             return show(getString(R.string.missing_model, MODEL))
         } catch (error: IOException) {
             return show(getString(R.string.broken_model, MODEL, error.message))
-        }
-        labels = try {
-            assets.open(LABELS).bufferedReader().use { it.readLines() }
-        } catch (error: FileNotFoundException) {
-            emptyList() // Classes are shown by number.
         }
         runOnUiThread(::askForCamera)
     }
@@ -150,7 +144,7 @@ class MainActivity : ComponentActivity() {
     }
 
     private fun describe(running: Classifier, result: Classifier.Result): String {
-        val name = labels.getOrElse(result.label) { "class ${result.label}" }
+        val name = running.labels.getOrElse(result.label) { "class ${result.label}" }
         val median = latencies.sorted()[latencies.size / 2]
         return listOf(
             "$name  ${twoDigits(result.score.toDouble())}",
@@ -178,7 +172,6 @@ class MainActivity : ComponentActivity() {
 
     private companion object {
         const val MODEL = "model.tflite"
-        const val LABELS = "labels.txt"
         const val LATENCY_WINDOW = 31
     }
 }
