@@ -53,6 +53,7 @@ if not _is_command():
         quantize_annotate_model,
         quantize_apply,
     )
+    from dqmq_tf.tfmot.from_tf_keras import from_tf_keras
     from dqmq_tf.training.distillation import distill_labels
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "change_input_shape",
     "distill_labels",
     "export_qonnx",
+    "from_tf_keras",
     "graph",
     "layers",
     "quality",
