@@ -12,6 +12,14 @@ IO_TYPES = ("float32", "int8")
 ROUTINGS = ("signatures", "graph")
 PROFILE_COUNTS = (2, 3, 4)
 ARTIFACTS = ("c_array", "json")
+# Vela's names of the NPUs. Ethos-U55 with 128 multiply-accumulates per cycle is the default.
+ACCELERATORS = (
+    *("ethos-u55-32", "ethos-u55-64", "ethos-u55-128", "ethos-u55-256"),
+    *("ethos-u65-256", "ethos-u65-512", "ethos-u85-128", "ethos-u85-256", "ethos-u85-512"),
+    *("ethos-u85-1024", "ethos-u85-2048"),
+)
+DEFAULT_ACCELERATOR = "ethos-u55-128"
+VELA = "ethos-u-vela"
 _BIT_WIDTHS = range(2, 9)
 # Bytes that a lookup table adds to a file per tensor: the operator that decodes the tensor, and the
 # tensor that it produces. Fitted on files that the converter wrote. The table itself, at most 143
@@ -65,6 +73,8 @@ class Target:
         runtimes: Names of the runtimes that run the file (see `dqmq_tf.runtimes.RUNTIMES`), the
             intended one first.
         compiler: Program that compiles the file for the device, or None.
+        accelerator: Vela's name of the NPU that a file is compiled for, one of `ACCELERATORS`. Only
+            targets with the compiler `"ethos-u-vela"` use it.
         operator_versions: `(operator, newest version that a file may use)` of the operators with
             weights. `convert` refuses a file with a newer version.
         oldest_tflite: Oldest TensorFlow Lite that has these versions, or None if TensorFlow Lite
@@ -73,7 +83,7 @@ class Target:
         deployable: Whether any runtime exists.
 
     Raises:
-        ValueError: If a bit-width, a kind of op or `io_dtype` does not exist.
+        ValueError: If a bit-width, a kind of op, `io_dtype` or `accelerator` does not exist.
 
     Example:
 
@@ -92,6 +102,7 @@ class Target:
     io_dtype: str = "float32"
     runtimes: tuple[str, ...] = ()
     compiler: str | None = None
+    accelerator: str = DEFAULT_ACCELERATOR
     operator_versions: tuple[tuple[str, int], ...] = _INT8_VERSIONS
     oldest_tflite: str | None = None
     refusals: tuple[tuple[str, str], ...] = ()
@@ -116,6 +127,11 @@ class Target:
         if self.io_dtype not in IO_TYPES:
             raise ValueError(
                 f"Target {self.name!r}: io_dtype={self.io_dtype!r} is none of {IO_TYPES}."
+            )
+        if self.accelerator not in ACCELERATORS:
+            raise ValueError(
+                f"Target {self.name!r}: accelerator={self.accelerator!r} is none of those that Vela "
+                f"compiles for: {', '.join(ACCELERATORS)}."
             )
 
     def container(self, op_kind: str, bit_width: int, per_channel: bool | None = None) -> str:
@@ -247,7 +263,7 @@ TARGETS = {
             per_tensor=frozenset({"embedding", "other"}),
             io_dtype="int8",
             runtimes=("tflite-micro", "litert-reference"),
-            compiler="ethos-u-vela",
+            compiler=VELA,
             refusals=(
                 _NARROW_ACTIVATIONS,
                 _INT16_ACTIVATIONS,

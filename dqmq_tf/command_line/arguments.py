@@ -25,7 +25,7 @@ from dqmq_tf.command_line.argument_types import (
     two_numbers,
 )
 from dqmq_tf.config import BUDGET_KINDS
-from dqmq_tf.targets import ARTIFACTS, IO_TYPES, PROFILE_COUNTS, ROUTINGS, TARGETS
+from dqmq_tf.targets import ACCELERATORS, ARTIFACTS, IO_TYPES, PROFILE_COUNTS, ROUTINGS, TARGETS
 
 _RUNTIMES = tuple(dict.fromkeys(name for target in TARGETS.values() for name in target.runtimes))
 _DEPLOYABLE = tuple(name for name, target in TARGETS.items() if target.deployable)
@@ -88,6 +88,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     inspect = command("inspect", "show the contents of any .tflite file")
     inspect.add_argument("file", type=existing_file, help="the .tflite file")
+    inspect.add_argument(
+        "--accelerator",
+        choices=ACCELERATORS,
+        help="NPU that Vela estimates the cycles for; that of target ethos_u for its files if omitted",
+    )
 
     summary = command("summary", "show the bits per layer and the cost of a trained model")
     summary.add_argument("model", type=existing_file, help=_MODEL_HELP)

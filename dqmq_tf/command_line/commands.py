@@ -94,7 +94,7 @@ def _verify(arguments: argparse.Namespace) -> _Report:
 def _inspect(arguments: argparse.Namespace) -> _Report:
     from dqmq_tf import export
 
-    return export.inspect_file(arguments.file)
+    return export.inspect_file(arguments.file, arguments.accelerator)
 
 
 def _summary(arguments: argparse.Namespace) -> _Report:

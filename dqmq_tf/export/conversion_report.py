@@ -10,7 +10,7 @@ from dqmq_tf.export.verification_report import AdaptiveVerificationReport, Verif
 from dqmq_tf.flatbuffer import ModelT, file_size, lookup_tables, metadata
 from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.lowering.write_file import WrittenFile
-from dqmq_tf.runtimes.vela import VelaReport
+from dqmq_tf.runtimes.vela_report import VelaReport
 from dqmq_tf.terminal import new_table
 
 
@@ -127,7 +127,8 @@ class ConversionReport:
         arena_bytes: The bytes of the tensor arena that the file needs in TFLite Micro's reference
             kernels on this machine. None if the target has no arena, or if TFLite Micro is not
             installed.
-        vela: The results of Vela. None if Vela was not run.
+        vela: A `VelaReport` with cycles, SRAM and flash of each layer and in sum. None if Vela was
+            not run.
         weights: A `TensorReport` for each quantized variable.
         float_layers: `{layer that computes in floating point: reason}`.
         min_runtime_version: The oldest version of TensorFlow Lite that runs the file.
@@ -199,10 +200,7 @@ class ConversionReport:
         if self.arena_bytes is not None:
             parts.append(f"Tensor arena, reference kernels: {self.arena_bytes:,} bytes")
         if self.vela is not None:
-            parts.append(
-                f"Compiled by Vela {self.vela.version} for {self.vela.accelerator}: "
-                f"{self.vela.size_bytes:,} bytes, {self.vela.cpu_operators} operators on the CPU"
-            )
+            parts.append(self.vela)
         if self.float_layers:
             parts.append("In floating point:")
             parts += [f"  {layer}: {reason}" for layer, reason in self.float_layers.items()]

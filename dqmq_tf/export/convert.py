@@ -23,6 +23,7 @@ from dqmq_tf.lowering.lowered_model import lower_model, probe_inputs
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.runtimes import claimed, tflite_micro
 from dqmq_tf.runtimes.adaptive_interpreter import AdaptiveInterpreter
+from dqmq_tf.runtimes.vela_report import VelaReport
 from dqmq_tf.targets import IO_TYPES, Target
 from dqmq_tf.terminal import stages
 
@@ -168,7 +169,7 @@ def convert(
         download_bytes=file_size.deflated_bytes(file.contents),
         described_bytes=described_bytes,
         arena_bytes=device.arena_bytes,
-        vela=device.vela,
+        vela=device.vela and _named(device.vela, parts[0]),
         weights=conversion_report.tensor_reports(parts),
         float_layers=parts[0].lowered.float_layers,
         min_runtime_version=metadata.min_runtime_version_of(file.model),
@@ -254,6 +255,10 @@ def _described(
         described = TFLiteFile(contents)
     described = described.sealed()
     return described, len(described.contents) - len(plain.contents)
+
+
+def _named(report: VelaReport, part: write_file.WrittenFile) -> VelaReport:
+    return device_checks.with_layer_names(report, part.file, part.lowered.paths)
 
 
 def _one(

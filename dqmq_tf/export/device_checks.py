@@ -1,6 +1,7 @@
 """Runs the tools of a device on a finished file: TFLite Micro, which measures the arena, and Vela."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -10,8 +11,8 @@ from dqmq_tf.flatbuffer import TFLiteFile, lookup_tables
 from dqmq_tf.flatbuffer.lookup_tables import DECODE
 from dqmq_tf.runtimes import tflite_micro, vela
 from dqmq_tf.runtimes.random_inputs import random_inputs_of
-from dqmq_tf.runtimes.vela import VelaReport
-from dqmq_tf.targets import Target
+from dqmq_tf.runtimes.vela_report import VelaReport
+from dqmq_tf.targets import VELA, Target
 
 _PROBES = 2
 
@@ -66,6 +67,25 @@ def check_bit_exact(file: TFLiteFile) -> int | None:
     return found.arena_bytes
 
 
+def with_layer_names(
+    report: VelaReport, file: TFLiteFile, paths: Mapping[str, str] | None = None
+) -> VelaReport:
+    """Returns a report of Vela with the names of layers in the model.
+
+    Args:
+        report: The report of Vela, which has names of tensors.
+        file: The file that Vela compiled. If dqmq_tf wrote it, its metadata name the layers that have
+            weights.
+        paths: `{name of a tensor: path of the layer that computes it}`, which name the others.
+    """
+    readers = vela.readers(file.model)
+    labels = {
+        f"w{number}": label for number, label in enumerate((file.metadata or {}).get("bits", ()))
+    }
+    of_weights = {readers[name]: label for name, label in labels.items() if name in readers}
+    return report.with_paths({**(paths or {}), **of_weights})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceFacts:
     """The results of the tools that are installed.
@@ -95,11 +115,11 @@ def examine(file: TFLiteFile, target: Target) -> DeviceFacts:
     """
     if lookup_tables.is_compressed(file.model):
         return DeviceFacts(arena_bytes=check_bit_exact(file))
-    if target.compiler == "ethos-u-vela":
+    if target.compiler == VELA:
         if vela.program() is None:
             vela.check_vela_can_compile(file.model)
             return DeviceFacts()
-        return DeviceFacts(vela=vela.compile_file(file)[1])
+        return DeviceFacts(vela=vela.compile_file(file, target.accelerator)[1])
     if "tflite-micro" in target.runtimes and tflite_micro.is_installed():
         return DeviceFacts(arena_bytes=tflite_micro.arena_bytes(file))
     return DeviceFacts()

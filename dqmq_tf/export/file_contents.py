@@ -7,9 +7,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from dqmq_tf import flatbuffer
+from dqmq_tf import flatbuffer, targets
 from dqmq_tf.errors import FileFormatError
-from dqmq_tf.export import file_tensors
+from dqmq_tf.export import device_checks, file_tensors
 from dqmq_tf.flatbuffer import (
     ModelT,
     SignatureDefT,
@@ -20,6 +20,8 @@ from dqmq_tf.flatbuffer import (
     lookup_tables,
     metadata,
 )
+from dqmq_tf.runtimes import vela
+from dqmq_tf.runtimes.vela_report import VelaReport
 from dqmq_tf.terminal import new_table
 
 
@@ -44,6 +46,8 @@ class FileContents:
             that the file holds, `"input"`, `"output"` or `"intermediate"`) and `bytes` (those in
             the file, or those that the values take at run time; None if the shape is not fixed).
         operators: `{network: {operator: count}}`.
+        vela: A `VelaReport`. None if Vela is not installed, or if `inspect_file` got no accelerator
+            and the file is adaptive, or not for target `ethos_u`.
     """
 
     path: str
@@ -55,6 +59,7 @@ class FileContents:
     weights: tuple[dict[str, Any], ...]
     tensors: tuple[dict[str, Any], ...]
     operators: dict[str, dict[str, int]]
+    vela: VelaReport | None = None
 
     def to_json(self) -> str:
         """Returns the contents as a JSON string."""
@@ -82,7 +87,7 @@ class FileContents:
         elif self.min_runtime_version:
             sizes += f"; TensorFlow Lite {self.min_runtime_version} or newer"
         parts.append(sizes)
-        return rich.console.Group(*parts)
+        return rich.console.Group(*parts, *([self.vela] if self.vela else []))
 
     def _weight_table(self, facts: dict[str, Any]) -> Any:
         table = new_table(
@@ -99,11 +104,14 @@ class FileContents:
         return table
 
 
-def inspect_file(path: str | os.PathLike[str]) -> FileContents:
+def inspect_file(path: str | os.PathLike[str], accelerator: str | None = None) -> FileContents:
     """Reads the contents of a `.tflite` file. The model is not needed.
 
     Args:
         path: The path of a `.tflite` file. `dqmq_tf.convert` or any other converter wrote it.
+        accelerator: The NPU, one of `dqmq_tf.targets.ACCELERATORS`, that Vela compiles the file for,
+            for a report of its cycles. None for that of target `ethos_u` if the file is for this
+            target and Vela is installed, and for no report of other files.
 
     Returns:
         A `FileContents`.
@@ -111,6 +119,9 @@ def inspect_file(path: str | os.PathLike[str]) -> FileContents:
     Raises:
         FileNotFoundError: If the file does not exist.
         FileFormatError: If the file is truncated or corrupt, or is not a `.tflite` file.
+        ValueError: If `accelerator` is unknown.
+        ConversionError: If Vela rejects the file.
+        ImportError: If `accelerator` is given, and Vela is not installed.
 
     Example:
 
@@ -145,7 +156,25 @@ def inspect_file(path: str | os.PathLike[str]) -> FileContents:
             network: _operators(model, graph)
             for network, graph in file_tensors.networks(model).items()
         },
+        vela=_compiled(file, facts or {}, accelerator),
     )
+
+
+def _compiled(
+    file: TFLiteFile, facts: dict[str, Any], accelerator: str | None
+) -> VelaReport | None:
+    """Returns what Vela estimates, with the paths of the layers that have weights."""
+    if accelerator is None:
+        is_for_vela = facts.get("target") == "ethos_u" and "profiles" not in facts
+        if not is_for_vela or vela.program() is None:
+            return None
+    elif accelerator not in targets.ACCELERATORS:
+        raise ValueError(
+            f"accelerator={accelerator!r} is none of those that Vela compiles for: "
+            f"{', '.join(targets.ACCELERATORS)}."
+        )
+    report = vela.compile_file(file, accelerator or targets.DEFAULT_ACCELERATOR)[1]
+    return device_checks.with_layer_names(report, file)
 
 
 def _feeding(name: str, entry: dict[str, Any]) -> str:

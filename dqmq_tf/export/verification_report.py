@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
+from dqmq_tf.runtimes.vela_report import VelaReport
 from dqmq_tf.terminal import new_table
 
 _NONE = "-"
@@ -67,6 +68,8 @@ class VerificationReport:
         checked_numbers: The number of integers, scales, zero points and biases that were compared.
         different_numbers: The number of them that differ.
         rows: A `RuntimeReport` for each runtime. At least one runtime ran the file.
+        vela: A `VelaReport`, if `dqmq_tf.verify` ran on a target that Vela compiles for, and Vela is
+            installed. Otherwise None.
     """
 
     samples: int
@@ -74,6 +77,7 @@ class VerificationReport:
     checked_numbers: int
     different_numbers: int
     rows: tuple[RuntimeReport, ...]
+    vela: VelaReport | None = None
 
     @property
     def primary(self) -> RuntimeReport:
@@ -137,7 +141,8 @@ class VerificationReport:
                 f"clear: {self.primary.clear:,} inputs whose best class leads by more than an "
                 "eighth of the output's grid"
             )
-        return rich.console.Group(table, *map(rich.text.Text, [*notes, versions]))
+        parts: list[Any] = [table, *map(rich.text.Text, [*notes, versions])]
+        return rich.console.Group(*parts, *([self.vela] if self.vela else []))
 
     def _head(self) -> tuple[str, ...]:
         agreement = ["top-1\n%", "clear\n%"] if self.classification else []

@@ -11,7 +11,7 @@ import numpy as np
 from dqmq_tf import flatbuffer, runtimes
 from dqmq_tf.errors import FileFormatError, VerificationError, check_quantized
 from dqmq_tf.export import adaptive as adaptives
-from dqmq_tf.export import output_agreement
+from dqmq_tf.export import device_checks, output_agreement
 from dqmq_tf.export.first_divergence import first_divergence
 from dqmq_tf.export.verification_report import (
     AdaptiveVerificationReport,
@@ -24,7 +24,9 @@ from dqmq_tf.lowering import number_check
 from dqmq_tf.lowering.lowered_model import LoweredModel, lower_model
 from dqmq_tf.lowering.write_file import WrittenFile
 from dqmq_tf.model import DQMQModel
+from dqmq_tf.runtimes import vela
 from dqmq_tf.runtimes.registry import MEAN_QUANTA, claimed
+from dqmq_tf.targets import VELA
 from dqmq_tf.terminal import stages
 
 _SECONDS = 60.0
@@ -68,13 +70,15 @@ def verify(
 
     Returns:
         A `VerificationReport` with a row for each runtime. For an adaptive file, an
-        `AdaptiveVerificationReport` with a `VerificationReport` for each profile.
+        `AdaptiveVerificationReport` with a `VerificationReport` for each profile. On a target that
+        Vela compiles for, they hold what Vela estimates for each layer, if Vela is installed.
 
     Raises:
         VerificationError: If the file cannot be read, if it was written from another model, if its
             outputs differ from the model's by more than the tolerance, if a runtime rejects the file
             or crashes, or if no runtime is installed. If outputs differ, the message names the
             runtime, the differences and the first tensor that differs.
+        ConversionError: If Vela rejects the file.
         ImportError: If one of `runtimes` is not installed.
         ValueError: If one of `runtimes` is unknown, or if `data` contains no inputs.
         FileNotFoundError: If the file does not exist.
@@ -115,19 +119,24 @@ def verify(
                 uncompressed=lookup_tables.decompress_file(network),
                 lowered=lower_model(qmodel, profile),
             )
-            reports.append(
-                compare_file(
-                    qmodel,
-                    path,
-                    written,
-                    inputs,
-                    runtimes=chosen,
-                    agreement=agreement,
-                    mean_quanta=mean_quanta,
-                    seconds=seconds,
-                    stage=stage,
-                )
+            report = compare_file(
+                qmodel,
+                path,
+                written,
+                inputs,
+                runtimes=chosen,
+                agreement=agreement,
+                mean_quanta=mean_quanta,
+                seconds=seconds,
+                stage=stage,
             )
+            if qmodel.target.compiler == VELA and vela.program() is not None:
+                stage("compiling with Vela")
+                compiled = vela.compile_file(network, qmodel.target.accelerator)[1]
+                paths = written.lowered.paths
+                compiled = device_checks.with_layer_names(compiled, network, paths)
+                report = dataclasses.replace(report, vela=compiled)
+            reports.append(report)
     return AdaptiveVerificationReport(profiles=tuple(reports)) if len(reports) > 1 else reports[0]
 
 

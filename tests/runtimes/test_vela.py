@@ -1,5 +1,9 @@
+import dataclasses
+import json
+
 import keras
 import pytest
+import rich
 from helpers.frozen_models import every_bit_width_model, freeze, images, small_model
 
 from dqmq_tf import export, flatbuffer, targets
@@ -62,6 +66,84 @@ def test_conversion_reports_what_vela_made_of_the_file(tmp_path):
     assert found.npu_operators > 20
     assert 0 < found.weight_bytes < found.flash_bytes < found.size_bytes
     assert found.sram_bytes > 0
+    # Vela counts whole numbers of bytes and cycles, so layers and sum agree.
+    assert sum(layer.cycles for layer in found.layers) == found.cycles > 0
+    assert sum(layer.flash_bytes for layer in found.layers) == found.flash_bytes
+    assert max(layer.sram_bytes for layer in found.layers) <= found.sram_bytes
+    flash = {layer.name: layer.flash_bytes for layer in found.layers}
+    assert set(bits) <= set(flash)
+    dense = [flash[f"dense{b}"] for b in range(2, 9)]
+    assert dense == sorted(dense) and dense[0] < 0.5 * dense[-1]
+    # All 16x16 convolutions compute as much, whatever their bits.
+    macs = {layer.macs for layer in found.layers if layer.name.startswith("conv")}
+    assert macs == {8 * 8 * 3 * 3 * 16 * 16}
+
+
+def _composite_model():
+    """Layers that Vela fuses, splits into many operators, or leaves to the CPU."""
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="first")(inputs)
+    y = keras.layers.Conv2D(8, 3, padding="same", name="second")(x)
+    x = keras.layers.Add(name="sum")([x, y])
+    x = keras.layers.LayerNormalization(name="norm")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, keras.layers.Dense(4, activation="softmax", name="head")(x))
+
+
+def test_convert_verify_and_inspect_report_cycles_sram_and_flash_of_each_layer(tmp_path, capsys):
+    path, qmodel = tmp_path / "model.tflite", freeze(_composite_model(), target="ethos_u")
+    converted = export.convert(qmodel, path)
+    by_name = {layer.name: layer for layer in converted.vela.layers}
+    assert ["first", "second", "sum", "pool", "head"] == [
+        n for n in by_name if n in ("first", "second", "sum", "pool", "head")
+    ]
+    assert "SOFTMAX" not in by_name["head_activation"].operators
+    assert by_name["head_activation"].cycles > by_name["head"].cycles
+    # The layer norm computes in floating point, on the CPU.
+    assert (by_name["norm"].processor, by_name["norm"].operators) == ("CPU", "QUANTIZE")
+    float_layers = [n for n, layer in by_name.items() if layer.processor == "CPU"]
+    assert 5 < len(float_layers) <= converted.vela.cpu_operators
+    assert sum(layer.cycles for layer in converted.vela.layers) == converted.vela.cycles
+    assert sum(layer.flash_bytes for layer in converted.vela.layers) == converted.vela.flash_bytes
+    verified = export.verify(qmodel, path, images(qmodel))
+    assert verified.vela == converted.vela
+    inspected = export.inspect_file(path)
+    # The file itself names the layers with weights only.
+    assert {"first", "second", "head"} <= {layer.name for layer in inspected.vela.layers}
+    assert inspected.vela.cycles == converted.vela.cycles
+    for report in (converted, verified, inspected):
+        data = json.loads(report.to_json())
+        assert data["vela"]["cycles"] == converted.vela.cycles
+        assert [layer["cycles"] for layer in data["vela"]["layers"]] == [
+            layer.cycles for layer in converted.vela.layers
+        ]
+        rich.print(report)
+        printed = capsys.readouterr().out
+        assert "Compiled by Vela" in printed and f"{converted.vela.cycles:,}" in printed
+    faster = export.inspect_file(path, accelerator="ethos-u55-256").vela
+    assert faster.accelerator == "ethos-u55-256"
+    assert faster.cycles != converted.vela.cycles
+    with pytest.raises(ValueError, match="accelerator='ethos-u99'.*ethos-u55-128"):
+        export.inspect_file(path, accelerator="ethos-u99")
+
+
+def test_the_npu_is_part_of_the_target(tmp_path):
+    target = dataclasses.replace(
+        targets.get("ethos_u"), name="ethos_u85", accelerator="ethos-u85-256"
+    )
+    qmodel = freeze(small_model(), target=target)
+    found = export.convert(qmodel, tmp_path / "model.tflite", verify=False).vela
+    assert found.accelerator == "ethos-u85-256"
+    with pytest.raises(ValueError, match="accelerator='ethos-u99' is none.*ethos-u55-128"):
+        dataclasses.replace(target, accelerator="ethos-u99")
+
+
+def test_a_file_is_compiled_once_for_each_npu(int8_file, monkeypatch):
+    first = vela.compile_file(int8_file)[1]
+    monkeypatch.setattr(vela.subprocess, "run", None)
+    assert vela.compile_file(int8_file)[1] is first
+    with pytest.raises(TypeError):
+        vela.compile_file(int8_file, accelerator="ethos-u55-32")
 
 
 def test_vela_does_not_run_for_other_targets(small_file):
