@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
-BUDGET_KINDS = ("size_bytes", "download_bytes", "bit_ops", "mean_bit_width")
+# Budgets that Vela measures.
+VELA_KINDS = ("vela_flash_bytes", "vela_cycles")
+BUDGET_KINDS = ("size_bytes", "download_bytes", *VELA_KINDS, "bit_ops", "mean_bit_width")
 
 # Defaults that depend on the kind of budget. Under a byte budget only weight bits are learned: they
 # need long fine-tuning, and wide sampling disturbs training more than it helps the search.
@@ -22,7 +24,7 @@ def _check(is_valid: bool, argument: str, value: object, hint: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The largest cost that the quantized model may have, in one of four units.
+    """The largest cost that the quantized model may have, in one of six units.
 
     Bit operations count each multiply-accumulate as the product of its operands' bit-widths.
 
@@ -31,6 +33,10 @@ class Budget:
             target supports.
         download_bytes: Size of the file in bytes after deflate compression (zlib level 9). Fewer
             bits make this number smaller even if the target stores every weight as int8.
+        vela_flash_bytes: Weights, scales and other constants in bytes, as Vela encodes them for the
+            NPU of the target. Only for targets that Vela compiles for.
+        vela_cycles: Cycles of the NPU for one input, as Vela estimates them. Operators that run on
+            the CPU are not counted. Only for targets that Vela compiles for.
         bit_ops: Bit operations per input, averaged over the inputs: the sum over all layers of
             multiply-accumulates x weight bits x input bits.
         mean_bit_width: Average bit-width: the square root of the mean of weight bits x activation
@@ -48,6 +54,8 @@ class Budget:
 
     size_bytes: float | None = None
     download_bytes: float | None = None
+    vela_flash_bytes: float | None = None
+    vela_cycles: float | None = None
     bit_ops: float | None = None
     mean_bit_width: float | None = None
 

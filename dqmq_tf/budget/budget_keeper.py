@@ -11,19 +11,22 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from dqmq_tf.budget import assignment, default_budget
+from dqmq_tf.budget import assignment, default_budget, npu_table
 from dqmq_tf.budget.typical_values import typical_values
 from dqmq_tf.config import Budget
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.lowering.bias_grid import snap_biases
 from dqmq_tf.lowering.float_template import FloatTemplate
+from dqmq_tf.lowering.npu_cost import NpuCost, measure_on_npu, require_vela
 from dqmq_tf.lowering.write_file import measure_file
 from dqmq_tf.policy.policy_state import SEARCH
 from dqmq_tf.terminal import stages
 
 # The largest number of files that are written for one choice of bits.
 _MAX_FILES = 2
+# The same where Vela measures them, and the number of times that bits are lowered until they fit.
+_MAX_VELA_RUNS = 5
 # A frozen model's file is measured if its estimated size exceeds this share of the budget.
 _MEASURED_FROM = 0.98
 # By how much the file of an untrained network may grow, beside what `typical_values` has: numbers
@@ -45,11 +48,15 @@ class BudgetKeeper:
     def __init__(self, parts: Any) -> None:
         self._parts = parts
         self.refusal: str | None = None
+        self._npu_cost: NpuCost | None = None
         self._template = FloatTemplate()
 
     def measure(self) -> None:
         """Measures the bytes of each kernel at each bit-width, for budgets in bytes."""
         costs, policy = self._parts.costs, self._parts.policy
+        if costs.on_npu:
+            self._measure_on_npu()
+            return
         wrappers, points = self._parts.wrappers, costs.weights
         costs.measure(lambda i, bits: wrappers[points[i].path].integers(points[i].variable, bits))
         if costs.in_bytes:
@@ -70,7 +77,7 @@ class BudgetKeeper:
         bits = default_budget.first_bits(budget, costs)
         with typical_values(parts):
             sizes = self.write(np.array([*costs.most_activation_bits(), *bits]))
-        if sizes is not None and costs.in_bytes:
+        if sizes is not None and costs.in_bytes and not costs.on_npu:
             costs.learn_file(_DRIFT * sizes[costs.kind], bits, [])
             parts.policy.file_constant = costs.file_constant
         parts.budget = default_budget.checked_budget(budget, costs)
@@ -107,6 +114,7 @@ class BudgetKeeper:
             return self._assigned()[0]
 
         self._fix_until_measured(fix)
+        self._lower_until_it_fits(seen)
 
     def keep(self, seen: np.ndarray, share: float = 1.0) -> None:
         """Brings settled bits back within the budget.
@@ -124,8 +132,9 @@ class BudgetKeeper:
             return
         self.measure()
         self._learn_file_overhead(self._assigned()[0])
-        if self.largest_file() > share * parts.budget.value:
+        if self.largest_file() > parts.costs.share_of(parts.budget.value, share):
             self._settle_lower(seen, share)
+        self._lower_until_it_fits(seen)
 
     def freeze(self, seen: np.ndarray, count: int) -> None:
         """Assigns all bits to profiles. With one profile, biases are rounded to the grid of its file.
@@ -150,6 +159,7 @@ class BudgetKeeper:
                 self._settle_lower(seen, 1.0)
                 self._freeze(seen, count)
                 self._snap_biases()
+        self._lower_until_it_fits(seen, count)
         if parts.budget_is_default and self.largest_file() > parts.budget.value:
             # The user did not ask for this budget, and fewer bits are not possible: raise it.
             parts.budget = Budget(**{parts.costs.kind: self.largest_file()})
@@ -167,15 +177,19 @@ class BudgetKeeper:
         parts = self._parts
         if not parts.target.deployable:
             return None
+        arguments = (
+            parts.graph,
+            precision_of(parts, bits),
+            parts.target,
+            parts.policy.get_config(),
+            parts.output_names,
+            self._template,
+        )
         try:
-            return measure_file(
-                parts.graph,
-                precision_of(parts, bits),
-                parts.target,
-                parts.policy.get_config(),
-                parts.output_names,
-                self._template,
-            )
+            if parts.costs.on_npu:
+                self._npu_cost = measure_on_npu(*arguments)
+                return self._npu_cost.file
+            return measure_file(*arguments)
         except ConversionError as error:
             self.refusal = str(error)
             return None
@@ -209,7 +223,7 @@ class BudgetKeeper:
             stage("measuring each kernel at each bit-width")
             self.measure()
             bits = fix()
-            for _ in range(_MAX_FILES):
+            for _ in range(_MAX_VELA_RUNS if self._parts.costs.on_npu else _MAX_FILES):
                 stage("measuring the file")
                 if not self._learn_file_overhead(bits):
                     break
@@ -244,9 +258,79 @@ class BudgetKeeper:
         sizes = self.write(bits) if costs.in_bytes else None
         if sizes is None:
             return False
+        if self._npu_cost is not None and costs.on_npu:
+            measured = npu_table.costs_of(costs.weights, self._npu_cost, costs.kind)
+            for row, b, cost in zip(costs.measured_table, bits[count:], measured):
+                row[int(b)] = cost
+            self._parts.policy.byte_table.assign(costs.table_array(self._parts.policy.bit_widths))
         costs.learn_file(sizes[costs.kind], bits[count:], bits[:count])
         self._parts.policy.file_constant = costs.file_constant
         return True
+
+    def _measure_on_npu(self) -> None:
+        """Lets Vela measure each layer at each bit-width, once for a model.
+
+        A model that was saved has the table in its policy.
+
+        Raises:
+            ImportError: If Vela is not installed.
+            ValueError: If the model cannot be converted.
+        """
+        parts, costs, policy = self._parts, self._parts.costs, self._parts.policy
+        if costs.table is not None:
+            return
+        stored = ops.convert_to_numpy(policy.byte_table)
+        if stored.any():
+            grid = policy.bit_widths.astype(int).tolist()
+            rows = [dict(zip(grid, row.tolist())) for row in stored]
+            costs.table = [{b: row[b] for b in p.bit_widths} for p, row in zip(costs.weights, rows)]
+            costs.file_constant = policy.file_constant
+            return
+        require_vela(costs.kind)
+        activation_bits = costs.most_activation_bits()
+
+        def measured(bits: np.ndarray) -> NpuCost:
+            if self.write(np.array([*activation_bits, *bits])) is None:
+                raise ValueError(
+                    f"Budget {costs.kind} needs a file that Vela compiles, but the model cannot be "
+                    f"converted for target {parts.target.name!r}: {self.refusal}"
+                )
+            assert self._npu_cost is not None
+            return self._npu_cost
+
+        with typical_values(parts), stages("Measuring the layers on the NPU"):
+            costs.table, costs.file_constant = npu_table.measured_table(costs, measured)
+        policy.byte_table.assign(costs.table_array(policy.bit_widths))
+        policy.file_constant = costs.file_constant
+
+    def _lower_until_it_fits(self, seen: np.ndarray, frozen_profiles: int | None = None) -> None:
+        """Lowers assigned bits until Vela measures no more than the budget in each profile's file.
+
+        Args:
+            seen: Quality embeddings, shape `[N, d]`.
+            frozen_profiles: The number of profiles to freeze again. None while bits are settled.
+        """
+        parts, costs = self._parts, self._parts.costs
+        if not costs.on_npu:
+            return
+        for _ in range(_MAX_VELA_RUNS):
+            before = self._assigned()
+            over = [row for row in before if self._measured(row) > parts.budget.value]
+            if not over:
+                return
+            # The table now holds what Vela measured for the file that is too large.
+            self._learn_file_overhead(over[0])
+            self._settle_lower(seen, 1.0)
+            if frozen_profiles is not None:
+                self._freeze(seen, frozen_profiles)
+                self._snap_biases()
+            if np.array_equal(self._assigned(), before):
+                return
+
+    def _measured(self, bits: np.ndarray) -> float:
+        """Returns what Vela measures for the file with these bits `[P]`."""
+        sizes = self.write(bits)
+        return 0.0 if sizes is None else sizes[self._parts.costs.kind]
 
     def _assigned(self) -> np.ndarray:
         """Returns the assigned bits, shape `[profiles, P]`."""

@@ -116,7 +116,7 @@ def _most_activation_bits(policy: BitWidthPolicy) -> np.ndarray:
 
 def _limit(costs: CostModel, budget: Budget, share: float) -> float:
     """Returns the bytes that may be used: a share of the budget, or all if the fewest bits need it."""
-    return max(share * budget.value, min(budget.value, costs.smallest()))
+    return max(costs.share_of(budget.value, share), min(budget.value, costs.smallest()))
 
 
 def _shared(costs: CostModel, means: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from dqmq_tf.config import VELA_KINDS
 from dqmq_tf.flatbuffer import bit_packing, file_size
 from dqmq_tf.graph.decision_points import ActivationPoint, WeightPoint
 from dqmq_tf.targets import Storage, Target
@@ -90,8 +91,16 @@ class CostModel:
 
     @property
     def in_bytes(self) -> bool:
-        """Whether the budget is in bytes, and not in operations."""
-        return self.kind in ("size_bytes", "download_bytes")
+        """Whether the budget is on a file, and not in operations.
+
+        It is in bytes, or in cycles that Vela estimates. Both are a sum over weights and a constant.
+        """
+        return self.kind in ("size_bytes", "download_bytes") or self.on_npu
+
+    @property
+    def on_npu(self) -> bool:
+        """Whether Vela measures the budget."""
+        return self.kind in VELA_KINDS
 
     @property
     def adds_up(self) -> bool:
@@ -107,11 +116,13 @@ class CostModel:
     def measure(self, integers: Integers) -> None:
         """Fills the table of bytes from the current weights, if the budget is in bytes.
 
+        Vela measures its budgets itself, see `dqmq_tf.budget.npu_table`.
+
         Args:
             integers: A function `integers(point_index, bit_width)` that returns the integer array of
                 a weight point.
         """
-        if not self.in_bytes:
+        if not self.in_bytes or self.on_npu:
             return
         self._integers = integers
         self.table = [
@@ -125,6 +136,8 @@ class CostModel:
             return 0.0
         if self.file_constant is not None:
             return self.file_constant
+        if self.on_npu:
+            return 0.0
         channels = sum(
             int(np.prod([point.shape[a] for a in point.channel_axes])) for point in self.weights
         )
@@ -191,6 +204,21 @@ class CostModel:
     def most_activation_bits(self) -> list[int]:
         """Returns the most bits of each activation point that is decided."""
         return [max(self.activations[i].bit_widths) for i in self.decided]
+
+    def share_of(self, value: float, share: float) -> float:
+        """Returns a share of a budget on a file, to leave room for what drifts in the training.
+
+        Of a budget that Vela measures, it is the share of what lies above the smallest cost: most
+        cycles do not depend on the weights, and cannot drift.
+
+        Args:
+            value: The budget.
+            share: The share, 0 to 1.
+        """
+        if not self.on_npu:
+            return share * value
+        smallest = min(self.smallest(), value)
+        return smallest + share * (value - smallest)
 
     def prices(self) -> np.ndarray:
         """Returns how much one more bit raises the operations, up to a common factor.

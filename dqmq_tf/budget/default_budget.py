@@ -1,8 +1,8 @@
 """The default budget of a model, and the check of a budget that the user gives."""
 
 from dqmq_tf.budget.costs import CostModel
-from dqmq_tf.config import Budget
-from dqmq_tf.targets import Target
+from dqmq_tf.config import VELA_KINDS, Budget
+from dqmq_tf.targets import VELA, Target
 
 _DEFAULT_MEAN_BITS = 4.0
 # The weight bits that determine a default budget in bytes.
@@ -17,7 +17,8 @@ def budget_kind(budget: object, target: Target) -> str:
         target: The `Target`.
 
     Raises:
-        ValueError: If `budget` is neither a `Budget` nor None.
+        ValueError: If `budget` is neither a `Budget` nor None, or if Vela would have to measure it
+            and does not compile for the target.
     """
     if budget is None:
         if not target.deployable:
@@ -27,6 +28,11 @@ def budget_kind(budget: object, target: Target) -> str:
         raise ValueError(
             f"budget={budget!r} is not a budget: give a dqmq_tf.Budget, such as "
             "Budget(download_bytes=50_000)."
+        )
+    if budget.kind in VELA_KINDS and target.compiler != VELA:
+        raise ValueError(
+            f"Budget {budget.kind} is measured by Vela, which does not compile for target "
+            f"{target.name!r}. Choose target 'ethos_u', or another kind of budget."
         )
     return budget.kind
 

@@ -147,6 +147,7 @@ def convert(
                 _check_budget(qmodel.budget, part.file)
             stage("asking the tools of the target")
             device = device_checks.examine(part.file, target)
+            device_checks.check_vela_budget(qmodel.budget, device.vela)
             parts.append(part)
             if verify:
                 verifications.append(_verified(qmodel, path, part, inputs, stage))

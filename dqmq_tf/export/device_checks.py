@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from dqmq_tf import flatbuffer
-from dqmq_tf.errors import VerificationError
+from dqmq_tf.config import VELA_KINDS, Budget
+from dqmq_tf.errors import ConversionError, VerificationError
 from dqmq_tf.flatbuffer import TFLiteFile, lookup_tables
 from dqmq_tf.flatbuffer.lookup_tables import DECODE
 from dqmq_tf.runtimes import tflite_micro, vela
@@ -65,6 +66,32 @@ def check_bit_exact(file: TFLiteFile) -> int | None:
                 "than from the uncompressed one. Nothing was delivered; please report it."
             )
     return found.arena_bytes
+
+
+def check_vela_budget(budget: Budget, report: VelaReport | None) -> None:
+    """Checks a budget that Vela measures. Other budgets always pass.
+
+    Args:
+        budget: The budget.
+        report: The report of Vela, or None if it is not installed.
+
+    Raises:
+        ConversionError: If the file exceeds the budget.
+        ImportError: If Vela would have to measure the budget and is not installed.
+    """
+    if budget.kind not in VELA_KINDS:
+        return
+    if report is None:
+        raise ImportError(
+            f"Budget {budget.kind} is checked by Vela, which is not installed: pip install ethos-u-vela"
+        )
+    cost = {"vela_flash_bytes": report.flash_bytes, "vela_cycles": report.cycles}[budget.kind]
+    if cost > budget.value:
+        raise ConversionError(
+            f"By Vela, the file takes {cost:,} ({budget.kind}), the budget is {int(budget.value):,}. "
+            "The file was not written. Fewer bits reduce only what depends on the weights. Train "
+            "with a smaller budget, or allow fewer bits with a LayerRule."
+        )
 
 
 def with_layer_names(

@@ -131,6 +131,29 @@ def measure_file(
     """Returns the size of a model's file. The file is neither verified nor kept.
 
     Args:
+        graph, precision, target, policy_config, output_names, template: See `write_unverified`.
+
+    Returns:
+        `{"size_bytes": size, "download_bytes": size when compressed for download}`.
+
+    Raises:
+        ConversionError: If the model cannot be converted.
+    """
+    written = write_unverified(graph, precision, target, policy_config, output_names, template)
+    return file_size.file_bytes(written.file.sealed().contents)
+
+
+def write_unverified(
+    graph: Graph,
+    precision: Precision,
+    target: Target,
+    policy_config: Mapping[str, Any],
+    output_names: Iterable[str],
+    template: FloatTemplate,
+) -> WrittenFile:
+    """Writes the file of a model whose bits are still being chosen, to measure it.
+
+    Args:
         graph: The inlined `Graph` of the float model.
         precision: The `Precision` to write.
         target: The `Target`.
@@ -139,7 +162,7 @@ def measure_file(
         template: The `FloatTemplate` of the model, which keeps what does not change.
 
     Returns:
-        `{"size_bytes": size, "download_bytes": size when compressed for download}`.
+        A `WrittenFile`.
 
     Raises:
         ConversionError: If the model cannot be converted.
@@ -147,7 +170,7 @@ def measure_file(
     rules.check_supported(graph)
     with stages("Measuring the file") as stage:
         lowered = lower_graph(graph, precision, output_names=output_names)
-        written = write_file(
+        return write_file(
             lowered,
             target,
             policy_config,
@@ -156,7 +179,6 @@ def measure_file(
             stage=stage,
             template=template,
         )
-    return file_size.file_bytes(written.file.sealed().contents)
 
 
 def storages_of(lowered: LoweredModel, target: Target) -> dict[str, Storage]:

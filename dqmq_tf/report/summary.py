@@ -155,7 +155,10 @@ def summary(qmodel: DQMQModel, data: Any = None) -> Summary:
     stored = _measured_costs(qmodel, "size_bytes", statistics)
     download = _measured_costs(qmodel, "download_bytes", statistics)
     in_budget = {"size_bytes": stored, "download_bytes": download}.get(costs.kind)
-    if in_budget is None:
+    if costs.on_npu:
+        qmodel._training.keeper.measure()
+        cost = max(costs.of_file(bits, []) for bits in statistics.group_weights)
+    elif in_budget is None:
         cost = costs.exact(statistics.weights, statistics.activations)
     else:
         cost = max(in_budget.of_file(bits, []) for bits in statistics.group_weights)

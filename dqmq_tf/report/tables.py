@@ -22,6 +22,8 @@ _PHASES = {
 _UNITS = {
     "size_bytes": "bytes stored",
     "download_bytes": "bytes under deflate",
+    "vela_flash_bytes": "bytes of constants on the NPU",
+    "vela_cycles": "cycles of the NPU",
     "bit_ops": "BitOPs per input",
     "mean_bit_width": "bits, the root of weight bits x input bits averaged over MACs",
 }
