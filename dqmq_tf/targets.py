@@ -7,11 +7,14 @@ from typing import Any
 CONTAINER_BITS = {"INT8": 8, "INT4": 4, "INT2": 2}
 OP_KINDS = ("conv", "depthwise", "dense", "transpose", "embedding", "other")
 # What `convert` offers: types of inputs and outputs, ways for an adaptive file to choose a profile,
-# numbers of profiles in such a file, and files to write next to the `.tflite` file.
+# numbers of profiles in such a file, files to write next to the `.tflite` file, and what
+# `Preprocessing` can say about an image: orders of channels and rules of resizing.
 IO_TYPES = ("float32", "int8")
 ROUTINGS = ("signatures", "graph")
 PROFILE_COUNTS = (2, 3, 4)
 ARTIFACTS = ("c_array", "json")
+COLORS = ("RGB", "BGR", "GRAY")
+RESIZES = ("nearest", "bilinear", "area")
 # Vela's names of the NPUs. Ethos-U55 with 128 multiply-accumulates per cycle is the default.
 ACCELERATORS = (
     *("ethos-u55-32", "ethos-u55-64", "ethos-u55-128", "ethos-u55-256"),

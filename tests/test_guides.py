@@ -55,6 +55,7 @@ PREPARATION = {
 qmodel = dqmq_tf.quantize_model(model)
 qmodel.calibrate(images)
 dqmq_tf.convert(qmodel, "model.tflite", data=images)
+class_names = [f"digit {number}" for number in range(10)]
 """,
 }
 # Settings of the pages that take long, and what they are here.

@@ -136,6 +136,11 @@ def two_numbers(text: str) -> tuple[float, float]:
     return _number(parts[0]), _number(parts[1])
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Returns one number, or several with commas between them."""
+    return tuple(map(_number, text.split(",")))
+
+
 def severity_range(text: str) -> tuple[int, int]:
     """Returns a range of severities from one severity, or from two with a comma between them."""
     parts = text.split(",")

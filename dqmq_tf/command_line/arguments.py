@@ -19,13 +19,23 @@ from dqmq_tf.command_line.argument_types import (
     keras_path,
     names_from,
     number_between,
+    numbers,
     positive_number,
     severity_range,
     tflite_path,
     two_numbers,
 )
 from dqmq_tf.config import BUDGET_KINDS
-from dqmq_tf.targets import ACCELERATORS, ARTIFACTS, IO_TYPES, PROFILE_COUNTS, ROUTINGS, TARGETS
+from dqmq_tf.targets import (
+    ACCELERATORS,
+    ARTIFACTS,
+    COLORS,
+    IO_TYPES,
+    PROFILE_COUNTS,
+    RESIZES,
+    ROUTINGS,
+    TARGETS,
+)
 
 _RUNTIMES = tuple(dict.fromkeys(name for target in TARGETS.values() for name in target.runtimes))
 _DEPLOYABLE = tuple(name for name, target in TARGETS.items() if target.deployable)
@@ -128,6 +138,19 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         help="how an adaptive file chooses a profile",
     )
     _add_file_options(parser)
+    feeding = parser.add_argument_group("what the file says about its images and classes")
+    feeding.add_argument(
+        "--labels", type=existing_file, metavar="FILE", help="text file with a class on each line"
+    )
+    for name, text in (("mean", "subtracted from pixels from 0 to 255"), ("std", "divided by")):
+        feeding.add_argument(
+            f"--{name}",
+            type=numbers,
+            metavar="N[,N,N]",
+            help=f"what is {text}, per channel or for all",
+        )
+    feeding.add_argument("--color", choices=COLORS, help="order of the channels")
+    feeding.add_argument("--resize", choices=RESIZES, help="how images were resized for training")
 
 
 def _add_file_options(parser: argparse.ArgumentParser) -> None:

@@ -66,6 +66,9 @@ def _quantize(arguments: argparse.Namespace) -> _Report:
 def _convert(arguments: argparse.Namespace) -> _Report:
     from dqmq_tf import export
 
+    stated = {name: getattr(arguments, name) for name in ("mean", "std", "color", "resize")}
+    stated = {name: value for name, value in stated.items() if value is not None}
+    labels = arguments.labels and arguments.labels.read_text(encoding="utf-8-sig").splitlines()
     return export.convert(
         _load_model(arguments.model),
         arguments.output,
@@ -76,6 +79,8 @@ def _convert(arguments: argparse.Namespace) -> _Report:
         io_dtype=arguments.io_dtype,
         verify=not arguments.noverify,
         artifacts=arguments.artifacts,
+        labels=labels,
+        preprocessing=export.Preprocessing(**stated) if stated else None,
     )
 
 

@@ -9,9 +9,8 @@ from typing import Any
 from dqmq_tf.graph import Graph
 from dqmq_tf.graph.kernels import PIXELS
 from dqmq_tf.graph.plain_pixels import IMAGE_RANK
+from dqmq_tf.targets import COLORS, RESIZES
 
-COLORS = ("RGB", "BGR", "GRAY")
-RESIZES = ("nearest", "bilinear", "area")
 _CHANNELS = {"RGB": 3, "BGR": 3, "GRAY": 1}
 _DEFAULT_COLORS = {1: "GRAY", 3: "RGB"}
 

@@ -71,8 +71,15 @@ def test_a_model_is_converted_verified_inspected_and_summarized(files, capsys):
 
 def test_an_adaptive_file_is_written_and_inspected(files, capsys):
     path = files / "adaptive.tflite"
-    words = ("--adaptive=2", "--routing=graph", f"--data={files / 'images.npy'}", "--noverify")
+    words = ["--adaptive=2", "--routing=graph", f"--data={files / 'images.npy'}", "--noverify"]
+    labels = files / "labels.txt"
+    labels.write_text("cat\ndog\nFuß\nroad sign\n", encoding="utf-8-sig")
+    words += [f"--labels={labels}", "--mean=-1,0,2.5", "--std=255", "--color=BGR", "--resize=area"]
     assert call("convert", files / "model.keras", path, *words) == 0
+    facts = dqmq_tf.read_metadata(path)
+    assert facts["labels"] == ["cat", "dog", "Fuß", "road sign"]
+    entry = {"mean": [-1, 0, 2.5], "std": [255] * 3, "color": "BGR", "resize": "area"}
+    assert facts["inputs"] == {"image": entry}
     assert dqmq_tf.AdaptiveInterpreter(path).routing == "graph"
     assert call("inspect", path) == 0
     printed = capsys.readouterr().out
@@ -109,6 +116,9 @@ def test_wrong_arguments_exit_with_an_error_that_names_them(files, capsys):
         (("verify", model, path, f"--data={files / 'images.npy'}"), "none.tflite"),
         (("convert", model, path, f"--data={files / 'none.npy'}"), "none.npy"),
         (("convert", model, path, f"--data={model}"), "--data: "),
+        (("convert", model, path, f"--labels={files / 'none.txt'}"), "none.txt"),
+        (("convert", model, path, "--mean=1,x"), "--mean: 'x' is not a finite number"),
+        (("convert", model, path, "--std=1,2"), "std of the preprocessing of input 'image' has 2"),
     ):
         assert call(*words) == commands.WRONG_USE, words
         assert message in capsys.readouterr().err

@@ -11,7 +11,7 @@ from ai_edge_litert.interpreter import Interpreter
 from helpers.frozen_models import freeze, images, small_model
 
 import dqmq_tf
-from dqmq_tf import export, flatbuffer, graph
+from dqmq_tf import export, flatbuffer, graph, targets
 from dqmq_tf.flatbuffer import metadata
 
 APP = pathlib.Path(__file__).resolve().parents[2] / "tflite" / "android" / "app"
@@ -46,8 +46,8 @@ def test_metadata_are_found_under_their_name(small, small_file):
     assert keys_in("Preprocessing.kt") == {"inputs", *facts["inputs"]["image"]}
     source = (SOURCES / "Preprocessing.kt").read_text(encoding="utf-8")
     for name, values in (
-        ("Color", export.preprocessing.COLORS),
-        ("Resize", export.preprocessing.RESIZES),
+        ("Color", targets.COLORS),
+        ("Resize", targets.RESIZES),
     ):
         (body,) = re.findall(rf"enum class {name}\b.*{{ (.+) }}", source)
         assert set(re.findall("[A-Z]+", body)) == {value.upper() for value in values}
