@@ -159,6 +159,9 @@ def quantize_annotate_model(model: keras.Model) -> keras.Model:
         raise ValueError(f"Model {model.name!r} has no layer with a kernel to annotate.")
 
     def annotate(layer: keras.layers.Layer, copy: _Copy) -> keras.layers.Layer:
+        if isinstance(layer, QuantizeAnnotate):
+            # A copy of the annotation itself would turn its config into a rule already here.
+            return QuantizeAnnotate(copy(layer.layer), layer.quantize_config, name=layer.name)
         return QuantizeAnnotate(copy(layer)) if _has_kernel(layer) else copy(layer)
 
     return _replace_layers(model, annotate)

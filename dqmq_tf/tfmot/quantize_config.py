@@ -229,8 +229,9 @@ def to_rule(config: Any, layer: keras.layers.Layer, path: str) -> LayerRule:
     """Converts any TFMOT `QuantizeConfig` of a layer to a `LayerRule`.
 
     Its weights become the decision points, and the `num_bits` of its quantizers the candidates. The
-    quantizers of activations and outputs both describe the output tensor of the layer. How a
-    quantizer finds its range, per tensor or per channel, is ignored, because step sizes are learned.
+    quantizers of activations and outputs both describe the output tensor of the layer. A quantizer
+    itself is not run: how it finds its range, per tensor or per channel, is ignored, because step
+    sizes are learned.
 
     Args:
         config: A TFMOT `QuantizeConfig`.
@@ -239,8 +240,9 @@ def to_rule(config: Any, layer: keras.layers.Layer, path: str) -> LayerRule:
 
     Raises:
         ValueError: If the config does not fit the layer, or if a rule cannot express it: different
-            bit-widths among the weights, a fixed range, weights without the output or the output
-            without the weights, or a quantizer without `num_bits`.
+            bit-widths among the weights, asymmetric weights, a fixed range, weights without the
+            output or the output without the weights, or a quantizer without `num_bits` or with
+            `num_bits` outside 2 to 8.
 
     Example:
 
@@ -284,6 +286,13 @@ def to_rule(config: Any, layer: keras.layers.Layer, path: str) -> LayerRule:
             f"{subject} quantizes {getattr(unknown[0], 'name', unknown[0])!r}, which is not a "
             f"kernel of the layer. Choose from {list(kernels)}."
         )
+    for variable, quantizer in weights:
+        # Only a quantizer that says so is asymmetric. Quantizers of the user's own may not say it.
+        if getattr(quantizer, "symmetric", True) is False:
+            raise ValueError(
+                f"{subject} quantizes {names[id(variable)]!r} with symmetric=False, but kernels read "
+                "weights that are symmetric around 0. Give its quantizer symmetric=True."
+            )
     return LayerRule(
         pattern=re.escape(path),
         weights=tuple(names[id(variable)] for variable, _ in weights) or None,
@@ -324,5 +333,10 @@ def _bit_widths(quantizer: Any, subject: str) -> tuple[int, ...] | None:
         raise ValueError(
             f"{subject} have a {type(quantizer).__name__}, which does not say how many bits it "
             "has. Give it an attribute num_bits, or use a CandidatesQuantizer."
+        )
+    if not 2 <= quantizer.num_bits <= 8:
+        raise ValueError(
+            f"{subject} have a {type(quantizer).__name__} of {quantizer.num_bits} bits, but tensors "
+            "have 2 to 8 bits. Give it num_bits=8 or fewer."
         )
     return (quantizer.num_bits,)
