@@ -8,6 +8,7 @@ from keras import ops
 
 from dqmq_tf import assembly, inputs
 from dqmq_tf.config import Budget, DQMQConfig
+from dqmq_tf.graph.deep_graphs import deep_graphs
 from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.policy.decision_table import DecisionTable
@@ -44,7 +45,8 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
 
     def __init__(self, inputs: Any, outputs: Any, name: Any = None, *, parts: Any = None) -> None:
         check_parts(parts)
-        super().__init__(inputs=inputs, outputs=outputs, name=name)
+        with deep_graphs():
+            super().__init__(inputs=inputs, outputs=outputs, name=name)
         self.output_names = list(parts.output_names)
         # Functions hide these objects from Keras's tracking, which would save them twice.
         self._get_parts: Callable[[], assembly.ModelParts] = lambda: parts

@@ -15,6 +15,7 @@ from dqmq_tf.budget.default_budget import allowed_bit_ops, budget_kind
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.graph import Graph, decision_points, inline, splitting, trace, trace_nested
 from dqmq_tf.graph.aliases import with_aliases
+from dqmq_tf.graph.deep_graphs import deep_graphs
 from dqmq_tf.graph.rebuild import connect_again, forget_calls
 from dqmq_tf.layers import ActivationQuantizer, QualityAffine, QuantizeWrapper
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
@@ -94,6 +95,7 @@ class ModelParts:
         return {id(v) for layer in layers for v in layer.variables}
 
 
+@deep_graphs()
 def build(
     model: keras.Model,
     target: Target,

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from dqmq_tf.graph.cloning import lambdas_allowed
+from dqmq_tf.graph.deep_graphs import deep_graphs
 from dqmq_tf.graph.graph import CallArguments, Graph, Node, inline
 
 # `(name of the operation, number of the call, number of the output)` of a tensor, as in a config.
@@ -250,6 +251,7 @@ def _is_model(operation: Any) -> bool:
     return isinstance(operation, keras.Model) and bool(getattr(operation, "inputs", None))
 
 
+@deep_graphs()
 def _functional(model: keras.Model) -> keras.Model:
     """Returns a functional model with the inputs and outputs of a model."""
     if not isinstance(model, keras.Model):

@@ -6,10 +6,12 @@ from typing import Any
 import keras
 
 from dqmq_tf.graph.cloning import clone_layer, copy_state
+from dqmq_tf.graph.deep_graphs import deep_graphs
 from dqmq_tf.graph.from_keras import trace_nested
 from dqmq_tf.graph.graph import Graph, Node, replay
 
 
+@deep_graphs()
 def copy_model(model: keras.Model) -> keras.Model:
     """Returns a new model of the same architecture, names and state.
 
@@ -65,6 +67,7 @@ def forget_calls(graph: Graph) -> None:
             forget_calls(node.subgraph)
 
 
+@deep_graphs()
 def connect_again(graph: Graph, source: keras.Model) -> keras.Model:
     """Returns a new model of the layers of a model, which calls them once more.
 
@@ -109,6 +112,7 @@ def _connected(graph: Graph, source: keras.Model, layer_for: Callable[[Any], Any
     return connected(graph, source)
 
 
+@deep_graphs()
 def rebuild(
     graph: Graph, name: str, call: Callable[[Node, tuple[Any, ...], dict[str, Any]], Any]
 ) -> keras.Model:

@@ -16,6 +16,7 @@ import numpy as np
 
 from dqmq_tf import graph as graphs
 from dqmq_tf.graph import Graph
+from dqmq_tf.graph.deep_graphs import deep_graphs
 from dqmq_tf.graph.plain_pixels import plain_pixel_inputs
 from dqmq_tf.lowering import rules
 from dqmq_tf.lowering.builder import LoweringBuilder, tensor_key
@@ -65,6 +66,7 @@ class LoweredModel:
     pixels: frozenset[str]
     plain_pixels: dict[str, int]
 
+    @deep_graphs()
     def values(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         """Runs the model and returns every tensor.
 
@@ -99,6 +101,7 @@ def lower_model(qmodel: Any, profile: int, simulate: bool = False) -> LoweredMod
     return lower_graph(graph, qmodel.precision(profile), simulate, qmodel.output_names)
 
 
+@deep_graphs()
 def lower_graph(
     graph: Graph,
     precision: Precision,
