@@ -26,6 +26,8 @@ async function update() {
     while (isStale && picture) {
       isStale = false;
       for (const panel of panels) await panel.show(picture, quality());
+      // All severities take longer. A newer picture goes first, and a camera has one all the time.
+      for (const panel of panels) if (!isStale && !camera.isOn) await panel.sweep(picture, quality());
     }
   } finally {
     isRunning = false;
@@ -82,6 +84,7 @@ async function toggleCamera() {
 function stopCamera() {
   camera.stop();
   showCameraState();
+  update();
 }
 
 function showCameraState() {

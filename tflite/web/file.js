@@ -3,6 +3,9 @@
 
 import { isFlatbuffer, readFile } from "./flatbuffer.js";
 
+/** The output of a file with `routing="graph"` that tells the profile. */
+export const PROFILE = "profile";
+
 const METADATA = "dqmq_tf";
 const MAGIC = "DQMQSEAL";
 const DIGEST_BYTES = 32;
@@ -29,6 +32,10 @@ export async function openFile(bytes) {
   const { graph, facts } = parse(bytes);
   const network = imageSignature(graph);
   const input = imageInput(network, facts);
+  const outputs = network.outputs.filter(
+    ({ name }) => facts?.routing !== "graph" || name !== PROFILE,
+  );
+  checkScores(outputs[0]);
   return {
     bytes,
     graph,
@@ -37,7 +44,7 @@ export async function openFile(bytes) {
     profiles: facts?.profiles ?? null,
     input,
     signature: network.key,
-    outputs: network.outputs.filter(({ name }) => facts?.routing !== "graph" || name !== "profile"),
+    outputs,
     labels: Array.isArray(facts?.labels) ? facts.labels.map(String) : [],
   };
 }
@@ -114,6 +121,16 @@ function imageInput(signature, facts) {
     );
   }
   return { name: first.name, type: first.type, height, width, channels, ...feeding(first, facts) };
+}
+
+function checkScores(output) {
+  const classes = output?.shape.at(-1) ?? 0;
+  if (classes < 2 || output.shape.some((length, axis) => length !== 1 && axis < output.shape.length - 1)) {
+    throw new FileError(
+      `The output "${output?.name}" of this file is not one score per class: its shape is ` +
+        `[${output?.shape.join(", ")}]. Choose a classifier.`,
+    );
+  }
 }
 
 /** Returns how the input is fed. Where the file does not say it, pixels 0 to 255 as RGB. */

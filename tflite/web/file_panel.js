@@ -1,5 +1,6 @@
 // One file on the page: choosing it, its facts, and what it makes of the picture.
 
+import { exposureText, fileText, profileText } from "./facts.js";
 import { FileError, openFile } from "./file.js";
 import { asInput, draw } from "./image.js";
 import { Network } from "./model.js";
@@ -8,6 +9,9 @@ import { Random } from "./quality/random.js";
 import { ranked } from "./scores.js";
 
 const SHOWN_CLASSES = 5;
+const SEVERITIES = [0, 1, 2, 3, 4, 5];
+
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 export class FilePanel {
   /**
@@ -20,8 +24,8 @@ export class FilePanel {
     this.changed = changed;
     this.network = null;
     this.choice = 0;
-    const title = section.querySelector("h2").textContent;
     const chooser = this.find("input");
+    const title = this.find("h2").textContent;
     chooser.setAttribute("aria-label", `${title}: choose a .tflite file`);
     chooser.addEventListener("change", () => {
       if (chooser.files.length) this.open(chooser.files[0]);
@@ -49,7 +53,7 @@ export class FilePanel {
         return;
       }
       this.network = network;
-      this.find(".facts").textContent = facts(file, opened);
+      this.find(".facts").textContent = fileText(file, opened);
       this.changed();
     } catch (error) {
       if (choice !== this.choice) return;
@@ -60,19 +64,55 @@ export class FilePanel {
   }
 
   /** Degrades a picture, runs the network on it, and shows the result. */
-  async show(picture, { kind, severity, seed }) {
+  show(picture, quality) {
+    return this.withNetwork(async (network) => {
+      const image = degraded(picture, network, quality);
+      const result = await network.run(image);
+      const milliseconds = await network.milliseconds(image);
+      return () => {
+        draw(this.find(".seen canvas"), image);
+        this.tell("profile", profileText(network.file, result.profile));
+        this.tell("exposure", exposureText(result.exposure));
+        this.tell("latency", `${milliseconds.toPrecision(2)} ms`);
+        this.list(result.outputs[0], network.file.labels);
+        this.find(".sweep").hidden = true;
+        this.find(".result").hidden = false;
+      };
+    });
+  }
+
+  /** Shows the best class at each severity, and what followed the quality. */
+  sweep(picture, { kind, severity, seed }) {
+    return this.withNetwork(async (network) => {
+      const rows = [];
+      for (const level of SEVERITIES) {
+        const image = degraded(picture, network, { kind, severity: level, seed });
+        const { outputs, profile, exposure } = await network.run(image);
+        const [best] = ranked(outputs[0], network.file.labels, 1).scores;
+        const followed = [profile?.toString(), exposure?.gain.toFixed(2)].filter(Boolean);
+        const row = tableRow(`${level}`, [best.label, percent(best.share), followed.join(", ")]);
+        if (level === severity) row.setAttribute("aria-current", "true");
+        rows.push(row);
+      }
+      const title = [network.file.profiles && "Profile", network.probes.gain && "Gain"];
+      return () => {
+        this.find(".sweep .followed").textContent = title.filter(Boolean).join(", ");
+        this.find(".sweep tbody").replaceChildren(...rows);
+        this.find(".sweep").hidden = false;
+      };
+    });
+  }
+
+  /** Does work with the network and shows its result, unless another file was chosen meanwhile. */
+  async withNetwork(work) {
     const { network } = this;
     if (!network) return;
-    const image = degrade(asInput(picture, network.file.input), kind, severity, new Random(seed));
-    const result = await network.run(image);
-    const milliseconds = await network.milliseconds(image);
-    if (network !== this.network) return;
-    draw(this.find(".seen canvas"), image);
-    this.tell("profile", profileText(network.file, result.profile));
-    this.tell("exposure", exposureText(result.exposure));
-    this.tell("latency", `${milliseconds.toPrecision(2)} ms`);
-    this.list(result.outputs[0], network.file.labels);
-    this.find(".result").hidden = false;
+    try {
+      const show = await work(network);
+      if (network === this.network) show();
+    } catch (error) {
+      if (network === this.network) this.find(".error").textContent = `The network failed: ${error.message}`;
+    }
   }
 
   /** Shows a fact about the result, or hides its row. */
@@ -84,52 +124,32 @@ export class FilePanel {
 
   list(output, labels) {
     const { scores, meaning } = ranked(output, labels, SHOWN_CLASSES);
-    this.find("caption").textContent = meaning;
-    this.find("tbody").replaceChildren(
-      ...scores.map(({ label, share }) => {
-        const row = document.createElement("tr");
-        const name = document.createElement("th");
-        name.scope = "row";
-        name.textContent = label;
-        const value = document.createElement("td");
-        value.textContent = `${(100 * share).toFixed(1)} %`;
-        row.style.setProperty("--share", `${100 * share}%`);
-        row.append(name, value);
-        return row;
-      }),
-    );
+    this.find(".scores caption").textContent = meaning;
+    const rows = scores.map(({ label, share }) => {
+      const row = tableRow(label, [percent(share)]);
+      row.style.setProperty("--share", `${100 * share}%`);
+      return row;
+    });
+    this.find(".scores tbody").replaceChildren(...rows);
     const [best] = scores;
     this.find(".status").textContent = `${best.label}, ${(100 * best.share).toFixed(0)} percent`;
   }
 }
 
-function facts({ name, size }, { facts: stated, input, routing, profiles, labels }) {
-  const parts = [
-    name,
-    `${size.toLocaleString("en")} bytes`,
-    stated ? `target ${stated.target}` : "not from dqmq_tf",
-    `${input.width} × ${input.height} ${input.color}`,
-    input.isStated ? null : "fed with pixels from 0 to 255",
-    profiles ? `${profiles.length} profiles, chosen by ${routing}` : bits(stated?.bits),
-    labels.length ? null : "classes without names",
-  ];
-  return parts.filter(Boolean).join(" · ");
+function degraded(picture, network, { kind, severity, seed }) {
+  return degrade(asInput(picture, network.file.input), kind, severity, new Random(seed));
 }
 
-/** Returns the range of bit-widths of `{layer: bits}`. */
-function bits(widths) {
-  const values = Object.values(widths ?? {});
-  if (!values.length) return null;
-  const [low, high] = [Math.min(...values), Math.max(...values)];
-  return low === high ? `weights of ${low} bits` : `weights of ${low} to ${high} bits`;
-}
-
-function profileText({ profiles }, profile) {
-  if (profile === null) return null;
-  const widths = bits(profiles[profile].bits);
-  return `${profile} (of ${profiles.length})${widths ? `: ${widths}` : ""}`;
-}
-
-function exposureText(exposure) {
-  return exposure && `gain ${exposure.gain.toFixed(2)}, black ${exposure.black.toFixed(1)}`;
+function tableRow(title, values) {
+  const row = document.createElement("tr");
+  const header = document.createElement("th");
+  header.scope = "row";
+  header.textContent = title;
+  const cells = values.map((value) => {
+    const cell = document.createElement("td");
+    cell.textContent = value;
+    return cell;
+  });
+  row.append(header, ...cells);
+  return row;
 }

@@ -1,9 +1,8 @@
 // Runs an opened file with LiteRT.js, on the CPU (WebAssembly).
 
-import { FileError } from "./file.js";
+import { FileError, PROFILE } from "./file.js";
 import { probes } from "./probe.js";
 
-const PROFILE = "profile";
 const TIMED_MILLISECONDS = 50;
 
 let runtime = null;
@@ -34,12 +33,14 @@ async function startRuntime() {
   return module;
 }
 
+const withoutMarker = (line) => line.replace(/^.*\bERROR: */, "");
+
 /** Does work of LiteRT.js, one at a time, and throws what it logs as an error. */
 function checked(work) {
   const result = earlierWork.then(async () => {
     errors = [];
     const value = await work();
-    if (errors.length) throw new Error(errors.map((line) => line.replace(/^.*ERROR: */, "")).join("; "));
+    if (errors.length) throw new Error(errors.map(withoutMarker).join("; "));
     return value;
   });
   earlierWork = result.catch(() => {});
@@ -78,9 +79,11 @@ export class Network {
       await network.run(blank(file.input));
     } catch (error) {
       network.delete();
+      const isCrash = error instanceof WebAssembly.RuntimeError;
       throw new FileError(
-        `LiteRT.js cannot run this file: ${error.message ?? error} It may be corrupt, or have ` +
-          "operators that LiteRT.js does not have.",
+        `LiteRT.js cannot run this file (${withoutMarker(error.message ?? String(error))}). It may be ` +
+          "corrupt, or have operators that LiteRT.js does not have." +
+          (isCrash ? " LiteRT.js has crashed: reload the page before you go on." : ""),
       );
     }
     return network;
@@ -93,8 +96,11 @@ export class Network {
     this.probes = {};
   }
 
+  /** Frees the memory after the run in progress. Later runs fail. */
   delete() {
-    for (const model of [this.compiled, ...Object.values(this.probes)]) model?.delete();
+    return checked(() => {
+      for (const model of [this.compiled, ...Object.values(this.probes)]) model?.delete();
+    });
   }
 
   /**
