@@ -104,6 +104,21 @@ def test_weights_that_vela_compresses_worse_lose_bits(ends, tmp_path):
     assert cost_of(qmodel, kind, tmp_path / "model.tflite") <= qmodel.budget.value
 
 
+@pytest.mark.parametrize("ends", ["vela_flash_bytes"], indirect=True)
+def test_bits_are_lowered_until_vela_agrees_however_wrong_the_estimate_is(ends):
+    kind, low, high = ends
+    qmodel = quantized(**{kind: low + 0.1 * (high - low)})
+    qmodel.calibrate(images())
+    qmodel._training.settle()
+    parts, keeper = qmodel._parts, qmodel._training.keeper
+    for row in parts.costs.table:
+        row.update(dict.fromkeys(row, 0.0))
+    parts.policy.assigned.assign(np.full(parts.policy.assigned.shape, 8.0))
+    qmodel._training.keep_budget()
+    (bits,) = parts.policy.assigned.numpy()[:1]
+    assert keeper.write(bits)[kind] <= qmodel.budget.value
+
+
 @pytest.mark.parametrize("ends", ["vela_cycles"], indirect=True)
 def test_each_profile_meets_the_budget(ends, tmp_path):
     kind, low, high = ends
