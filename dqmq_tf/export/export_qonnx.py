@@ -24,8 +24,8 @@ class QonnxReport:
         profile: The index of the precision profile.
         size_bytes: The size of the file.
         input_shapes: `{name: shape}` of the inputs, with the channels in the second axis.
-        zero_points: The layers and inputs whose activations have a zero point other than 0, which
-            FINN and qonnx's `inference_cost` do not support.
+        zero_points: The layers and inputs whose activations have a zero point other than 0. Some
+            tools refuse it, and qonnx's `inference_cost` counts such a tensor as 32 bits.
     """
 
     path: str

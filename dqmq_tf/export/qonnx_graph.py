@@ -16,7 +16,7 @@ import numpy as np
 from dqmq_tf.precision import ActivationPrecision, WeightPrecision
 from dqmq_tf.version import __version__
 
-# The versions of the operators that the package qonnx, FINN and hls4ml work with.
+# The package qonnx rewrites files, such as to channels last, with operators of this version.
 _ONNX_OPSET, _QUANT_OPSET, _IR_VERSION = 13, 1, 8
 _QUANT_DOMAIN = "qonnx.custom_op.general"
 
@@ -106,7 +106,7 @@ class QonnxGraph:
         """Adds the `Quant` node of an activation and returns its output.
 
         A zero point in the middle of the range becomes a signed grid with zero point 0, because
-        most readers of QONNX support only the latter.
+        some readers of QONNX support only the latter.
 
         Args:
             name: The path of the layer, or the name of the input, that computes the tensor.
