@@ -3,8 +3,8 @@
 // Reads real numbers from the standard input, as many as the network's inputs hold, one input after
 // another in rows; runs the network; prints the outputs as real numbers, a line for each output. Goes on
 // until the numbers end. Where the header says how an image is normalized, the numbers are its pixels,
-// from 0 to 255; where it has labels, the class goes to the standard error. On a board the standard streams are what its C library makes of them, such as
-// semihosting or a UART.
+// from 0 to 255; where it has labels, the class goes to the standard error. On a board the standard
+// streams are what its C library makes of them, such as semihosting or a UART.
 //
 // MODEL_HEADER and MODEL_NAMESPACE name what `dqmq_tf.export.write_c_array` wrote; see the Makefile.
 // EMULATED makes a program for a board that QEMU emulates: it prints the instructions of each run too.
