@@ -63,8 +63,7 @@ def network(tmp_path_factory):
     x = layers.DepthwiseConv2D(3, padding="same", activation="relu", name="depthwise8")(x)
     x = layers.Conv2D(24, 3, strides=2, activation="relu", name="conv4")(x)
     x = layers.Conv2D(24, 3, padding="same", activation="relu", name="conv2")(x)
-    x = layers.Dense(10, activation="softmax", name="head")(layers.GlobalAveragePooling2D()(x))
-    model = keras.Model(inputs, x)
+    model = keras.Model(inputs, layers.Dense(10, name="head")(layers.Flatten()(x)))
     # A network of this size does not pay for the decoder.
     target = dataclasses.replace(
         targets.get("microcontroller"), name="microcontroller_decoded", decoder_bytes=0
@@ -104,7 +103,7 @@ def test_outputs_are_those_of_the_wheel(network, board, kernels, tmp_path):
     assert result.returncode == 0, result.stderr[-4000:]
     outputs = np.loadtxt(tmp_path / "outputs.txt", dtype=np.float32)
     (expected,) = tflite_micro.run(contents, [samples]).outputs
-    assert len(np.unique(expected, axis=0)) == SAMPLES
+    assert len(np.unique(expected, axis=0)) > SAMPLES / 2  # Not the same for all inputs.
     np.testing.assert_array_equal(outputs, expected.reshape(SAMPLES, -1))
     counts = [int(n) for n in re.findall(r"^(\d+) instructions\.$", result.stderr, re.MULTILINE)]
     assert len(counts) == SAMPLES
