@@ -127,6 +127,18 @@ def test_convert_verify_and_inspect_report_cycles_sram_and_flash_of_each_layer(t
         export.inspect_file(path, accelerator="ethos-u99")
 
 
+def test_inspect_asks_vela_about_a_file_of_another_converter(int8_file, tmp_path):
+    model, path = flatbuffer.read(int8_file), tmp_path / "foreign.tflite"
+    model.metadata = None
+    path.write_bytes(flatbuffer.write(model))
+    assert export.inspect_file(path).vela is None
+    found = export.inspect_file(path, accelerator="ethos-u55-128").vela
+    assert found.cycles == sum(layer.cycles for layer in found.layers) > 0
+    # Nothing in such a file says which layer computes a tensor.
+    names = {flatbuffer.text(tensor.name) for tensor in model.subgraphs[0].tensors}
+    assert {layer.name for layer in found.layers if layer.cycles} <= names
+
+
 def test_the_npu_is_part_of_the_target(tmp_path):
     target = dataclasses.replace(
         targets.get("ethos_u"), name="ethos_u85", accelerator="ethos-u85-256"
