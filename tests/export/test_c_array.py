@@ -100,7 +100,7 @@ int main() {
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (g++ or clang++) on this machine")
 def test_the_header_says_how_to_feed_the_network(int8_file, tmp_path):
-    labels = ['a "cat"', "dog\\1?", "Fußgänger", "??/ 2"]
+    labels = ['a "1st" cat', "dog\\1?", "Fußgänger", "??/ 2"]
     mean, std = [123.68, 0, 103.53], [58.4, 57.1, 1]
     entry = {"mean": mean, "std": std, "color": "BGR", "resize": "area"}
     file = TFLiteFile(int8_file).copy()
