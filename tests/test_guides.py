@@ -57,6 +57,11 @@ qmodel.calibrate(images)
 dqmq_tf.convert(qmodel, "model.tflite", data=images)
 class_names = [f"digit {number}" for number in range(10)]
 """,
+    "migrating-from-tfmot": """
+import tf_keras
+
+old_model = tf_keras.Sequential([tf_keras.layers.InputLayer((8,)), tf_keras.layers.Dense(3)])
+""",
 }
 # Settings of the pages that take long, and what they are here.
 SMALLER = ("steps = 1000", "steps = 10")
