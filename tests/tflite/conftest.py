@@ -1,5 +1,7 @@
 """Chromium with the web page, started once for all tests of this folder."""
 
+import contextlib
+
 import pytest
 from helpers import web_page
 
@@ -20,13 +22,28 @@ def browser():
         yield chromium.new_context()
 
 
-@pytest.fixture
-def page(site, browser):
-    """A new tab with the page."""
+@contextlib.contextmanager
+def opened(site, browser):
+    """A tab with the page, in which no error may stay uncaught."""
     tab = browser.new_page()
     failures = []
     tab.on("pageerror", lambda error: failures.append(error))
     tab.goto(site)
+    tab.bring_to_front()  # Only that tab has the keyboard.
     yield tab
     tab.close()
     assert not failures
+
+
+@pytest.fixture
+def page(site, browser):
+    """A new tab with the page."""
+    with opened(site, browser) as tab:
+        yield tab
+
+
+@pytest.fixture(scope="session")
+def tab(site, browser):
+    """A tab with the page that tests share. Loading LiteRT.js takes a second."""
+    with opened(site, browser) as tab:
+        yield tab

@@ -13,14 +13,6 @@ from dqmq_tf.quality import blur, noise
 SEED = 7
 
 
-@pytest.fixture(scope="module")
-def tab(site, browser):
-    page = browser.new_page()
-    page.goto(site)
-    yield page
-    page.close()
-
-
 def picture(channels):
     """A picture with an edge, a slope and noise; sides that are no multiple of 8, 16 or each other."""
     random = np.random.default_rng(channels)
