@@ -46,6 +46,7 @@ if not _is_command():
     from dqmq_tf.model import DQMQModel
     from dqmq_tf.policy.decision_table import DecisionTable
     from dqmq_tf.quantize import change_input_shape, quantize_model
+    from dqmq_tf.report.history_plots import plot_bits, plot_pareto
     from dqmq_tf.report.summary import Summary, summary
     from dqmq_tf.targets import Target
     from dqmq_tf.tfmot.annotate import (
@@ -54,6 +55,7 @@ if not _is_command():
         quantize_apply,
     )
     from dqmq_tf.tfmot.from_tf_keras import from_tf_keras
+    from dqmq_tf.training import callbacks
     from dqmq_tf.training.distillation import distill_labels
 
 __all__ = [
@@ -75,6 +77,7 @@ __all__ = [
     "Target",
     "UnsupportedLayerError",
     "VerificationError",
+    "callbacks",
     "convert",
     "change_input_shape",
     "distill_labels",
@@ -82,6 +85,8 @@ __all__ = [
     "from_tf_keras",
     "graph",
     "layers",
+    "plot_bits",
+    "plot_pareto",
     "quality",
     "quantize_annotate_layer",
     "quantize_annotate_model",

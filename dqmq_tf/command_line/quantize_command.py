@@ -18,6 +18,7 @@ from dqmq_tf.config import BUDGET_KINDS, Budget, DQMQConfig
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quantize import quantize_model
 from dqmq_tf.report.summary import Summary, summary
+from dqmq_tf.training.callbacks import ProgressLine
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -128,8 +129,8 @@ def _train_and_convert(
     qmodel.fit(
         train.prefetch(tf.data.AUTOTUNE),
         epochs=arguments.epochs,
-        # A bar on a terminal, and a line per epoch elsewhere.
-        verbose=1 if sys.stderr.isatty() else 2,
+        verbose=0,
+        callbacks=[ProgressLine()],
     )
     accuracy = None if held_back is None else _accuracy(qmodel, held_back)
     conversion = _save_and_convert(

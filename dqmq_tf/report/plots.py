@@ -50,15 +50,8 @@ class _QualityPanel:
         return self.factor * getattr(row, self.column)
 
 
-def plot_summary(summary: Summary, path: str | pathlib.Path | None = None) -> "Figure":
-    """Draws the bits per layer and, if kinds are known, accuracy and cost by kind and severity.
-
-    Args:
-        summary: A `dqmq_tf.Summary`.
-        path: The file to write; its extension gives the format. None to write no file.
-
-    Returns:
-        A `matplotlib.figure.Figure`.
+def figure_class() -> "type[Figure]":
+    """Returns matplotlib's `Figure`, which draws without a display.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -70,13 +63,40 @@ def plot_summary(summary: Summary, path: str | pathlib.Path | None = None) -> "F
             "`plot` needs matplotlib: pip install 'dqmq_tf[plot]'. `print(summary)` works without "
             "it."
         ) from error
-    bit_columns = _bit_columns(summary)
+    return Figure
+
+
+def plot_summary(
+    summary: Summary, path: str | pathlib.Path | None = None, by: str | None = None
+) -> "Figure":
+    """Draws the bits per layer and, if kinds are known, accuracy, bits and cost by their severity.
+
+    Args:
+        summary: A `dqmq_tf.Summary`.
+        path: The file to write; its extension gives the format. None to write no file.
+        by: See `Summary.plot`.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: See `Summary.plot`.
+    """
+    if by not in (None, "layer", "quality"):
+        raise ValueError(f"by={by!r} must be 'layer', 'quality' or None for both.")
+    bit_columns = {} if by == "quality" else _bit_columns(summary)
     rows = [row for row in summary.qualities if row.severity is not None]
-    panels = _quality_panels(summary, rows)
+    if by == "quality" and not rows:
+        raise ValueError(
+            "by='quality' needs a summary of data with kinds and severities: pass data of "
+            "quality.mixed_quality(..., with_quality=True) to dqmq_tf.summary."
+        )
+    panels = [] if by == "layer" else _quality_panels(summary, rows, with_bits=by == "quality")
     all_bits = [bits for column in bit_columns.values() for bits in column if bits is not None]
-    most_markers = max(len(_differing_kinds(bits)) for bits in all_bits)
+    most_markers = max((len(_differing_kinds(bits)) for bits in all_bits), default=0)
     height = max(
-        (_ROW_INCHES + 0.01 * most_markers) * len(summary.layers) + 1.9,
+        (_ROW_INCHES + 0.01 * most_markers) * len(summary.layers) * bool(bit_columns) + 1.9,
         1.2 + 2.9 * len(panels),
         4.2,
     )
@@ -84,7 +104,7 @@ def plot_summary(summary: Summary, path: str | pathlib.Path | None = None) -> "F
     if panels:
         widths.append(_QUALITY_INCHES)
     widths.append(_LEGEND_INCHES)
-    figure = Figure(figsize=(sum(widths) + _LABEL_INCHES, height), layout="constrained")
+    figure = figure_class()(figsize=(sum(widths) + _LABEL_INCHES, height), layout="constrained")
     grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
     axes = None
     for number, (title, column) in enumerate(bit_columns.items()):
@@ -194,7 +214,9 @@ def _differing_kinds(bits: BitStatistics) -> dict[str, float]:
     return bits.by_kind if len(means) > 1 else {}
 
 
-def _quality_panels(summary: Summary, rows: Sequence[QualityRow]) -> list[_QualityPanel]:
+def _quality_panels(
+    summary: Summary, rows: Sequence[QualityRow], with_bits: bool
+) -> list[_QualityPanel]:
     """Returns the panels to draw for the rows of known kind and severity."""
     if not rows:
         return []
@@ -211,6 +233,15 @@ def _quality_panels(summary: Summary, rows: Sequence[QualityRow]) -> list[_Quali
         )
     elif score == "loss":
         panels.append(_QualityPanel(title=f"Loss, {points}", label="loss", column=score))
+    if with_bits:
+        panels += [
+            _QualityPanel(title=title, label="mean bits", column=column)
+            for title, column in (
+                ("Bits of weights", "weight_bits"),
+                ("Bits of the layers' inputs", "activation_bits"),
+            )
+            if len({round(getattr(row, column), 2) for row in rows}) > 1
+        ]
     lowest, highest = min(row.bit_ops for row in rows), max(row.bit_ops for row in rows)
     if highest > 1.0001 * lowest:
         units = ((1e9, " (billions)"), (1e6, " (millions)"), (1e3, " (thousands)"))

@@ -88,25 +88,29 @@ class Summary:
         """Returns the summary as a JSON string."""
         return json.dumps(self.to_dict(), indent=2)
 
-    def plot(self, path: str | pathlib.Path | None = None) -> "Figure":
+    def plot(self, path: str | pathlib.Path | None = None, by: str | None = None) -> "Figure":
         """Draws the bits per layer and, if the summary has data, accuracy and cost by quality.
 
         Args:
             path: The file to write, such as `"bits.png"` or `"bits.pdf"`. None to write no file.
+            by: `"layer"` for the bits per layer alone, `"quality"` for what inputs of each kind and
+                severity get: accuracy, bits and cost. None for both, without the bits by quality.
 
         Returns:
             A `matplotlib.figure.Figure`, which a notebook shows.
 
         Raises:
             ImportError: If matplotlib is not installed.
+            ValueError: If `by` is not valid, or is `"quality"` and the kinds of the data are unknown.
 
         Example:
 
         >>> dqmq_tf.summary(qmodel).plot("bits.png")
+        >>> dqmq_tf.summary(qmodel, test).plot("quality.png", by="quality")
         """
         from dqmq_tf.report import plots
 
-        return plots.plot_summary(self, path)
+        return plots.plot_summary(self, path, by)
 
     def __str__(self) -> str:
         console = output_console()

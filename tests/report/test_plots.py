@@ -132,6 +132,23 @@ class TestFigure:
         titles = [axes.get_title() for axes in figure.axes[:-1]]
         assert titles == ["Weight bits", "Bits of the layer's input"]
 
+    def test_the_bits_by_layer_alone_keep_the_legend_of_the_kinds(self, report):
+        *panels, legend = report.plot(by="layer").axes
+        assert [a.get_title() for a in panels] == ["Weight bits", "Bits of the layer's input"]
+        names = {text.get_text() for text in legend.get_legend().get_texts()}
+        assert {"clean", "gaussian noise", "jpeg"} <= names
+
+    def test_the_figure_by_quality_has_the_mean_bits(self, report):
+        accuracy, bits, cost = report.plot(by="quality").axes[:-1]
+        assert bits.get_title() == "Bits of the layers' inputs"
+        rows = [row for row in report.qualities if row.kind == "jpeg"]
+        curves = {tuple(line.get_ydata()) for line in bits.get_lines()}
+        assert tuple(row.activation_bits for row in rows) in curves
+        with pytest.raises(ValueError, match="by='quality' needs a summary of data with kinds"):
+            dataclasses.replace(report, qualities=()).plot(by="quality")
+        with pytest.raises(ValueError, match="by='kind' must be"):
+            report.plot(by="kind")
+
     def test_file_is_written(self, report, tmp_path):
         report.plot(tmp_path / "bits.png")
         assert (tmp_path / "bits.png").read_bytes().startswith(b"\x89PNG")
