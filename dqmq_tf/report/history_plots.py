@@ -133,7 +133,7 @@ def plot_pareto(
         )  # fmt: skip
     if float_value is not None:
         axes.axhline(float_value, color="black", linewidth=0.8, linestyle="--", label="float model")
-    axes.margins(x=0.15, y=0.2)
+    axes.margins(x=0.25, y=0.2)
     if max(entry.cost for entry in entries) >= 1_000:
         axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel(f"cost, {kinds.pop()}")
