@@ -29,8 +29,9 @@ class Budget:
     Bit operations count each multiply-accumulate as the product of its operands' bit-widths.
 
     Args:
-        size_bytes: Size of the stored file in bytes, with weights in the containers that the
-            target supports.
+        size_bytes: Bytes of flash: the size of the stored file, with weights in the containers that
+            the target supports, and of the target's decoder (`Target.decoder_bytes`) if the file
+            uses it.
         download_bytes: Size of the file in bytes after deflate compression (zlib level 9). Fewer
             bits make this number smaller even if the target stores every weight as int8.
         vela_flash_bytes: Weights, scales and other constants in bytes, as Vela encodes them for the

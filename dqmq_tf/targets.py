@@ -29,6 +29,11 @@ _BIT_WIDTHS = range(2, 9)
 # bytes, is shared by all tensors of the same bit-width.
 TABLE_BYTES = 100
 
+# The same for the words and the code of a Huffman-coded tensor, without the words and its tables.
+CODE_BYTES = 86
+# What TFLite Micro's operator DECODE can read: indices into a lookup table, or Huffman codes.
+CODINGS = ("table", "huffman")
+
 _INT8_VERSIONS = (("CONV_2D", 3), ("DEPTHWISE_CONV_2D", 3), ("FULLY_CONNECTED", 6))
 _INT4_VERSIONS = (("CONV_2D", 7), ("DEPTHWISE_CONV_2D", 7), ("FULLY_CONNECTED", 10))
 _INT2_VERSIONS = (("CONV_2D", 7), ("DEPTHWISE_CONV_2D", 7), ("FULLY_CONNECTED", 14))
@@ -45,13 +50,13 @@ class Storage:
 
     Attributes:
         container: TFLite type that the kernel reads, one of `CONTAINER_BITS`.
-        table: Whether the file holds indices into a lookup table, which TFLite Micro decodes
-            into the container.
+        coding: How the file codes the weights, one of `CODINGS`, which TFLite Micro decodes into
+            the container. None if the file holds the container itself.
         size_bytes: Bytes that it takes in the file, including the operator that decodes it.
     """
 
     container: str
-    table: bool
+    coding: str | None
     size_bytes: int
 
 
@@ -69,8 +74,15 @@ class Target:
         activation_bits: Bit-widths that an activation may take, ascending.
         int4_ops: Kinds of op whose weights of at most 4 bits may be stored as INT4.
         int2_ops: Kinds of op whose weights of 2 bits may be stored as INT2.
-        table_ops: Kinds of op whose weights of at most 7 bits may be stored as indices into a
-            lookup table of TFLite Micro.
+        table_ops: Kinds of op whose weights TFLite Micro's operator DECODE may restore.
+        codings: How such weights may be stored, some of `CODINGS`: those of at most 7 bits as
+            indices into a lookup table (`"table"`), all of them in Huffman codes (`"huffman"`).
+        decoder_bytes: Bytes of firmware that the operator DECODE takes. A file uses it only if it
+            saves more than that in all its tensors together. A `size_bytes` budget includes the
+            decoder of a file that uses it. Set it to 0 with `dataclasses.replace` if the firmware
+            contains the operator in any case. The value for `microcontroller` was measured on a
+            Cortex-M4, with all of TFLite Micro compiled with `-Os` and without log texts. As TFLite
+            Micro's Makefile compiles it by itself, the operator takes 21,828 bytes.
         per_tensor: Kinds of op whose weights have one scale for the whole tensor.
         io_dtype: Default type of a file's inputs and outputs.
         runtimes: Names of the runtimes that run the file (see `dqmq_tf.runtimes.RUNTIMES`), the
@@ -92,6 +104,11 @@ class Target:
 
     >>> target = dqmq_tf.targets.get("android")
     >>> dataclasses.replace(target, name="android_6_bits", weight_bits=(6, 7, 8))
+
+    The firmware contains the decoder for another network already:
+
+    >>> target = dqmq_tf.targets.get("microcontroller")
+    >>> dataclasses.replace(target, decoder_bytes=0)
     """
 
     name: str
@@ -101,6 +118,8 @@ class Target:
     int4_ops: frozenset[str] = frozenset()
     int2_ops: frozenset[str] = frozenset()
     table_ops: frozenset[str] = frozenset()
+    codings: tuple[str, ...] = ("table",)
+    decoder_bytes: int = 0
     per_tensor: frozenset[str] = frozenset()
     io_dtype: str = "float32"
     runtimes: tuple[str, ...] = ()
@@ -136,6 +155,15 @@ class Target:
                 f"Target {self.name!r}: accelerator={self.accelerator!r} is none of those that Vela "
                 f"compiles for: {', '.join(ACCELERATORS)}."
             )
+        if not set(self.codings) <= set(CODINGS):
+            raise ValueError(
+                f"Target {self.name!r}: codings={self.codings!r} holds others than {CODINGS}."
+            )
+        if self.decoder_bytes < 0:
+            raise ValueError(
+                f"Target {self.name!r}: decoder_bytes={self.decoder_bytes!r} is negative. Give 0 if "
+                "the firmware contains the decoder in any case."
+            )
 
     def container(self, op_kind: str, bit_width: int, per_channel: bool | None = None) -> str:
         """Returns the smallest TFLite type in which the kernel reads such weights.
@@ -153,7 +181,14 @@ class Target:
         return "INT4" if bit_width <= 4 and int4 else "INT8"
 
     def storage(
-        self, op_kind: str, bit_width: int, count: int, per_channel: bool | None = None
+        self,
+        op_kind: str,
+        bit_width: int,
+        count: int,
+        per_channel: bool | None = None,
+        *,
+        decoder: bool = True,
+        huffman_bytes: int | None = None,
     ) -> Storage:
         """Returns the smallest `Storage` of a weight tensor.
 
@@ -162,24 +197,42 @@ class Target:
             bit_width: Bits per weight.
             count: Number of weights.
             per_channel: Whether the tensor has a scale per output channel, see `container`.
+            decoder: Whether the file may use the operator DECODE, see `pays_decoder`.
+            huffman_bytes: Bytes of the tensor in a Huffman code of its own, with the tables of the
+                decoder. None if it is not to be Huffman-coded.
 
         Example:
 
         >>> dqmq_tf.targets.get("microcontroller").storage("conv", 3, 9216)
-        Storage(container='INT8', table=True, size_bytes=3556)
+        Storage(container='INT8', coding='table', size_bytes=3556)
         """
         container = self.container(op_kind, bit_width, per_channel)
         native = Storage(
             container=container,
-            table=False,
+            coding=None,
             size_bytes=-(-count * CONTAINER_BITS[container] // 8),
         )
-        if op_kind not in self.table_ops or bit_width > 7:
+        if not decoder or op_kind not in self.table_ops:
             return native
-        size_bytes = -(-count * bit_width // 8) + TABLE_BYTES
-        coded = Storage(container="INT8", table=True, size_bytes=size_bytes)
-        # Decoding takes time and arena at every inference, so it has to save bytes.
-        return coded if coded.size_bytes < native.size_bytes else native
+        storages = [native]
+        if "table" in self.codings and bit_width <= 7:
+            size_bytes = -(-count * bit_width // 8) + TABLE_BYTES
+            storages.append(Storage(container="INT8", coding="table", size_bytes=size_bytes))
+        if "huffman" in self.codings and huffman_bytes is not None:
+            size_bytes = huffman_bytes + TABLE_BYTES + CODE_BYTES
+            storages.append(Storage(container="INT8", coding="huffman", size_bytes=size_bytes))
+        # Decoding takes time and arena at every inference, so it has to save bytes. `min` keeps the
+        # first of several smallest.
+        return min(storages, key=lambda storage: storage.size_bytes)
+
+    def pays_decoder(self, plain_bytes: float, coded_bytes: float) -> bool:
+        """Returns whether the firmware is smaller with a file that uses the operator DECODE.
+
+        Args:
+            plain_bytes: The bytes of all weight tensors without the operator.
+            coded_bytes: The bytes of all weight tensors with it.
+        """
+        return coded_bytes + self.decoder_bytes < plain_bytes
 
     @property
     def size_varies(self) -> bool:
@@ -228,11 +281,15 @@ TARGETS = {
         Target(
             name="microcontroller",
             description=(
-                "TFLite Micro; each weight tensor is stored as INT4, INT8 or indices into a lookup "
-                "table, whichever is smallest; int8 inputs and outputs"
+                "TFLite Micro; weights are stored as INT4 and INT8, or in lookup tables and Huffman "
+                "codes if these save more flash than their decoder takes; int8 inputs and outputs"
             ),
             int4_ops=frozenset({"conv", "depthwise", "dense"}),
             table_ops=frozenset({"conv", "depthwise", "dense"}),
+            codings=CODINGS,
+            # All decoders of the operator: indices, Huffman codes and pruned tensors. See
+            # `tflite/micro/README.md` for how it was measured.
+            decoder_bytes=6_360,
             # INT4 dense kernels support one scale. Lookups and DEQUANTIZE use the first of several.
             per_tensor=frozenset({"dense", "embedding", "other"}),
             io_dtype="int8",
@@ -298,6 +355,15 @@ def serialize(target: Target) -> str | dict[str, Any]:
         return target.name
     data = dataclasses.asdict(target)
     return {k: sorted(v) if isinstance(v, frozenset) else v for k, v in data.items()}
+
+
+def without_decoder_cost(target: Target) -> Target:
+    """Returns a target as it was before the decoder counted, for models that were saved then.
+
+    The bits of such a model were chosen for the bytes of the file alone.
+    """
+    codings = tuple(coding for coding in target.codings if coding != "huffman")
+    return dataclasses.replace(target, decoder_bytes=0, codings=codings)
 
 
 def get(identifier: str | Mapping[str, Any] | Target) -> Target:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from helpers.saved_models import FOLDER, NETWORKS, TARGETS, inputs_of, write_file
 
+import dqmq_tf
+
 NAMES = [f"{network}_{target}" for network in NETWORKS for target in TARGETS]
 
 
@@ -46,3 +48,22 @@ def test_a_model_saved_by_an_earlier_version_converts_to_the_same_file(name, tmp
 def test_a_model_saved_by_an_earlier_version_converts_to_the_same_adaptive_file(tmp_path):
     found = write_file(FOLDER, "adaptive_android", tmp_path, adaptive=2).read_bytes()
     assert found == (FOLDER / "adaptive_android.tflite").read_bytes()
+
+
+def test_the_budget_of_a_model_saved_by_an_earlier_version_stays_one_of_the_file(tmp_path):
+    # Its bits were chosen for the bytes of the file. The decoder that counts now would change them.
+    model = load("image_microcontroller")
+    assert (model.target.name, model.target.decoder_bytes) == ("microcontroller", 0)
+    model.save(tmp_path / "again.keras")
+    assert keras.models.load_model(tmp_path / "again.keras").target == model.target
+    new = dqmq_tf.quantize_model(NETWORKS["image"](), target="microcontroller")
+    new.save(tmp_path / "new.keras")
+    assert new.target.decoder_bytes > 0
+    assert keras.models.load_model(tmp_path / "new.keras").target == new.target
+
+
+def test_the_search_of_a_model_saved_by_an_earlier_version_has_both_tables_of_bytes():
+    model = load("image_microcontroller")
+    policy = model._parts.policy
+    assert policy.byte_table.numpy().any()
+    np.testing.assert_array_equal(policy.coded_byte_table, policy.byte_table)

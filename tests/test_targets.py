@@ -66,7 +66,7 @@ def test_weights_are_stored_in_the_smallest_container_that_the_kernel_reads(
     assert target.container(op_kind, bits) == container
     stored = target.storage(op_kind, bits, 10)
     assert stored == targets.Storage(
-        container=container, table=False, size_bytes=-(-10 * int(container[3:]) // 8)
+        container=container, coding=None, size_bytes=-(-10 * int(container[3:]) // 8)
     )
 
 
@@ -92,15 +92,32 @@ def test_some_kinds_of_op_have_one_scale_for_the_whole_tensor():
 def test_a_microcontroller_stores_weights_in_the_smallest_form(bits, table):
     target, count = targets.get("microcontroller"), 9216
     stored = target.storage("conv", bits, count)
-    assert stored.table == table
+    assert (stored.coding == "table") == table
     assert stored.container == ("INT4" if bits == 4 else "INT8")
     native = count * (4 if bits <= 4 else 8) // 8
     assert stored.size_bytes == min(
         native, count * bits // 8 + targets.TABLE_BYTES if table else native
     )
     # For a small tensor, the operator that decodes it takes more bytes than the table saves.
-    assert not target.storage("conv", bits, 64).table
-    assert not target.storage("other", bits, count).table
+    assert target.storage("conv", bits, 64).coding is None
+    assert target.storage("other", bits, count).coding is None
+    plain = target.storage("conv", bits, count, decoder=False)
+    assert (plain.coding, plain.size_bytes) == (None, native)
+
+
+def test_a_huffman_code_is_chosen_if_its_words_and_tables_are_smaller():
+    target, count = targets.get("microcontroller"), 9216
+    table = count * 3 // 8 + targets.TABLE_BYTES
+    room = table - targets.TABLE_BYTES - targets.CODE_BYTES
+    assert target.storage("conv", 3, count, huffman_bytes=room).coding == "table"
+    coded = target.storage("conv", 3, count, huffman_bytes=room - 1)
+    assert coded == targets.Storage(container="INT8", coding="huffman", size_bytes=table - 1)
+    # Weights of 8 bits have no lookup table.
+    assert target.storage("conv", 8, count, huffman_bytes=8000).coding == "huffman"
+    assert target.storage("conv", 8, count, huffman_bytes=8000, decoder=False).coding is None
+    assert target.storage("embedding", 8, count, huffman_bytes=8000).coding is None
+    tables_only = dataclasses.replace(target, codings=("table",))
+    assert tables_only.storage("conv", 3, count, huffman_bytes=10).coding == "table"
 
 
 def test_more_bits_never_need_less_storage():
@@ -110,6 +127,20 @@ def test_more_bits_never_need_less_storage():
                 sizes = [target.storage(op_kind, b, count).size_bytes for b in range(2, 9)]
                 assert sizes == sorted(sizes)
                 assert (len(set(sizes)) == 1) or target.size_varies
+
+
+def test_the_decoder_counts_where_tables_exist():
+    for target in targets.TARGETS.values():
+        assert (target.decoder_bytes > 0) == bool(target.table_ops)
+    target = targets.get("microcontroller")
+    assert target.decoder_bytes == 6_360
+    assert target.pays_decoder(50_000, 43_639) and not target.pays_decoder(50_000, 43_640)
+    has_it = dataclasses.replace(target, decoder_bytes=0)
+    assert has_it.pays_decoder(50_000, 49_999) and not has_it.pays_decoder(50_000, 50_000)
+    restored = targets.get(json.loads(json.dumps(targets.serialize(has_it))))
+    assert restored == has_it
+    before = targets.without_decoder_cost(target)
+    assert before == dataclasses.replace(target, decoder_bytes=0, codings=("table",))
 
 
 def test_the_stored_size_depends_on_bits_only_if_the_target_has_smaller_containers():
@@ -134,6 +165,8 @@ def test_a_target_can_be_restored_from_json(name):
         ({"int4_ops": frozenset({"lstm"})}, "int4_ops holds 'lstm'.*conv, depthwise, dense, trans"),
         ({"per_tensor": frozenset({"lstm"})}, "per_tensor holds 'lstm'"),
         ({"io_dtype": "int16"}, "io_dtype='int16' is none of"),
+        ({"decoder_bytes": -1}, "decoder_bytes=-1 is negative"),
+        ({"codings": ("table", "zip")}, "codings=.*'zip'.*holds others than"),
     ],
 )
 def test_a_target_with_unknown_bits_ops_or_types_is_an_error(wrong, message):

@@ -14,6 +14,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 CORRUPT = "reading a file turns it into 'The TFLite file is truncated or corrupt'"
+CORRUPT_CODES = "reading a file turns it into 'coded weights are corrupt'"
 # Parts of messages that users do not see, and why.
 INTERNAL = {
     "no subgraph": CORRUPT,
@@ -22,7 +23,11 @@ INTERNAL = {
     "… is missing": CORRUPT,
     "the code of an operator is unknown": CORRUPT,
     "contents end at byte": CORRUPT,
-    "unknown header": "reading a file turns it into 'lookup tables are corrupt'",
+    "unknown header": CORRUPT_CODES,
+    "the words end after": CORRUPT_CODES,
+    "a word is longer than": CORRUPT_CODES,
+    "a table is cut short": CORRUPT_CODES,
+    "the code has no word for": "encoding turns it into 'cannot be Huffman-coded'",
     "The router has no convolution": "an assertion: every quality encoder has convolutions",
 }
 # `FloatOnly` never leaves the lowering: the report has its reason beside the layer.

@@ -34,6 +34,7 @@ def settings_of(parts: ModelParts) -> dict[str, Any]:
         "phase": parts.policy.phase,
         "profiles": parts.policy.profiles,
         "file_constant": parts.policy.file_constant,
+        "counts_decoder": True,
     }
 
 
@@ -47,9 +48,12 @@ def build_again(body: keras.Model, settings: Mapping[str, Any]) -> tuple[Any, An
     Returns:
         What `build` returns.
     """
+    target = targets.get(settings["target"])
+    if not settings.get("counts_decoder", False):
+        target = targets.without_decoder_cost(target)
     inputs, outputs, parts = build(
         body,
-        targets.get(settings["target"]),
+        target,
         Budget(**settings["budget"]),
         DQMQConfig.from_dict(settings["config"]),
         settings["bit_ops"],

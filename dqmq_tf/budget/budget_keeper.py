@@ -60,7 +60,9 @@ class BudgetKeeper:
         wrappers, points = self._parts.wrappers, costs.weights
         costs.measure(lambda i, bits: wrappers[points[i].path].integers(points[i].variable, bits))
         if costs.in_bytes:
-            policy.byte_table.assign(costs.table_array(policy.bit_widths))
+            table, coded_table = costs.bytes.arrays(policy.bit_widths)
+            policy.byte_table.assign(table)
+            policy.coded_byte_table.assign(coded_table)
             costs.file_constant = policy.file_constant
 
     def set_budget(self, budget: Budget | None) -> None:
@@ -78,7 +80,9 @@ class BudgetKeeper:
         with typical_values(parts):
             sizes = self.write(np.array([*costs.most_activation_bits(), *bits]))
         if sizes is not None and costs.in_bytes and not costs.on_npu:
-            costs.learn_file(_DRIFT * sizes[costs.kind], bits, [])
+            decoder_bytes = sizes["decoder_bytes"] if costs.kind == "size_bytes" else 0
+            file_bytes = sizes[costs.kind] - decoder_bytes
+            costs.learn_file(_DRIFT * file_bytes + decoder_bytes, bits, [])
             parts.policy.file_constant = costs.file_constant
         parts.budget = default_budget.checked_budget(budget, costs)
         parts.budget_is_default = budget is None
@@ -171,8 +175,8 @@ class BudgetKeeper:
             bits: The bit-widths of the file, shape `[P]`.
 
         Returns:
-            The bytes of the file, `{kind of budget: bytes}`. None if the target has no files, or if
-            the model cannot be written; `refusal` then holds the reason.
+            What `measure_file` returns. None if the target has no files, or if the model cannot be
+            written; `refusal` then holds the reason.
         """
         parts = self._parts
         if not parts.target.deployable:
@@ -262,7 +266,9 @@ class BudgetKeeper:
             measured = npu_table.costs_of(costs.weights, self._npu_cost, costs.kind)
             for row, b, cost in zip(costs.measured_table, bits[count:], measured):
                 row[int(b)] = cost
-            self._parts.policy.byte_table.assign(costs.table_array(self._parts.policy.bit_widths))
+            self._parts.policy.byte_table.assign(
+                costs.bytes.arrays(self._parts.policy.bit_widths)[0]
+            )
         costs.learn_file(sizes[costs.kind], bits[count:], bits[:count])
         self._parts.policy.file_constant = costs.file_constant
         return True
@@ -300,7 +306,7 @@ class BudgetKeeper:
 
         with typical_values(parts), stages("Measuring the layers on the NPU"):
             costs.table, costs.file_constant = npu_table.measured_table(costs, measured)
-        policy.byte_table.assign(costs.table_array(policy.bit_widths))
+        policy.byte_table.assign(costs.bytes.arrays(policy.bit_widths)[0])
         policy.file_constant = costs.file_constant
 
     def _lower_until_it_fits(self, seen: np.ndarray, frozen_profiles: int | None = None) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from dqmq_tf.budget import allocation
+from dqmq_tf.budget.byte_tables import Table
 from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.config import Budget
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
@@ -145,9 +146,7 @@ def _shared(costs: CostModel, means: np.ndarray) -> np.ndarray:
 def _best_bits(costs: CostModel, losses: Sequence[Mapping[int, float]], limit: float) -> np.ndarray:
     """Returns the weight bits of one file of at most `limit` bytes with the smallest added loss.
 
-    The tensors of a file share a compressor, so together they take other bytes than in the table.
-    The limit for the sum of the table is corrected by the difference at a first choice of bits. It
-    starts a little above that and is lowered until the file fits.
+    The search runs once for files without the decoder and once for files with it, if there is one.
 
     Args:
         costs: The `CostModel`.
@@ -157,8 +156,40 @@ def _best_bits(costs: CostModel, losses: Sequence[Mapping[int, float]], limit: f
     Returns:
         An int array of shape `[Pw]`.
     """
-    table = [{b: row[b] for b in loss} for row, loss in zip(costs.measured_table, losses)]
-    lowest, table_limit = sum(min(row.values()) for row in table), limit - costs.constant()
+
+    def order(bits: np.ndarray) -> tuple[float, float]:
+        excess = max(costs.of_file(bits, []) - limit, 0.0)
+        return excess, sum(loss[b] for loss, b in zip(losses, bits))
+
+    limits = costs.bytes.limits(limit - costs.constant())
+    return min((_best_bits_in(costs, *one, losses, limit) for one in limits), key=order)
+
+
+def _best_bits_in(
+    costs: CostModel,
+    full_table: Table,
+    table_limit: float,
+    losses: Sequence[Mapping[int, float]],
+    limit: float,
+) -> np.ndarray:
+    """Returns the best bits by one table of bytes.
+
+    The tensors of a file share a compressor, so together they take other bytes than in the table.
+    The limit for the sum of the table is corrected by the difference at a first choice of bits. It
+    starts a little above that and is lowered until the file fits.
+
+    Args:
+        costs: The `CostModel`.
+        full_table: One of the tables of the `CostModel`.
+        table_limit: The first limit for the sum of the table.
+        losses: `{bits: loss}` of the allowed bit-widths of each weight point.
+        limit: The largest number of bytes of the file.
+
+    Returns:
+        An int array of shape `[Pw]`.
+    """
+    table = [{b: row[b] for b in loss} for row, loss in zip(full_table, losses)]
+    lowest = sum(min(row.values()) for row in table)
 
     def bits_within(table_limit: float) -> tuple[np.ndarray, float]:
         bits = allocation.allocate_by_knapsack(losses, table, max(table_limit, lowest))

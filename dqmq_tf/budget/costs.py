@@ -3,20 +3,22 @@
 The cost is a known function of the decision, so its expectation under the policy is computed, not
 sampled. Two forms cover all kinds. Bit operations are bilinear in weight bits and activation bits.
 Bytes are the sum over a table with one entry per weight decision point and candidate, plus a
-constant.
+constant. Where TFLite Micro can decode weights there are two such tables, one of them for files that
+use the decoder. A file uses it if the firmware is then smaller, and `size_bytes` includes it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from dqmq_tf.budget.byte_tables import Bits, ByteTables, Integers, Table
 from dqmq_tf.config import VELA_KINDS
 from dqmq_tf.flatbuffer import bit_packing, file_size
 from dqmq_tf.graph.decision_points import ActivationPoint, WeightPoint
-from dqmq_tf.targets import Storage, Target
+from dqmq_tf.targets import Target
 
 # The bytes of a TFLite file that are not weights, until `CostModel.learn_file` measures them: of the
 # file itself, of each tensor's entry, and of each channel's scale and bias. They are fitted to files
@@ -24,13 +26,6 @@ from dqmq_tf.targets import Storage, Target
 _FILE_BYTES = {"size_bytes": 1120, "download_bytes": 410}
 _TENSOR_BYTES = {"size_bytes": 136, "download_bytes": 79}
 _CHANNEL_BYTES = {"size_bytes": 14.1, "download_bytes": 9.4}
-# At most this many bytes of a kernel are compressed; the result is scaled up.
-_SAMPLE = 1 << 20
-
-# The bit-widths of decision points: `[points]`, or `[N, points]` for N samples or profiles.
-Bits = Sequence[float] | np.ndarray
-# Returns the integers of a weight point, given its index and a bit-width.
-Integers = Callable[[int, int], np.ndarray]
 
 
 class CostModel:
@@ -50,8 +45,7 @@ class CostModel:
             its columns.
         overhead: The bit operations per input of the layers that choose the bits, 0 if bits do not
             depend on the input.
-        table: The bytes of each weight point, `{bits: bytes}`. None until `measure`, and for budgets
-            in operations.
+        bytes: The `ByteTables` with the bytes of each weight point.
         file_constant: The bytes of the file that are not weights, None until `learn_file`.
 
     Example:
@@ -85,7 +79,7 @@ class CostModel:
             ],
             "float64",
         )
-        self.table: list[dict[int, float]] | None = None
+        self.bytes = ByteTables(kind, target, weights)
         self.file_constant: float | None = None
         self.overhead = 0.0
 
@@ -108,13 +102,25 @@ class CostModel:
         return self.kind != "download_bytes"
 
     @property
-    def measured_table(self) -> list[dict[int, float]]:
-        """The table, which `measure` has to have filled."""
+    def table(self) -> Table | None:
+        """The bytes of each weight point in a file that uses no decoder, `{bits: bytes}`.
+
+        None until `measure`, and for budgets in operations.
+        """
+        return self.bytes.tables[0] if self.bytes.tables else None
+
+    @table.setter
+    def table(self, table: Table) -> None:
+        self.bytes.replace(table)
+
+    @property
+    def measured_table(self) -> Table:
+        """The table, which has to have been measured."""
         assert self.table is not None, f"No table of bytes for {self.kind}: call `measure` first."
         return self.table
 
     def measure(self, integers: Integers) -> None:
-        """Fills the table of bytes from the current weights, if the budget is in bytes.
+        """Fills the tables of bytes from the current weights, if the budget is in bytes.
 
         Vela measures its budgets itself, see `dqmq_tf.budget.npu_table`.
 
@@ -122,13 +128,8 @@ class CostModel:
             integers: A function `integers(point_index, bit_width)` that returns the integer array of
                 a weight point.
         """
-        if not self.in_bytes or self.on_npu:
-            return
-        self._integers = integers
-        self.table = [
-            {b: self._bytes(point, integers(i, b), b) for b in point.bit_widths}
-            for i, point in enumerate(self.weights)
-        ]
+        if self.in_bytes and not self.on_npu:
+            self.bytes.measure(integers)
 
     def constant(self) -> float:
         """Returns the bytes of a file that do not depend on the decision, 0 for bit operations."""
@@ -146,10 +147,10 @@ class CostModel:
         return float(_FILE_BYTES[self.kind] + entries + 4 * self.float_weights)
 
     def learn_file(self, measured: float, weight_bits: Bits, activation_bits: Bits) -> None:
-        """Sets the bytes that are not weights from a file that was written.
+        """Sets the bytes that are neither weights nor the decoder from a file that was written.
 
         Args:
-            measured: The bytes of that file, in the unit of the budget.
+            measured: The bytes of that file, in the unit of the budget, with the decoder.
             weight_bits: The weight bits of the file, shape `[Pw]`.
             activation_bits: The activation bits of the file, shape `[decided]`.
         """
@@ -169,11 +170,7 @@ class CostModel:
         """
         if self.adds_up:
             return self.exact(weight_bits, activation_bits)
-        bits = [int(b) for b in weight_bits]
-        stored = [
-            self._stored(point, self._integers(i, b), b)
-            for i, (point, b) in enumerate(zip(self.weights, bits))
-        ]
+        stored = self.bytes.stored(weight_bits)
         stored.sort(key=bit_packing.byte_entropy, reverse=True)
         return file_size.deflated_bytes(b"".join(stored)) + self.constant()
 
@@ -188,9 +185,9 @@ class CostModel:
         """
         weight_bits = np.atleast_2d(np.asarray(weight_bits, "float64"))
         if self.in_bytes:
-            table = self.measured_table
-            sums = [sum(map(_interpolated, table, row)) for row in weight_bits]
-            return float(np.mean(sums)) + self.constant()
+            return float(np.mean([self.bytes.of_weights(row) for row in weight_bits])) + (
+                self.constant()
+            )
         return float(self.to_budget_unit(self.bit_ops(weight_bits, activation_bits)))
 
     def smallest(self) -> float:
@@ -267,24 +264,13 @@ class CostModel:
             return (bit_ops / max(self.macs.sum(), 1.0)) ** 0.5
         return bit_ops
 
-    def table_array(self, grid: np.ndarray) -> np.ndarray:
-        """Returns the table of bytes as an array.
-
-        Args:
-            grid: Bit-widths, shape `[K]`.
-
-        Returns:
-            A float32 array of shape `[Pw, K]`, 0 for bit-widths that a point cannot have.
-        """
-        rows = [[row.get(int(b), 0.0) for b in grid] for row in self.measured_table]
-        return np.array(rows, "float32")
-
     def expected(
         self,
         weight_p: tf.Tensor,
         activation_bits: tf.Tensor,
         grid: np.ndarray,
         table: tf.Tensor | None,
+        coded_table: tf.Tensor | None = None,
     ) -> Any:
         """Returns the expected cost under the distributions, differentiable.
 
@@ -293,12 +279,15 @@ class CostModel:
             activation_bits: The expected activation bits of each group, shape `[G, decided]`.
             grid: Bit-widths, shape `[K]`.
             table: The table of bytes, shape `[Pw, K]`. It is not used for bit operations.
+            coded_table: The table of bytes of files that use the decoder, shape `[Pw, K]`. It is
+                used only if the target has a decoder.
 
         Returns:
             A scalar.
         """
         if self.in_bytes:
-            return ops.sum(ops.mean(weight_p, axis=0) * table) + self.constant()
+            expected = self.bytes.expected(weight_p, grid, table, coded_table)
+            return ops.mean(expected) + self.constant()
         weight_bits = ops.sum(weight_p * grid, axis=-1)
         fixed = ops.convert_to_tensor((self.input_column < 0) * self.input_bits, "float32")
         inputs = ops.expand_dims(fixed, 0)
@@ -311,41 +300,3 @@ class CostModel:
         macs = ops.convert_to_tensor(self.macs, "float32")
         bit_ops = ops.mean(ops.sum(macs * weight_bits * inputs, axis=-1))
         return self.to_budget_unit(bit_ops + self.overhead)
-
-    def _bytes(self, point: WeightPoint, integers: np.ndarray, bit_width: int) -> float:
-        """Returns the bytes of one kernel, under deflate if the budget is a download."""
-        if self.kind == "size_bytes":
-            return self._storage(point, bit_width).size_bytes
-        stored = self._stored(point, integers, bit_width)
-        sample = stored[:_SAMPLE]
-        return file_size.deflated_bytes(sample) * len(stored) / max(len(sample), 1)
-
-    def _storage(self, point: WeightPoint, bit_width: int) -> Storage:
-        """Returns how the target stores a kernel."""
-        count = int(np.prod(point.shape))
-        return self.target.storage(
-            point.op_kind, bit_width, count, per_channel=bool(point.channel_axes)
-        )
-
-    def _stored(self, point: WeightPoint, integers: np.ndarray, bit_width: int) -> bytes:
-        """Returns the bytes of a kernel in the file: output channels first, few bits packed."""
-        values = np.asarray(integers).astype("int8")
-        if point.op_kind not in ("depthwise", "embedding"):
-            # A layer with a single scale also has its output channels in the last axis.
-            axes = point.channel_axes or (values.ndim - 1,)
-            values = np.moveaxis(values, axes, range(len(axes)))
-        storage = self._storage(point, bit_width)
-        if storage.table:
-            return bit_packing.pack_indices(values + 2 ** (bit_width - 1) - 1, bit_width).tobytes()
-        if storage.container == "INT4":
-            return bit_packing.pack_int4(values).tobytes()
-        if storage.container == "INT2":
-            return bit_packing.pack_int2(values).tobytes()
-        return values.tobytes()
-
-
-def _interpolated(row: dict[int, float], bits: float) -> float:
-    """Returns the bytes at a bit-width, interpolated linearly between two candidates."""
-    if bits in row:
-        return row[int(bits)]
-    return float(np.interp(bits, list(row), list(row.values())))

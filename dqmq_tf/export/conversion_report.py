@@ -32,7 +32,7 @@ def _reports_of(model: ModelT, lowered: LoweredModel) -> list["TensorReport"]:
     coded = lookup_tables.coded_tensors(model, graph)
     for number, weights in enumerate(lowered.weights):
         tensor = tensors[f"w{number}"]
-        holder = coded[f"w{number}"][0] if f"w{number}" in coded else tensor
+        holder, table = coded.get(f"w{number}", (tensor, None))
         data = model.buffers[holder.buffer].data.tobytes()
         reports.append(
             TensorReport(
@@ -41,7 +41,7 @@ def _reports_of(model: ModelT, lowered: LoweredModel) -> list["TensorReport"]:
                 count=weights.integers.size,
                 bit_width=weights.bit_width,
                 container=flatbuffer.type_name(tensor),
-                table=holder is not tensor,
+                coding=None if table is None else lookup_tables.coding_of(model, table),
                 stored_bytes=len(data),
                 download_bytes=file_size.deflated_bytes(data),
             )
@@ -59,7 +59,8 @@ class TensorReport:
         count: The number of weights.
         bit_width: The bit-width that the weights were trained for.
         container: The TFLite type that the kernel of the operator reads.
-        table: Whether the file stores indices into a lookup table, which TFLite Micro decodes.
+        coding: How the file codes the weights for TFLite Micro's decoder: `"table"` for indices into
+            a lookup table, `"huffman"` for a Huffman code. None if it stores the container itself.
         stored_bytes: The bytes of the weights in the file.
         download_bytes: The bytes of only these weights, compressed with deflate.
     """
@@ -69,7 +70,7 @@ class TensorReport:
     count: int
     bit_width: int
     container: str
-    table: bool
+    coding: str | None
     stored_bytes: int
     download_bytes: int
 
@@ -121,6 +122,8 @@ class ConversionReport:
         profile: The index of the precision profile. None for an adaptive file.
         io_dtype: The type of inputs and outputs.
         size_bytes: The bytes of the file, without artifacts.
+        decoder_bytes: The bytes of firmware of TFLite Micro's operator DECODE, which decodes weights.
+            0 if the file does not use it. A budget `size_bytes` includes them.
         download_bytes: The bytes of the file, compressed with deflate (zlib, level 9).
         described_bytes: The bytes of the file that hold the labels and the preprocessing that were
             given to `convert`. A budget does not count them.
@@ -145,6 +148,7 @@ class ConversionReport:
     profile: int | None
     io_dtype: str
     size_bytes: int
+    decoder_bytes: int
     download_bytes: int
     described_bytes: int
     arena_bytes: int | None
@@ -156,6 +160,11 @@ class ConversionReport:
     verification: VerificationReport | AdaptiveVerificationReport | None
     adaptive: AdaptiveReport | None
     seconds: float
+
+    @property
+    def firmware_bytes(self) -> int:
+        """The bytes of flash: the file, and the decoder if the file uses it."""
+        return self.size_bytes + self.decoder_bytes
 
     def to_json(self) -> str:
         """Returns the report as a JSON string."""
@@ -182,7 +191,7 @@ class ConversionReport:
                 entry.operator,
                 f"{entry.count:,}",
                 str(entry.bit_width),
-                f"{entry.container}, table" if entry.table else entry.container,
+                f"{entry.container}, {entry.coding}" if entry.coding else entry.container,
                 f"{entry.stored_bytes:,}",
                 f"{entry.download_bytes:,}",
             )
@@ -191,8 +200,13 @@ class ConversionReport:
             "whole file", "", "", "", "", f"{self.size_bytes:,}", f"{self.download_bytes:,}"
         )
         parts: list[Any] = [table, f"Oldest TensorFlow Lite runtime: {self.min_runtime_version}"]
-        if any(entry.table for entry in self.weights):
-            parts[1] = "Lookup tables: only TFLite Micro with the operator DECODE runs the file"
+        if any(entry.coding for entry in self.weights):
+            parts[1] = "Coded weights: only TFLite Micro with the operator DECODE runs the file"
+        if self.decoder_bytes:
+            parts.append(
+                f"Flash: {self.firmware_bytes:,} bytes, the file of {self.size_bytes:,} and the "
+                f"decoder of {self.decoder_bytes:,}"
+            )
         if self.described_bytes:
             parts.append(
                 f"Labels and preprocessing: {self.described_bytes:,} bytes, outside the budget"

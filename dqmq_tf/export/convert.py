@@ -1,5 +1,6 @@
 """`convert`: writes a trained model as a file for a device."""
 
+import functools
 import os
 import time
 import warnings
@@ -129,13 +130,16 @@ def convert(
         inputs = inputs and [array[:_MEASURING_SAMPLES] for array in inputs]
         parts: list[write_file.WrittenFile] = []
         verifications: list[VerificationReport] = []
-        for number in [profile] if adaptive is None else range(adaptive):
-            stage("folding batch normalization")
-            lowered = lower_model(qmodel, number)
+        numbers = [profile] if adaptive is None else list(range(adaptive))
+        stage("folding batch normalization")
+        networks = [lower_model(qmodel, number) for number in numbers]
+        decoder = write_file.uses_decoder(networks, target)
+        if decoder:
+            tflite_micro.require()
+        for number, lowered in zip(numbers, networks):
             _check_activations(lowered, target)
-            if any(storage.table for storage in write_file.storages_of(lowered, target).values()):
-                tflite_micro.require()
-            part = write_file.write_file(
+            write = functools.partial(
+                write_file.write_file,
                 lowered,
                 target,
                 qmodel._parts.policy.get_config(),
@@ -143,8 +147,12 @@ def convert(
                 io_dtype=io_dtype,
                 stage=stage,
             )
+            part = write(decoder=decoder)
             if not qmodel._parts.budget_is_default:
-                _check_budget(qmodel.budget, part.file)
+                # A profile alone may store its weights otherwise than a file of all profiles.
+                alone = write_file.uses_decoder([lowered], target)
+                own = part if alone == decoder else write(decoder=alone)
+                _check_budget(qmodel.budget, own.file.sealed(), target)
             stage("asking the tools of the target")
             device = device_checks.examine(part.file, target)
             device_checks.check_vela_budget(qmodel.budget, device.vela)
@@ -159,7 +167,7 @@ def convert(
         file, described_bytes = _described(file, given, target)
         # The budget is for the file of each profile.
         if described_bytes and adaptive is None and not qmodel._parts.budget_is_default:
-            _warn_over_budget(qmodel.budget, file, described_bytes)
+            _warn_over_budget(qmodel.budget, file, described_bytes, target)
     report = ConversionReport(
         path=str(path),
         artifacts=tuple(map(str, artifact_paths(artifacts, path))),
@@ -167,6 +175,7 @@ def convert(
         profile=profile if adaptive is None else None,
         io_dtype=io_dtype,
         size_bytes=len(file.contents),
+        decoder_bytes=write_file.firmware_bytes(file, target)["decoder_bytes"],
         download_bytes=file_size.deflated_bytes(file.contents),
         described_bytes=described_bytes,
         arena_bytes=device.arena_bytes,
@@ -290,23 +299,26 @@ def _check_activations(lowered: Any, target: Target) -> None:
             )
 
 
-def _check_budget(budget: Any, file: Any) -> None:
+def _check_budget(budget: Any, file: TFLiteFile, target: Target) -> None:
     """Raises `ConversionError` if a file is larger than a budget in bytes."""
     if budget is None:
         return
-    sizes = file_size.file_bytes(file.sealed().contents)
+    sizes = write_file.firmware_bytes(file, target)
     if budget.kind in sizes and sizes[budget.kind] > budget.value:
+        counted = budget.kind
+        if counted == "size_bytes" and sizes["decoder_bytes"]:
+            counted += f", with its decoder of {sizes['decoder_bytes']:,} bytes"
         raise ConversionError(
-            f"The file takes {sizes[budget.kind]:,} bytes ({budget.kind}), the budget is "
+            f"The file takes {sizes[budget.kind]:,} bytes ({counted}), the budget is "
             f"{int(budget.value):,} bytes. The file was not written. Besides the weights, it holds "
             "the graph, scales and biases, which fewer bits do not reduce. Train with a smaller "
             "budget, or allow fewer bits with a LayerRule."
         )
 
 
-def _warn_over_budget(budget: Any, file: TFLiteFile, described_bytes: int) -> None:
+def _warn_over_budget(budget: Any, file: TFLiteFile, described_bytes: int, target: Target) -> None:
     """Warns if labels and preprocessing make a file larger than a budget in bytes."""
-    sizes = file_size.file_bytes(file.contents)
+    sizes = write_file.firmware_bytes(file, target)
     if budget is not None and budget.kind in sizes and sizes[budget.kind] > budget.value:
         warnings.warn(
             f"The file takes {sizes[budget.kind]:,} bytes ({budget.kind}), the budget is "

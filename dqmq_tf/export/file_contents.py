@@ -39,8 +39,9 @@ class FileContents:
         signatures: `{name: {"inputs": {name: tensor}, "outputs": {name: tensor}}}`. A tensor is a
             text with its type, shape, scale and zero point.
         weights: A dictionary for each weight tensor, with the keys `network`, `name`, `bits`,
-            `container`, `table` (whether indices into a lookup table are stored), `shape`, `scales`
-            (the number of scales) and `bytes`. Empty if dqmq_tf did not write the file.
+            `container`, `coding` (`"table"` for indices into a lookup table, `"huffman"` for a
+            Huffman code, else None), `shape`, `scales` (the number of scales) and `bytes`. Empty if
+            dqmq_tf did not write the file.
         tensors: A dictionary for each tensor, with the keys `network`, `name`, `type`, `shape`,
             `scales` (the number of scales, 0 without quantization), `role` (`"constant"` for values
             that the file holds, `"input"`, `"output"` or `"intermediate"`) and `bytes` (those in
@@ -82,7 +83,7 @@ class FileContents:
         for name, counts in self.operators.items():
             parts.append(f"{name}: " + ", ".join(f"{n} {op}" for op, n in counts.items()))
         sizes = f"{self.size_bytes:,} bytes, {self.download_bytes:,} under deflate"
-        if any(entry["table"] for entry in self.weights):
+        if any(entry["coding"] for entry in self.weights):
             sizes += "; only TFLite Micro with the operator DECODE runs the file"
         elif self.min_runtime_version:
             sizes += f"; TensorFlow Lite {self.min_runtime_version} or newer"
@@ -98,7 +99,7 @@ class FileContents:
         for entry in self.weights:
             table.add_row(
                 entry["network"], entry["name"], str(entry["bits"]),
-                f"{entry['container']}, table" if entry["table"] else entry["container"],
+                f"{entry['container']}, {entry['coding']}" if entry["coding"] else entry["container"],
                 "x".join(map(str, entry["shape"])), str(entry["scales"]), f"{entry['bytes']:,}",
             )  # fmt: skip
         return table
@@ -225,13 +226,13 @@ def _weights(model: ModelT, graph: SubGraphT, facts: dict[str, Any]) -> Iterator
         tensor = tensors.get(f"w{number}")
         if tensor is not None:
             # Decoded weights have no data of their own.
-            holder = coded[f"w{number}"][0] if f"w{number}" in coded else tensor
+            holder, table = coded.get(f"w{number}", (tensor, None))
             yield {
                 "network": network,
                 "name": label,
                 "bits": bits,
                 "container": flatbuffer.type_name(tensor),
-                "table": holder is not tensor,
+                "coding": None if table is None else lookup_tables.coding_of(model, table),
                 "shape": [int(n) for n in tensor.shape],
                 "scales": len(tensor.quantization.scale),
                 "bytes": len(model.buffers[holder.buffer].data),

@@ -1,21 +1,30 @@
 """Writes the file of one precision profile, from the lowered model to the finished bytes."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dqmq_tf import flatbuffer, runtimes
 from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import ModelT, TFLiteFile, file_size, lookup_tables, metadata
+from dqmq_tf.flatbuffer import (
+    ModelT,
+    TFLiteFile,
+    code_sharing,
+    file_size,
+    huffman,
+    lookup_tables,
+    metadata,
+)
 from dqmq_tf.graph import Graph
 from dqmq_tf.lowering import final_pass, float_file, number_check, quantization_plan, rules
 from dqmq_tf.lowering.float_template import FloatTemplate
 from dqmq_tf.lowering.lowered_model import LoweredModel, lower_graph
 from dqmq_tf.lowering.tensor_matching import Match, match_tensors
 from dqmq_tf.precision import Precision
-from dqmq_tf.targets import Storage, Target
+from dqmq_tf.targets import CODE_BYTES, TABLE_BYTES, Storage, Target
 from dqmq_tf.terminal import stages
 
 # The kind of op, one of `dqmq_tf.targets.OP_KINDS`, of an operator with weights.
@@ -53,6 +62,7 @@ def write_file(
     io_dtype: str,
     stage: Callable[[str], None],
     template: FloatTemplate | None = None,
+    decoder: bool | None = None,
 ) -> WrittenFile:
     """Writes the file of a precision profile.
 
@@ -64,6 +74,7 @@ def write_file(
         io_dtype: The dtype of the file's inputs and outputs, `"float32"` or `"int8"`.
         stage: A function to call with the name of each stage when it begins.
         template: The `FloatTemplate` that writes the float file. None to convert the model.
+        decoder: Whether the file may use the operator DECODE. None for what `uses_decoder` says.
 
     Returns:
         A `WrittenFile`.
@@ -87,7 +98,9 @@ def write_file(
     plan = quantization_plan.plan(model, match, lowered)
     stage("quantizing")
     quantized = quantization_plan.quantize(file, plan)
-    storages = storages_of(lowered, target)
+    if decoder is None:
+        decoder = uses_decoder([lowered], target)
+    containers, codings = _codings(lowered, target, decoder)
     graph = model.subgraphs[0]
 
     def tensor_name(index: int) -> str:
@@ -96,7 +109,7 @@ def write_file(
     final_pass.finish(
         quantized,
         lowered,
-        containers={name: storage.container for name, storage in storages.items()},
+        containers=containers,
         facts=metadata.describe(lowered, target, profile, policy_config),
         io_dtype=io_dtype,
         merged=[tensor_name(graph.operators[i].outputs[0]) for i in plan.merged],
@@ -104,12 +117,7 @@ def write_file(
     )
     _check_runtime(quantized.model, target)
     _check_versions(quantized.model, target)
-    table_bits = {
-        f"w{number}": weights.bit_width
-        for number, weights in enumerate(lowered.weights)
-        if storages[f"w{number}"].table
-    }
-    compressed = lookup_tables.compress(quantized, table_bits)
+    compressed = lookup_tables.compress(quantized, codings)
     uncompressed = lookup_tables.decompress_file(compressed)
     _, messages = number_check.differences(uncompressed.model, lowered)
     if messages:
@@ -134,13 +142,14 @@ def measure_file(
         graph, precision, target, policy_config, output_names, template: See `write_unverified`.
 
     Returns:
-        `{"size_bytes": size, "download_bytes": size when compressed for download}`.
+        `{"size_bytes": bytes of firmware, "download_bytes": bytes of the file when compressed for
+        download, "decoder_bytes": bytes of the decoder in the firmware}`.
 
     Raises:
         ConversionError: If the model cannot be converted.
     """
     written = write_unverified(graph, precision, target, policy_config, output_names, template)
-    return file_size.file_bytes(written.file.sealed().contents)
+    return firmware_bytes(written.file.sealed(), target)
 
 
 def write_unverified(
@@ -181,17 +190,98 @@ def write_unverified(
         )
 
 
-def storages_of(lowered: LoweredModel, target: Target) -> dict[str, Storage]:
-    """Returns `{name of a weight tensor: how the target stores it}`."""
-    return {
-        f"w{number}": target.storage(
+def firmware_bytes(file: TFLiteFile, target: Target) -> dict[str, int]:
+    """Returns the size of a file in the unit of each budget in bytes, and that of its decoder.
+
+    Args:
+        file: The finished file, with its checksum.
+        target: The `Target`.
+
+    Returns:
+        What `measure_file` returns.
+    """
+    sizes = file_size.file_bytes(file.contents)
+    decoder_bytes = target.decoder_bytes if lookup_tables.is_compressed(file.model) else 0
+    sizes["size_bytes"] += decoder_bytes
+    return sizes | {"decoder_bytes": decoder_bytes}
+
+
+def uses_decoder(profiles: Sequence[LoweredModel], target: Target) -> bool:
+    """Returns whether a file uses the operator DECODE: whether the firmware is smaller with it.
+
+    Args:
+        profiles: The `LoweredModel` of each profile in the file. Weights that several have are
+            counted once.
+        target: The `Target`.
+    """
+    totals = []
+    for decoder in (False, True):
+        distinct = {
+            (weights.path, weights.variable, weights.integers.tobytes()): storage.size_bytes
+            for lowered in profiles
+            for weights, storage in zip(
+                lowered.weights, storages_of(lowered, target, decoder).values()
+            )
+        }
+        totals.append(sum(distinct.values()))
+    return target.pays_decoder(*totals)
+
+
+def storages_of(
+    lowered: LoweredModel, target: Target, decoder: bool, with_huffman: bool = True
+) -> dict[str, Storage]:
+    """Returns `{name of a weight tensor: how the target stores it}`.
+
+    Args:
+        lowered: The `LoweredModel`.
+        target: The `Target`.
+        decoder: Whether the file may use the operator DECODE.
+        with_huffman: Whether to consider a Huffman code for each tensor alone.
+    """
+    storages = {}
+    for number, weights in enumerate(lowered.weights):
+        storage = functools.partial(
+            target.storage,
             _OP_KINDS.get(weights.kind, "other"),
             weights.bit_width,
             weights.integers.size,
             per_channel=bool(np.ptp(weights.scales)),
+            decoder=decoder,
         )
-        for number, weights in enumerate(lowered.weights)
+        chosen = storage()
+        if decoder and "huffman" in target.codings and with_huffman:
+            room = chosen.size_bytes - TABLE_BYTES - CODE_BYTES
+            coded_bytes = huffman.coded_bytes(weights.integers, less_than=room)
+            chosen = storage(huffman_bytes=coded_bytes)
+        storages[f"w{number}"] = chosen
+    return storages
+
+
+def _codings(
+    lowered: LoweredModel, target: Target, decoder: bool
+) -> tuple[dict[str, str], dict[str, int | huffman.Code]]:
+    """Returns the container of each weight tensor, and the coding of coded ones for `compress`.
+
+    Tensors share Huffman codes here, so a few more have one than `storages_of` says.
+    """
+    storages = storages_of(lowered, target, decoder, with_huffman=False)
+    weights = {f"w{number}": weights for number, weights in enumerate(lowered.weights)}
+    containers = {name: storage.container for name, storage in storages.items()}
+    codings: dict[str, int | huffman.Code] = {
+        name: weights[name].bit_width
+        for name, storage in storages.items()
+        if storage.coding == "table"
     }
+    if decoder and "huffman" in target.codings:
+        codable = {
+            name: code_sharing.Codable(integers=weights[name].integers, other_bytes=size)
+            for name, size in ((name, storage.size_bytes) for name, storage in storages.items())
+            if _OP_KINDS.get(weights[name].kind) in target.table_ops and weights[name].integers.size
+        }
+        codes = code_sharing.choose_codes(codable, TABLE_BYTES, CODE_BYTES)
+        codings |= codes
+        containers |= dict.fromkeys(codes, "INT8")
+    return containers, codings
 
 
 def _check_operators(model: ModelT, match: Match, target: Target) -> None:

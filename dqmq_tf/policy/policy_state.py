@@ -36,6 +36,7 @@ class PolicyState(keras.layers.Layer):
             and `[]`.
         byte_table: The bytes of each weight decision point at each bit-width, shape `[Pw, K]`. They
             are measured; see `dqmq_tf.budget.costs`.
+        coded_byte_table: The same in files that use the decoder of the target, if it has one.
         loss_table: The loss that each weight decision point adds at each bit-width, up to a common
             factor, shape `[Pw, K]`; see `dqmq_tf.budget.sensitivity`.
         temperature: The factor of the widths, which falls during the search.
@@ -168,6 +169,7 @@ class PolicyState(keras.layers.Layer):
             )  # fmt: skip
 
         self.byte_table = state("byte_table", (len(self.weight_candidates), len(self.bit_widths)))
+        self.coded_byte_table = state("coded_byte_table", tuple(self.byte_table.shape))
         # Before anything is measured, all kernels matter alike and one more bit divides the squared
         # error by four.
         added_loss = self.allowed[self.activation_count :] * 4.0**-self.bit_widths

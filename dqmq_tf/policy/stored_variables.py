@@ -20,6 +20,9 @@ _STATE = (
 )  # fmt: skip
 # Older files do not hold these.
 _NEWER = ("phase_index", "profile_count", "file_bytes")
+# Files from before there were two tables hold one, in which each weight tensor uses the decoder where
+# this saves bytes.
+_LATEST = ("coded_byte_table",)
 
 
 def save(policy: PolicyState, store: Any) -> None:
@@ -33,17 +36,21 @@ def load(policy: PolicyState, store: Any) -> None:
     variables = _variables(policy)
     if "mean" in store.keys():
         for name, variable in variables.items():
-            variable.assign(store[name])
+            if name not in _LATEST or name in store.keys():
+                variable.assign(store[name])
+            else:
+                variable.assign(store[name.removeprefix("coded_")])
         return
     # Older files do not hold the state of the random generator, so draws start again at the seed.
     trainable = [name for name in _TRAINABLE if name != "direction" or policy.quality_aware]
     others = [name for name in ("direction", *_STATE) if name not in trainable]
     for index, name in enumerate([*trainable, *others, "reservoir", "reservoir_fill"]):
         variables[name].assign(store[str(index)])
+    policy.coded_byte_table.assign(policy.byte_table)
 
 
 def _variables(policy: PolicyState) -> dict[str, keras.Variable]:
-    names = (*_TRAINABLE, *_STATE, *_NEWER)
+    names = (*_TRAINABLE, *_STATE, *_NEWER, *_LATEST)
     # Keras does not save the state of a seed generator. A resumed search must continue its draws.
     random = {"random_state": policy.random.state}
     return {name: getattr(policy, name) for name in names} | policy.seen.variables | random

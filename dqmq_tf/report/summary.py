@@ -47,6 +47,8 @@ class Summary:
             largest profile.
         other_bytes: The estimated bytes of the file that are not quantized weights. None if the
             budget is not in bytes.
+        decoder_bytes: The bytes of TFLite Micro's decoder, which `cost` includes. 0 if the largest
+            profile does not use it, or the budget is not `size_bytes`.
         other_parameters: The number of parameters that are not quantized: biases, normalization,
             float layers. BitOPs and bytes do not include them.
         encoder_macs: The multiply-accumulates of the quality encoder per input.
@@ -66,6 +68,7 @@ class Summary:
     budget: Budget
     cost: float
     other_bytes: float | None
+    decoder_bytes: float
     other_parameters: int
     encoder_macs: int
 
@@ -159,13 +162,16 @@ def summary(qmodel: DQMQModel, data: Any = None) -> Summary:
     stored = _measured_costs(qmodel, "size_bytes", statistics)
     download = _measured_costs(qmodel, "download_bytes", statistics)
     in_budget = {"size_bytes": stored, "download_bytes": download}.get(costs.kind)
+    decoder_bytes = 0.0
     if costs.on_npu:
         qmodel._training.keeper.measure()
         cost = max(costs.of_file(bits, []) for bits in statistics.group_weights)
     elif in_budget is None:
         cost = costs.exact(statistics.weights, statistics.activations)
     else:
-        cost = max(in_budget.of_file(bits, []) for bits in statistics.group_weights)
+        largest = max(statistics.group_weights, key=lambda bits: in_budget.of_file(bits, []))
+        cost = in_budget.of_file(largest, [])
+        decoder_bytes = in_budget.bytes.decoder_bytes(largest)
     kind_names = evaluated.kind_names()
     layers = _layer_rows(statistics, costs, stored, download, kind_names)
     return Summary(
@@ -185,6 +191,7 @@ def summary(qmodel: DQMQModel, data: Any = None) -> Summary:
         budget=qmodel.budget,
         cost=cost,
         other_bytes=None if in_budget is None else in_budget.constant(),
+        decoder_bytes=decoder_bytes,
         other_parameters=qmodel._parts.body.count_params() - sum(row.weights for row in layers),
         encoder_macs=qmodel._parts.encoder.multiply_accumulates(tuple(qmodel.inputs[0].shape)),
     )
@@ -219,7 +226,17 @@ def _layer_rows(
         download: The measured cost model in download bytes.
         kind_names: The name of the kind of each input, or None.
     """
-    assert stored.table is not None and download.table is not None
+    # The files of two profiles may store the same bits otherwise: only one of them may use a decoder.
+    distinct, file = np.unique(statistics.weights, axis=0, return_inverse=True)
+    tables = {
+        costs: [costs.bytes.table_of(bits) for bits in distinct] for costs in (stored, download)
+    }
+
+    def mean_bytes(costs: CostModel, point: int) -> float:
+        columns = zip(tables[costs], distinct[:, point])
+        each = np.array([table[point][b] for table, b in columns])
+        return float(each[file.ravel()].mean())
+
     rows = []
     for i, point in enumerate(costs.weights):
         bits, input_bits = statistics.weights[:, i], statistics.inputs[:, i]
@@ -231,8 +248,8 @@ def _layer_rows(
                 input=None if point.input is None else costs.activations[point.input].name,
                 input_bits=_bit_statistics(input_bits, kind_names),
                 weights=math.prod(point.shape),
-                stored_bytes=float(np.mean([stored.table[i][b] for b in bits])),
-                download_bytes=float(np.mean([download.table[i][b] for b in bits])),
+                stored_bytes=mean_bytes(stored, i),
+                download_bytes=mean_bytes(download, i),
                 macs=point.macs,
                 bit_ops=float(np.mean(point.macs * bits * input_bits)),
             )

@@ -20,7 +20,7 @@ _PHASES = {
     "frozen": "all bits are fixed",
 }
 _UNITS = {
-    "size_bytes": "bytes stored",
+    "size_bytes": "bytes of flash",
     "download_bytes": "bytes under deflate",
     "vela_flash_bytes": "bytes of constants on the NPU",
     "vela_cycles": "cycles of the NPU",
@@ -86,6 +86,9 @@ def _cost(summary: Summary) -> str:
     text = f"{reached} of {limit} {_UNITS[kind]}: {share:.1f} % of the budget {kind}"
     if summary.other_bytes is not None:
         text += f"; about {summary.other_bytes:,.0f} of them are not weights"
+        if summary.decoder_bytes:
+            file_bytes = summary.cost - summary.decoder_bytes
+            text += f"; file {file_bytes:,.0f}, decoder {summary.decoder_bytes:,.0f}"
         if summary.profiles > 1:
             text += "; the largest profile counts"
     return text

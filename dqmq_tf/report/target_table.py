@@ -98,6 +98,7 @@ def _row(target: Target) -> TargetRow:
         "INT4": target.int4_ops,
         "INT2": target.int2_ops,
         "lookup table": target.table_ops,
+        "Huffman code": target.table_ops if "huffman" in target.codings else frozenset(),
     }
     return TargetRow(
         name=target.name,

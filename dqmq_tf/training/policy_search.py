@@ -122,6 +122,7 @@ class PolicySearch:
             bits / ops.expand_dims(group_sizes, -1),
             grid,
             self.policy.byte_table.value,
+            self.policy.coded_byte_table.value,
         )
 
     def gated(self, pairs: Iterable[tuple[Any, Any]]) -> dict[int, Any]:

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import math
 import zlib
 
 import numpy as np
@@ -8,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqmq_tf import targets
-from dqmq_tf.budget import costs
-from dqmq_tf.flatbuffer import bit_packing
+from dqmq_tf.budget import byte_allocation, byte_tables, costs
+from dqmq_tf.flatbuffer import bit_packing, huffman
 from dqmq_tf.graph.decision_points import ActivationPoint, WeightPoint
 
 GRID = np.arange(2, 9, dtype="float32")
@@ -145,8 +146,8 @@ def test_costs_do_not_fall_as_bits_rise(kind, target):
 def test_expectation_under_a_sure_decision_is_the_exact_cost(kind, chosen):
     model = make(kind, "android_small")
     weight_p = (np.array(chosen[0], "float32")[None, :, None] == GRID).astype("float32")
-    table = model.table_array(GRID) if model.in_bytes else None
-    expected = model.expected(weight_p, np.array([chosen[1]], "float32"), GRID, table)
+    tables = model.bytes.arrays(GRID) if model.in_bytes else (None, None)
+    expected = model.expected(weight_p, np.array([chosen[1]], "float32"), GRID, *tables)
     assert float(expected) == pytest.approx(model.exact(*chosen), rel=1e-5)
 
 
@@ -213,7 +214,7 @@ def test_deflated_int4_weights_are_packed_before_they_are_compressed():
 
 
 def test_large_kernels_are_measured_on_a_part(monkeypatch):
-    monkeypatch.setattr(costs, "_SAMPLE", 4096)
+    monkeypatch.setattr(byte_tables, "_SAMPLE", 4096)
     integers = np.random.default_rng(0).integers(-3, 4, (100, 200))
     point = weight("large", 1.0, 0, shape=(100, 200))
     whole = len(zlib.compress(integers.T.astype("int8").tobytes(), 9))
@@ -231,7 +232,8 @@ def test_table_array_has_zeros_where_a_bit_width_is_not_allowed():
     target = targets.get("android_small")
     model = costs.CostModel("size_bytes", target, [activation("a", (8,))], [point])
     model.measure(lambda i, b: np.zeros(point.shape))
-    np.testing.assert_array_equal(model.table_array(GRID), [[36, 0, 36, 0, 0, 0, 72]])
+    for array in model.bytes.arrays(GRID):
+        np.testing.assert_array_equal(array, [[36, 0, 36, 0, 0, 0, 72]])
     assert make("bit_ops").table is None
     assert make("bit_ops").constant() == 0.0
 
@@ -296,3 +298,109 @@ def test_a_layer_with_one_scale_has_one_scale_s_bytes():
     assert one.table[0][4] == 120 and each.table[0][4] > 120
     # The file holds output channels first, however many scales there are.
     assert cost((), "download_bytes").table[0][8] == cost((1,), "download_bytes").table[0][8]
+
+
+LARGE = [
+    weight("large", 1.0, 0, shape=(3, 3, 32, 64)),
+    weight("wide", 1.0, 1, shape=(1, 1, 64, 96)),
+    weight("small", 1.0, 1, shape=(3, 3, 1, 4)),
+]
+
+
+def with_decoder(kind, decoder_bytes, codings=("table",)):
+    target = dataclasses.replace(
+        targets.get("microcontroller"), decoder_bytes=decoder_bytes, codings=codings
+    )
+    model = costs.CostModel(kind, target, ACTIVATIONS, LARGE)
+    random = np.random.default_rng(7)
+    kernels = [random.normal(0, 0.4, point.shape) for point in LARGE]
+    model.measure(lambda i, b: np.rint(kernels[i].clip(-1, 1) * (2 ** (b - 1) - 1)).astype("int32"))
+    return model
+
+
+decoded = st.tuples(*[st.sampled_from(BITS)] * 3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(bits=decoded, decoder_bytes=st.sampled_from((0, 900, 4_000, 21_600)))
+def test_a_file_pays_for_the_decoder_only_if_the_firmware_is_then_smaller(bits, decoder_bytes):
+    model = with_decoder("size_bytes", decoder_bytes)
+    storages = [
+        [
+            model.target.storage("conv", b, math.prod(point.shape), decoder=decoder).size_bytes
+            for point, b in zip(LARGE, bits)
+        ]
+        for decoder in (False, True)
+    ]
+    plain, coded = map(sum, storages)
+    found = model.exact(bits, []) - model.constant()
+    assert found == pytest.approx(min(plain, coded + decoder_bytes), abs=1e-6)
+    assert model.of_file(bits, []) == model.exact(bits, [])
+    uses = coded + decoder_bytes < plain
+    assert model.bytes.decoder_bytes(bits) == (decoder_bytes if uses else 0)
+    assert [row[b] for row, b in zip(model.bytes.table_of(bits), bits)] == storages[uses]
+
+
+def test_a_decoder_is_worth_its_bytes_for_few_bits_only():
+    model = with_decoder("size_bytes", 4_000)
+    assert model.bytes.decoder_bytes([2, 2, 2]) == 4_000
+    assert model.bytes.decoder_bytes([4, 4, 4]) == 0
+    none = with_decoder("size_bytes", 0)
+    assert none.exact([2, 2, 2], []) == model.exact([2, 2, 2], []) - 4_000
+    assert none.exact([4, 4, 4], []) == model.exact([4, 4, 4], [])
+
+
+@pytest.mark.parametrize("kind", ["size_bytes", "download_bytes"])
+@settings(max_examples=20, deadline=None)
+@given(several=st.lists(decoded, min_size=1, max_size=3))
+def test_the_expectation_of_sure_decisions_is_the_exact_cost_with_the_decoder(kind, several):
+    model = with_decoder(kind, 4_000)
+    weight_p = (np.array(several, "float32")[..., None] == GRID).astype("float32")
+    bits = np.full((len(several), 2), 8, "float32")
+    expected = model.expected(weight_p, bits, GRID, *model.bytes.arrays(GRID))
+    assert float(expected) == pytest.approx(model.exact(several, []), rel=1e-5)
+
+
+def test_a_download_does_not_contain_the_decoder_but_what_it_decodes():
+    model = with_decoder("download_bytes", 4_000)
+    assert model.bytes.uses_decoder([2, 2, 2]) and not model.bytes.uses_decoder([4, 4, 4])
+    assert model.bytes.decoder_bytes([2, 2, 2]) == 0
+    # Packed indices are smaller than integers, before they are compressed.
+    whole = sum(math.prod(point.shape) for point in LARGE)
+    assert sum(map(len, model.bytes.stored([2, 2, 2]))) < 0.26 * whole
+    assert sum(map(len, model.bytes.stored([7, 7, 7]))) == whole
+    never = with_decoder("download_bytes", 10**6)
+    assert sum(map(len, never.bytes.stored([2, 2, 2]))) == whole / 2
+
+
+def test_a_huffman_coded_kernel_costs_its_words_and_tables():
+    model = with_decoder("size_bytes", 0, targets.CODINGS)
+    tables, bits = with_decoder("size_bytes", 0), [4, 3, 2]
+    words = model.bytes.stored(bits)
+    for i, b in enumerate(bits):
+        integers = model.bytes._integers(i, b)
+        coded = len(words[i]) + len(huffman.Code.of(integers).tables)
+        coded += targets.TABLE_BYTES + targets.CODE_BYTES
+        is_coded = i < 2
+        otherwise = tables.bytes.tables[1][i][b]
+        assert model.bytes.tables[1][i][b] == (coded if is_coded else otherwise)
+        assert not is_coded or coded < otherwise
+        assert model.bytes.tables[0][i][b] == tables.bytes.tables[0][i][b]
+    assert model.exact(bits, []) < tables.exact(bits, [])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("decoder_bytes", [1_500, 4_000, 21_600])
+def test_the_best_bits_are_found_whether_or_not_they_need_the_decoder(share, decoder_bytes):
+    model = with_decoder("size_bytes", decoder_bytes)
+    losses = [{b: 4.0**-b * factor for b in BITS} for factor in (1.0, 3.0, 0.5)]
+    low, high = model.exact([2] * 3, []), model.exact([8] * 3, [])
+    limit = low + share * (high - low)
+    within = [b for b in itertools.product(BITS, repeat=3) if model.exact(b, []) <= limit]
+
+    def added(bits):
+        return sum(row[b] for row, b in zip(losses, bits))
+
+    found = byte_allocation._best_bits(model, losses, limit)
+    assert model.of_file(found, []) <= limit
+    assert added(found) == pytest.approx(min(map(added, within)), rel=1e-3)

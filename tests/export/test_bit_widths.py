@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers.frozen_models import freeze
+from helpers.frozen_models import TABLES, freeze
 from helpers.networks import IMAGE, SIGNAL, WORDS, samples
 
 from dqmq_tf import export, flatbuffer
@@ -78,7 +78,7 @@ def test_integers_and_scales_of_every_bit_width(kind, target, tmp_path):
     else:
         model, bits = {"Embedding": embeddings, "MultiHeadAttention": attentions}[kind]()
     data = samples(model)
-    qmodel = freeze(model, bits, target=target, data=data)
+    qmodel = freeze(model, bits, target=TABLES if target == TABLES.name else target, data=data)
     path = tmp_path / "model.tflite"
     report = export.convert(qmodel, path, data=data)
     assert report.verification.different_numbers == 0
@@ -105,7 +105,7 @@ def test_integers_and_scales_of_every_bit_width(kind, target, tmp_path):
     if target == "android_small":
         assert all(w.container in ("INT4", "INT2") for w in small)
     if target in ("android", "ethos_u"):
-        assert all(w.container == "INT8" and not w.table for w in report.weights)
+        assert all(w.container == "INT8" and w.coding is None for w in report.weights)
 
 
 def _magnitudes_of(model):

@@ -13,6 +13,8 @@ import dqmq_tf
 from dqmq_tf import export, flatbuffer
 from dqmq_tf.errors import ConversionError, VerificationError
 from dqmq_tf.flatbuffer.file_size import deflated_bytes
+from dqmq_tf.lowering import write_file
+from dqmq_tf.lowering.lowered_model import lower_model
 
 
 def test_report(every_bit_width):
@@ -28,7 +30,8 @@ def test_report(every_bit_width):
     int4 = qmodel.target.name in ("android_small", "microcontroller")
     assert rows["conv4"].stored_bytes == (count // 2 if int4 else count)
     tables = qmodel.target.name == "microcontroller"
-    assert rows["conv3"].table == rows["conv7"].table == tables
+    coding = "table" if tables else None
+    assert rows["conv3"].coding == rows["conv7"].coding == coding
     assert rows["conv7"].stored_bytes == (count * 7 // 8 if tables else count)
     assert rows["conv7"].container == "INT8"
     assert report.io_dtype == ("float32" if qmodel.target.name.startswith("android") else "int8")
@@ -198,3 +201,81 @@ def test_missing_quantizer_is_named(small, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "litert_quantizer", None)
     with pytest.raises(ImportError, match=r"pip install litert-quantizer"):
         export.convert(small, tmp_path / "model.tflite")
+
+
+def wide_model():
+    """11,520 weights. At the bits below, decoding them saves 2,000 bytes."""
+    keras.utils.set_random_seed(3)
+    how = {"activation": "relu", "bias_initializer": keras.initializers.RandomUniform(-1, 1, 5)}
+    inputs = x = keras.Input((4, 4, 8), name="image")
+    x = keras.layers.Conv2D(64, 3, padding="same", name="conv", **how)(x)
+    x = keras.layers.Conv2D(96, 1, name="wide", **how)(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(8, name="head")(x), name="wide")
+
+
+@pytest.mark.parametrize("decoder_bytes, uses", [(0, True), (600, True), (21_600, False)])
+def test_the_firmware_is_the_file_and_the_decoder_if_the_file_uses_it(
+    decoder_bytes, uses, tmp_path
+):
+    target = dataclasses.replace(
+        dqmq_tf.targets.get("microcontroller"), decoder_bytes=decoder_bytes
+    )
+    qmodel = freeze(wide_model(), {"conv": 3, "wide": 2, "head": 6}, target=target)
+    path = tmp_path / "model.tflite"
+    report = export.convert(qmodel, path, verify=False)
+    codings = {row.name: row.coding for row in report.weights}
+    if uses:
+        assert codings["conv"] == "table" and codings["wide"] == "huffman"
+    else:
+        assert set(codings.values()) == {None}
+    assert report.decoder_bytes == (decoder_bytes if uses else 0)
+    assert report.size_bytes == path.stat().st_size
+    assert report.firmware_bytes == report.size_bytes + report.decoder_bytes
+    # `summary` and the cost model count the same.
+    bits = qmodel._parts.policy.assigned.numpy()[0]
+    qmodel._training.keeper._learn_file_overhead(bits)
+    counted = dqmq_tf.summary(qmodel)
+    assert counted.cost == pytest.approx(report.firmware_bytes, abs=0.5)
+    assert counted.decoder_bytes == report.decoder_bytes
+    console = rich.console.Console(width=120, record=True, file=open(os.devnull, "w"))
+    console.print(report)
+    text = " ".join(console.export_text().split())
+    flash = f"Flash: {report.firmware_bytes:,} bytes, the file of {report.size_bytes:,} and"
+    assert (flash in text) == bool(report.decoder_bytes)
+    assert (f"decoder {decoder_bytes:,}" in " ".join(str(counted).split())) == bool(
+        report.decoder_bytes
+    )
+
+
+def test_profiles_pay_for_one_decoder_and_share_weights():
+    target = dqmq_tf.targets.get("microcontroller")
+    qmodel = freeze(wide_model(), {"conv": 3, "wide": 2, "head": 6}, target=target)
+    one = lower_model(qmodel, 0)
+    sums = [
+        sum(s.size_bytes for s in write_file.storages_of(one, target, decoder).values())
+        for decoder in (False, True)
+    ]
+    saved = sums[0] - sums[1]
+    pays, does_not = (dataclasses.replace(target, decoder_bytes=saved + n) for n in (-1, 0))
+    for profiles in ([one], [one, one]):
+        assert write_file.uses_decoder(profiles, pays)
+        assert not write_file.uses_decoder(profiles, does_not)
+    # Other weights, which are stored beside the first: both save bytes.
+    weights = [dataclasses.replace(w, integers=-w.integers) for w in one.weights]
+    other = dataclasses.replace(one, weights=weights)
+    assert write_file.uses_decoder([one, other], does_not)
+
+
+def test_a_budget_counts_the_decoder(tmp_path):
+    target = dataclasses.replace(dqmq_tf.targets.get("microcontroller"), decoder_bytes=600)
+    qmodel = freeze(wide_model(), {"conv": 3, "wide": 2, "head": 6}, target=target)
+    report = export.convert(qmodel, tmp_path / "model.tflite", verify=False)
+    assert report.decoder_bytes == 600
+    qmodel._parts.budget = dqmq_tf.Budget(size_bytes=report.firmware_bytes)
+    export.convert(qmodel, tmp_path / "model.tflite", verify=False)
+    qmodel._parts.budget = dqmq_tf.Budget(size_bytes=report.firmware_bytes - 1)
+    with pytest.raises(
+        ConversionError, match=r"bytes \(size_bytes, with its decoder of 600 bytes\)"
+    ):
+        export.convert(qmodel, tmp_path / "model.tflite", verify=False)

@@ -16,8 +16,8 @@ def test_it_lists_the_weights_as_the_report_of_the_conversion_does(every_bit_wid
     _, path, report = every_bit_width
     contents = export.inspect_file(path)
     rows = [dataclasses.asdict(row) for row in report.weights]
-    listed = ("name", "bits", "container", "table", "bytes")
-    reported = ("name", "bit_width", "container", "table", "stored_bytes")
+    listed = ("name", "bits", "container", "coding", "bytes")
+    reported = ("name", "bit_width", "container", "coding", "stored_bytes")
     assert [[e[key] for key in listed] for e in contents.weights] == [
         [row[key] for key in reported] for row in rows
     ]

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from helpers.frozen_models import every_bit_width_model, freeze, images
+from helpers.frozen_models import TABLES, every_bit_width_model, freeze, images
 from tflite_micro.tensorflow.lite.micro import compression as tflm
 from tflite_micro.tensorflow.lite.micro.compression import spec
 
@@ -8,6 +8,7 @@ from dqmq_tf import export, flatbuffer
 from dqmq_tf.errors import ConversionError, VerificationError
 from dqmq_tf.export import device_checks
 from dqmq_tf.flatbuffer import TFLiteFile, editing, lookup_tables
+from dqmq_tf.flatbuffer.huffman import Code
 from dqmq_tf.lowering import number_check
 from dqmq_tf.lowering.lowered_model import lower_model
 from dqmq_tf.runtimes import tflite_micro
@@ -55,6 +56,60 @@ def test_decompressing_gives_back_the_weights_of_every_bit_width_and_kind_of_lay
 
 def test_tflite_micro_decodes_the_weights_and_computes_the_same_bits(compressed):
     device_checks.check_bit_exact(compressed)
+
+
+@pytest.fixture(scope="module")
+def huffman_coded(plain):
+    """All weights in Huffman codes, those of 8 bits too: one for each bit-width, and mixed ones."""
+    lowered, file, _ = plain
+    integers = {f"w{n}": weights.integers for n, weights in enumerate(lowered.weights)}
+    codes = {
+        name: Code.of(values if int(name[1:]) % 2 else np.arange(-127, 128))
+        for name, values in integers.items()
+    }
+    return lookup_tables.compress(file, codes)
+
+
+def test_tflite_micro_decodes_huffman_codes_of_every_bit_width(plain, huffman_coded):
+    lowered = plain[0]
+    model = huffman_coded.model
+    coded = lookup_tables.coded_tensors(model, model.subgraphs[0])
+    assert len(coded) == len(lowered.weights)
+    assert {w.bit_width for w in lowered.weights} == set(range(2, 9))
+    assert {lookup_tables.coding_of(model, table) for _, table in coded.values()} == {"huffman"}
+    device_checks.check_bit_exact(huffman_coded)
+    figures, messages = number_check.differences(
+        lookup_tables.decompress_file(huffman_coded).model, lowered
+    )
+    assert not messages and figures["different"] == 0
+
+
+def test_a_wrong_word_is_detected(huffman_coded, monkeypatch):
+    uncompressed = lookup_tables.decompress_file(huffman_coded)
+    changed = huffman_coded.copy()
+    words, _ = lookup_tables.coded_tensors(changed.model, changed.model.subgraphs[0])["w5"]
+    data = flatbuffer.constant(changed.model, words).copy()
+    data[len(data) // 2] ^= 0x10
+    editing.set_constant(changed.model, words, data)
+    monkeypatch.setattr(lookup_tables, "decompress_file", lambda file: uncompressed)
+    with pytest.raises(VerificationError, match=r"decodes \d+ of \d+ integers of 'w5'"):
+        device_checks.check_bit_exact(changed)
+
+
+@pytest.mark.parametrize("position,value", [(1, 9), (4, 2), (5, 0x31), (5, 0xF0)])
+def test_corrupt_huffman_tables_are_refused(huffman_coded, position, value):
+    model = flatbuffer.read(huffman_coded.contents)
+    _, table = lookup_tables.coded_tensors(model, model.subgraphs[0])["w5"]
+    data = flatbuffer.constant(model, table).copy()
+    data[position] = value
+    editing.set_constant(model, table, data)
+    with pytest.raises(ConversionError, match="coded weights are corrupt"):
+        lookup_tables.decompress(flatbuffer.write(model))
+
+
+def test_integers_without_a_word_are_refused(plain):
+    with pytest.raises(ConversionError, match="'w2' cannot be Huffman-coded.*no word for"):
+        lookup_tables.compress(plain[1], {"w2": Code.of([0, 1])})
 
 
 def test_tables_are_shared_and_indices_take_their_bits(plain, compressed):
@@ -167,7 +222,7 @@ def test_corrupt_tables_are_refused(compressed, position, value):
     data = flatbuffer.constant(model, table).copy()
     data[position] = value
     editing.set_constant(model, table, data)
-    with pytest.raises(ConversionError, match="lookup tables are corrupt"):
+    with pytest.raises(ConversionError, match="coded weights are corrupt"):
         lookup_tables.decompress(flatbuffer.write(model))
 
 
@@ -187,7 +242,7 @@ def test_tables_of_tflite_micros_own_compressor_are_read(plain):
 @pytest.fixture(scope="module")
 def microcontroller():
     model, bits = every_bit_width_model()
-    return freeze(model, bits, target="microcontroller")
+    return freeze(model, bits, target=TABLES)
 
 
 def test_without_tflite_micro_no_file_is_written(microcontroller, tmp_path, monkeypatch):

@@ -1,11 +1,16 @@
 """Small networks, frozen at chosen bit-widths."""
 
+import dataclasses
+
 import keras
 import numpy as np
 
 import dqmq_tf
 
 layers = keras.layers
+# The networks of the tests are too small for lookup tables to save more than their decoder takes.
+MICRO = dqmq_tf.targets.get("microcontroller")
+TABLES = dataclasses.replace(MICRO, decoder_bytes=0, codings=("table",))
 
 
 def batch_norm(seed, scale=True):
@@ -36,7 +41,7 @@ def freeze(model, bits=None, target="android", profiles=1, keep=(), data=None):
     Args:
         model: Keras model.
         bits: `{layer name: bit-width}`; 6 for all others.
-        target: Deployment target.
+        target: Deployment target, a name or a `Target`.
         profiles: Number of precision profiles.
         keep: Names of layers to leave in floating point.
         data: What to calibrate on; random inputs if None.
