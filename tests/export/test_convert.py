@@ -206,12 +206,12 @@ def test_missing_quantizer_is_named(small, tmp_path, monkeypatch):
 def wide_model():
     """11,520 weights. At the bits below, decoding them saves 2,000 bytes."""
     keras.utils.set_random_seed(3)
-    how = {"activation": "relu", "bias_initializer": keras.initializers.RandomUniform(-1, 1, 5)}
+    how = {"bias_initializer": keras.initializers.RandomUniform(-1, 1, 5)}
     inputs = x = keras.Input((4, 4, 8), name="image")
-    x = keras.layers.Conv2D(64, 3, padding="same", name="conv", **how)(x)
-    x = keras.layers.Conv2D(96, 1, name="wide", **how)(x)
+    x = keras.layers.Conv2D(64, 3, padding="same", activation="relu", name="conv", **how)(x)
+    x = keras.layers.Conv2D(96, 1, activation="relu", name="wide", **how)(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, keras.layers.Dense(8, name="head")(x), name="wide")
+    return keras.Model(inputs, keras.layers.Dense(8, name="head", **how)(x), name="wide")
 
 
 @pytest.mark.parametrize("decoder_bytes, uses", [(0, True), (600, True), (21_600, False)])
