@@ -48,6 +48,7 @@ _EXTRAS["test"] = [
     "pytest>=9.2.0",
     "pytest-xdist>=3.8.0",
     "ruff>=0.17.6",
+    "tensorboard>=2.19.0",
     "twine>=7.0.0",
 ]
 

@@ -45,6 +45,8 @@ _DATA_HELP = (
 )
 _MODEL_HELP = "file of a trained DQMQModel, saved by model.save"
 _MIXING = ("kinds", "severity", "clean")
+# Modules that are imported may define absl flags of the same names, which every parser accepts.
+_OURS_FIRST = "resolve"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -63,12 +65,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="dqmq_tf",
         description="Mixed-precision networks, from a trained .keras file to a verified .tflite "
         "file. Exit codes: 0 success; 1 the model or the file fails a check; 2 wrong use.",
+        conflict_handler=_OURS_FIRST,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
-        subparser = commands.add_parser(name, help=text, description=text)
+        subparser = commands.add_parser(
+            name, help=text, description=text, conflict_handler=_OURS_FIRST
+        )
         subparser.add_argument(
             "--json",
             type=json_path,

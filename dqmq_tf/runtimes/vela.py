@@ -1,6 +1,7 @@
 """Vela, Arm's compiler for Ethos-U: what the NPU makes of a file."""
 
 import csv
+import dataclasses
 import functools
 import pathlib
 import re
@@ -56,7 +57,8 @@ def compile_file(
     vela = program()
     if vela is None:
         raise ImportError("Compiling for Ethos-U needs Vela: pip install ethos-u-vela")
-    return _compiled(vela, file.contents, accelerator)
+    compiled, report, operators, constants = _compiled(vela, file.contents, accelerator)
+    return compiled, dataclasses.replace(report, layers=_layers(operators, constants, file.model))
 
 
 def readers(model: ModelT) -> dict[str, str]:
@@ -107,8 +109,15 @@ def check_vela_can_compile(model: ModelT) -> None:
 
 
 @functools.lru_cache(maxsize=_KEPT_RUNS)
-def _compiled(vela: str, contents: bytes, accelerator: str) -> tuple[bytes, VelaReport]:
-    """Runs Vela on the contents of a file, and reads what it wrote and printed."""
+def _compiled(
+    vela: str, contents: bytes, accelerator: str
+) -> tuple[bytes, VelaReport, list[dict[str, str]], dict[str, int]]:
+    """Runs Vela on the contents of a file, and reads what it wrote and printed.
+
+    Returns:
+        `(contents of the compiled file, VelaReport without layers, rows of operators, {name of a
+        constant: bytes})`.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         (folder / "model.tflite").write_bytes(contents)
@@ -134,9 +143,9 @@ def _compiled(vela: str, contents: bytes, accelerator: str) -> tuple[bytes, Vela
         cycles=round(float(summary["cycles_total"])),
         npu_operators=_operator_count(output, "NPU"),
         cpu_operators=_operator_count(output, "CPU"),
-        layers=_layers(operators, constants, TFLiteFile(contents).model),
+        layers=(),
     )
-    return compiled, report
+    return compiled, report, operators, constants
 
 
 def _rows(path: pathlib.Path) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """`BitHistory`: the bits of each layer, the cost and the metrics after each epoch."""
 
 import csv
+import importlib.util
 import os
 import pathlib
 from typing import Any
@@ -25,6 +26,9 @@ class BitHistory(keras.callbacks.Callback):
         log_dir: A folder for TensorBoard, which shows the numbers of each row as scalars. None to
             write none.
 
+    Raises:
+        ImportError: If `log_dir` is given and TensorBoard is not installed.
+
     Attributes:
         rows: A dictionary for each epoch, in order, with the keys `"epoch"` (from 0), `"phase"`
             (`"warm-up"`, `"search"`, `"settled"` or `"frozen"`), `"budget"` and `"budget_kind"`,
@@ -42,6 +46,11 @@ class BitHistory(keras.callbacks.Callback):
 
     def __init__(self, log_dir: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
+        if log_dir is not None and importlib.util.find_spec("tensorboard") is None:
+            raise ImportError(
+                "BitHistory(log_dir=...) writes for TensorBoard, which is not installed: "
+                "pip install tensorboard, or leave `log_dir` out."
+            )
         self.log_dir = log_dir
         self.rows: list[dict[str, Any]] = []
         self._writer: Any = None

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 from helpers.frozen_models import freeze, images, small_model
 from helpers.new_process import in_new_process
 
@@ -42,6 +43,24 @@ def call_process(*words):
         text=True,
         timeout=120,
     )
+
+
+@pytest.fixture
+def foreign_flag():
+    """An absl flag of another module, with the name of one of our options."""
+    is_new = "data_dir" not in flags.FLAGS
+    if is_new:
+        flags.DEFINE_string("data_dir", None, "A folder.")
+    yield
+    if is_new:
+        delattr(flags.FLAGS, "data_dir")
+
+
+def test_absl_flags_of_other_modules_do_not_clash_with_options(foreign_flag, tmp_path):
+    (tmp_path / "float.keras").touch()
+    words = ("quantize", tmp_path / "float.keras", tmp_path / "model.tflite", "--data=mnist")
+    parsed = arguments.parse(["dqmq_tf", *map(str, words), f"--data_dir={tmp_path}"])
+    assert parsed.data_dir == tmp_path
 
 
 def test_a_model_is_converted_verified_inspected_and_summarized(files, capsys):

@@ -153,7 +153,7 @@ def test_the_npu_is_part_of_the_target(tmp_path):
 def test_a_file_is_compiled_once_for_each_npu(int8_file, monkeypatch):
     first = vela.compile_file(int8_file)[1]
     monkeypatch.setattr(vela.subprocess, "run", None)
-    assert vela.compile_file(int8_file)[1] is first
+    assert vela.compile_file(int8_file)[1] == first
     with pytest.raises(TypeError):
         vela.compile_file(int8_file, accelerator="ethos-u55-32")
 

@@ -1,6 +1,7 @@
 """The callbacks for `fit`: what they record, print and save of a real training."""
 
 import csv
+import importlib.util
 import io
 import json
 
@@ -86,6 +87,12 @@ class TestBitHistory:
             assert {n: scalars[n, row["epoch"]] for n in names} == pytest.approx(
                 {n: row[n] for n in names}
             )
+
+    def test_missing_tensorboard_is_named_before_any_training(self, monkeypatch):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ImportError, match="pip install tensorboard"):
+            BitHistory(log_dir="logs")
+        BitHistory()
 
     def test_it_is_for_quantized_models(self):
         with pytest.raises(ValueError, match="must be a DQMQModel"):
