@@ -7,7 +7,9 @@ classes of the other half are compared.
 
 Networks of random weights amplify small errors, the deeper the more. If fewer than 95 % of the classes
 agree, TensorFlow's own int8 quantization is measured on the same images: it shows what 8 bits can reach
-on this network. Small models run first, each in its own process, with a limit on its time.
+on this network. The share of 64 images varies by some 6 points, so models that are behind by more than
+three images are compared again with `--samples=512`. Small models run first, each in its own process,
+with a limit on its time.
 
     python examples/benchmarks/coverage_at_8_bits.py --output=coverage_at_8_bits.json
     python examples/benchmarks/coverage_at_8_bits.py --models="MobileNet.*"
