@@ -19,7 +19,7 @@ from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.lowering.bias_grid import snap_biases
 from dqmq_tf.lowering.float_template import FloatTemplate
 from dqmq_tf.lowering.npu_cost import NpuCost, measure_on_npu, require_vela
-from dqmq_tf.lowering.write_file import measure_file
+from dqmq_tf.lowering.write_file import firmware_bytes, write_unverified
 from dqmq_tf.policy.policy_state import SEARCH
 from dqmq_tf.terminal import stages
 
@@ -60,9 +60,7 @@ class BudgetKeeper:
         wrappers, points = self._parts.wrappers, costs.weights
         costs.measure(lambda i, bits: wrappers[points[i].path].integers(points[i].variable, bits))
         if costs.in_bytes:
-            table, coded_table = costs.bytes.arrays(policy.bit_widths)
-            policy.byte_table.assign(table)
-            policy.coded_byte_table.assign(coded_table)
+            self._show_tables()
             costs.file_constant = policy.file_constant
 
     def set_budget(self, budget: Budget | None) -> None:
@@ -175,25 +173,25 @@ class BudgetKeeper:
             bits: The bit-widths of the file, shape `[P]`.
 
         Returns:
-            What `measure_file` returns. None if the target has no files, or if the model cannot be
-            written; `refusal` then holds the reason.
+            What `firmware_bytes` or `NpuCost.file` says. None if the target has no files, or if the
+            model cannot be written; `refusal` then holds the reason.
         """
         parts = self._parts
         if not parts.target.deployable:
             return None
-        arguments = (
-            parts.graph,
-            precision_of(parts, bits),
-            parts.target,
-            parts.policy.get_config(),
-            parts.output_names,
-            self._template,
-        )
         try:
+            written = write_unverified(
+                parts.graph,
+                precision_of(parts, bits),
+                parts.target,
+                parts.policy.get_config(),
+                parts.output_names,
+                self._template,
+            )
             if parts.costs.on_npu:
-                self._npu_cost = measure_on_npu(*arguments)
+                self._npu_cost = measure_on_npu(written, parts.target)
                 return self._npu_cost.file
-            return measure_file(*arguments)
+            return firmware_bytes(written.file.sealed(), parts.target)
         except ConversionError as error:
             self.refusal = str(error)
             return None
@@ -262,16 +260,21 @@ class BudgetKeeper:
         sizes = self.write(bits) if costs.in_bytes else None
         if sizes is None:
             return False
-        if self._npu_cost is not None and costs.on_npu:
+        if self._npu_cost is not None:
             measured = npu_table.costs_of(costs.weights, self._npu_cost, costs.kind)
             for row, b, cost in zip(costs.measured_table, bits[count:], measured):
                 row[int(b)] = cost
-            self._parts.policy.byte_table.assign(
-                costs.bytes.arrays(self._parts.policy.bit_widths)[0]
-            )
+            self._show_tables()
         costs.learn_file(sizes[costs.kind], bits[count:], bits[:count])
         self._parts.policy.file_constant = costs.file_constant
         return True
+
+    def _show_tables(self) -> None:
+        """Gives the policy the cost of each weight point at each bit-width."""
+        policy = self._parts.policy
+        table, coded_table = self._parts.costs.bytes.arrays(policy.bit_widths)
+        policy.byte_table.assign(table)
+        policy.coded_byte_table.assign(coded_table)
 
     def _measure_on_npu(self) -> None:
         """Lets Vela measure each layer at each bit-width, once for a model.
@@ -306,7 +309,7 @@ class BudgetKeeper:
 
         with typical_values(parts), stages("Measuring the layers on the NPU"):
             costs.table, costs.file_constant = npu_table.measured_table(costs, measured)
-        policy.byte_table.assign(costs.bytes.arrays(policy.bit_widths)[0])
+        self._show_tables()
         policy.file_constant = costs.file_constant
 
     def _lower_until_it_fits(self, seen: np.ndarray, frozen_profiles: int | None = None) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from dqmq_tf.flatbuffer import bit_packing, file_size, huffman
+from dqmq_tf.flatbuffer import bit_packing, code_sharing, file_size, huffman
 from dqmq_tf.graph.decision_points import WeightPoint
-from dqmq_tf.targets import CODE_BYTES, TABLE_BYTES, Storage, Target
+from dqmq_tf.targets import Storage, Target
 
 # At most this many bytes of a kernel are compressed; the result is scaled up.
 _SAMPLE = 1 << 20
@@ -175,22 +175,14 @@ class ByteTables:
         self, point: WeightPoint, values: np.ndarray, bit_width: int, decoder: bool
     ) -> Storage:
         """Returns how the target stores a kernel in a file that does or does not use the decoder."""
-
-        def storage(huffman_bytes: int | None) -> Storage:
-            return self._target.storage(
-                point.op_kind,
-                bit_width,
-                values.size,
-                per_channel=bool(point.channel_axes),
-                decoder=decoder,
-                huffman_bytes=huffman_bytes,
-            )
-
-        otherwise = storage(None)
-        if not decoder or "huffman" not in self._target.codings:
-            return otherwise
-        room = otherwise.size_bytes - TABLE_BYTES - CODE_BYTES
-        return storage(huffman.coded_bytes(values, less_than=room))
+        return code_sharing.storage_alone(
+            self._target,
+            point.op_kind,
+            bit_width,
+            values,
+            per_channel=bool(point.channel_axes),
+            decoder=decoder,
+        )
 
 
 def _laid_out(point: WeightPoint, integers: np.ndarray) -> np.ndarray:

@@ -6,13 +6,13 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dqmq_tf.flatbuffer import metadata
 from dqmq_tf.graph import Graph
 from dqmq_tf.graph.kernels import PIXELS
 from dqmq_tf.graph.plain_pixels import IMAGE_RANK
 from dqmq_tf.targets import COLORS, RESIZES
 
 _CHANNELS = {"RGB": 3, "BGR": 3, "GRAY": 1}
-_DEFAULT_COLORS = {1: "GRAY", 3: "RGB"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ def _entry(graph: Graph, name: str, given: Preprocessing) -> dict[str, Any]:
             f"Input {name!r} has dtype uint8, so it takes pixels as they are, but its preprocessing "
             f"has mean={given.mean!r} and std={given.std!r}. Leave both out."
         )
-    color = given.color or _DEFAULT_COLORS.get(channels)
+    color = given.color or metadata.DEFAULT_COLORS.get(channels)
     if color is not None and _CHANNELS[color] != channels:
         raise ValueError(
             f"color={color!r} of the preprocessing of input {name!r} has {_CHANNELS[color]} channels, "

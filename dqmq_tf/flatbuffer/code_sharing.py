@@ -5,11 +5,14 @@ Two codes become one where this saves bytes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from dqmq_tf.flatbuffer import huffman
 from dqmq_tf.flatbuffer.huffman import Code
+from dqmq_tf.targets import CODE_BYTES, TABLE_BYTES, Storage, Target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,31 @@ class Codable:
 
     integers: np.ndarray
     other_bytes: int
+
+
+def storage_alone(
+    target: Target,
+    op_kind: str,
+    bit_width: int,
+    integers: np.ndarray,
+    per_channel: bool,
+    *,
+    decoder: bool,
+) -> Storage:
+    """Returns the smallest `Storage` of a weight tensor that shares its code with no other one.
+
+    Args:
+        target, op_kind, bit_width, per_channel, decoder: See `Target.storage`.
+        integers: The integers of the tensor.
+    """
+    storage = functools.partial(
+        target.storage, op_kind, bit_width, integers.size, per_channel=per_channel, decoder=decoder
+    )
+    otherwise = storage()
+    if not decoder or "huffman" not in target.codings:
+        return otherwise
+    room = otherwise.size_bytes - TABLE_BYTES - CODE_BYTES
+    return storage(huffman_bytes=huffman.coded_bytes(integers, less_than=room))
 
 
 def choose_codes(

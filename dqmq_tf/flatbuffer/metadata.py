@@ -16,6 +16,8 @@ NAME = "dqmq_tf"
 FORMAT = 1
 _RUNTIME_VERSION = "min_runtime_version"
 _INPUTS = "inputs"
+# The order of the channels of an image, by their number, if nobody says so. Keras loads RGB.
+DEFAULT_COLORS = {1: "GRAY", 3: "RGB"}
 _PER_PROFILE = ("profile", "bits", "float")
 # Entries of every Keras layer's configuration, which say nothing about the policy.
 _IGNORED_CONFIG = ("dtype", "trainable", "name")
@@ -82,12 +84,8 @@ def describe(
 
 
 def _plain_pixels(channels: int) -> dict[str, Any]:
-    """Returns the entry of an input that takes pixels from 0 to 255 as they are.
-
-    The model does not tell the order of the colors. Keras loads pictures as RGB.
-    """
-    color = "GRAY" if channels == 1 else "RGB"
-    return {"mean": [0] * channels, "std": [1] * channels, "color": color}
+    """Returns the entry of an input that takes pixels from 0 to 255 as they are."""
+    return {"mean": [0] * channels, "std": [1] * channels, "color": DEFAULT_COLORS[channels]}
 
 
 def with_input_facts(facts: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,8 @@
 """What Vela estimates for the file of a model: its cycles and flash, in sum and for each weight."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
 
-from dqmq_tf.graph import Graph
-from dqmq_tf.lowering.float_template import FloatTemplate
-from dqmq_tf.lowering.write_file import write_unverified
-from dqmq_tf.precision import Precision
+from dqmq_tf.lowering.write_file import WrittenFile
 from dqmq_tf.runtimes import vela
 from dqmq_tf.targets import Target
 from dqmq_tf.terminal import stages
@@ -35,25 +30,17 @@ def require_vela(kind: str) -> None:
         )
 
 
-def measure_on_npu(
-    graph: Graph,
-    precision: Precision,
-    target: Target,
-    policy_config: Mapping[str, Any],
-    output_names: Iterable[str],
-    template: FloatTemplate,
-) -> NpuCost:
-    """Returns what Vela estimates for a model's file. The file is neither verified nor kept.
+def measure_on_npu(written: WrittenFile, target: Target) -> NpuCost:
+    """Returns what Vela estimates for a file.
 
     Args:
-        graph, precision, target, policy_config, output_names, template: See
-            `dqmq_tf.lowering.write_file.write_unverified`.
+        written: What `write_unverified` returned.
+        target: The `Target`, which names the NPU.
 
     Raises:
-        ConversionError: If the model cannot be converted, or Vela rejects its file.
+        ConversionError: If Vela rejects the file.
         ImportError: If Vela is not installed.
     """
-    written = write_unverified(graph, precision, target, policy_config, output_names, template)
     with stages("Measuring the file") as stage:
         stage("asking Vela")
         report = vela.compile_file(written.file, target.accelerator)[1]

@@ -1,7 +1,6 @@
 """Writes the file of one precision profile, from the lowered model to the finished bytes."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,9 @@ from dqmq_tf.flatbuffer import (
 from dqmq_tf.graph import Graph
 from dqmq_tf.lowering import final_pass, float_file, number_check, quantization_plan, rules
 from dqmq_tf.lowering.float_template import FloatTemplate
+from dqmq_tf.lowering.folding import FoldedWeights
 from dqmq_tf.lowering.lowered_model import LoweredModel, lower_graph
+from dqmq_tf.lowering.stored_weights import StoredWeights
 from dqmq_tf.lowering.tensor_matching import Match, match_tensors
 from dqmq_tf.precision import Precision
 from dqmq_tf.targets import CODE_BYTES, TABLE_BYTES, Storage, Target
@@ -128,30 +129,6 @@ def write_file(
     return WrittenFile(file=compressed, uncompressed=uncompressed, lowered=lowered)
 
 
-def measure_file(
-    graph: Graph,
-    precision: Precision,
-    target: Target,
-    policy_config: Mapping[str, Any],
-    output_names: Iterable[str],
-    template: FloatTemplate,
-) -> dict[str, int]:
-    """Returns the size of a model's file. The file is neither verified nor kept.
-
-    Args:
-        graph, precision, target, policy_config, output_names, template: See `write_unverified`.
-
-    Returns:
-        `{"size_bytes": bytes of firmware, "download_bytes": bytes of the file when compressed for
-        download, "decoder_bytes": bytes of the decoder in the firmware}`.
-
-    Raises:
-        ConversionError: If the model cannot be converted.
-    """
-    written = write_unverified(graph, precision, target, policy_config, output_names, template)
-    return firmware_bytes(written.file.sealed(), target)
-
-
 def write_unverified(
     graph: Graph,
     precision: Precision,
@@ -198,7 +175,8 @@ def firmware_bytes(file: TFLiteFile, target: Target) -> dict[str, int]:
         target: The `Target`.
 
     Returns:
-        What `measure_file` returns.
+        `{"size_bytes": bytes of firmware, "download_bytes": bytes of the file when compressed for
+        download, "decoder_bytes": bytes of the decoder in the firmware}`.
     """
     sizes = file_size.file_bytes(file.contents)
     decoder_bytes = target.decoder_bytes if lookup_tables.is_compressed(file.model) else 0
@@ -227,34 +205,25 @@ def uses_decoder(profiles: Sequence[LoweredModel], target: Target) -> bool:
     return target.pays_decoder(*totals)
 
 
-def storages_of(
-    lowered: LoweredModel, target: Target, decoder: bool, with_huffman: bool = True
-) -> dict[str, Storage]:
-    """Returns `{name of a weight tensor: how the target stores it}`.
+def storages_of(lowered: LoweredModel, target: Target, decoder: bool) -> dict[str, Storage]:
+    """Returns `{name of a weight tensor: how the target stores it}` if tensors share no codes.
 
     Args:
         lowered: The `LoweredModel`.
         target: The `Target`.
         decoder: Whether the file may use the operator DECODE.
-        with_huffman: Whether to consider a Huffman code for each tensor alone.
     """
-    storages = {}
-    for number, weights in enumerate(lowered.weights):
-        storage = functools.partial(
-            target.storage,
-            _OP_KINDS.get(weights.kind, "other"),
+    return {
+        f"w{number}": code_sharing.storage_alone(
+            target,
+            _op_kind(weights),
             weights.bit_width,
-            weights.integers.size,
-            per_channel=bool(np.ptp(weights.scales)),
+            weights.integers,
+            _is_per_channel(weights),
             decoder=decoder,
         )
-        chosen = storage()
-        if decoder and "huffman" in target.codings and with_huffman:
-            room = chosen.size_bytes - TABLE_BYTES - CODE_BYTES
-            coded_bytes = huffman.coded_bytes(weights.integers, less_than=room)
-            chosen = storage(huffman_bytes=coded_bytes)
-        storages[f"w{number}"] = chosen
-    return storages
+        for number, weights in enumerate(lowered.weights)
+    }
 
 
 def _codings(
@@ -264,24 +233,38 @@ def _codings(
 
     Tensors share Huffman codes here, so a few more have one than `storages_of` says.
     """
-    storages = storages_of(lowered, target, decoder, with_huffman=False)
-    weights = {f"w{number}": weights for number, weights in enumerate(lowered.weights)}
-    containers = {name: storage.container for name, storage in storages.items()}
-    codings: dict[str, int | huffman.Code] = {
-        name: weights[name].bit_width
-        for name, storage in storages.items()
-        if storage.coding == "table"
-    }
+    containers: dict[str, str] = {}
+    codings: dict[str, int | huffman.Code] = {}
+    codable: dict[str, code_sharing.Codable] = {}
+    for number, weights in enumerate(lowered.weights):
+        name, integers = f"w{number}", weights.integers
+        storage = target.storage(
+            _op_kind(weights),
+            weights.bit_width,
+            integers.size,
+            per_channel=_is_per_channel(weights),
+            decoder=decoder,
+        )
+        containers[name] = storage.container
+        if storage.coding == "table":
+            codings[name] = weights.bit_width
+        if _OP_KINDS.get(weights.kind) in target.table_ops and integers.size:
+            codable[name] = code_sharing.Codable(integers=integers, other_bytes=storage.size_bytes)
     if decoder and "huffman" in target.codings:
-        codable = {
-            name: code_sharing.Codable(integers=weights[name].integers, other_bytes=size)
-            for name, size in ((name, storage.size_bytes) for name, storage in storages.items())
-            if _OP_KINDS.get(weights[name].kind) in target.table_ops and weights[name].integers.size
-        }
         codes = code_sharing.choose_codes(codable, TABLE_BYTES, CODE_BYTES)
         codings |= codes
         containers |= dict.fromkeys(codes, "INT8")
     return containers, codings
+
+
+def _op_kind(weights: FoldedWeights | StoredWeights) -> str:
+    """Returns the kind of op that reads weights, one of `dqmq_tf.targets.OP_KINDS`."""
+    return _OP_KINDS.get(weights.kind, "other")
+
+
+def _is_per_channel(weights: FoldedWeights | StoredWeights) -> bool:
+    """Returns whether weights have several scales."""
+    return bool(np.ptp(weights.scales))
 
 
 def _check_operators(model: ModelT, match: Match, target: Target) -> None:

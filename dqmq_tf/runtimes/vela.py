@@ -1,7 +1,6 @@
 """Vela, Arm's compiler for Ethos-U: what the NPU makes of a file."""
 
 import csv
-import dataclasses
 import functools
 import pathlib
 import re
@@ -57,8 +56,21 @@ def compile_file(
     vela = program()
     if vela is None:
         raise ImportError("Compiling for Ethos-U needs Vela: pip install ethos-u-vela")
-    compiled, report, operators, constants = _compiled(vela, file.contents, accelerator)
-    return compiled, dataclasses.replace(report, layers=_layers(operators, constants, file.model))
+    compiled, output, summary, operators = _compiled(vela, file.contents, accelerator)
+    constants = _constants(output)
+    report = VelaReport(
+        version=_version(vela),
+        accelerator=accelerator,
+        size_bytes=len(compiled),
+        weight_bytes=int(float(summary["total_npu_encoded_weights"])),
+        flash_bytes=sum(constants.values()),
+        sram_bytes=round(_KIBIBYTE * float(summary["sram_memory_used"])),
+        cycles=round(float(summary["cycles_total"])),
+        npu_operators=_operator_count(output, "NPU"),
+        cpu_operators=_operator_count(output, "CPU"),
+        layers=_layers(operators, constants, file.model),
+    )
+    return compiled, report
 
 
 def readers(model: ModelT) -> dict[str, str]:
@@ -111,12 +123,11 @@ def check_vela_can_compile(model: ModelT) -> None:
 @functools.lru_cache(maxsize=_KEPT_RUNS)
 def _compiled(
     vela: str, contents: bytes, accelerator: str
-) -> tuple[bytes, VelaReport, list[dict[str, str]], dict[str, int]]:
-    """Runs Vela on the contents of a file, and reads what it wrote and printed.
+) -> tuple[bytes, str, dict[str, str], list[dict[str, str]]]:
+    """Runs Vela on the contents of a file.
 
     Returns:
-        `(contents of the compiled file, VelaReport without layers, rows of operators, {name of a
-        constant: bytes})`.
+        `(contents of the compiled file, what Vela printed, row of its summary, rows of operators)`.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -132,20 +143,7 @@ def _compiled(
         compiled = (folder / "model_vela.tflite").read_bytes()
         (summary,) = _rows(next(folder.glob("model_summary_*.csv")))
         operators = _rows(folder / "model_per-layer.csv")
-    constants = _constants(output)
-    report = VelaReport(
-        version=_version(vela),
-        accelerator=accelerator,
-        size_bytes=len(compiled),
-        weight_bytes=int(float(summary["total_npu_encoded_weights"])),
-        flash_bytes=sum(constants.values()),
-        sram_bytes=round(_KIBIBYTE * float(summary["sram_memory_used"])),
-        cycles=round(float(summary["cycles_total"])),
-        npu_operators=_operator_count(output, "NPU"),
-        cpu_operators=_operator_count(output, "CPU"),
-        layers=(),
-    )
-    return compiled, report, operators, constants
+    return compiled, output, summary, operators
 
 
 def _rows(path: pathlib.Path) -> list[dict[str, str]]:

@@ -11,15 +11,15 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from dqmq_tf.errors import check_quantized
 from dqmq_tf.policy.decision_table import DecisionTable
 from dqmq_tf.policy.policy_state import SEARCH
+from dqmq_tf.training.quantized_callback import QuantizedCallback
 
 BITS_PREFIX = "bits/"
 WARMUP = "warm-up"
 
 
-class BitHistory(keras.callbacks.Callback):
+class BitHistory(QuantizedCallback):
     """Records what the search decided, after each epoch of `DQMQModel.fit`.
 
     Args:
@@ -54,11 +54,6 @@ class BitHistory(keras.callbacks.Callback):
         self.log_dir = log_dir
         self.rows: list[dict[str, Any]] = []
         self._writer: Any = None
-
-    def set_model(self, model: keras.Model) -> None:
-        """Sets the model, which must be a `DQMQModel`."""
-        check_quantized(model)
-        super().set_model(model)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Records a row."""

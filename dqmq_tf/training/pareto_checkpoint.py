@@ -8,10 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import keras
-
-from dqmq_tf.errors import check_quantized
 from dqmq_tf.policy.policy_state import SEARCH
+from dqmq_tf.training.quantized_callback import QuantizedCallback
 
 _INDEX = "pareto.json"
 _MODES = ("auto", "min", "max")
@@ -44,7 +42,7 @@ class ParetoEntry:
     epoch: int
 
 
-class ParetoCheckpoint(keras.callbacks.Callback):
+class ParetoCheckpoint(QuantizedCallback):
     """Saves the best model for each budget, over any number of trainings.
 
     Pass it, or another one for the same folder, to the training of each budget. Only epochs with
@@ -92,11 +90,6 @@ class ParetoCheckpoint(keras.callbacks.Callback):
                     "Take another folder, or delete it."
                 )
 
-    def set_model(self, model: keras.Model) -> None:
-        """Sets the model, which must be a `DQMQModel`."""
-        check_quantized(model)
-        super().set_model(model)
-
     def entries(self) -> tuple[ParetoEntry, ...]:
         """Returns the entries of all budgets, the lowest cost first."""
         index = self.folder / _INDEX
@@ -137,10 +130,10 @@ class ParetoCheckpoint(keras.callbacks.Callback):
             value=value,
             epoch=epoch,
         )
-        others = [other for other in self.entries() if other.file != entry.file]
-        previous = [other for other in self.entries() if other.file == entry.file]
-        if all(self._is_better(entry.value, other.value) for other in previous):
-            self._save(entry, others)
+        others = {other.file: other for other in self.entries()}
+        previous = others.pop(entry.file, None)
+        if previous is None or self._is_better(entry.value, previous.value):
+            self._save(entry, others.values())
 
     def _save(self, entry: ParetoEntry, others: Iterable[ParetoEntry]) -> None:
         """Saves the model and the index; a crash leaves the previous files."""

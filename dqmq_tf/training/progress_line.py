@@ -6,13 +6,13 @@ from typing import Any, TextIO
 
 import keras
 
-from dqmq_tf.errors import check_quantized
 from dqmq_tf.training.bit_history import phase_name
+from dqmq_tf.training.quantized_callback import QuantizedCallback
 
 _REDRAW_SECONDS = 0.2
 
 
-class ProgressLine(keras.callbacks.Callback):
+class ProgressLine(QuantizedCallback):
     """Prints a line per epoch of `DQMQModel.fit`; pass `verbose=0` to `fit` beside it.
 
     Such a line is
@@ -33,11 +33,6 @@ class ProgressLine(keras.callbacks.Callback):
         super().__init__()
         self._file = file
         self._width = 0
-
-    def set_model(self, model: keras.Model) -> None:
-        """Sets the model, which must be a `DQMQModel`."""
-        check_quantized(model)
-        super().set_model(model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Starts the clock of the epoch."""

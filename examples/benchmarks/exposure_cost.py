@@ -75,10 +75,7 @@ def compare(name, model):
         download_bytes=report.download_bytes - plain.download_bytes,
         without_ms=1000 * times.first_seconds,
         with_ms=1000 * times.second_seconds,
-        ratio=times.ratio,
-        low=times.low,
-        high=times.high,
-        processor_ratio=times.processor_ratio,
+        **times.ratios,
     )
 
 

@@ -111,11 +111,8 @@ def compare(name, model):
         mean_bits=round(networks.mean_bits(report), 3),
         ours_ms=1000 * times.second_seconds,
         int8_ms=1000 * times.first_seconds,
-        ratio=times.ratio,
-        low=times.low,
-        high=times.high,
-        processor_ratio=times.processor_ratio,
         deflated_ratio=report.download_bytes / file_size.deflated_bytes(other),
+        **times.ratios,
     )
 
 

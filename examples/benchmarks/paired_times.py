@@ -26,6 +26,11 @@ class PairedTimes:
     high: float
     processor_ratio: float
 
+    @property
+    def ratios(self) -> dict[str, float]:
+        """The ratio, its quartiles and that of processor time, by the names of the attributes."""
+        return {name: getattr(self, name) for name in ("ratio", "low", "high", "processor_ratio")}
+
 
 def seconds(function: Callable[[], Any]) -> tuple[float, float]:
     """Returns the wall time and the processor time of a call."""

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from absl import flags
+from helpers.commands import call
 from helpers.frozen_models import freeze, images, small_model
 from helpers.new_process import in_new_process
 
@@ -25,14 +26,6 @@ def files(tmp_path_factory):
     np.save(folder / "images.npy", images(qmodel, 64))
     np.savez(folder / "images.npz", images(qmodel, 64))
     return folder
-
-
-def call(*words):
-    """Runs a command in this process and returns its exit code."""
-    try:
-        return commands.run(arguments.parse(["dqmq_tf", *map(str, words)]))
-    except SystemExit as exit:
-        return exit.code
 
 
 def call_process(*words):

@@ -9,11 +9,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.commands import call
 from helpers.image_folders import CLASSES, digit_images, trained_classifier, write_folder
 
 import dqmq_tf
 from dqmq_tf import quality
-from dqmq_tf.command_line import argument_types, arguments, commands, image_data, quantize_command
+from dqmq_tf.command_line import argument_types, commands, image_data, quantize_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -26,14 +27,6 @@ def place(tmp_path_factory):
     trained_classifier().save(folder / "float.keras")
     np.save(folder / "images.npy", digit_images()[0][:32])
     return folder
-
-
-def call(*words):
-    """Runs a command in this process and returns its exit code."""
-    try:
-        return commands.run(arguments.parse(["dqmq_tf", *map(str, words)]))
-    except SystemExit as exit:
-        return exit.code
 
 
 def test_the_commands_of_the_guide_run_and_quantize_keeps_the_accuracy(place, monkeypatch, capsys):

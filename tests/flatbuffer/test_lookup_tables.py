@@ -14,6 +14,16 @@ from dqmq_tf.lowering.lowered_model import lower_model
 from dqmq_tf.runtimes import tflite_micro
 
 
+def with_table_byte(contents, name, position, value):
+    """Returns a file in which one byte of the tables of a coded tensor is changed."""
+    model = flatbuffer.read(contents)
+    _, table = lookup_tables.coded_tensors(model, model.subgraphs[0])[name]
+    data = flatbuffer.constant(model, table).copy()
+    data[position] = value
+    editing.set_constant(model, table, data)
+    return flatbuffer.write(model)
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """LoweredModel and INT8 file of `every_bit_width_model`, and the bits of each weight tensor."""
@@ -98,13 +108,9 @@ def test_a_wrong_word_is_detected(huffman_coded, monkeypatch):
 
 @pytest.mark.parametrize("position,value", [(1, 9), (4, 2), (5, 0x31), (5, 0xF0)])
 def test_corrupt_huffman_tables_are_refused(huffman_coded, position, value):
-    model = flatbuffer.read(huffman_coded.contents)
-    _, table = lookup_tables.coded_tensors(model, model.subgraphs[0])["w5"]
-    data = flatbuffer.constant(model, table).copy()
-    data[position] = value
-    editing.set_constant(model, table, data)
+    changed = with_table_byte(huffman_coded.contents, "w5", position, value)
     with pytest.raises(ConversionError, match="coded weights are corrupt"):
-        lookup_tables.decompress(flatbuffer.write(model))
+        lookup_tables.decompress(changed)
 
 
 def test_integers_without_a_word_are_refused(plain):
@@ -217,13 +223,9 @@ def test_one_table_on_weights_with_a_scale_per_channel_is_refused(compressed):
 
 @pytest.mark.parametrize("position,value", [(0, 1), (1, 9), (5, 0), (6, 100)])
 def test_corrupt_tables_are_refused(compressed, position, value):
-    model = flatbuffer.read(compressed.contents)
-    _, table = lookup_tables.coded_tensors(model, model.subgraphs[0])["w0"]
-    data = flatbuffer.constant(model, table).copy()
-    data[position] = value
-    editing.set_constant(model, table, data)
+    changed = with_table_byte(compressed.contents, "w0", position, value)
     with pytest.raises(ConversionError, match="coded weights are corrupt"):
-        lookup_tables.decompress(flatbuffer.write(model))
+        lookup_tables.decompress(changed)
 
 
 def test_tables_of_tflite_micros_own_compressor_are_read(plain):

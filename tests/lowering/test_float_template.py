@@ -132,9 +132,9 @@ def test_constants_that_the_converter_computes_are_converted_each_time(conversio
 
 def test_a_training_converts_once_for_all_files_that_it_measures(conversions, monkeypatch):
     files = []
-    measure = budget_keeper.measure_file
+    write = budget_keeper.write_unverified
     monkeypatch.setattr(
-        budget_keeper, "measure_file", lambda *a, **k: files.append(1) or measure(*a, **k)
+        budget_keeper, "write_unverified", lambda *a, **k: files.append(1) or write(*a, **k)
     )
     model = small_model()
     qmodel = dqmq_tf.quantize_model(model, budget=dqmq_tf.Budget(download_bytes=1_800))
