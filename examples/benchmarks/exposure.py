@@ -1,17 +1,22 @@
 """Compares `.tflite` files behind nothing, behind a standardization, and behind `layers.Exposure`.
 
 The data are the German traffic signs of Stallkamp et al. 2012, "Man vs. computer", whose quality varies
-by nature: night, haze, blur, distance. MLPerf Tiny's ResNet-8 is trained on them in float once. From there
-every method gets the same steps, images in the same order and bytes: it is trained on in float, then with
-static bits for the target `android`, and each file is scored in LiteRT on one thread. The bytes of
-`Exposure` count. Those of the standardization do not, as it runs before the file.
+by nature: night, haze, blur, distance. MLPerf Tiny's ResNet-8 is trained on them in float, then with static
+bits for the target `android`, and each file is scored in LiteRT on one thread. Every method gets the same
+steps, images in the same order and bytes. The bytes of `Exposure` count. Those of the standardization do
+not, as it runs before the file. The float network of a seed is trained
 
-    python examples/benchmarks/exposure.py --data_dir=~/tensorflow_datasets
+- with `--start=own` behind the method itself,
+- with `--start=common` behind nothing. The other methods then change the images that it is used to.
 
-The dataset must be prepared with the name `gtsrb` and the feature `quality`, by whose lowest fifth files
-are scored as well. Each run is appended to `--output`. Runs that are in it are not repeated.
+    python examples/benchmarks/exposure.py --data_dir=~/tensorflow_datasets --seeds=0,1,2,3,4
+
+The dataset must be prepared with the name `gtsrb` and the features `quality` and `brightness`, by whose
+lowest fifths files are scored as well. Each run is appended to `--output`. Runs that are in it are not
+repeated. At the end come the means, and the differences from `nothing`, paired by seed.
 """
 
+import itertools
 import json
 import pathlib
 import tempfile
@@ -42,21 +47,29 @@ _METHODS = flags.DEFINE_list(
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to run.")
 _BYTES = flags.DEFINE_integer("bytes", 30_000, "Bytes of each file after deflate.", lower_bound=1)
-_START_STEPS = flags.DEFINE_integer("start_steps", 900, "Steps of the common float training.")
-_FLOAT_STEPS = flags.DEFINE_integer("float_steps", 300, "Further float steps of each method.")
+_START = flags.DEFINE_enum(
+    "start", "own", ["own", "common"], "What is in front in the first float training."
+)
+_STARTS = flags.DEFINE_integer(
+    "starts", 2, "Float networks of each method, which the seeds share in turn.", lower_bound=1
+)
+_START_STEPS = flags.DEFINE_integer("start_steps", 900, "Steps of the first float training.")
+_FLOAT_STEPS = flags.DEFINE_integer("float_steps", 0, "Further float steps with each seed.")
 _STEPS = flags.DEFINE_integer("steps", 500, "Steps of each method with quantization.")
 
-_BATCH, _CLASSES, _START_SEED, _SHIFT = 128, 43, 1_000, 2
+_BATCH, _CLASSES, _SHIFT = 128, 43, 2
 _CALIBRATION_IMAGES = 512
+_PARTS = ("all", "worst_fifth", "darkest_fifth")
 
 
 def read(split):
-    """Returns the images of a split, uint8 `[N, 32, 32, 3]`, their classes and their quality."""
+    """Returns the images of a split, uint8 `[N, 32, 32, 3]`, their classes, quality and brightness."""
     import tensorflow_datasets as tfds
 
     data = tfds.builder("gtsrb", data_dir=_DATA_DIR.value).as_dataset(split=split)
     rows = list(data.as_numpy_iterator())
-    return tuple(np.stack([row[name] for row in rows]) for name in ("image", "label", "quality"))
+    names = ("image", "label", "quality", "brightness")
+    return tuple(np.stack([row[name] for row in rows]) for name in names)
 
 
 def standardized(images):
@@ -83,44 +96,62 @@ def batches(images, labels, seed, steps):
     return tf.data.Dataset.from_tensor_slices((order, shifts)).map(batch).prefetch(2)
 
 
-def start(images, labels):
-    """Returns the float network from which all methods start. It is trained once."""
-    path = pathlib.Path(_CACHE.value) / f"start_{_START_STEPS.value}.keras"
+def exposed(model, images):
+    """Returns a model behind `Exposure`, adapted to images."""
+    layer = dqmq_tf.layers.Exposure(name="exposure")
+    layer.adapt(images)
+    inputs = keras.Input(model.input_shape[1:], name="image")
+    return keras.Model(inputs, model(layer(inputs)))
+
+
+def start_seed(seed):
+    """Returns the seed of the first float training for a seed."""
+    return 1_000 + seed % _STARTS.value
+
+
+def start(method, seed, images, labels):
+    """Returns a float network that was trained behind a method. It is trained once and cached."""
+    path = pathlib.Path(_CACHE.value) / f"{method}_{seed}_{_START_STEPS.value}.keras"
     if not path.exists():
-        keras.utils.set_random_seed(_START_SEED)
+        keras.utils.set_random_seed(seed)
         body = keras.models.load_model(_RESNET.value, compile=False)
         classes = keras.layers.Dense(_CLASSES, activation="softmax", name="classes")
         model = keras.Model(body.inputs, classes(body.layers[-2].output), name="resnet8")
+        if method == "exposure":
+            model = exposed(model, images)
         steps = _START_STEPS.value
-        float_networks.train(model, batches(images, labels, _START_SEED, steps), steps, 0.002)
+        float_networks.train(model, batches(images, labels, seed, steps), steps, 0.002)
         path.parent.mkdir(parents=True, exist_ok=True)
         model.save(path, include_optimizer=False)
     return keras.models.load_model(path, compile=False)
 
 
-def scores(predict, images, labels, quality):
-    """Returns the accuracy on all images, and on the fifth of lowest quality."""
+def scores(predict, images, labels, quality, brightness):
+    """Returns the accuracy on all images, and on the fifths of lowest quality and brightness."""
     correct = predict(images).argmax(axis=-1) == labels
-    worst = np.argsort(quality, kind="stable")[: len(quality) // 5]
-    return {"all": float(correct.mean()), "worst_fifth": float(correct[worst].mean())}
+    worst, darkest = (
+        np.argsort(values, kind="stable")[: len(values) // 5] for values in (quality, brightness)
+    )
+    parts = (correct, correct[worst], correct[darkest])
+    return {name: float(part.mean()) for name, part in zip(_PARTS, parts)}
 
 
 def run(method, seed, train, test):
     """Trains and scores a method. Returns a dictionary."""
     started = time.perf_counter()
-    images, labels, _ = train
-    tests = (test[0].astype("float32"), *test[1:])
+    raw, labels = train[:2]
+    images, tests = raw, (test[0].astype("float32"), *test[1:])
     if method == "standardization":
-        images, tests = standardized(images.astype("float32")), (standardized(tests[0]), *tests[1:])
-    model = start(*train[:2])
+        images, tests = standardized(raw.astype("float32")), (standardized(tests[0]), *tests[1:])
+    if _START.value == "own":
+        model = start(method, start_seed(seed), images, labels)
+    else:
+        model = start("nothing", start_seed(seed), raw, labels)
+        model = exposed(model, raw) if method == "exposure" else model
     keras.utils.set_random_seed(seed)
-    if method == "exposure":
-        layer = dqmq_tf.layers.Exposure(name="exposure")
-        layer.adapt(images)
-        inputs = keras.Input(model.input_shape[1:], name="image")
-        model = keras.Model(inputs, model(layer(inputs)))
     steps = _FLOAT_STEPS.value
-    float_networks.train(model, batches(images, labels, 100 + seed, steps), steps, 0.001)
+    if steps:
+        float_networks.train(model, batches(images, labels, 100 + seed, steps), steps, 0.001)
     float_scores = scores(scoring.predictor(model), *tests)
     print(f"{method}, seed {seed}, float: {float_scores}", flush=True)
     qmodel = dqmq_tf.quantize_model(
@@ -141,6 +172,9 @@ def run(method, seed, train, test):
     return {
         "method": method,
         "seed": seed,
+        "start": _START.value,
+        "start_seed": start_seed(seed),
+        "bytes": _BYTES.value,
         "steps": [_START_STEPS.value, _FLOAT_STEPS.value, _STEPS.value],
         "float": float_scores,
         "file": file_scores,
@@ -153,23 +187,53 @@ def run(method, seed, train, test):
     }
 
 
+def is_ours(record):
+    """Whether a run has the settings of the flags."""
+    steps = [_START_STEPS.value, _FLOAT_STEPS.value, _STEPS.value]
+    ours = (_START.value, start_seed(record["seed"]), _BYTES.value, steps)
+    return ours == tuple(record[name] for name in ("start", "start_seed", "bytes", "steps"))
+
+
+def tell(records):
+    """Prints the means of the methods in %, and their differences from `nothing`, paired by seed."""
+    by_method = {}
+    for record in records:
+        by_method.setdefault(record["method"], {})[record["seed"]] = record
+    for method, runs in by_method.items():
+        columns = []
+        for kind, part in itertools.product(("float", "file"), _PARTS):
+            if not all(part in run[kind] for run in runs.values()):
+                continue
+            score = {seed: 100 * run[kind][part] for seed, run in runs.items()}
+            columns.append(f"{kind} {part} {np.mean(list(score.values())):.2f}")
+            rivals = by_method.get("nothing", {})
+            seeds = sorted(runs.keys() & rivals.keys())
+            if method != "nothing" and len(seeds) > 1:
+                pairs = [score[seed] - 100 * rivals[seed][kind][part] for seed in seeds]
+                error = np.std(pairs, ddof=1) / len(pairs) ** 0.5
+                columns[-1] += f" ({np.mean(pairs):+.2f} ± {error:.2f})"
+        print(f"{method}, seeds {sorted(runs)}: {', '.join(columns)}", flush=True)
+
+
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
-    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_intra_op_parallelism_threads(2)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     path = pathlib.Path(_OUTPUT.value)
     lines = path.read_text().splitlines() if path.exists() else []
-    known = {(record["method"], record["seed"]) for record in map(json.loads, lines)}
+    records = list(filter(is_ours, map(json.loads, lines)))
+    known = {(record["method"], record["seed"]) for record in records}
     train, test = read("train"), read("test")
     for seed in map(int, _SEEDS.value):
         for method in _METHODS.value:
             if (method, seed) in known:
                 continue
-            record = run(method, seed, train, test)
+            records.append(run(method, seed, train, test))
             with path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            print(json.dumps(record), flush=True)
+                file.write(json.dumps(records[-1]) + "\n")
+            print(json.dumps(records[-1]), flush=True)
+    tell(records)
 
 
 if __name__ == "__main__":

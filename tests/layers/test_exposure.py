@@ -50,6 +50,20 @@ def test_strength_1_gives_all_images_one_mean_and_spread(channels):
     np.testing.assert_allclose(mean_of(exposed), LEVEL, rtol=0.08)
 
 
+@pytest.mark.parametrize("knots, tolerance", [(8, 8.0), (16, 2.0)])
+def test_strength_1_is_plain_standardization(knots, tolerance):
+    random = np.random.default_rng(0)
+    noise = random.normal(size=(16, 32, 32, 1))
+    noise = (noise - noise.mean((1, 2, 3), keepdims=True)) / noise.std((1, 2, 3), keepdims=True)
+    contrasts = np.geomspace(6, 80, 16)[:, None, None, None]
+    images = (random.uniform(20, 230, (16, 1, 1, 1)) + contrasts * noise).astype("float32")
+    standardized = np.clip(64 * noise + 128, 0, 255)
+    # The mean absolute deviation of a normal distribution of standard deviation 1.
+    spread = 64 * np.sqrt(2 / np.pi)
+    exposed = np.asarray(Exposure(level=128, spread=spread, knots=knots)(images))
+    assert np.abs(exposed - standardized).mean(axis=(1, 2, 3)).max() < tolerance
+
+
 def test_outputs_are_clipped_to_black_and_white_as_images_are():
     bright_spot = images_of([20], [5])
     bright_spot[0, 3, 3] = 250
