@@ -100,6 +100,8 @@ class LayerRule:
             all bit-widths that the target supports.
         weights: The names of the variables of the layer to quantize. None selects all kernels. An
             empty tuple selects none, so that only the output tensor is quantized.
+        user_quantizers: The quantizers of a TFMOT `QuantizeConfig`, which run in place of the
+            learned ones. `quantize_annotate_layer` sets them.
 
     Raises:
         ValueError: If `pattern` is not a regular expression, or if `weight_bits` or
@@ -117,6 +119,8 @@ class LayerRule:
     weight_bits: tuple[int, ...] | None = None
     activation_bits: tuple[int, ...] | None = None
     weights: tuple[str, ...] | None = None
+    # A `dqmq_tf.tfmot.user_quantizers.UserQuantizers`, which the ground does not import.
+    user_quantizers: Any = dataclasses.field(default=None, repr=False, hash=False)
 
     def __post_init__(self) -> None:
         is_text = isinstance(self.pattern, str)
@@ -140,6 +144,25 @@ class LayerRule:
                 if name != "weights":
                     _check(len(value) > 0, name, value, "give at least one, or None for all")
                 object.__setattr__(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the rule as plain data for `from_dict`."""
+        data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        quantizers = data.pop("user_quantizers")
+        return data if quantizers is None else {**data, "user_quantizers": quantizers.get_config()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Returns the rule that `to_dict` converted. Lists may stand for tuples, as in JSON."""
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
+        if values.get("user_quantizers") is not None:
+            import keras
+
+            quantizers = keras.saving.get_registered_object("dqmq_tf>UserQuantizers")
+            values["user_quantizers"] = quantizers.from_config(values["user_quantizers"])
+        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -290,7 +313,8 @@ class DQMQConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the configuration as plain data for `from_dict`."""
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(dataclasses.replace(self, rules=()))
+        return {**data, "rules": tuple(rule.to_dict() for rule in self.rules)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -299,10 +323,5 @@ class DQMQConfig:
         Args:
             data: The result of `to_dict`. Lists may stand for tuples, as in JSON.
         """
-        rules = tuple(_rule_from_dict(rule) for rule in data["rules"])
+        rules = tuple(LayerRule.from_dict(rule) for rule in data["rules"])
         return cls(**{**data, "rules": rules, "terms": ObjectiveTerms(**data["terms"])})
-
-
-def _rule_from_dict(data: Mapping[str, Any]) -> LayerRule:
-    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    return LayerRule(**arguments)

@@ -19,6 +19,7 @@ from dqmq_tf.layers import (
     QuantizeWrapper,
     RectifiedQuantizer,
     Reorder,
+    UserActivationQuantizer,
     is_fusible,
 )
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
@@ -91,6 +92,7 @@ class GraphAssembly:
             for point, quantizer in zip(costs.activations, self.quantizers)
             for slot in point.slots
         }
+        self._user_quantizers: dict[str, dict[str, Any]] = {}
         self._points_of: dict[str, list[dict[str, Any]]] = {}
         for column, point in enumerate(costs.weights):
             self._points_of.setdefault(point.path, []).append(
@@ -101,6 +103,9 @@ class GraphAssembly:
                     "bit_widths": point.bit_widths,
                 }
             )
+            if point.user_quantizer is not None:
+                of_layer = self._user_quantizers.setdefault(point.path, {})
+                of_layer[point.variable] = point.user_quantizer
 
     @property
     def affine_of(self) -> dict[str, QualityAffine]:
@@ -171,7 +176,9 @@ class GraphAssembly:
     ) -> Any:
         """Calls a layer with quantized kernels."""
         if node.path not in self.wrappers:
-            self.wrappers[node.path] = QuantizeWrapper(node.layer, self._points_of[node.path])
+            self.wrappers[node.path] = QuantizeWrapper(
+                node.layer, self._points_of[node.path], self._user_quantizers.get(node.path)
+            )
         tensors, constants = _split_arguments(kwargs)
         return self.wrappers[node.path](
             *args,
@@ -275,9 +282,22 @@ class GraphAssembly:
 def _new_quantizers(costs: CostModel) -> list[ActivationQuantizer]:
     """Returns an `ActivationQuantizer` for each activation point."""
     columns = {point: column for column, point in enumerate(costs.decided)}
-    quantizers = []
+    quantizers: list[ActivationQuantizer] = []
     for i, point in enumerate(costs.activations):
         is_input = all(call == INPUT_CALL for _, call, _ in point.slots)
+        name = f"{point.name.replace('/', '_')}_quantizer"
+        if point.user_quantizers:
+            quantizers.append(
+                UserActivationQuantizer(
+                    point.user_quantizers,
+                    point.shape,
+                    point.user_path,
+                    point.bit_widths,
+                    range=point.range,
+                    name=name,
+                )
+            )
+            continue
         quantizers.append(
             ActivationQuantizer(
                 point.bit_widths,
@@ -287,7 +307,7 @@ def _new_quantizers(costs: CostModel) -> list[ActivationQuantizer]:
                 # first layer needs no gradient to its input, which would be the most expensive one
                 # of the network.
                 trainable=point.decided or not is_input,
-                name=f"{point.name.replace('/', '_')}_quantizer",
+                name=name,
             )
         )
     return quantizers

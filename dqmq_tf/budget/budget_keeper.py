@@ -15,7 +15,7 @@ from dqmq_tf.budget import assignment, default_budget, npu_table
 from dqmq_tf.budget.typical_values import typical_values
 from dqmq_tf.config import Budget
 from dqmq_tf.errors import ConversionError
-from dqmq_tf.layers.trained_precision import precision_of
+from dqmq_tf.layers.trained_precision import has_precision, precision_of
 from dqmq_tf.lowering.bias_grid import snap_biases
 from dqmq_tf.lowering.float_template import FloatTemplate
 from dqmq_tf.lowering.npu_cost import NpuCost, measure_on_npu, require_vela
@@ -247,8 +247,9 @@ class BudgetKeeper:
 
     def _snap_biases(self) -> None:
         """Rounds the biases to the grid of the file if there is one profile."""
-        # Profiles share the biases but not the weight steps, so only one grid can be used.
-        if self._parts.policy.profiles == 1:
+        # Profiles share the biases but not the weight steps, so only one grid can be used. A model
+        # that no file can hold has none.
+        if self._parts.policy.profiles == 1 and has_precision(self._parts):
             snap_biases(self._parts.body, precision_of(self._parts, self._assigned()[0]))
 
     def _learn_file_overhead(self, bits: np.ndarray) -> bool:

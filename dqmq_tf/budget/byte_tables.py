@@ -200,7 +200,9 @@ def _coded(values: np.ndarray, bit_width: int, storage: Storage) -> bytes:
     if storage.coding == "huffman":
         return huffman.Code.of(values).encode(values)
     if storage.coding == "table":
-        return bit_packing.pack_indices(values + 2 ** (bit_width - 1) - 1, bit_width).tobytes()
+        # The lowest integer, which only quantizers of the user's own use, becomes the last index.
+        indices = (values.astype("int32") + 2 ** (bit_width - 1) - 1) % 2**bit_width
+        return bit_packing.pack_indices(indices, bit_width).tobytes()
     if storage.container == "INT4":
         return bit_packing.pack_int4(values).tobytes()
     if storage.container == "INT2":

@@ -6,6 +6,8 @@ from dqmq_tf.targets import VELA, Target
 
 _DEFAULT_MEAN_BITS = 4.0
 # The weight bits that determine a default budget in bytes.
+# What rounding may add to a cost, relative to it.
+_ROUNDING = 1e-6
 _DEFAULT_WEIGHT_BITS = 5
 
 
@@ -104,6 +106,8 @@ def _default_budget(costs: CostModel, smallest: float) -> Budget:
         # The operations of encoder and policy are added, because they are many compared with those
         # of a tiny network.
         overhead = costs.overhead / max(costs.macs.sum(), 1.0)
-        return Budget(mean_bit_width=(_DEFAULT_MEAN_BITS**2 + overhead) ** 0.5)
+        mean_bits = (_DEFAULT_MEAN_BITS**2 + overhead) ** 0.5
+        # Rules, or quantizers of the user's own, may fix more bits than that.
+        return Budget(mean_bit_width=max(mean_bits, smallest * (1.0 + _ROUNDING)))
     default_size = costs.of_file(first_bits(None, costs), [])
     return Budget(**{costs.kind: max(default_size, smallest) * 1.01})

@@ -133,6 +133,7 @@ def convert(
         numbers = [profile] if adaptive is None else list(range(adaptive))
         stage("folding batch normalization")
         networks = [lower_model(qmodel, number) for number in numbers]
+        _warn_of_clipped_weights(qmodel)
         decoder = write_file.uses_decoder(networks, target)
         if decoder:
             tflite_micro.require()
@@ -204,6 +205,20 @@ def _freeze(
     elif adaptive is not None and qmodel.frozen_profiles != adaptive:
         stage(f"freezing to {adaptive} precision profiles")
         qmodel.freeze(profiles=adaptive, data=structured(inputs, qmodel))
+
+
+def _warn_of_clipped_weights(qmodel: DQMQModel) -> None:
+    """Warns if quantizers of the user's own make weights of -128 steps."""
+    for path, wrapper in qmodel._parts.wrappers.items():
+        for name in wrapper.user_quantizers:
+            count = wrapper.clipped(name)
+            if count:
+                warnings.warn(
+                    f"Layer {path!r}: {count} of the weights in {name!r} are -128 steps. The file "
+                    "has -127 steps for them, because int8 kernels of some CPUs do not take -128. "
+                    "Give the quantizer narrow_range=True for a file that equals the model.",
+                    stacklevel=3,
+                )
 
 
 def _verified(

@@ -132,8 +132,10 @@ class QonnxGraph:
             steps: The steps, in a shape that broadcasts against the weights.
             precision: The precision of the same weights, for their bit-width.
         """
-        stored = self.constant(name, weights)
-        return self._quant(name, stored, steps, 0, precision.bit_width, True, True)
+        stored, bits = self.constant(name, weights), precision.bit_width
+        # Quantizers of the user's own may use the lowest integer, such as -8 at 4 bits.
+        is_narrow = bool(precision.integers.min(initial=0) > -(2 ** (bits - 1)))
+        return self._quant(name, stored, steps, 0, bits, True, is_narrow)
 
     def channels_first(self, value: Value) -> Value:
         """Returns a tensor with its channels in the second axis."""

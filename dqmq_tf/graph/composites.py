@@ -15,7 +15,7 @@ import keras
 from dqmq_tf.graph.cloning import clone_layer, copy_state
 from dqmq_tf.graph.kernels import is_linear, kernel_variables
 
-_FUSED_ACTIVATIONS = (
+FUSED_ACTIVATIONS = (
     keras.activations.linear,
     keras.activations.relu,
     keras.activations.relu6,
@@ -24,7 +24,7 @@ _FUSED_ACTIVATIONS = (
 
 def splits_activation(layer: Any) -> bool:
     """Whether a layer computes an activation that no int8 kernel with weights computes."""
-    return is_linear(layer) and layer.activation not in _FUSED_ACTIVATIONS
+    return is_linear(layer) and layer.activation not in FUSED_ACTIVATIONS
 
 
 class SplitLayer(keras.layers.Layer):

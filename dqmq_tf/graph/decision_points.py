@@ -34,6 +34,7 @@ from dqmq_tf.graph.kernels import (
     op_kind,
 )
 from dqmq_tf.graph.trial_runs import unused_kernels
+from dqmq_tf.graph.user_outputs import user_floats, user_quantized
 from dqmq_tf.targets import Target
 
 
@@ -52,6 +53,10 @@ class ActivationPoint:
             `dqmq_tf.graph.activations.fixed_range`.
         decided: Whether the policy decides: there are several candidates, and a kernel reads the
             tensors.
+        shape: The shape of the first tensor, `[batch, ...]`.
+        user_quantizers: The names and quantizers of the user's own that run in place of a learned
+            one. Empty if there are none.
+        user_path: The path of the layer whose config has them.
     """
 
     name: str
@@ -60,6 +65,9 @@ class ActivationPoint:
     bit_widths: tuple[int, ...]
     range: str
     decided: bool
+    shape: tuple[int | None, ...] = ()
+    user_quantizers: tuple[tuple[str, Any], ...] = ()
+    user_path: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +83,7 @@ class WeightPoint:
         macs: The multiply-accumulates per input, of all calls of the layer together.
         input: The index of the activation point that the layer reads. None if its input is float.
         bit_widths: The candidates.
+        user_quantizer: The quantizer of the user's own that runs in place of a learned one, or None.
     """
 
     name: str
@@ -86,6 +95,7 @@ class WeightPoint:
     macs: int
     input: int | None
     bit_widths: tuple[int, ...]
+    user_quantizer: Any = None
 
 
 def find_points(
@@ -121,6 +131,8 @@ def find_points(
                 continue
             name = f"{node.path}:{variable_name}"
             macs = multiply_accumulates(graph, node, variable)
+            user = rule.user_quantizers
+            own_bits = None if user is None else user.weight_bits.get(variable_name)
             if name in weights:
                 weights[name] = dataclasses.replace(weights[name], macs=weights[name].macs + macs)
                 continue
@@ -134,8 +146,9 @@ def find_points(
                 macs=macs,
                 input=owner.get(node.inputs[0]),
                 bit_widths=_candidates(
-                    rule.weight_bits, target.weight_bits, target, node.path, "weight"
+                    own_bits or rule.weight_bits, target.weight_bits, target, node.path, "weight"
                 ),
+                user_quantizer=None if user is None else user.weights.get(variable_name),
             )
     if not weights:
         raise ValueError(
@@ -186,6 +199,8 @@ def _activation_points(graph: Graph, target: Target, config: DQMQConfig) -> list
     quantized -= {t for t, node in producers.items() if not config.rule_for(node.path).quantize}
     quantized -= {t for t, name in names.items() if not config.rule_for(name).quantize}
     quantized -= fused_tensors(graph) | _embedding_indices(graph)
+    quantized -= user_floats(graph, config)
+    user_outputs = user_quantized(graph, config)
     # What nothing reads is not in the trained model, so no data would pass its quantizer.
     quantized &= {*consumers, *graph.outputs}
 
@@ -207,6 +222,8 @@ def _activation_points(graph: Graph, target: Target, config: DQMQConfig) -> list
     for tensors in _groups(graph, quantized, sources, origins):
         first, *rest = [t for t in tensors if t in origins]
         paths = [producers[t].path if t in producers else names[t] for t in (first, *rest)]
+        # Tensors that share a scale share the quantizer of the first.
+        user = next((user_outputs[t] for t in (first, *rest) if t in user_outputs), None)
         allowed = [
             _candidates(
                 config.rule_for(path).activation_bits,
@@ -217,6 +234,9 @@ def _activation_points(graph: Graph, target: Target, config: DQMQConfig) -> list
             )
             for path in paths
         ]
+        if user is not None:
+            asked = (user.bit_widths, target.activation_bits, target, user.path, "activation")
+            allowed = [_candidates(*asked)]
         # Tensors that share a scale follow the narrowest rule. If rules contradict, the first wins.
         shared = set(allowed[0]).intersection(*allowed) or set(allowed[0])
         is_read = any(kernel_variables(n.layer) for t in tensors for n in consumers.get(t, ()))
@@ -232,6 +252,9 @@ def _activation_points(graph: Graph, target: Target, config: DQMQConfig) -> list
                 bit_widths=bit_widths,
                 range=_common_range(ranges[t] for t in (first, *rest)),
                 decided=len(bit_widths) > 1,
+                shape=tuple(graph.shapes[first]),
+                user_quantizers=() if user is None else user.quantizers,
+                user_path="" if user is None else user.path,
             )
         )
     return points

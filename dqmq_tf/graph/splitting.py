@@ -125,7 +125,10 @@ def with_part_rules(config: DQMQConfig, parts: Mapping[str, Sequence[Part]]) -> 
         rule = config.rule_for(path)
         if any(rule is other for other in config.rules):
             _check_weights(path, rule, layer_parts)
-            inserted[id(rule)] += [_rule_of(part, rule) for part in layer_parts]
+            inserted[id(rule)] += [
+                _with_user_quantizers(_rule_of(part, rule), part, layer_parts)
+                for part in layer_parts
+            ]
         else:
             unmatched += [_rule_of(part, rule) for part in layer_parts if part.bit_width]
     rules: list[LayerRule] = []
@@ -152,6 +155,23 @@ def _rule_of(part: Part, rule: LayerRule) -> LayerRule:
         activation_bits=fixed or rule.activation_bits,
         weights=weights if part.kernels else None,
     )
+
+
+def _with_user_quantizers(rule: LayerRule, part: Part, parts: Sequence[Part]) -> LayerRule:
+    """Returns the rule of a part with its share of the quantizers of the user's own.
+
+    The last part with kernels has those for the output of the layer. If the activation was split
+    off, it has those that run behind the activation.
+    """
+    user = rule.user_quantizers
+    if user is None:
+        return rule
+    with_kernels = [other for other in parts if other.kernels]
+    is_last = bool(with_kernels) and part is with_kernels[-1]
+    # Only a layer whose parts end with kernels and activation, or with the activation alone.
+    is_activation = part is parts[-1] and not part.kernels and "_activation" in part.path
+    own = user.of_part(part.kernels, is_last=is_last, is_activation=is_activation)
+    return dataclasses.replace(rule, user_quantizers=own)
 
 
 def _check_weights(path: str, rule: LayerRule, parts: Iterable[Part]) -> None:

@@ -7,6 +7,8 @@ from dqmq_tf.layers.quality_affine import QualityAffine
 from dqmq_tf.layers.quantize_wrapper import Constants, QuantizeWrapper
 from dqmq_tf.layers.relu_quantizer import RectifiedQuantizer
 from dqmq_tf.layers.reorder import Reorder
+from dqmq_tf.layers.user_activation_quantizer import UserActivationQuantizer
+from dqmq_tf.layers.user_quantizer import UserQuantizer
 
 __all__ = [
     "ActivationQuantizer",
@@ -17,5 +19,7 @@ __all__ = [
     "QuantizeWrapper",
     "RectifiedQuantizer",
     "Reorder",
+    "UserActivationQuantizer",
+    "UserQuantizer",
     "is_fusible",
 ]

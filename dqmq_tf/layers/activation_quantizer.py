@@ -83,7 +83,7 @@ class ActivationQuantizer(keras.layers.Layer):
             # `IntegerLookup` with one-hot outputs.
             x = tf.cast(x, self.compute_dtype)
         if self._observed is not None:
-            x = _apply_relu(x, ceiling)
+            x = apply_relu(x, ceiling)
             self._observe(x)
             return x
         if self.column is None:
@@ -117,8 +117,11 @@ class ActivationQuantizer(keras.layers.Layer):
         """Starts calibration: eager calls record the tensor and return it unchanged."""
         self._observed = []
 
-    def calibrate(self) -> None:
+    def calibrate(self, for_training: bool = False) -> None:
         """Ends `observe` and fits the step sizes and zero points of all candidates.
+
+        Args:
+            for_training: Whether a training follows. It makes no difference to learned steps.
 
         Raises:
             ValueError: If the recorded tensors contain NaN or infinity.
@@ -216,7 +219,7 @@ def _tensor_quantizer(
         step = tf.exp(log_step) * calibrated
         q_max = tf.pow(2.0, bits) - 1.0 - zero_point
         parameters = list(zip(columns(step), columns(-zero_point), columns(q_max)))
-        x = _apply_relu(x, ceiling)
+        x = apply_relu(x, ceiling)
         if fields == 1:
             return lsq.quantize(x, *parameters[0])
         slope, mean = columns(row[:, decision_tensor.SLOPE :])
@@ -232,7 +235,7 @@ def _tensor_quantizer(
     return one_node(quantize, signature, compiled)
 
 
-def _apply_relu(x: tf.Tensor, ceiling: float | None) -> tf.Tensor:
+def apply_relu(x: tf.Tensor, ceiling: float | None) -> tf.Tensor:
     """Applies a ReLU with a ceiling, which may be infinity. None applies nothing."""
     if ceiling is None:
         return x

@@ -9,9 +9,11 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from dqmq_tf.errors import ConversionError
 from dqmq_tf.graph.kernels import variable_names
-from dqmq_tf.layers import lsq, step_fitting
+from dqmq_tf.layers import grid_search, lsq, step_fitting
 from dqmq_tf.layers.graph_functions import one_node
+from dqmq_tf.layers.user_quantizer import UserQuantizer
 from dqmq_tf.policy import decision_tensor
 
 
@@ -44,12 +46,15 @@ class QuantizeWrapper(keras.layers.Layer):
         layer: A built layer.
         points: A dictionary for each quantized variable, with the keys `"variable"` (its name),
             `"column"` (its column of the decision), `"channel_axes"` and `"bit_widths"`.
+        user_quantizers: `{variable: TFMOT quantizer}` of the variables that a quantizer of the
+            user's own quantizes, in place of learned steps.
     """
 
     def __init__(
         self,
         layer: keras.layers.Layer,
         points: Sequence[Mapping[str, Any]],
+        user_quantizers: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs = {"name": layer.name, "trainable": layer.trainable, **kwargs, "autocast": False}
@@ -58,11 +63,20 @@ class QuantizeWrapper(keras.layers.Layer):
         self.points = [dict(point) for point in points]
         self.supports_masking = layer.supports_masking
         self._float = False
-        self.log_steps = []
+        # The points with learned steps, and their steps.
+        self._learned: list[dict[str, Any]] = []
+        self.log_steps: list[keras.Variable] = []
+        self.user_quantizers: dict[str, UserQuantizer] = {}
         for index, point in enumerate(self.points):
-            shape = variable_names(layer)[point["variable"]].shape
+            name, shape = point["variable"], variable_names(layer)[point["variable"]].shape
+            if user_quantizers and name in user_quantizers:
+                # TFMOT names the variables of a quantizer by the last part of the weight's name.
+                named = [(name.split("/")[-1], user_quantizers[name])]
+                self.user_quantizers[name] = UserQuantizer(named, shape, name=f"quantizer_{index}")
+                continue
             axes = [axis % len(shape) for axis in point["channel_axes"]]
             steps = [n if axis in axes else 1 for axis, n in enumerate(shape)]
+            self._learned.append(point)
             self.log_steps.append(
                 self.add_weight(
                     name=f"log_step_{index}",
@@ -82,7 +96,7 @@ class QuantizeWrapper(keras.layers.Layer):
 
     def fit_steps(self) -> None:
         """Sets all step sizes to those with the least squared error for the current weights."""
-        for point, log_step in zip(self.points, self.log_steps):
+        for point, log_step in zip(self._learned, self.log_steps):
             weights = ops.convert_to_numpy(self.kernel(point["variable"]))
             steps = step_fitting.fit_weight_steps(
                 weights.astype("float32"), point["channel_axes"], point["bit_widths"]
@@ -95,22 +109,64 @@ class QuantizeWrapper(keras.layers.Layer):
         Returns:
             A float32 array of the kernel's rank, with 1 on the axes that share a step.
         """
-        index = [point["variable"] for point in self.points].index(variable)
-        row = self.points[index]["bit_widths"].index(bit_width)
+        if variable in self.user_quantizers:
+            return self._user_integers_and_step(variable, bit_width)[1]
+        index = [point["variable"] for point in self._learned].index(variable)
+        row = self._learned[index]["bit_widths"].index(bit_width)
         return np.exp(ops.convert_to_numpy(self.log_steps[index])[row])
 
     def integers(self, variable: str, bit_width: int) -> np.ndarray:
         """Returns the integers of a kernel at a bit-width, an int32 array of its shape."""
+        if variable in self.user_quantizers:
+            return self._user_integers_and_step(variable, bit_width)[0]
         weights = ops.convert_to_numpy(self.kernel(variable)).astype("float32")
         return step_fitting.weight_integers(weights, self.step(variable, bit_width), bit_width)
+
+    def clipped(self, variable: str) -> int:
+        """Returns the number of weights that are -128 steps, of which `integers` makes -127.
+
+        Kernels for some CPUs add two products in 16 bits, which two weights of -128 overflow.
+        Quantizers of the user's own with `narrow_range=False` have such weights.
+        """
+        grid = self._user_grid(variable) if variable in self.user_quantizers else None
+        return 0 if grid is None else int((grid[0] == -128).sum())
+
+    def check_grid(self, variable: str, path: str) -> None:
+        """Checks that an integer kernel can read the weights of a variable.
+
+        Args:
+            variable: The name of the variable.
+            path: The path of the layer, for the message.
+
+        Raises:
+            ConversionError: If a quantizer of the user's own makes weights that are on no grid.
+        """
+        if variable not in self.user_quantizers or self._user_grid(variable) is not None:
+            return
+        has_channels = self._channel_axes(variable)
+        steps = "one step for each output channel" if has_channels else "one step for all of them"
+        raise ConversionError(
+            f"Layer {path!r}: {self.user_quantizers[variable].description} runs on {variable!r}, "
+            "but the weights that it makes are not multiples of a step, from -128 to 127, with "
+            f"{steps}. The model can be trained and evaluated. For a file, give the weights a "
+            "symmetric quantizer of at most 8 bits."
+        )
 
     def observe(self) -> None:
         """Starts calibration: the layer runs in floating point."""
         self._float = True
 
-    def calibrate(self) -> None:
-        """Ends `observe`: the layer runs with quantized kernels again."""
+    def calibrate(self, for_training: bool = False) -> None:
+        """Ends `observe`: the layer runs with quantized kernels again.
+
+        Args:
+            for_training: Whether a training follows. If not, the quantizers of the user's own see
+                the weights once, as in a training step.
+        """
         self._float = False
+        for name, quantizer in self.user_quantizers.items():
+            if not for_training:
+                quantizer(ops.cast(self.kernel(name).value, "float32"), training=True)
 
     def call(
         self,
@@ -134,12 +190,19 @@ class QuantizeWrapper(keras.layers.Layer):
         kwargs |= constants.values if constants else {}
         if self._float:
             return self.layer(*args, **kwargs)
+        # They do not depend on the group, and a quantizer of the user's own may count its calls.
+        user_kernels = {
+            name: quantizer(ops.cast(self.kernel(name).value, "float32"), training=training)
+            for name, quantizer in self.user_quantizers.items()
+        }
         groups = weight_decision.shape[0]
         if groups == 1:
-            return self._run(weight_decision[0], args, kwargs)
+            return self._run(weight_decision[0], user_kernels, args, kwargs)
         if training and weight_decision.shape[-1] == decision_tensor.FIELDS:
-            return self._run_shares(weight_decision, args, kwargs)
-        results = [self._run(weight_decision[g], args, kwargs, groups) for g in range(groups)]
+            return self._run_shares(weight_decision, user_kernels, args, kwargs)
+        results = [
+            self._run(weight_decision[g], user_kernels, args, kwargs, groups) for g in range(groups)
+        ]
         return keras.tree.map_structure(lambda *parts: _pick(parts, group), *results)
 
     def compute_output_spec(
@@ -158,7 +221,11 @@ class QuantizeWrapper(keras.layers.Layer):
         return self.layer.compute_mask(inputs, previous_mask)
 
     def _run_shares(
-        self, weight_decision: tf.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        weight_decision: tf.Tensor,
+        user_kernels: Mapping[str, tf.Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """Runs each contiguous share of a sorted batch with the kernels of its own group."""
         groups = weight_decision.shape[0]
@@ -179,12 +246,15 @@ class QuantizeWrapper(keras.layers.Layer):
             share_args, share_kwargs = keras.tree.pack_sequence_as(
                 (args, kwargs), [share[g] for share in shares]
             )
-            results.append(self._run(weight_decision[g], share_args, share_kwargs, groups))
+            results.append(
+                self._run(weight_decision[g], user_kernels, share_args, share_kwargs, groups)
+            )
         return keras.tree.map_structure(lambda *parts: ops.concatenate(parts, axis=0), *results)
 
     def _run(
         self,
         decision: tf.Tensor,
+        user_kernels: Mapping[str, tf.Tensor],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         groups: int = 1,
@@ -193,12 +263,13 @@ class QuantizeWrapper(keras.layers.Layer):
 
         Args:
             decision: The decision of the group, shape `[decision points, fields]`.
+            user_kernels: The kernels that quantizers of the user's own have quantized, by name.
             args: The arguments of the layer.
             kwargs: The keyword arguments of the layer.
             groups: The number of groups, over which the losses of the layer are averaged.
         """
-        mapping = []
-        for point, log_step in zip(self.points, self.log_steps):
+        mapping = [(self.kernel(name), kernel) for name, kernel in user_kernels.items()]
+        for point, log_step in zip(self._learned, self.log_steps):
             kernel = self.kernel(point["variable"])
             row = decision[point["column"]]
             quantizer = _kernel_quantizer(
@@ -220,6 +291,34 @@ class QuantizeWrapper(keras.layers.Layer):
             if value is not None and id(variable) not in replaced:
                 variable.assign(value)
         return result
+
+    def _channel_axes(self, variable: str) -> tuple[int, ...]:
+        """Returns the axes along which a variable may have a step for each index."""
+        return next(tuple(p["channel_axes"]) for p in self.points if p["variable"] == variable)
+
+    def _user_grid(self, variable: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns what `weight_grid` finds in the weights that the user's quantizer makes."""
+        weights = self.user_quantizers[variable].result(
+            ops.convert_to_numpy(self.kernel(variable)).astype("float32")
+        )
+        return grid_search.weight_grid(weights, self._channel_axes(variable))
+
+    def _user_integers_and_step(
+        self, variable: str, bit_width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the integers and steps of a variable that a quantizer of the user's own has.
+
+        Weights that are on no grid have those of the nearest one, for the cost. `check_grid` says
+        that no file holds them.
+        """
+        grid = self._user_grid(variable)
+        if grid is not None:
+            return np.maximum(grid[0], -127), grid[1]
+        weights = ops.convert_to_numpy(self.kernel(variable)).astype("float32")
+        axes = self._channel_axes(variable)
+        (step,) = step_fitting.fit_weight_steps(weights, axes, [bit_width])
+        step = np.maximum(step, 1e-12)
+        return step_fitting.weight_integers(weights, step, bit_width), step
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -3,9 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
+from dqmq_tf.errors import ConversionError
 from dqmq_tf.graph.decision_points import ActivationPoint, WeightPoint
 from dqmq_tf.layers.activation_quantizer import ActivationQuantizer
+from dqmq_tf.layers.grid_search import bits_of
 from dqmq_tf.layers.quantize_wrapper import QuantizeWrapper
+from dqmq_tf.layers.user_activation_quantizer import UserActivationQuantizer
 from dqmq_tf.precision import ActivationPrecision, Precision, WeightPrecision
 
 
@@ -53,13 +56,21 @@ def precision_of(parts: QuantizedLayers, bits: Iterable[int]) -> Precision:
     Args:
         parts: The `ModelParts` of the model.
         bits: The bit-width of each point that is decided, activations first.
+
+    Raises:
+        ConversionError: If a quantizer of the user's own makes values that are on no grid.
     """
     costs, bits = parts.costs, [int(b) for b in bits]
     weights: dict[str, dict[str, WeightPrecision]] = {}
     for point, bit_width in zip(costs.weights, bits[len(costs.decided) :]):
         wrapper = parts.wrappers[point.path]
+        wrapper.check_grid(point.variable, point.path)
+        integers = wrapper.integers(point.variable, bit_width)
+        if point.variable in wrapper.user_quantizers:
+            # Without symmetric=True, the integers of a quantizer take one bit more than it says.
+            bit_width = max(bit_width, bits_of(integers))
         weights.setdefault(point.path, {})[point.variable] = WeightPrecision(
-            integers=wrapper.integers(point.variable, bit_width),
+            integers=integers,
             step=wrapper.step(point.variable, bit_width),
             bit_width=bit_width,
         )
@@ -71,3 +82,20 @@ def precision_of(parts: QuantizedLayers, bits: Iterable[int]) -> Precision:
         precision = ActivationPrecision(step=step, zero_point=zero_point, bit_width=bit_width)
         activations |= dict.fromkeys(activation.tensors, precision)
     return Precision(weights=weights, activations=activations)
+
+
+def has_precision(parts: QuantizedLayers) -> bool:
+    """Returns whether a file can hold what quantizers of the user's own make of a model's tensors.
+
+    Args:
+        parts: The `ModelParts` of the model.
+    """
+    try:
+        for point in parts.costs.weights:
+            parts.wrappers[point.path].check_grid(point.variable, point.path)
+        for quantizer in parts.quantizers:
+            if isinstance(quantizer, UserActivationQuantizer):
+                quantizer.values(quantizer.bit_widths[-1])
+    except ConversionError:
+        return False
+    return True

@@ -190,7 +190,8 @@ def fold_weights(
     integers = _tflite_layout(kind, np.asarray(precision.integers))
     limit = 2 ** (precision.bit_width - 1) - 1
     largest = np.abs(integers).max(initial=0)
-    if largest > limit:
+    # Quantizers of the user's own may also use the lowest integer, such as -8 at 4 bits.
+    if integers.max(initial=0) > limit or integers.min(initial=0) < -limit - 1 or largest > 127:
         raise ConversionError(
             f"{path}/{variable}: integers reach {largest}, but {precision.bit_width} bits allow "
             f"-{limit} to {limit}. Freeze the model again."
@@ -208,6 +209,8 @@ def fold_weights(
     integers, scales, coarsened = _raise_small_scales(
         kind, integers, scales, bias, float(input_step)
     )
+    # A lowest integer whose sign a batch norm changes takes one bit more.
+    is_too_wide = integers.max(initial=0) > limit
     return FoldedWeights(
         path,
         variable,
@@ -215,7 +218,7 @@ def fold_weights(
         integers.astype(np.int8),
         scales.astype(np.float32),
         bias.astype(np.float32),
-        precision.bit_width,
+        precision.bit_width + int(is_too_wide),
         coarsened,
     )
 

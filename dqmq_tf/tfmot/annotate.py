@@ -10,6 +10,7 @@ import keras
 from dqmq_tf import graph as graphs
 from dqmq_tf.config import Budget, DQMQConfig, LayerRule
 from dqmq_tf.graph.cloning import clone_layer, copy_state
+from dqmq_tf.graph.fusion import fused_tensors
 from dqmq_tf.graph.kernels import kernel_variables
 from dqmq_tf.graph.rebuild import rebuild
 from dqmq_tf.model import DQMQModel
@@ -24,8 +25,9 @@ _Copy = Callable[[keras.layers.Layer], keras.layers.Layer]
 class QuantizeAnnotate(keras.layers.Layer):
     """Marks a layer for `quantize_apply`, and calls it. `quantize_annotate_layer` creates it.
 
-    The config is saved as the equivalent rule for this layer, so that a model with any TFMOT
-    `QuantizeConfig` loads without a custom object scope and without TFMOT.
+    The config is saved as the equivalent rule for this layer. A model with a `DQMQQuantizeConfig`
+    or a `LayerRule` loads without TFMOT. The quantizers of other configs are saved by class and
+    config, see `dqmq_tf.tfmot.user_quantizers`.
 
     Args:
         layer: The layer.
@@ -79,13 +81,13 @@ class QuantizeAnnotate(keras.layers.Layer):
         return {
             **super().get_config(),
             "layer": keras.saving.serialize_keras_object(self.layer),
-            "config": None if rule is None else dataclasses.asdict(rule),
+            "config": None if rule is None else rule.to_dict(),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "QuantizeAnnotate":
         layer = keras.saving.deserialize_keras_object(config["layer"])
-        rule = config["config"] and LayerRule(**config["config"])
+        rule = config["config"] and LayerRule.from_dict(config["config"])
         return cls(**{**config, "layer": layer, "config": rule})
 
 
@@ -241,7 +243,9 @@ def _rules(graph: graphs.Graph, annotations: Mapping[int, QuantizeAnnotate]) -> 
         if id(layer) in annotations
     }
     annotated = {path for path, rule in annotation_rules.items() if rule is None or rule.quantize}
-    quantized = annotated | _around(graph, annotated)
+    users = {path: rule.user_quantizers for path, rule in annotation_rules.items() if rule}
+    float_writers = {path for path, user in users.items() if user and user.has_float_output}
+    quantized = annotated | _around(graph, annotated, float_writers)
     rules = []
     for path in (*layers, *graph.input_names):
         rule = annotation_rules.get(path)
@@ -252,11 +256,17 @@ def _rules(graph: graphs.Graph, annotations: Mapping[int, QuantizeAnnotate]) -> 
     return rules
 
 
-def _around(graph: graphs.Graph, annotated: set[str]) -> set[str]:
+def _around(graph: graphs.Graph, annotated: set[str], float_writers: set[str]) -> set[str]:
     """Returns the layers without kernels, and the inputs, that annotated layers quantize.
 
     These are the layers that annotated layers read, and those that read only annotated layers.
+
+    Args:
+        graph: The graph of the model without annotations.
+        annotated: The paths of the annotated layers that are quantized.
+        float_writers: The paths of those whose config leaves the output in floating point.
     """
+    fused = fused_tensors(graph)
     written: set[int] = set()
     floating: set[int] = set()
     read: set[int] = set()
@@ -264,7 +274,8 @@ def _around(graph: graphs.Graph, annotated: set[str]) -> set[str]:
     # Nodes are in execution order, so one pass in each direction follows chains of any length.
     for node in graph.nodes:
         if node.path in annotated:
-            written.update(node.outputs)
+            is_float = node.path in float_writers and not fused.intersection(node.outputs)
+            (floating if is_float else written).update(node.outputs)
             read.update(node.inputs)
         elif _has_kernel(node.layer) or floating.intersection(node.inputs):
             floating.update(node.outputs)

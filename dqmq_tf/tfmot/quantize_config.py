@@ -9,7 +9,7 @@ unchanged.
 import importlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -18,8 +18,11 @@ import tensorflow as tf
 from keras import ops
 
 from dqmq_tf.config import LayerRule
-from dqmq_tf.graph.kernels import kernel_variables
+from dqmq_tf.graph.composites import FUSED_ACTIVATIONS
+from dqmq_tf.graph.kernels import is_linear, kernel_variables
 from dqmq_tf.layers.lsq import quantize, weight_limits
+from dqmq_tf.tfmot import user_quantizers
+from dqmq_tf.tfmot.user_quantizers import UserQuantizers
 
 
 def _import_tfmot() -> Any:
@@ -54,9 +57,8 @@ def _import_tfmot() -> Any:
 tfmot = _import_tfmot()
 _QuantizeConfig: Any = tfmot.quantization.keras.QuantizeConfig
 # The public module does not offer all quantizers.
-_tfmot_quantizers: Any = importlib.import_module(
-    "tensorflow_model_optimization.python.core.quantization.keras.quantizers"
-)
+QUANTIZERS_MODULE = "tensorflow_model_optimization.python.core.quantization.keras.quantizers"
+_tfmot_quantizers: Any = importlib.import_module(QUANTIZERS_MODULE)
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -228,10 +230,11 @@ class DQMQQuantizeConfig(_QuantizeConfig):
 def to_rule(config: Any, layer: keras.layers.Layer, path: str) -> LayerRule:
     """Converts any TFMOT `QuantizeConfig` of a layer to a `LayerRule`.
 
-    Its weights become the decision points, and the `num_bits` of its quantizers the candidates. The
-    quantizers of activations and outputs both describe the output tensor of the layer. A quantizer
-    itself is not run: how it finds its range, per tensor or per channel, is ignored, because step
-    sizes are learned.
+    Its weights become the decision points. A `CandidatesQuantizer` is read for its candidates, and
+    step sizes are learned. Any other quantizer becomes part of the rule and runs in the quantized
+    model, on the kernel or on the output of the layer. The methods `set_quantize_weights` and
+    `set_quantize_activations` of the config are not called: the quantized layer gets its kernels
+    without an assignment.
 
     Args:
         config: A TFMOT `QuantizeConfig`.
@@ -239,16 +242,16 @@ def to_rule(config: Any, layer: keras.layers.Layer, path: str) -> LayerRule:
         path: The path of the layer.
 
     Raises:
-        ValueError: If the config does not fit the layer, or if a rule cannot express it: different
-            bit-widths among the weights, asymmetric weights, a fixed range, weights without the
-            output or the output without the weights, or a quantizer without `num_bits` or with
-            `num_bits` outside 2 to 8.
+        ValueError: If the config does not fit the layer, or if a rule cannot express it: a variable
+            that is not a kernel, something else than a quantizer, candidates for weights without
+            the output or for the output without the weights, different bit-widths of activation and
+            output, or a quantizer before the activation of a layer without a kernel.
 
     Example:
 
     >>> rule = to_rule(Default8BitQuantizeConfig(["kernel"], ["activation"], False), dense, "dense")
-    >>> rule.weights, rule.weight_bits, rule.activation_bits
-    (('kernel',), (8,), (8,))
+    >>> rule.weights, rule.activation_bits, rule.user_quantizers.weight_bits
+    (('kernel',), (8,), {'kernel': (8,)})
     """
     if isinstance(config, DQMQQuantizeConfig):
         return config.to_rule(path)
@@ -259,22 +262,26 @@ def to_rule(config: Any, layer: keras.layers.Layer, path: str) -> LayerRule:
         )
     subject = f"Layer {path!r}: {type(config).__name__}"
     try:
-        weights = config.get_weights_and_quantizers(layer)
-        outputs = [quantizer for _, quantizer in config.get_activations_and_quantizers(layer)]
-        outputs += config.get_output_quantizers(layer)
+        weights = config.get_weights_and_quantizers(layer) or []
+        activations = config.get_activations_and_quantizers(layer) or []
+        outputs = list(config.get_output_quantizers(layer) or [])
     except AttributeError as error:
         raise ValueError(f"{subject} does not fit the layer: {error}.") from error
     weights = [(variable, quantizer) for variable, quantizer in weights if not _is_idle(quantizer)]
+    activations = [(function, q) for function, q in activations if not _is_idle(q)]
     outputs = [quantizer for quantizer in outputs if not _is_idle(quantizer)]
-    if not weights and not outputs:
+    behind = [*(quantizer for _, quantizer in activations), *outputs]
+    _check_quantizers([*(q for _, q in weights), *behind], subject)
+    if not weights and not behind:
         return LayerRule(pattern=re.escape(path), quantize=False)
     kernels = kernel_variables(layer)
-    if weights and not outputs:
+    is_read = not any(map(_runs, [*(q for _, q in weights), *behind]))
+    if is_read and not behind:
         raise ValueError(
             f"{subject} quantizes weights and leaves the output in floating point, but no integer "
             "kernel does that. Quantize the activation or the output too."
         )
-    if kernels and not weights:
+    if is_read and kernels and not weights:
         raise ValueError(
             f"{subject} quantizes the output and none of the kernels {list(kernels)}, but no "
             "integer kernel does that. Quantize a kernel too, or do not annotate the layer."
@@ -286,18 +293,28 @@ def to_rule(config: Any, layer: keras.layers.Layer, path: str) -> LayerRule:
             f"{subject} quantizes {getattr(unknown[0], 'name', unknown[0])!r}, which is not a "
             f"kernel of the layer. Choose from {list(kernels)}."
         )
-    for variable, quantizer in weights:
-        # Only a quantizer that says so is asymmetric. Quantizers of the user's own may not say it.
-        if getattr(quantizer, "symmetric", True) is False:
-            raise ValueError(
-                f"{subject} quantizes {names[id(variable)]!r} with symmetric=False, but kernels read "
-                "weights that are symmetric around 0. Give its quantizer symmetric=True."
-            )
+    named = {names[id(variable)]: quantizer for variable, quantizer in weights}
+    read = [quantizer for quantizer in named.values() if not _runs(quantizer)]
+    output_bits = _shared_bits(behind, f"{subject}: activation and output", _output_bits)
+    user = None
+    if not is_read:
+        user = UserQuantizers(
+            {name: q for name, q in named.items() if _runs(q)},
+            {
+                name: (user_quantizers.weight_bits(q, ops.convert_to_numpy(kernels[name])),)
+                for name, q in named.items()
+                if _runs(q)
+            },
+            *_placed(layer, activations, outputs, subject),
+            output_bits=output_bits,
+            has_float_output=not behind,
+        )
     return LayerRule(
         pattern=re.escape(path),
-        weights=tuple(names[id(variable)] for variable, _ in weights) or None,
-        weight_bits=_shared_bits([q for _, q in weights], f"{subject}: the weights"),
-        activation_bits=_shared_bits(outputs, f"{subject}: activation and output"),
+        weights=tuple(named) if kernels else None,
+        weight_bits=_shared_bits(read, f"{subject}: the weights", lambda q: q.bit_widths),
+        activation_bits=output_bits,
+        user_quantizers=user,
     )
 
 
@@ -311,9 +328,61 @@ def _is_idle(quantizer: Any) -> bool:
     return isinstance(quantizer, _tfmot_quantizers.NoQuantizer)
 
 
-def _shared_bits(quantizers: Iterable[Any], subject: str) -> tuple[int, ...] | None:
-    """Returns the candidates that all quantizers share, or None if there are no quantizers."""
-    candidates = {_bit_widths(quantizer, subject) for quantizer in quantizers}
+def _runs(quantizer: Any) -> bool:
+    """Whether a quantizer runs in the quantized model, where others are read for candidates."""
+    return not isinstance(quantizer, CandidatesQuantizer)
+
+
+def _check_quantizers(quantizers: Iterable[Any], subject: str) -> None:
+    for quantizer in quantizers:
+        if not callable(quantizer) or not hasattr(quantizer, "build"):
+            raise ValueError(
+                f"{subject} has a {type(quantizer).__name__} for a quantizer. Pass a subclass of "
+                "tfmot.quantization.keras.quantizers.Quantizer, with build, __call__ and get_config."
+            )
+
+
+def _placed(
+    layer: keras.layers.Layer,
+    activations: Sequence[tuple[Any, Any]],
+    outputs: Sequence[Any],
+    subject: str,
+) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    """Returns where the quantizers of activations and outputs run, with TFMOT's names.
+
+    As in TFMOT, one of a softmax, sigmoid or tanh runs before it, one of a relu after it, and one
+    of a gelu on both sides. Of several for the output, the first runs.
+
+    Returns:
+        `(outputs, split_outputs)` of `UserQuantizers`.
+    """
+    last = [("output", quantizer) for quantizer in outputs[:1] if _runs(quantizer)]
+    separable = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+    kernels = kernel_variables(layer)
+    if kernels and not is_linear(layer) and not isinstance(layer, separable):
+        # The layer stays whole, as a recurrent one does: nothing runs inside it.
+        first = [("post_activation", q) for _, q in activations[:1] if _runs(q)]
+        return first + last, []
+    before, after = [], []
+    for function, quantizer in activations:
+        is_before, is_after = user_quantizers.around_activation(function)
+        before += [("pre_activation", quantizer)] * (is_before and _runs(quantizer))
+        after += [("post_activation", quantizer)] * (is_after and _runs(quantizer))
+    if not kernels and before:
+        raise ValueError(
+            f"{subject} quantizes before the activation of a layer without a kernel. Annotate the "
+            "layer before it instead, or return the quantizer from get_output_quantizers."
+        )
+    if kernels and getattr(layer, "activation", None) not in FUSED_ACTIVATIONS:
+        return before, after + last
+    return after + last, []
+
+
+def _shared_bits(
+    quantizers: Iterable[Any], subject: str, bits_of: Callable[[Any], tuple[int, ...] | None]
+) -> tuple[int, ...] | None:
+    """Returns the bit-widths that all quantizers share, or None if there are no quantizers."""
+    candidates = {bits_of(quantizer) for quantizer in quantizers}
     if len(candidates) > 1:
         raise ValueError(
             f"{subject} have quantizers of different bit-widths, {sorted(candidates, key=str)}. "
@@ -322,21 +391,7 @@ def _shared_bits(quantizers: Iterable[Any], subject: str) -> tuple[int, ...] | N
     return candidates.pop() if candidates else None
 
 
-def _bit_widths(quantizer: Any, subject: str) -> tuple[int, ...] | None:
-    if isinstance(quantizer, CandidatesQuantizer):
+def _output_bits(quantizer: Any) -> tuple[int, ...] | None:
+    if not _runs(quantizer):
         return quantizer.bit_widths
-    if isinstance(quantizer, _tfmot_quantizers.FixedQuantizer):
-        raise ValueError(
-            f"{subject} have a FixedQuantizer, but ranges are learned. Use another quantizer."
-        )
-    if not isinstance(getattr(quantizer, "num_bits", None), int):
-        raise ValueError(
-            f"{subject} have a {type(quantizer).__name__}, which does not say how many bits it "
-            "has. Give it an attribute num_bits, or use a CandidatesQuantizer."
-        )
-    if not 2 <= quantizer.num_bits <= 8:
-        raise ValueError(
-            f"{subject} have a {type(quantizer).__name__} of {quantizer.num_bits} bits, but tensors "
-            "have 2 to 8 bits. Give it num_bits=8 or fewer."
-        )
-    return (quantizer.num_bits,)
+    return (user_quantizers.output_bits(quantizer),)

@@ -185,7 +185,8 @@ class _Rounding:
             slot: quantizer
             for point, quantizer in zip(parts.costs.activations, parts.quantizers)
             for slot in point.slots
-            if _BITS in point.bit_widths
+            # What quantizers of the user's own do is not a fault of the quantization.
+            if _BITS in point.bit_widths and not point.user_quantizers
         }
         slots = tensor_slots(graph).items()
         of_tensors = {tensor: quantizers[slot] for tensor, slot in slots if slot in quantizers}

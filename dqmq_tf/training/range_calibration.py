@@ -50,7 +50,7 @@ def set_ranges(parts: Any, x: Any, for_training: bool) -> State:
             _call(parts, x, training=False, state=state)
     finally:
         for layer in layers:
-            layer.calibrate()
+            layer.calibrate(for_training)
     return {id(variable): value for variable, value in state}
 
 

@@ -41,3 +41,16 @@ def test_a_tiny_network_meets_its_default_budget(name, target, tmp_path):
     qmodel.calibrate(np.random.default_rng(0).normal(size=(8, 8, 6)))
     report = dqmq_tf.convert(qmodel, tmp_path / "model.tflite", verify=False)
     assert report.size_bytes == (tmp_path / "model.tflite").stat().st_size
+
+
+def test_the_default_budget_allows_the_bits_that_a_rule_fixes():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(4), layers.Dense(2)])
+    rule = dqmq_tf.LayerRule(pattern=".*", weight_bits=8, activation_bits=8)
+    config = dqmq_tf.DQMQConfig(rules=rule, quality_aware=False)
+    qmodel = dqmq_tf.quantize_model(model, target="simulation", config=config)
+    qmodel.calibrate(np.zeros((8, 6)))
+    precision = qmodel.freeze().precision()
+    assert {w.bit_width for of_layer in precision.weights.values() for w in of_layer.values()} == {
+        8
+    }
+    assert qmodel.budget.value == pytest.approx(8.0)

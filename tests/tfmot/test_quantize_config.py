@@ -180,8 +180,10 @@ class TestAnyTfmotConfig:
     def test_default_8bit(self, dense):
         rule = to_rule(Default8Bit(["kernel"], ["activation"], False), dense, "dense")
         assert rule.quantize
-        assert (rule.weights, rule.weight_bits) == (("kernel",), (8,))
+        assert (rule.weights, rule.user_quantizers.weight_bits) == (("kernel",), {"kernel": (8,)})
         assert rule.activation_bits == (8,)
+        ((name, activation),) = rule.user_quantizers.outputs
+        assert (name, type(activation)) == ("post_activation", quantizers.MovingAverageQuantizer)
 
     def test_default_8bit_end_to_end(self, tmp_path):
         config = Default8Bit(["kernel"], ["activation"], False)
@@ -202,7 +204,8 @@ class TestAnyTfmotConfig:
         )
         rule = to_rule(config, layer, "lstm")
         assert len(rule.weights) == 2
-        assert rule.weight_bits == (8,)
+        assert rule.user_quantizers.weight_bits == dict.fromkeys(rule.weights, (8,))
+        assert [name for name, _ in rule.user_quantizers.outputs] == ["post_activation"]
 
     def test_output_only(self):
         rule = to_rule(configs_8bit.Default8BitOutputQuantizeConfig(), layers.Add(), "add")
@@ -216,25 +219,24 @@ class TestAnyTfmotConfig:
     def test_some_kernels_only(self, separable):
         config = Listed({"pointwise_kernel": quantizer(4)}, [CandidatesQuantizer((4, 8))])
         rule = to_rule(config, separable, "separable")
-        assert (rule.weights, rule.weight_bits) == (("pointwise_kernel",), (4,))
-        assert rule.activation_bits == (4, 8)
+        assert (rule.weights, rule.weight_bits) == (("pointwise_kernel",), None)
+        assert rule.user_quantizers.weight_bits == {"pointwise_kernel": (4,)}
+        # Candidates are learned, so nothing of the user's own runs on the output.
+        assert (rule.activation_bits, rule.user_quantizers.outputs) == ((4, 8), ())
+        assert not rule.user_quantizers.has_float_output
 
     @pytest.mark.parametrize(
         "config, message",
         [
-            (Listed({"kernel": quantizer(8)}), "leaves the output in floating point"),
-            (Listed({}, [quantizer(8)]), "quantizes the output and none of the kernels"),
+            (Listed({"kernel": CandidatesQuantizer(8)}), "leaves the output in floating point"),
+            (Listed({}, [CandidatesQuantizer(8)]), "quantizes the output and none of the kernels"),
             (Listed({"bias": quantizer(8)}, [quantizer(8)]), "'bias', which is not a kernel"),
             (Listed({"gamma": quantizer(8)}, [quantizer(8)]), "does not fit the layer: .*'gamma'"),
-            (
-                Listed({"kernel": quantizer(8)}, [quantizers.FixedQuantizer(8, 0.0, 1.0, False)]),
-                "ranges are learned",
-            ),
             (
                 Listed({"kernel": quantizer(8)}, [quantizer(4), quantizer(8)]),
                 r"different bit-widths, \[\(4,\), \(8,\)\]",
             ),
-            (Listed({"kernel": object()}, [quantizer(8)]), "does not say how many bits"),
+            (Listed({"kernel": object()}, [quantizer(8)]), "has a object for a quantizer"),
             ("int8", "found a config of type str"),
         ],
     )
@@ -242,10 +244,22 @@ class TestAnyTfmotConfig:
         with pytest.raises(ValueError, match=f"Layer 'dense': .*{message}"):
             to_rule(config, dense, "dense")
 
-    def test_refuses_weights_of_different_widths(self, separable):
-        weights = {"depthwise_kernel": quantizer(8), "pointwise_kernel": quantizer(4)}
+    def test_refuses_candidates_of_different_widths(self, separable):
+        weights = {
+            "depthwise_kernel": CandidatesQuantizer(8),
+            "pointwise_kernel": CandidatesQuantizer(4),
+        }
         with pytest.raises(ValueError, match="the weights have quantizers of different bit-widths"):
             to_rule(Listed(weights, [quantizer(8)]), separable, "separable")
+
+    def test_refuses_a_quantizer_before_an_activation_without_a_kernel(self):
+        class Before(Listed):
+            def get_activations_and_quantizers(self, layer):
+                return [(layer.activation, quantizer(8))]
+
+        layer = layers.Activation("softmax", name="softmax")
+        with pytest.raises(ValueError, match="'softmax': Before quantizes before the activation"):
+            to_rule(Before(), layer, "softmax")
 
 
 class TestImport:
