@@ -23,7 +23,8 @@ _REQUIRED = [
 ]
 _EXTRAS = {
     "benchmark": ["zopfli>=0.4.3"],
-    "data": ["scikit-learn>=1.6.0", "tensorflow-datasets>=4.9.8"],
+    # tensorflow-datasets imports importlib_resources to prepare a dataset, and does not require it.
+    "data": ["scikit-learn>=1.6.0", "tensorflow-datasets>=4.9.8", "importlib_resources>=6.0.0"],
     "ethos_u": ["ethos-u-vela>=5.2.0"],
     # Only pre-releases of TFLite Micro's wheel exist.
     "micro": ["tflite-micro>=0.dev20261023182759"],

@@ -30,7 +30,8 @@ def load(
 
     Raises:
         ImportError: If tensorflow-datasets is not installed.
-        ValueError: If `split` is not one split, or the dataset has no labeled images.
+        ValueError: If `split` is not one split, if there is no dataset of the name, or if it has no
+            labeled images.
 
     Example:
 
@@ -46,7 +47,15 @@ def load(
     if not isinstance(split, str):
         raise ValueError(f"`split` must be one split, for example 'train'. Found {split!r}.")
 
-    builder = tfds.builder(name, data_dir=data_dir)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        # Its message lists all datasets, which are more than a thousand lines.
+        raise ValueError(
+            f"There is no dataset {name!r}, neither in tensorflow-datasets nor prepared in "
+            f"{'its default folder' if data_dir is None else data_dir}. Check the name and the "
+            "folder; tfds.list_builders() lists the names."
+        ) from error
     keys = builder.info.supervised_keys
     feature = builder.info.features[keys[0]] if keys and isinstance(keys[0], str) else None
     if not isinstance(feature, tfds.features.Image):
