@@ -26,6 +26,13 @@ class QonnxReport:
         input_shapes: `{name: shape}` of the inputs, with the channels in the second axis.
         zero_points: The layers and inputs whose activations have a zero point other than 0. Some
             tools refuse it, and qonnx's `inference_cost` counts such a tensor as 32 bits.
+        bit_ops: The bit operations per input of the network in the file, as `inference_cost` counts
+            them if no kernel reads a tensor of `zero_points`.
+        deciding_bit_ops: Those of the encoder, the policy and the quality normalization. A budget
+            pays for them as well, but they are not in the file. 0 for static bits
+            (`quality_aware=False`).
+        mean_bit_width: The average bit-width of the network in the file: the square root of
+            `bit_ops` per multiply-accumulate.
     """
 
     path: str
@@ -33,6 +40,9 @@ class QonnxReport:
     size_bytes: int
     input_shapes: dict[str, tuple[int, ...]]
     zero_points: tuple[str, ...]
+    bit_ops: float
+    deciding_bit_ops: float
+    mean_bit_width: float
 
 
 def export_qonnx(qmodel: DQMQModel, path: str | os.PathLike[str], profile: int = 0) -> QonnxReport:
@@ -84,12 +94,19 @@ def export_qonnx(qmodel: DQMQModel, path: str | os.PathLike[str], profile: int =
     model = writer.file.model(outputs)
     contents = model.SerializeToString()
     atomic_write.write_together({path: contents})
+    costs = qmodel._parts.costs
+    bits = keras.ops.convert_to_numpy(qmodel._parts.policy.assigned)[profile]
+    decided = len(costs.decided)
+    bit_ops = float(costs.bit_ops(bits[decided:], bits[:decided])) - costs.overhead
     return QonnxReport(
         path=str(path),
         profile=profile,
         size_bytes=len(contents),
         input_shapes={value.name: value.onnx_shape for value in inputs},
         zero_points=tuple(writer.file.zero_points),
+        bit_ops=bit_ops,
+        deciding_bit_ops=float(costs.overhead),
+        mean_bit_width=float((bit_ops / costs.macs.sum()) ** 0.5),
     )
 
 

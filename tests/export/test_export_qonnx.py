@@ -176,6 +176,36 @@ def test_qonnx_counts_the_cost_that_the_policy_counted(of_images):
     assert mean_bits == pytest.approx(expected_mean_bits, rel=0.01)
 
 
+@pytest.mark.parametrize("budget", [3.0, 4.0])
+def test_a_file_of_static_bits_costs_what_the_budget_allows(budget, tmp_path):
+    qmodel = dqmq_tf.quantize_model(
+        image_network(),
+        target="simulation",
+        budget=dqmq_tf.Budget(mean_bit_width=budget),
+        config=dqmq_tf.DQMQConfig(seed=0, quality_aware=False),
+    )
+    qmodel.calibrate(images())
+    report = dqmq_tf.export_qonnx(qmodel, tmp_path / "static.onnx")
+    bit_ops, mean_bits = qonnx_runs.cost_by_qonnx(report.path)
+    assert mean_bits == pytest.approx(budget, rel=0.01) and mean_bits <= budget
+    assert (report.bit_ops, report.deciding_bit_ops) == (pytest.approx(bit_ops), 0.0)
+    # The bits are mixed: the budget is not met by one bit-width for all.
+    weights = [w.bit_width for v in qmodel.precision().weights.values() for w in v.values()]
+    assert len(set(weights)) > 1
+
+
+def test_the_report_says_what_a_budget_counts_beside_the_file(of_images):
+    qmodel, path, report = of_images
+    bit_ops, mean_bits = qonnx_runs.cost_by_qonnx(path)
+    assert report.bit_ops == pytest.approx(bit_ops)
+    assert report.mean_bit_width == pytest.approx(mean_bits)
+    # The network alone costs less than the budget. With what decides the bits, it is met.
+    assert mean_bits < 0.99 * qmodel.budget.value
+    macs = report.bit_ops / report.mean_bit_width**2
+    whole = ((report.bit_ops + report.deciding_bit_ops) / macs) ** 0.5
+    assert whole == pytest.approx(qmodel.budget.value, rel=0.01) and whole <= qmodel.budget.value
+
+
 def test_the_report_says_what_was_written(of_images):
     _, path, report = of_images
     assert isinstance(report, export.QonnxReport)
