@@ -8,6 +8,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+# The one bit-width above 8 that an activation may have: a TFLite tensor of int16. Its grid is
+# symmetric, as the kernels require: the zero point is in the middle.
+INT16_BITS = 16
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightPrecision:
@@ -31,13 +35,18 @@ class ActivationPrecision:
     Attributes:
         step: The step size.
         zero_point: The integer that represents 0.0. TFLite's int8 zero point is this minus 128, see
-            `tflite_zero_point`.
+            `tflite_zero_point`. At 16 bits it is always 32,768.
         bit_width: Bits per value.
     """
 
     step: float
     zero_point: int
     bit_width: int
+
+    @property
+    def is_int16(self) -> bool:
+        """Whether a file stores the tensor as int16, and not as int8."""
+        return self.bit_width == INT16_BITS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,5 +65,5 @@ class Precision:
 
 
 def tflite_zero_point(precision: ActivationPrecision) -> int:
-    """Returns TFLite's int8 zero point of an 8-bit activation."""
-    return precision.zero_point - 128
+    """Returns TFLite's zero point of an activation of 8 bits (int8) or 16 bits (int16, always 0)."""
+    return precision.zero_point - (2**15 if precision.is_int16 else 128)

@@ -28,13 +28,13 @@ _BIT_WIDTHS = range(2, 9)
 # tensor that it produces. Fitted on files that the converter wrote. The table itself, at most 143
 # bytes, is shared by all tensors of the same bit-width.
 TABLE_BYTES = 100
-
 # The same for the words and the code of a Huffman-coded tensor, without the words and its tables.
 CODE_BYTES = 86
 # What TFLite Micro's operator DECODE can read: indices into a lookup table, or Huffman codes.
 CODINGS = ("table", "huffman")
 
 _INT8_VERSIONS = (("CONV_2D", 3), ("DEPTHWISE_CONV_2D", 3), ("FULLY_CONNECTED", 6))
+_INT16_VERSIONS = (("CONV_2D", 4), ("DEPTHWISE_CONV_2D", 5), ("FULLY_CONNECTED", 7))
 _INT4_VERSIONS = (("CONV_2D", 7), ("DEPTHWISE_CONV_2D", 7), ("FULLY_CONNECTED", 10))
 _INT2_VERSIONS = (("CONV_2D", 7), ("DEPTHWISE_CONV_2D", 7), ("FULLY_CONNECTED", 14))
 _NARROW_ACTIVATIONS = ("activations below 8 bits", "they exist in simulation only")
@@ -68,10 +68,11 @@ class Target:
     without an integer kernel, whose weights the file may still store as integers.
 
     Attributes:
-        name: Key in `TARGETS`.
-        description: One line for people.
+        name, description: Key in `TARGETS`, and one line for people.
         weight_bits: Bit-widths that a weight may take, ascending.
         activation_bits: Bit-widths that an activation may take, ascending.
+        optional_activation_bits: Those that it may take where a `LayerRule` asks for them as well:
+            16 on targets whose first runtime is TFLite Micro, which has int16 kernels.
         int4_ops: Kinds of op whose weights of at most 4 bits may be stored as INT4.
         int2_ops: Kinds of op whose weights of 2 bits may be stored as INT2.
         table_ops: Kinds of op whose weights TFLite Micro's operator DECODE may restore.
@@ -115,6 +116,7 @@ class Target:
     description: str
     weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     activation_bits: tuple[int, ...] = (8,)
+    optional_activation_bits: tuple[int, ...] = ()
     int4_ops: frozenset[str] = frozenset()
     int2_ops: frozenset[str] = frozenset()
     table_ops: frozenset[str] = frozenset()
@@ -131,13 +133,15 @@ class Target:
     deployable: bool = True
 
     def __post_init__(self) -> None:
-        for field in ("weight_bits", "activation_bits"):
-            wrong = [b for b in getattr(self, field) if b not in _BIT_WIDTHS]
+        runs_int16 = self.runtimes[:1] == ("tflite-micro",)
+        for field in ("weight_bits", "activation_bits", "optional_activation_bits"):
+            allowed = {*_BIT_WIDTHS, *([16] if runs_int16 and field != "weight_bits" else [])}
+            wrong = [b for b in getattr(self, field) if b not in allowed]
             if wrong:
                 hint = f" int16 activations are not supported: {_INT16_ACTIVATIONS[1]}."
                 raise ValueError(
-                    f"Target {self.name!r}: {field} holds {wrong[0]}, but bit-widths go from 2 to "
-                    f"8.{hint if 16 in wrong else ''}"
+                    f"Target {self.name!r}: {field} holds {wrong[0]}, but bit-widths go from 2 to 8."
+                    + (hint if 16 in wrong else "")
                 )
         for field in ("int4_ops", "int2_ops", "table_ops", "per_tensor"):
             unknown = sorted(getattr(self, field) - set(OP_KINDS))
@@ -147,18 +151,16 @@ class Target:
                     f"{', '.join(OP_KINDS)}."
                 )
         if self.io_dtype not in IO_TYPES:
-            raise ValueError(
-                f"Target {self.name!r}: io_dtype={self.io_dtype!r} is none of {IO_TYPES}."
-            )
+            found = f"io_dtype={self.io_dtype!r}"
+            raise ValueError(f"Target {self.name!r}: {found} is none of {IO_TYPES}.")
         if self.accelerator not in ACCELERATORS:
             raise ValueError(
                 f"Target {self.name!r}: accelerator={self.accelerator!r} is none of those that Vela "
                 f"compiles for: {', '.join(ACCELERATORS)}."
             )
         if not set(self.codings) <= set(CODINGS):
-            raise ValueError(
-                f"Target {self.name!r}: codings={self.codings!r} holds others than {CODINGS}."
-            )
+            found = f"codings={self.codings!r}"
+            raise ValueError(f"Target {self.name!r}: {found} holds others than {CODINGS}.")
         if self.decoder_bytes < 0:
             raise ValueError(
                 f"Target {self.name!r}: decoder_bytes={self.decoder_bytes!r} is negative. Give 0 if "
@@ -171,9 +173,8 @@ class Target:
         Args:
             op_kind: Kind of op.
             bit_width: Bits per weight.
-            per_channel: Whether the tensor has a scale per output channel. A folded batch norm
-                gives it one even in kinds of op that are `per_tensor`. None for what the target
-                prescribes.
+            per_channel: Whether the tensor has a scale per output channel, as a folded batch norm
+                gives it even to kinds of op that are `per_tensor`. None for what they prescribe.
         """
         if bit_width <= 2 and op_kind in self.int2_ops:
             return "INT2"
@@ -207,11 +208,8 @@ class Target:
         Storage(container='INT8', coding='table', size_bytes=3556)
         """
         container = self.container(op_kind, bit_width, per_channel)
-        native = Storage(
-            container=container,
-            coding=None,
-            size_bytes=-(-count * CONTAINER_BITS[container] // 8),
-        )
+        size_bytes = -(-count * CONTAINER_BITS[container] // 8)
+        native = Storage(container=container, coding=None, size_bytes=size_bytes)
         if not decoder or op_kind not in self.table_ops:
             return native
         storages = [native]
@@ -292,12 +290,12 @@ TARGETS = {
             decoder_bytes=6_360,
             # INT4 dense kernels support one scale. Lookups and DEQUANTIZE use the first of several.
             per_tensor=frozenset({"dense", "embedding", "other"}),
+            optional_activation_bits=(16,),
             io_dtype="int8",
             runtimes=("tflite-micro", "litert-reference"),
             operator_versions=_INT4_VERSIONS,
             refusals=(
                 _NARROW_ACTIVATIONS,
-                _INT16_ACTIVATIONS,
                 (
                     "several signatures in a file",
                     "TFLite Micro runs the first subgraph only, and crashes on a subgraph that the "
@@ -321,16 +319,13 @@ TARGETS = {
             ),
             # TFLite Micro runs what the NPU does not, and uses the first of several scales.
             per_tensor=frozenset({"embedding", "other"}),
+            optional_activation_bits=(16,),
             io_dtype="int8",
             runtimes=("tflite-micro", "litert-reference"),
             compiler=VELA,
+            operator_versions=_INT16_VERSIONS,
             refusals=(
                 _NARROW_ACTIVATIONS,
-                (
-                    "int16 activations",
-                    "this package does not write them; on networks tried they take 10 to 58 % more "
-                    "cycles, and gain where the range of the inputs spans more than 8 bits hold",
-                ),
                 ("INT4 weights", "they crash Vela, which compresses fewer bits in INT8 itself"),
                 ("lookup tables", "Vela compresses weights itself, and has no such operator"),
                 (
@@ -362,8 +357,12 @@ def without_decoder_cost(target: Target) -> Target:
 
     The bits of such a model were chosen for the bytes of the file alone.
     """
-    codings = tuple(coding for coding in target.codings if coding != "huffman")
-    return dataclasses.replace(target, decoder_bytes=0, codings=codings)
+    return dataclasses.replace(target, decoder_bytes=0, codings=("table",))
+
+
+def without_int4(target: Target) -> Target:
+    """Returns a target as an operator with int16 activations needs it: with INT8 weights alone."""
+    return dataclasses.replace(target, int4_ops=frozenset(), int2_ops=frozenset())
 
 
 def get(identifier: str | Mapping[str, Any] | Target) -> Target:

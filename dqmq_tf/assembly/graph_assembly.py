@@ -76,6 +76,7 @@ class GraphAssembly:
         )
         self.policy.pathwise = config.terms.pathwise
         self.policy.curvature = config.terms.curvature
+        self.policy.per_sample = not costs.target.deployable
         self._profiles = config.profiles
         self.wrappers: dict[str, QuantizeWrapper] = {}
         self._nested: dict[str, keras.Model] = {}

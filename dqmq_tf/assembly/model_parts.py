@@ -142,7 +142,7 @@ def build(
     activations, weights = decision_points.find_points(graph, target, config)
     float_weights = decision_points.float_weight_count(graph, weights)
     costs = CostModel(budget_kind(budget, target), target, activations, weights, float_weights)
-    config = config.completed(costs.in_bytes)
+    config = config.completed(not costs.counts_activations)
     bit_ops = allowed_bit_ops(budget, costs) if bit_ops is None else bit_ops
     encoder_shape = encoder_shape or nested.shapes[nested.inputs[0]]
     assembly = GraphAssembly(costs, config, nested, bit_ops, encoder_shape)
@@ -150,7 +150,8 @@ def build(
     forget_calls(nested)
     inputs, outputs, outputs_and_decision = assembly.connect(nested)
     body = connect_again(nested, body)
-    if config.quality_aware and (costs.decided or config.profiles > 1):
+    follows_sample = bool(costs.decided) and not target.deployable
+    if config.quality_aware and (follows_sample or config.profiles > 1):
         costs.overhead = assembly.bit_operations(nested.shapes[nested.inputs[0]])
     parts = ModelParts(
         body=body,

@@ -10,6 +10,7 @@ from dqmq_tf.budget.byte_allocation import BYTES_MARGIN
 from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.config import Budget
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
+from dqmq_tf.policy.levels import candidate_levels, to_bits, to_levels
 from dqmq_tf.policy.policy_state import FROZEN, SETTLED
 
 # The share of the budget to aim at: on new inputs the mean differs by a few thousandths.
@@ -71,7 +72,7 @@ def shift_to_budget(
         embeddings: Quality embeddings of data, shape `[N, d]`.
         group: The profile of each embedding, shape `[N]`. None for those that the policy assigns.
     """
-    if not policy.activation_count or not policy.quality_aware:
+    if not policy.activation_count or not policy.quality_aware or not policy.per_sample:
         return
     cost = _cost_of_shift(policy, costs, embeddings, group)
     policy.shift.assign(allocation.largest_shift(cost, _MEAN_MARGIN * budget.value))
@@ -85,8 +86,7 @@ def assigned_cost(policy: BitWidthPolicy, costs: CostModel, embeddings: np.ndarr
         costs: The `CostModel`.
         embeddings: Quality embeddings of data, shape `[N, d]`, over which the cost is averaged.
     """
-    varies_by_sample = policy.phase == SETTLED and policy.quality_aware and policy.activation_count
-    if varies_by_sample:
+    if policy.phase == SETTLED and policy.bits_vary_by == "sample":
         shift = float(ops.convert_to_numpy(policy.shift))
         return _cost_of_shift(policy, costs, embeddings)(shift)
     group = ops.convert_to_numpy(policy.assign(embeddings, policy.profiles))
@@ -132,7 +132,7 @@ def freeze(
 
 
 def starting_means(policy: BitWidthPolicy, costs: CostModel, budget: Budget) -> np.ndarray:
-    """Returns the mean bit-widths at which the policy starts. They meet the budget.
+    """Returns the means at which the policy starts, in levels. They meet the budget.
 
     One more bit divides the rounding error by four. At first nothing else is known, so all tensors
     count the same. Bits are then spent best if a point gets half a bit more for each halving of the
@@ -159,9 +159,8 @@ def starting_means(policy: BitWidthPolicy, costs: CostModel, budget: Budget) -> 
         ValueError: If a budget in bytes is below the smallest possible cost.
     """
     if costs.in_bytes:
-        return byte_allocation.starting_bits(policy, costs, budget)
-    candidates = policy.activation_candidates + policy.weight_candidates
-    low, high = ([end(c) for c in candidates] for end in (min, max))
+        return byte_allocation.starting_levels(policy, costs, budget)
+    low, high = policy.lowest, policy.highest
     decided = policy.activation_count
     prices = costs.prices()
     ahead = -0.5 * np.log2(np.maximum(prices / prices.max(), 1e-4))
@@ -171,7 +170,8 @@ def starting_means(policy: BitWidthPolicy, costs: CostModel, budget: Budget) -> 
         return np.clip(level + ahead, low, high)
 
     def cost(level: float) -> float:
-        return costs.exact(means(level)[decided:], means(level)[:decided])
+        bits = to_bits(means(level))
+        return costs.exact(bits[decided:], bits[:decided])
 
     return means(allocation.largest_shift(cost, budget.value, low=-8.0, high=8.0))
 
@@ -226,10 +226,10 @@ def _settled_means(
     The means are its assigned weight bits, and its activation means with their shift.
     """
     group = ops.convert_to_numpy(policy.assign(embeddings, count))
-    means = ops.convert_to_numpy(policy.assigned)[:count].copy()
+    means = to_levels(ops.convert_to_numpy(policy.assigned)[:count])
     decided = policy.activation_count
     shifted = ops.convert_to_numpy(policy.means(embeddings) + policy.shift)
-    for g in range(count if policy.quality_aware else 0):
+    for g in range(count if policy.quality_aware and policy.per_sample else 0):
         if (group == g).any():
             means[g, :decided] = shifted[group == g, :decided].mean(axis=0)
     return means, group
@@ -249,7 +249,7 @@ def _bits_in_operations(
         policy: The policy.
         costs: The `CostModel`.
         budget: The budget, in operations.
-        means: The mean bit-widths of each profile, shape `[count, P]`.
+        means: The mean levels of each profile, shape `[count, P]`.
         group: The profile of each embedding, shape `[N]`. It gives the weights of the average.
         fixed: A mask of shape `[P]` of the points that stay at their mean. None fixes no point.
 
@@ -262,18 +262,23 @@ def _bits_in_operations(
     profile_shares = np.bincount(group, minlength=count) / max(len(group), 1)
 
     def mean_cost(flat: np.ndarray) -> float:
-        bits = flat.reshape(count, points)
+        bits = to_bits(flat).reshape(count, points)
         bit_ops = [costs.bit_ops(row[decided:], row[:decided]) for row in bits]
         return costs.to_budget_unit(float(np.dot(profile_shares, bit_ops)))
 
     flat = allocation.allocate_greedily(
         means.ravel(),
-        candidates * count,
+        [candidate_levels(c) for c in candidates] * count,
         mean_cost,
         budget.value,
         None if fixed is None else np.tile(fixed, count),
     )
-    return flat.reshape(count, points)
+    return to_bits(flat).reshape(count, points)
+
+
+def nearest(policy: BitWidthPolicy, means: np.ndarray) -> np.ndarray:
+    """Returns the candidates nearest to the levels of all points `[P]`, the lower one at a tie."""
+    return _nearest(policy, means[None], slice(None))[0]
 
 
 def _store(policy: BitWidthPolicy, bits: np.ndarray) -> None:
@@ -283,9 +288,9 @@ def _store(policy: BitWidthPolicy, bits: np.ndarray) -> None:
 
 
 def _nearest(policy: BitWidthPolicy, means: np.ndarray, which: slice) -> np.ndarray:
-    """Returns the nearest candidates `[N, points]`, the lower one at a tie.
+    """Returns the candidates nearest to levels `[N, points]`, the lower one at a tie.
 
     This is `dqmq_tf.policy.discrete_gaussian.mode` for some of the points, in NumPy.
     """
-    distance = np.abs(means[..., None] - policy.bit_widths) + (1 - policy.allowed[which]) * 1e9
+    distance = np.abs(means[..., None] - policy.levels) + (1 - policy.allowed[which]) * 1e9
     return policy.bit_widths[distance.argmin(axis=-1)]

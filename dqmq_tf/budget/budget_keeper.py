@@ -97,7 +97,8 @@ class BudgetKeeper:
 
         def fix() -> np.ndarray:
             self.place_means()
-            return ops.convert_to_numpy(self._parts.policy.mean)
+            policy = self._parts.policy
+            return assignment.nearest(policy, ops.convert_to_numpy(policy.mean))
 
         if self._parts.costs.in_bytes:
             self._fix_until_measured(fix)
@@ -295,11 +296,16 @@ class BudgetKeeper:
             rows = [dict(zip(grid, row.tolist())) for row in stored]
             costs.table = [{b: row[b] for b in p.bit_widths} for p, row in zip(costs.weights, rows)]
             costs.file_constant = policy.file_constant
+            costs.activation_cycles = policy.activation_cycles
             return
         require_vela(costs.kind)
-        activation_bits = costs.most_activation_bits()
+        most = costs.most_activation_bits()
+        fewest = [min(costs.activations[i].bit_widths) for i in costs.decided]
 
-        def measured(bits: np.ndarray) -> NpuCost:
+        def measured(
+            bits: np.ndarray,
+            activation_bits: list[int] = fewest if costs.counts_activations else most,
+        ) -> NpuCost:
             if self.write(np.array([*activation_bits, *bits])) is None:
                 raise ValueError(
                     f"Budget {costs.kind} needs a file that Vela compiles, but the model cannot be "
@@ -310,6 +316,12 @@ class BudgetKeeper:
 
         with typical_values(parts), stages("Measuring the layers on the NPU"):
             costs.table, costs.file_constant = npu_table.measured_table(costs, measured)
+            if costs.counts_activations:
+                bits = np.array([max(point.bit_widths) for point in costs.weights], "int64")
+                costs.activation_cycles = npu_table.activation_table(
+                    costs, measured(bits), measured(bits, most)
+                )
+                policy.activation_cycles = costs.activation_cycles
         self._show_tables()
         policy.file_constant = costs.file_constant
 

@@ -13,7 +13,7 @@ from keras import ops
 
 from dqmq_tf.flatbuffer import bit_packing, code_sharing, file_size, huffman
 from dqmq_tf.graph.decision_points import WeightPoint
-from dqmq_tf.targets import Storage, Target
+from dqmq_tf.targets import Storage, Target, without_int4
 
 # At most this many bytes of a kernel are compressed; the result is scaled up.
 _SAMPLE = 1 << 20
@@ -176,7 +176,7 @@ class ByteTables:
     ) -> Storage:
         """Returns how the target stores a kernel in a file that does or does not use the decoder."""
         return code_sharing.storage_alone(
-            self._target,
+            without_int4(self._target) if point.may_be_int16 else self._target,
             point.op_kind,
             bit_width,
             values,

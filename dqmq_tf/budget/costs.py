@@ -47,6 +47,8 @@ class CostModel:
             depend on the input.
         bytes: The `ByteTables` with the bytes of each weight point.
         file_constant: The bytes of the file that are not weights, None until `learn_file`.
+        activation_cycles: How many more cycles operators take with activations of 16 bits, see
+            `dqmq_tf.budget.npu_table`. None if activation bits do not change the cost of a file.
 
     Example:
 
@@ -81,6 +83,7 @@ class CostModel:
         )
         self.bytes = ByteTables(kind, target, weights)
         self.file_constant: float | None = None
+        self.activation_cycles: np.ndarray | None = None
         self.overhead = 0.0
 
     @property
@@ -95,6 +98,11 @@ class CostModel:
     def on_npu(self) -> bool:
         """Whether Vela measures the budget."""
         return self.kind in VELA_KINDS
+
+    @property
+    def counts_activations(self) -> bool:
+        """Whether the cost depends on the activation bits that the policy decides."""
+        return not self.in_bytes or self.kind == "vela_cycles" and bool(self.decided)
 
     @property
     def adds_up(self) -> bool:
@@ -166,7 +174,8 @@ class CostModel:
 
         Args:
             weight_bits: Weight bits, shape `[Pw]`.
-            activation_bits: Activation bits, shape `[decided]`.
+            activation_bits: Activation bits, shape `[decided]`. An empty sequence stands for the
+                fewest.
         """
         if self.adds_up:
             return self.exact(weight_bits, activation_bits)
@@ -185,10 +194,36 @@ class CostModel:
         """
         weight_bits = np.atleast_2d(np.asarray(weight_bits, "float64"))
         if self.in_bytes:
-            return float(np.mean([self.bytes.of_weights(row) for row in weight_bits])) + (
-                self.constant()
-            )
+            of_weights = np.mean([self.bytes.of_weights(row) for row in weight_bits])
+            return float(of_weights) + self.of_activations(activation_bits) + self.constant()
         return float(self.to_budget_unit(self.bit_ops(weight_bits, activation_bits)))
+
+    def of_activations(self, activation_bits: Bits) -> float:
+        """Returns the part of a file's cost that its activation bits add to that of the fewest.
+
+        Args:
+            activation_bits: Activation bits, shape `[decided]`, or `[N, decided]` for a mean. An
+                empty sequence stands for the fewest.
+        """
+        bits = np.atleast_2d(np.asarray(activation_bits, "float32"))
+        if self.activation_cycles is None or not bits.size:
+            return 0.0
+        return float(np.mean(ops.convert_to_numpy(self._added_cycles(bits))))
+
+    def _added_cycles(self, activation_bits: Any) -> tf.Tensor:
+        """Returns the cycles that activations of more than 8 bits add, shape `[N]`, differentiable.
+
+        An operator is int16 if one of its activations is. Bits between 8 and 16 stand for the
+        probability of 16, and the activations of an operator count as independent.
+
+        Args:
+            activation_bits: Activation bits, shape `[N, decided]`.
+        """
+        assert self.activation_cycles is not None
+        table = ops.convert_to_tensor(self.activation_cycles)
+        share = ops.clip((ops.convert_to_tensor(activation_bits, "float32") - 8.0) / 8.0, 0.0, 1.0)
+        stays = ops.prod(1.0 - ops.expand_dims(share, 1) * table[:, :-1], axis=-1)
+        return ops.sum((1.0 - stays) * table[:, -1], axis=-1)
 
     def smallest(self) -> float:
         """Returns the cost when every decision point has its fewest bits."""
@@ -287,6 +322,8 @@ class CostModel:
         """
         if self.in_bytes:
             expected = self.bytes.expected(weight_p, grid, table, coded_table)
+            if self.activation_cycles is not None:
+                expected = expected + self._added_cycles(activation_bits)
             return ops.mean(expected) + self.constant()
         weight_bits = ops.sum(weight_p * grid, axis=-1)
         fixed = ops.convert_to_tensor((self.input_column < 0) * self.input_bits, "float32")

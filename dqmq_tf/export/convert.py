@@ -22,6 +22,7 @@ from dqmq_tf.inputs import collect, structured
 from dqmq_tf.lowering import quantization_plan, rules, write_file
 from dqmq_tf.lowering.lowered_model import lower_model, probe_inputs
 from dqmq_tf.model import DQMQModel
+from dqmq_tf.precision import INT16_BITS
 from dqmq_tf.runtimes import claimed, tflite_micro
 from dqmq_tf.runtimes.adaptive_interpreter import AdaptiveInterpreter
 from dqmq_tf.runtimes.vela_report import VelaReport
@@ -305,8 +306,9 @@ def _checked_target(target: Target) -> Target:
 
 
 def _check_activations(lowered: Any, target: Target) -> None:
+    allowed = {8, *target.activation_bits, *target.optional_activation_bits} & {8, INT16_BITS}
     for key, precision in lowered.quantization.items():
-        if precision.bit_width != 8:
+        if precision.bit_width not in allowed:
             raise ConversionError(
                 f"The output of {(lowered.paths[key] or 'the input')!r} has "
                 f"{precision.bit_width} bits, but runtimes of target {target.name!r} compute with "

@@ -7,10 +7,11 @@ import numpy as np
 
 from dqmq_tf import flatbuffer, runtimes
 from dqmq_tf.errors import VerificationError
+from dqmq_tf.export.output_agreement import inherited_rounding
 from dqmq_tf.flatbuffer import SubGraphT, TFLiteFile
 from dqmq_tf.lowering.lowered_model import LoweredModel
+from dqmq_tf.runtimes.random_inputs import INT8_ENDS, INT16_ENDS
 
-_INT8_ENDS = (-128, 127)
 _DEPARTURE_QUANTA = 4.0
 
 
@@ -42,7 +43,10 @@ def first_divergence(
         key, quantization = tensors[index]
         if index not in run.tensors or run.tensors[index].shape != expected[key].shape:
             continue
-        quanta = _quanta(run.tensors[index], expected[key], quantization)
+        is_int16 = flatbuffer.type_name(model.subgraphs[0].tensors[index]) == "INT16"
+        ends = INT16_ENDS if is_int16 else INT8_ENDS
+        quanta = _quanta(run.tensors[index], expected[key], quantization, ends)
+        quanta /= inherited_rounding(model, index)
         if quanta > _DEPARTURE_QUANTA:
             path = simulated.paths[key] or "the input"
             return (
@@ -63,12 +67,14 @@ def _in_order(graph: SubGraphT, tensors: Container[int]) -> list[int]:
     return [int(index) for index in made if index in tensors]
 
 
-def _quanta(found: np.ndarray, expected: np.ndarray, quantization: Any) -> float:
+def _quanta(
+    found: np.ndarray, expected: np.ndarray, quantization: Any, ends: tuple[int, int]
+) -> float:
     """Returns the mean difference in steps of the tensor's grid.
 
     The expected values are clipped to the range of the grid.
     """
     step, zero_point = float(quantization.scale[0]), int(quantization.zeroPoint[0])
-    ends = step * (np.array(_INT8_ENDS) - zero_point)
+    limits = step * (np.array(ends) - zero_point)
     values = step * (found.astype(np.int64) - zero_point)
-    return float(np.abs(values - np.clip(expected, *ends)).mean() / step)
+    return float(np.abs(values - np.clip(expected, *limits)).mean() / step)

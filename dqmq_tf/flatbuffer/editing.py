@@ -155,8 +155,8 @@ def add_bytes_tensor(model: ModelT, graph: SubGraphT, name: str, data: bytes) ->
     return add_tensor(graph, tensor)
 
 
-def add_int8_tensor(graph: SubGraphT, index: int, grid: ActivationPrecision) -> int:
-    """Adds the int8 counterpart of a float tensor, which takes over its name.
+def add_integer_tensor(graph: SubGraphT, index: int, grid: ActivationPrecision) -> int:
+    """Adds the int8 or int16 counterpart of a float tensor, which takes over its name.
 
     Args:
         graph: A subgraph, changed in place. The float tensor gets the suffix `f`.
@@ -170,6 +170,8 @@ def add_int8_tensor(graph: SubGraphT, index: int, grid: ActivationPrecision) -> 
     graph.tensors[index].name += b"f"
     zero_point = np.array([tflite_zero_point(grid)], np.int64)
     quantize_tensor(tensor, np.array([grid.step], np.float32), zero_point)
+    if grid.is_int16:
+        tensor.type = serialization.schema().TensorType.INT16
     return add_tensor(graph, tensor)
 
 

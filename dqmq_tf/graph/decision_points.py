@@ -20,11 +20,13 @@ from dqmq_tf.graph.fusion import (
     Slot,
     fused_tensors,
     moves_values,
+    operator_tensors,
     rounds,
     shares_scale,
     tensor_slots,
 )
 from dqmq_tf.graph.graph import Graph, Node
+from dqmq_tf.graph.int16_layers import without_int16_kernel
 from dqmq_tf.graph.kernels import (
     PIXELS,
     channel_axes,
@@ -35,6 +37,7 @@ from dqmq_tf.graph.kernels import (
 )
 from dqmq_tf.graph.trial_runs import unused_kernels
 from dqmq_tf.graph.user_outputs import user_floats, user_quantized
+from dqmq_tf.precision import INT16_BITS
 from dqmq_tf.targets import Target
 
 
@@ -52,7 +55,7 @@ class ActivationPoint:
         range: `"affine"`, `"pixels"` (uint8 images in floating point), or one of the fixed ranges of
             `dqmq_tf.graph.activations.fixed_range`.
         decided: Whether the policy decides: there are several candidates, and a kernel reads the
-            tensors.
+            tensors, or one of the candidates is 16, which costs time in every operator.
         shape: The shape of the first tensor, `[batch, ...]`.
         user_quantizers: The names and quantizers of the user's own that run in place of a learned
             one. Empty if there are none.
@@ -84,6 +87,8 @@ class WeightPoint:
         input: The index of the activation point that the layer reads. None if its input is float.
         bit_widths: The candidates.
         user_quantizer: The quantizer of the user's own that runs in place of a learned one, or None.
+        may_be_int16: Whether its operator may read or compute activations of 16 bits, so that a file
+            cannot store the weights as INT4.
     """
 
     name: str
@@ -96,6 +101,7 @@ class WeightPoint:
     input: int | None
     bit_widths: tuple[int, ...]
     user_quantizer: Any = None
+    may_be_int16: bool = False
 
 
 def find_points(
@@ -114,6 +120,10 @@ def find_points(
     """
     activations = _activation_points(graph, target, config)
     owner = {tensor: i for i, point in enumerate(activations) for tensor in point.tensors}
+    int16_tensors = {
+        t for point in activations if INT16_BITS in point.bit_widths for t in point.tensors
+    }
+    fused = fused_tensors(graph)
     layers = {node.path: node.layer for node in graph.nodes}
     # Folding a batch norm gives every channel its own scale, whatever the target prefers.
     normalized = {
@@ -149,6 +159,7 @@ def find_points(
                     own_bits or rule.weight_bits, target.weight_bits, target, node.path, "weight"
                 ),
                 user_quantizer=None if user is None else user.weights.get(variable_name),
+                may_be_int16=not int16_tensors.isdisjoint(operator_tensors(graph, node, fused)),
             )
     if not weights:
         raise ValueError(
@@ -224,23 +235,17 @@ def _activation_points(graph: Graph, target: Target, config: DQMQConfig) -> list
         paths = [producers[t].path if t in producers else names[t] for t in (first, *rest)]
         # Tensors that share a scale share the quantizer of the first.
         user = next((user_outputs[t] for t in (first, *rest) if t in user_outputs), None)
-        allowed = [
-            _candidates(
-                config.rule_for(path).activation_bits,
-                target.activation_bits,
-                target,
-                path,
-                "activation",
-            )
-            for path in paths
-        ]
+        allowed = [_activation_candidates(target, config, path) for path in paths]
         if user is not None:
             asked = (user.bit_widths, target.activation_bits, target, user.path, "activation")
             allowed = [_candidates(*asked)]
         # Tensors that share a scale follow the narrowest rule. If rules contradict, the first wins.
         shared = set(allowed[0]).intersection(*allowed) or set(allowed[0])
+        if INT16_BITS in shared:
+            shared = _with_int16_kernels(graph, tensors, shared, paths[0])
         is_read = any(kernel_variables(n.layer) for t in tensors for n in consumers.get(t, ()))
-        bit_widths = tuple(sorted(shared)) if is_read else (max(shared),)
+        is_open = is_read or INT16_BITS in shared
+        bit_widths = tuple(sorted(shared)) if is_open else (max(shared),)
         # The calls of a shared layer have one quantizer each.
         number = points_by_path[paths[0]]
         points_by_path[paths[0]] += 1
@@ -335,6 +340,33 @@ def _common_range(ranges: Iterable[str]) -> str:
     """Returns the range that tensors have in common, `"affine"` if they differ."""
     kinds = set(ranges)
     return kinds.pop() if len(kinds) == 1 else "affine"
+
+
+def _activation_candidates(target: Target, config: DQMQConfig, path: str) -> tuple[int, ...]:
+    """Returns the candidates of the output of a layer, or of an input of the model."""
+    asked, offered = config.rule_for(path).activation_bits, target.activation_bits
+    if asked is not None:
+        offered = tuple(sorted({*offered, *target.optional_activation_bits}))
+    return _candidates(asked, offered, target, path, "activation")
+
+
+def _with_int16_kernels(
+    graph: Graph, tensors: list[int], candidates: set[int], path: str
+) -> set[int]:
+    """Returns the candidates of tensors that share a scale, without 16 if a layer cannot have it.
+
+    Raises:
+        ValueError: If 16 is the only candidate.
+    """
+    reason = without_int16_kernel(graph, tensors)
+    if reason is None:
+        return candidates
+    if candidates == {INT16_BITS}:
+        raise ValueError(
+            f"Layer {path!r}: its output cannot have 16 bits, because {reason}. Allow 8 bits as "
+            "well with activation_bits=(8, 16), or give the layer a rule of its own."
+        )
+    return candidates - {INT16_BITS}
 
 
 def _candidates(

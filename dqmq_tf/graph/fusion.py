@@ -62,6 +62,20 @@ def fused_tensors(graph: Graph) -> set[int]:
     return {t for t in fused if slots[t] not in not_fused}
 
 
+def operator_tensors(graph: Graph, node: Node, fused: set[int]) -> list[int]:
+    """Returns the tensors that the operator of a layer with weights reads and computes.
+
+    Args:
+        graph: An inlined `dqmq_tf.graph.Graph`.
+        node: The node of the layer.
+        fused: What `fused_tensors` returns.
+    """
+    result = node.outputs[0]
+    while result in fused:
+        result = graph.consumers[result][0].outputs[0]
+    return [*node.inputs, result]
+
+
 def tensor_slots(graph: Graph) -> dict[int, Slot]:
     """Returns `{tensor: slot where it is computed}`."""
     slots: dict[int, Slot] = {t: ("", INPUT_CALL, i) for i, t in enumerate(graph.inputs)}

@@ -12,6 +12,7 @@ from keras import ops
 from dqmq_tf.layers import lsq, step_fitting
 from dqmq_tf.layers.graph_functions import in_blocks, one_node, worth_compiling
 from dqmq_tf.policy import decision_tensor
+from dqmq_tf.precision import INT16_BITS
 
 _MAX_VALUES_PER_CALL = 65_536
 
@@ -20,8 +21,9 @@ _MAX_VALUES_PER_CALL = 65_536
 class ActivationQuantizer(keras.layers.Layer):
     """Quantizes an activation with one learned step size per candidate bit-width.
 
-    The quantization is per tensor and asymmetric. The method is LSQ (arXiv 1902.08153) with zero
-    points that are fixed at calibration. Before calibration, the tensor passes unchanged.
+    The quantization is per tensor, asymmetric up to 8 bits and symmetric at 16, as in TFLite. The
+    method is LSQ (arXiv 1902.08153) with zero points that are fixed at calibration. Before
+    calibration, the tensor passes unchanged.
 
     Args:
         bit_widths: The candidate bit-widths, ascending.
@@ -30,7 +32,8 @@ class ActivationQuantizer(keras.layers.Layer):
         range: `"affine"` for a range that is calibrated and then learned. `"unit"` and `"tanh"`
             are the fixed ranges of the int8 kernels of softmax and sigmoid (step `2**-b` from 0)
             and of tanh (step `2**(1-b)` around 0). `"pixels"` is the range of uint8 images (step
-            `2**(8-b)` from 0), and `"0..c"` that of a relu with the ceiling c.
+            `2**(8-b)` from 0), and `"0..c"` that of a relu with the ceiling c. At 16 bits, all
+            ranges are symmetric, and those of softmax and sigmoid are that of tanh.
 
     Input shape: any float tensor `[batch, ...]`. Output shape: the same. If `call` gets a
     `ceiling`, it applies a ReLU or ReLU6 first (see `RectifiedQuantizer`).
@@ -110,6 +113,10 @@ class ActivationQuantizer(keras.layers.Layer):
     def values(self, bit_width: int) -> tuple[float, int]:
         """Returns `(step, zero_point)` of a candidate bit-width."""
         row = self.bit_widths.index(bit_width)
+        if bit_width == INT16_BITS and self.range != "affine":
+            # Float32 has no logarithm of 2**-15, the step of the int16 kernels.
+            step, zero_point = fixed_grid(self.range, np.array([bit_width], "float64"))
+            return float(step[0]), int(zero_point[0])
         step = np.exp(ops.convert_to_numpy(self.log_step)[row])
         return float(step), int(ops.convert_to_numpy(self.zero_point)[row])
 
@@ -166,8 +173,20 @@ class ActivationQuantizer(keras.layers.Layer):
 def fixed_grid(range: str, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the steps and zero points `[K]` that a fixed range has at bit-widths `[K]`.
 
-    A range that is learned, `"affine"`, begins with steps of 1.
+    A range that is learned, `"affine"`, begins with steps of 1. At 16 bits, all are symmetric.
     """
+    step, zero_point = _asymmetric_grid(range, bits)
+    is_int16 = bits == INT16_BITS
+    middle = 2.0 ** (INT16_BITS - 1)
+    if range in ("unit", "tanh"):
+        step = np.where(is_int16, 1.0 / middle, step)
+    elif range.startswith("0.."):
+        step = np.where(is_int16, float(range.removeprefix("0..")) / (middle - 1.0), step)
+    return step, np.where(is_int16, middle, zero_point)
+
+
+def _asymmetric_grid(range: str, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what `fixed_grid` does, for bit-widths up to 8."""
     if range == "unit":
         return 2.0**-bits, 0.0 * bits
     if range == "pixels":

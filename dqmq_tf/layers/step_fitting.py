@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dqmq_tf.layers.lsq import weight_limits
+from dqmq_tf.precision import INT16_BITS
 
 
 def weight_integers(weights: np.ndarray, step: np.ndarray, bit_width: int) -> np.ndarray:
@@ -60,13 +61,20 @@ def fit_activation_range(
         bit_widths: The K candidate bit-widths.
 
     Returns:
-        `(step, zero_point)`, float32 arrays `[K]`.
+        `(step, zero_point)`, float32 arrays `[K]`. At 16 bits, the zero point is in the middle.
     """
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     if low == high:
         high = 1.0
     steps, zero_points = [], []
     for bit_width in bit_widths:
+        if bit_width == INT16_BITS:
+            # Nothing is clipped: the step is 256 times smaller than at 8 bits, and gains nothing by
+            # a smaller range.
+            middle = 2.0 ** (INT16_BITS - 1)
+            steps.append(max(-low, high) / (middle - 1.0))
+            zero_points.append(middle)
+            continue
         levels = 2.0**bit_width - 1.0
         least_error, best_step, best_zero_point = np.inf, 0.0, 0.0
         for shrink in np.linspace(0.1, 1.0, 37):

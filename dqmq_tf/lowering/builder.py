@@ -7,7 +7,7 @@ import keras
 
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.graph import Graph, Node
-from dqmq_tf.graph.fusion import fused_tensors, shares_scale
+from dqmq_tf.graph.fusion import fused_tensors, operator_tensors, shares_scale
 from dqmq_tf.graph.kernels import PIXELS, kernel_variables
 from dqmq_tf.lowering.folding import FoldedWeights
 from dqmq_tf.lowering.stored_weights import StoredWeights
@@ -111,6 +111,15 @@ class LoweringBuilder:
         """Returns the step of a tensor of the graph, 1.0 if it is not quantized."""
         precision = self.quantization.get(tensor_key(tensor))
         return 1.0 if precision is None else precision.step
+
+    def has_16_bits(self, tensor: int) -> bool:
+        """Returns whether a tensor of the graph is an int16 tensor of the file."""
+        precision = self.precision.activations.get(tensor)
+        return precision is not None and precision.is_int16
+
+    def runs_in_int16(self, node: Node) -> bool:
+        """Returns whether the operator of a node reads or computes a tensor of 16 bits."""
+        return any(map(self.has_16_bits, operator_tensors(self.graph, node, self._fused)))
 
     def is_float(self, tensor: int) -> bool:
         """Returns whether a tensor is in floating point, so that no integer kernel can read it."""

@@ -14,7 +14,7 @@ from dqmq_tf.graph import Node
 from dqmq_tf.graph.activations import grid_ceiling, is_relu
 from dqmq_tf.lowering import folding
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
-from dqmq_tf.precision import ActivationPrecision
+from dqmq_tf.precision import INT16_BITS, ActivationPrecision
 
 # Activations that TFLite fuses into the operator before them. Its result is rounded only after the
 # activation.
@@ -22,6 +22,7 @@ _FUSED = ("linear", "relu", "relu6")
 # Activations for which TFLite has a separate integer operator.
 _STANDALONE = ("relu", "softmax", "sigmoid", "tanh", "hard_silu", "gelu", "leaky_relu")
 _ZERO_TO_ONE = ActivationPrecision(step=1 / 256, zero_point=0, bit_width=8)
+_INT16_GRID = ActivationPrecision(step=2.0**-15, zero_point=2**15, bit_width=INT16_BITS)
 # Activations whose integer kernels support only one quantization of the output.
 _FIXED_GRIDS = {
     "softmax": _ZERO_TO_ONE,
@@ -296,11 +297,14 @@ def _lower_activation(builder: LoweringBuilder, node: Node, function: Any) -> No
         builder.forward(target, source)
     elif name == "silu":
         # TFLite has no kernel for silu: it becomes x * sigmoid(x).
-        gate = builder.emit(target, keras.ops.sigmoid(value), inner=True, fixed=_ZERO_TO_ONE)
+        fixed = _INT16_GRID if builder.runs_in_int16(node) else _ZERO_TO_ONE
+        gate = builder.emit(target, keras.ops.sigmoid(value), inner=True, fixed=fixed)
         builder.emit(target, value * gate)
     elif name in _STANDALONE or name == "relu6" and builder.is_fused(source):
-        fixed = _FIXED_GRIDS.get(name)
-        builder.emit(target, keras.layers.Activation(function)(value), fixed=fixed)
+        grid = _FIXED_GRIDS.get(name)
+        if grid is not None and builder.has_16_bits(target):
+            grid = _INT16_GRID
+        builder.emit(target, keras.layers.Activation(function)(value), fixed=grid)
     else:
         raise FloatOnly(f"activation {_label(function)!r} has no integer kernel in every runtime")
 
@@ -330,7 +334,9 @@ def _lower_affine(
     if rank < 4:
         image = keras.ops.reshape(value, (-1, *(1,) * (4 - rank), *value.shape[1:]))
     if node.path not in builder.layers:
-        weights = folding.affine_weights(node.path, variable, affine, builder.input_step(source))
+        weights = folding.affine_weights(
+            node.path, variable, affine, builder.input_step(source), builder.runs_in_int16(node)
+        )
         # The converter would merge two convolutions of one tensor with equal kernels, as of `x + 1`
         # and `x + 2`, and compute the biases apart. A change in the last digits prevents that.
         readers = {other.path for other in builder.graph.consumers[source]} & set(builder.weights)

@@ -44,7 +44,8 @@ def finish(
         lowered: The `LoweredModel`.
         containers: `{name of a weight tensor: "INT8", "INT4" or "INT2"}`.
         facts: The facts that `metadata.describe` returned.
-        io_dtype: The dtype of the file's inputs and outputs, `"float32"` or `"int8"`.
+        io_dtype: The dtype of the file's inputs and outputs, `"float32"` or `"int8"`. With
+            `"int8"`, those of 16 bits are int16.
         merged: The names of the outputs of the operators that `integer_kernels.merge_kernels`
             turns into integer kernels.
         grids: `{name of a tensor: ActivationPrecision}` of the tensors of these operators.
@@ -56,7 +57,7 @@ def finish(
     model, graph = file.model, file.model.subgraphs[0]
     _restore_float_outputs(model, graph)
     _read_integer_outputs(model, graph)
-    integer_kernels.merge_kernels(model, graph, merged, grids)
+    integer_kernels.merge_kernels(model, graph, merged, grids, lowered)
     integer_kernels.store_weights(model, graph, lowered)
     _merge_equal_scales(graph, lowered)
     _store_in_containers(model, graph, containers)
@@ -140,7 +141,7 @@ def _merge_equal_scales(graph: SubGraphT, lowered: LoweredModel) -> None:
 
 
 def _make_inputs_and_outputs_int8(model: ModelT, graph: SubGraphT, lowered: LoweredModel) -> None:
-    """Replaces the float inputs and outputs of the graph by their int8 counterparts."""
+    """Replaces the float inputs and outputs of the graph by their int8 or int16 counterparts."""
     new_index = {}
     for index in dict.fromkeys((*graph.inputs, *graph.outputs)):
         key = flatbuffer.text(graph.tensors[index].name)
@@ -197,7 +198,7 @@ def _int8_counterpart(
                 f"point: this {'input' if is_input else 'output'} of the model is not quantized. "
                 "Use io_dtype='float32'."
             )
-        int8_index = editing.add_int8_tensor(graph, index, precision)
+        int8_index = editing.add_integer_tensor(graph, index, precision)
     graph.operators = [
         operator
         for operator in graph.operators

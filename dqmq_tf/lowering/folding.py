@@ -35,8 +35,8 @@ OPERANDS = {
 }
 
 # The largest absolute value of an int32 bias, which leaves half of the accumulator's range for the
-# products.
-_LARGEST_BIAS = 2.0**30
+# products, and of the int64 bias of an operator with int16 activations: Vela allows 40 bits.
+_LARGEST_BIAS, _LARGEST_INT64_BIAS = 2.0**30, 2.0**38
 # The smallest scale of a channel, relative to the largest scale of the tensor and absolute.
 # Runtimes reject smaller ones.
 _SMALLEST_RELATIVE_SCALE = 2.0**-24
@@ -80,6 +80,8 @@ class FoldedWeights:
         bias: A float32 array of real values, one per output channel.
         bit_width: The bit-width that the integers were trained for.
         coarsened: The number of channels whose scale was raised (see `_raise_small_scales`).
+        is_int16: Whether the operator computes activations of 16 bits. Its weights are then stored
+            as int8 whatever their bit-width, because no runtime reads INT4 there.
     """
 
     path: str
@@ -90,6 +92,7 @@ class FoldedWeights:
     bias: np.ndarray
     bit_width: int
     coarsened: int = 0
+    is_int16: bool = False
 
     @property
     def channel_axis(self) -> int:
@@ -112,10 +115,10 @@ class FoldedWeights:
             input_step: The step of the operator's input tensor.
 
         Returns:
-            An int32 array, shape `(channels,)`.
+            An int32 array, shape `(channels,)`. It is int64 if the operator `is_int16`.
         """
         bias_scales = np.float64(np.float32(input_step)) * self.scales.astype(np.float64)
-        return np.rint(self.bias / bias_scales).astype(np.int32)
+        return np.rint(self.bias / bias_scales).astype(np.int64 if self.is_int16 else np.int32)
 
 
 def batch_norm_affine(layer: Any) -> Affine:
@@ -162,6 +165,7 @@ def fold_weights(
     bias: np.ndarray | None = None,
     affine: Affine | None = None,
     input_step: float = 1.0,
+    is_int16: bool = False,
 ) -> FoldedWeights:
     """Folds the batch norm or rescaling after a layer into its weights and bias.
 
@@ -174,6 +178,7 @@ def fold_weights(
         affine: The `Affine` that the batch norm or rescaling computes. None if nothing is folded.
         input_step: The step of the input tensor. The scales are raised where the bias would
             otherwise not fit into int32.
+        is_int16: Whether the operator computes activations of 16 bits.
 
     Returns:
         The `FoldedWeights`.
@@ -207,7 +212,7 @@ def fold_weights(
         scales = scales * np.where(multiplier == 0, 1.0, np.abs(multiplier))
     _check_finite(path, variable, scales, bias)
     integers, scales, coarsened = _raise_small_scales(
-        kind, integers, scales, bias, float(input_step)
+        kind, integers, scales, bias, float(input_step), is_int16
     )
     # A lowest integer whose sign a batch norm changes takes one bit more.
     is_too_wide = integers.max(initial=0) > limit
@@ -220,11 +225,12 @@ def fold_weights(
         bias.astype(np.float32),
         precision.bit_width + int(is_too_wide),
         coarsened,
+        is_int16,
     )
 
 
 def affine_weights(
-    path: str, variable: str, affine: Affine, input_step: float = 1.0
+    path: str, variable: str, affine: Affine, input_step: float = 1.0, is_int16: bool = False
 ) -> FoldedWeights:
     """Returns the weights of a 1 x 1 depthwise convolution that computes a per-channel map.
 
@@ -236,6 +242,7 @@ def affine_weights(
         variable: The name under which reports list the weights, such as `"gamma"`.
         affine: The map.
         input_step: The step of the input tensor.
+        is_int16: Whether the operator computes activations of 16 bits.
 
     Returns:
         `FoldedWeights` of the kind `DEPTHWISE`, with integers of shape `(1, 1, 1, channels)`.
@@ -248,7 +255,7 @@ def affine_weights(
     scales = np.where(multiplier == 0, 1.0, np.abs(multiplier)) / 127.0
     _check_finite(path, variable, scales, offset)
     integers, scales, coarsened = _raise_small_scales(
-        DEPTHWISE, integers, scales, offset, float(input_step)
+        DEPTHWISE, integers, scales, offset, float(input_step), is_int16
     )
     return FoldedWeights(
         path,
@@ -259,6 +266,7 @@ def affine_weights(
         offset.astype(np.float32),
         8,
         coarsened,
+        is_int16,
     )
 
 
@@ -328,7 +336,12 @@ def _check_finite(path: str, variable: str, scales: np.ndarray, bias: np.ndarray
 
 
 def _raise_small_scales(
-    kind: str, integers: np.ndarray, scales: np.ndarray, bias: np.ndarray, input_step: float
+    kind: str,
+    integers: np.ndarray,
+    scales: np.ndarray,
+    bias: np.ndarray,
+    input_step: float,
+    is_int16: bool,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Raises the scales of channels that are too small for a file.
 
@@ -341,13 +354,15 @@ def _raise_small_scales(
         scales: The scale of each output channel.
         bias: The bias of each output channel.
         input_step: The step of the input tensor.
+        is_int16: Whether the bias is int64.
 
     Returns:
         `(integers, scales, count)`: the weights rounded to the new scales, the new scales, and the
         number of scales that were raised.
     """
     floor = np.maximum(scales.max() * _SMALLEST_RELATIVE_SCALE, _SMALLEST_SCALE)
-    floor = np.maximum(floor, np.abs(bias) / (input_step * _LARGEST_BIAS))
+    largest_bias = _LARGEST_INT64_BIAS if is_int16 else _LARGEST_BIAS
+    floor = np.maximum(floor, np.abs(bias) / (input_step * largest_bias))
     is_small = scales < floor
     if not is_small.any():
         return integers, scales, 0

@@ -1,7 +1,7 @@
 """Writes what litert-quantizer does not support.
 
 These are the integer weights that floating-point kernels read (`store_weights`), and the integer
-form of some operators (`merge_kernels`).
+form of some operators (`merge_kernels`), among them those that compute activations of 16 bits.
 """
 
 import copy
@@ -12,7 +12,8 @@ import numpy as np
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.flatbuffer import ModelT, OperatorT, SubGraphT, TensorT, editing
-from dqmq_tf.flatbuffer.editing import add_int8_tensor, new_operator
+from dqmq_tf.flatbuffer.editing import add_integer_tensor, new_operator
+from dqmq_tf.lowering.int16_kernels import is_int16_operator, make_int16
 from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.lowering.stored_weights import LOOKED_UP, StoredWeights
 from dqmq_tf.precision import ActivationPrecision
@@ -58,48 +59,56 @@ def merge_kernels(
     graph: SubGraphT,
     names: Collection[str],
     grids: Mapping[str, ActivationPrecision],
+    lowered: LoweredModel,
 ) -> None:
     """Merges DEQUANTIZE, a float kernel and QUANTIZE into one integer kernel.
 
-    The inputs of a CONCATENATION are quantized to the grid of its output first.
+    The inputs of a CONCATENATION are quantized to the grid of its output first. See `int16_kernels`
+    for operators that compute activations of 16 bits.
 
     Args:
         model: The `ModelT` of a quantized file, changed in place.
         graph: Its subgraph.
         names: The names of the outputs of the operators to merge.
         grids: `{name of a float tensor: ActivationPrecision}` of their inputs and outputs.
+        lowered: The `LoweredModel`, which has the weights of int16 operators.
     """
     for operator in list(graph.operators):
         output_index = int(operator.outputs[0])
         if flatbuffer.text(graph.tensors[output_index].name) not in names:
             continue
-        int8_output = _int8_output(model, graph, operator, grids)
-        int8_inputs = [_int8_input(model, graph, operator, int(i), grids) for i in operator.inputs]
-        if flatbuffer.operator_name(model, operator) == "CONCATENATION":
-            int8_inputs = [
-                _requantized(model, graph, i, int8_output, operator) for i in int8_inputs
-            ]
-        operator.inputs = np.array(int8_inputs, np.int32)
-        operator.outputs = np.array([int8_output], np.int32)
+        output = _integer_output(model, graph, operator, grids)
+        inputs = [_integer_input(model, graph, operator, int(i), grids) for i in operator.inputs]
+        is_int16 = is_int16_operator(graph, [*inputs, output])
+        if flatbuffer.operator_name(model, operator) == "CONCATENATION" and not is_int16:
+            inputs = [_requantized(model, graph, i, output, operator) for i in inputs]
+        operator.inputs = np.array(inputs, np.int32)
+        operator.outputs = np.array([output], np.int32)
+        if is_int16:
+            make_int16(model, graph, operator, lowered)
     _drop_unread_dequantize(model, graph)
 
 
-def _int8_input(
+def _integer_input(
     model: ModelT,
     graph: SubGraphT,
     operator: OperatorT,
     index: int,
     grids: Mapping[str, ActivationPrecision],
 ) -> int:
-    """Returns the index of the int8 counterpart of a float tensor, which is added if needed.
+    """Returns the index of the integer counterpart of a float tensor, which is added if needed.
 
     Args:
         model: The `ModelT`, changed in place.
         graph: Its subgraph.
         operator: An operator that reads the float tensor.
-        index: The index of the float tensor.
+        index: The index of the float tensor. Constants and tensors of integers are returned as
+            they are, as is the index -1 of an operand that is left out.
         grids: See `merge_kernels`.
     """
+    is_operand = index >= 0 and not flatbuffer.is_constant(model, graph.tensors[index])
+    if not is_operand or flatbuffer.type_name(graph.tensors[index]) != "FLOAT32":
+        return index
     position = _position(graph, operator)
     for other in graph.operators[:position]:
         name = flatbuffer.operator_name(model, other)
@@ -108,18 +117,18 @@ def _int8_input(
             return source
         if name == "QUANTIZE" and source == index:
             return result
-    int8_index = add_int8_tensor(graph, index, grids[flatbuffer.text(graph.tensors[index].name)])
-    graph.operators.insert(position, new_operator(model, "QUANTIZE", [index], [int8_index]))
-    return int8_index
+    new_index = add_integer_tensor(graph, index, grids[flatbuffer.text(graph.tensors[index].name)])
+    graph.operators.insert(position, new_operator(model, "QUANTIZE", [index], [new_index]))
+    return new_index
 
 
-def _int8_output(
+def _integer_output(
     model: ModelT,
     graph: SubGraphT,
     operator: OperatorT,
     grids: Mapping[str, ActivationPrecision],
 ) -> int:
-    """Returns the index of the int8 counterpart of an operator's float output.
+    """Returns the index of the integer counterpart of an operator's float output.
 
     It is the output of the QUANTIZE operator that reads the float output, which is removed, or else
     a new tensor. If other operators read the float output as well, or the graph returns it, a
@@ -136,15 +145,15 @@ def _int8_output(
     names = [flatbuffer.operator_name(model, other) for other in readers]
     if "QUANTIZE" in names:
         quantize = readers.pop(names.index("QUANTIZE"))
-        int8_index = int(quantize.outputs[0])
+        new_index = int(quantize.outputs[0])
         graph.operators = [other for other in graph.operators if other is not quantize]
     else:
         precision = grids[flatbuffer.text(graph.tensors[index].name)]
-        int8_index = add_int8_tensor(graph, index, precision)
+        new_index = add_integer_tensor(graph, index, precision)
     if readers or index in graph.outputs:
-        dequantize = new_operator(model, "DEQUANTIZE", [int8_index], [index])
+        dequantize = new_operator(model, "DEQUANTIZE", [new_index], [index])
         graph.operators.insert(_position(graph, operator) + 1, dequantize)
-    return int8_index
+    return new_index
 
 
 def _position(graph: SubGraphT, operator: OperatorT) -> int:

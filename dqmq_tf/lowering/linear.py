@@ -258,6 +258,7 @@ def _set_folded_weights(
         bias,
         None if folded_layer is None else folding.layer_affine(folded_layer, channels),
         builder.input_step(node.inputs[0]),
+        builder.runs_in_int16(node),
     )
     new_layer.kernel.assign(folding.keras_kernel(weights, new_layer.kernel.shape))
     new_layer.bias.assign(weights.bias)

@@ -228,14 +228,16 @@ def _needs_merge(
 ) -> bool:
     """Returns whether litert-quantizer cannot quantize an operator as planned.
 
-    It does not support LEAKY_RELU. It quantizes all inputs of a CONCATENATION to the grid of the
+    It does not support LEAKY_RELU. It gives all tensors of an operator the same bit-width, and
+    computes its own scales of 16 bits (see `int16_kernels`). It quantizes all inputs of a CONCATENATION to the grid of the
     output, although a kernel that computes one of them may support only one grid, such as that of a
     sigmoid.
     """
     name = flatbuffer.operator_name(model, operator)
     tensors = [int(i) for i in (*operator.inputs, *operator.outputs)]
     grids = {precisions[i] for i in tensors if i in precisions}
-    return name == "LEAKY_RELU" or name == "CONCATENATION" and len(grids) > 1
+    is_int16 = any(grid.is_int16 for grid in grids)
+    return is_int16 or name == "LEAKY_RELU" or name == "CONCATENATION" and len(grids) > 1
 
 
 def _ranges(model: ModelT, graph: SubGraphT, plan: Plan) -> dict[str, dict[str, np.ndarray]]:
@@ -246,6 +248,8 @@ def _ranges(model: ModelT, graph: SubGraphT, plan: Plan) -> dict[str, dict[str, 
     """
     ranges = {}
     for index, precision in plan.activations.items():
+        if precision.is_int16:
+            continue
         step = np.float64(np.float32(precision.step))
         zero_point = tflite_zero_point(precision)
         shape = (1,) * len(graph.tensors[index].shape)
@@ -254,6 +258,8 @@ def _ranges(model: ModelT, graph: SubGraphT, plan: Plan) -> dict[str, dict[str, 
             "max": np.full(shape, step * (127 - zero_point)),
         }
     for index, weights in plan.weights.items():
+        if index in plan.merged:
+            continue
         operator = graph.operators[index]
         source = plan.activations[operator.inputs[folding.data_operand(weights.kind)]]
         bias_scales = np.float32(source.step) * weights.scales.astype(np.float64)

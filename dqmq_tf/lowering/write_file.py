@@ -25,7 +25,7 @@ from dqmq_tf.lowering.lowered_model import LoweredModel, lower_graph
 from dqmq_tf.lowering.stored_weights import StoredWeights
 from dqmq_tf.lowering.tensor_matching import Match, match_tensors
 from dqmq_tf.precision import Precision
-from dqmq_tf.targets import CODE_BYTES, TABLE_BYTES, Storage, Target
+from dqmq_tf.targets import CODE_BYTES, TABLE_BYTES, Storage, Target, without_int4
 from dqmq_tf.terminal import stages
 
 # The kind of op, one of `dqmq_tf.targets.OP_KINDS`, of an operator with weights.
@@ -215,7 +215,7 @@ def storages_of(lowered: LoweredModel, target: Target, decoder: bool) -> dict[st
     """
     return {
         f"w{number}": code_sharing.storage_alone(
-            target,
+            _storing(target, weights),
             _op_kind(weights),
             weights.bit_width,
             weights.integers,
@@ -238,7 +238,7 @@ def _codings(
     codable: dict[str, code_sharing.Codable] = {}
     for number, weights in enumerate(lowered.weights):
         name, integers = f"w{number}", weights.integers
-        storage = target.storage(
+        storage = _storing(target, weights).storage(
             _op_kind(weights),
             weights.bit_width,
             integers.size,
@@ -255,6 +255,12 @@ def _codings(
         codings |= codes
         containers |= dict.fromkeys(codes, "INT8")
     return containers, codings
+
+
+def _storing(target: Target, weights: FoldedWeights | StoredWeights) -> Target:
+    """Returns the target, without INT4 for weights of an operator with int16 activations."""
+    is_int16 = isinstance(weights, FoldedWeights) and weights.is_int16
+    return without_int4(target) if is_int16 else target
 
 
 def _op_kind(weights: FoldedWeights | StoredWeights) -> str:

@@ -11,6 +11,7 @@ from dqmq_tf.policy import discrete_gaussian
 from dqmq_tf.policy.curvature import follow_curvature
 from dqmq_tf.policy.decision_tensor import FIELDS, SLOPE, draw_fields
 from dqmq_tf.policy.int8_arithmetic import DECIDER_BITS, fake_int8
+from dqmq_tf.policy.levels import to_bits
 from dqmq_tf.policy.policy_state import FROZEN, MAX_PROFILES, SEARCH, SETTLED, PolicyState
 
 
@@ -93,7 +94,7 @@ class BitWidthPolicy(PolicyState):
         return DECIDER_BITS**2 * embedding_size * products
 
     def means(self, z: tf.Tensor) -> tf.Tensor:
-        """Returns the mean bit-widths, clipped to the candidates.
+        """Returns the mean levels, clipped to the candidates.
 
         Args:
             z: The embeddings, shape `[B, d]`.
@@ -105,6 +106,10 @@ class BitWidthPolicy(PolicyState):
         unclipped = self.mean + ops.matmul(z, ops.transpose(fake_int8(self.direction)))
         clipped = ops.clip(unclipped, self.lowest, self.highest)
         return unclipped + ops.stop_gradient(clipped - unclipped)
+
+    def bits_at(self, levels: np.ndarray) -> np.ndarray:
+        """Returns the bit-widths at levels, such as those of `means`, for reports."""
+        return to_bits(levels)
 
     def searched_means(self, z: tf.Tensor) -> tf.Tensor:
         """Returns `means` with a gradient only to what the terms of the objective train.
@@ -130,9 +135,7 @@ class BitWidthPolicy(PolicyState):
 
     def log_probabilities(self, means: tf.Tensor) -> tf.Tensor:
         """Returns the log-probabilities, shape `[B, P, K]`, for means of shape `[B, P]`."""
-        return discrete_gaussian.log_probabilities(
-            means, self.sigma(), self.bit_widths, self.allowed
-        )
+        return discrete_gaussian.log_probabilities(means, self.sigma(), self.levels, self.allowed)
 
     def group_means(self, z: tf.Tensor) -> tf.Tensor:
         """Returns the means at the mean embedding of each group, shape `[G, P]`.
@@ -198,7 +201,9 @@ class BitWidthPolicy(PolicyState):
             return ops.zeros((ops.shape(means)[0], 0, FIELDS))
         fixed = ops.stop_gradient(means)
         uniform = keras.random.uniform(ops.shape(means), seed=self.random)
-        constants = draw_fields(fixed, self.sigma()[points], self.bit_widths, allowed, uniform)
+        constants = draw_fields(
+            fixed, self.sigma()[points], self.levels, allowed, uniform, self.bit_widths
+        )
         mean = means if self.pathwise else fixed
         if self.curvature and self.quality_aware and z is not None:
             offset = (self.means(z) - self.mean)[:, points]
@@ -222,7 +227,7 @@ class BitWidthPolicy(PolicyState):
         count, profiles = self.activation_count, self.profiles
         group = self.assign(z, profiles)
         assigned = ops.stop_gradient(self.assigned[:profiles])
-        if self.phase == SETTLED and self.quality_aware:
+        if self.phase == SETTLED and self.quality_aware and self.per_sample:
             activations = self._mode((self.means(z) + self.shift)[:, :count], slice(None, count))
         else:
             activations = ops.expand_dims(ops.take(assigned[:, :count], group, axis=0), -1)
@@ -246,7 +251,7 @@ class BitWidthPolicy(PolicyState):
         allowed = self.allowed[points]
         if allowed.shape[0] == 0:
             return ops.zeros((ops.shape(means)[0], 0, 1))
-        index = discrete_gaussian.mode(means, self.bit_widths, allowed)
+        index = discrete_gaussian.mode(means, self.levels, allowed)
         return ops.expand_dims(ops.take(self.bit_widths, index), -1)
 
     def assign(self, z: tf.Tensor, groups: int) -> tf.Tensor:

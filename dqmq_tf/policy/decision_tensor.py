@@ -54,16 +54,18 @@ def draw_fields(
     grid: np.ndarray,
     allowed: np.ndarray,
     uniform: tf.Tensor,
+    bit_widths: np.ndarray | None = None,
 ) -> list[tf.Tensor]:
     """Draws bit-widths and computes what the pathwise gradient needs to know about them.
 
     Args:
-        means: The means of the discretized Gaussians in bits, shape `[B, P]`.
-        sigma: Their widths in bits, shape `[P]`.
-        grid: The bit-widths, shape `[K]`.
+        means: The means of the discretized Gaussians in levels, shape `[B, P]`.
+        sigma: Their widths in levels, shape `[P]`.
+        grid: The levels of the bit-widths, shape `[K]`.
         allowed: 1 for the bit-widths that a decision point may have and 0 for the others, shape
             `[P, K]`.
         uniform: Random numbers in [0, 1), shape `[B, P]`.
+        bit_widths: The bit-widths, shape `[K]`. None if they are their levels.
 
     Returns:
         The fields `EXECUTED`, `LOW`, `HIGH` and `SLOPE`, each of shape `[B, P]` and without a
@@ -78,6 +80,13 @@ def draw_fields(
     gap = high - low
     slope = trapezoid_slope(probability, ops.maximum(gap, 1.0))
     slope = ops.where(is_neighbor & (gap > 0), slope, 0.0)
+    if bit_widths is not None and not np.array_equal(bit_widths, grid):
+        columns = list(zip(grid.tolist(), bit_widths.tolist()))
+
+        def bits_of(levels: tf.Tensor) -> tf.Tensor:
+            return tf.add_n([b * tf.cast(tf.equal(levels, one), "float32") for one, b in columns])
+
+        executed, low, high = map(bits_of, (executed, low, high))
     return [ops.stop_gradient(x) for x in (executed, low, high, slope)]
 
 

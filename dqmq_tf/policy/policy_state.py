@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from dqmq_tf.policy import stored_variables
+from dqmq_tf.policy.levels import to_levels
 from dqmq_tf.policy.seen_embeddings import SeenEmbeddings
 
 MAX_PROFILES = 4
@@ -25,18 +26,22 @@ class PolicyState(keras.layers.Layer):
 
     Attributes:
         bit_widths: All candidate bit-widths, ascending, a float array of shape `[K]`.
+        levels: The same on the scale of the means, see `dqmq_tf.policy.levels`.
+        per_sample: Whether activation bits follow each sample while weight bits are settled. A file
+            has one bit-width for each activation, so this is for simulation.
         allowed: 1 for the bit-widths that a decision point may have and 0 for the others, a float
             array of shape `[P, K]`.
-        lowest, highest: The lowest and the highest candidate of each decision point, float arrays
-            of shape `[P]`.
-        mean, log_sigma: The static means in bits and the logarithms of the widths in bits, shape
-            `[P]`.
+        lowest, highest: The levels of the lowest and the highest candidate of each decision point,
+            float arrays of shape `[P]`.
+        mean, log_sigma: The static means and the logarithms of the widths, in levels, which are bits
+            up to 8, shape `[P]`.
         direction: How many bits the means change with the embedding, shape `[P, d]`.
         baseline_direction, baseline_bias: The linear model of the expected task loss, shapes `[d]`
             and `[]`.
         byte_table: The bytes of each weight decision point at each bit-width, shape `[Pw, K]`. They
             are measured; see `dqmq_tf.budget.costs`.
         coded_byte_table: The same in files that use the decoder of the target, if it has one.
+        activation_cycles: What `CostModel.activation_cycles` holds, which is saved with the policy.
         loss_table: The loss that each weight decision point adds at each bit-width, up to a common
             factor, shape `[Pw, K]`; see `dqmq_tf.budget.sensitivity`.
         temperature: The factor of the widths, which falls during the search.
@@ -51,6 +56,8 @@ class PolicyState(keras.layers.Layer):
         assigned: The bit-widths of each profile after the search, shape `[MAX_PROFILES, P]`.
         seen: The embeddings of the latest training samples.
     """
+
+    per_sample = True
 
     def __init__(
         self,
@@ -71,8 +78,10 @@ class PolicyState(keras.layers.Layer):
         grid = sorted({b for point in points for b in point})
         self.bit_widths = np.array(grid, "float32")
         self.allowed = np.array([[b in point for b in grid] for point in points], "float32")
-        self.lowest = np.array([min(point) for point in points], "float32")
-        self.highest = np.array([max(point) for point in points], "float32")
+        self.levels = to_levels(grid).astype("float32")
+        self.lowest = to_levels([min(point) for point in points]).astype("float32")
+        self.highest = to_levels([max(point) for point in points]).astype("float32")
+        self.activation_cycles: np.ndarray | None = None
         self.random = keras.random.SeedGenerator(seed)
 
     @property
@@ -105,9 +114,11 @@ class PolicyState(keras.layers.Layer):
 
     @property
     def file_constant(self) -> float | None:
-        """The bytes of the file that are not weights, or None before a file is measured."""
-        value = float(_value(self.file_bytes))
-        return value if value > 0 else None
+        """The cost of the file beside its weights, or None before a file is measured.
+
+        In cycles it may be negative, because operators of the NPU overlap.
+        """
+        return float(_value(self.file_bytes)) or None
 
     @file_constant.setter
     def file_constant(self, value: float | None) -> None:
@@ -117,7 +128,8 @@ class PolicyState(keras.layers.Layer):
     def bits_vary_by(self) -> str:
         """What bit-widths depend on in this phase: `"sample"`, `"profile"` or `"static"`."""
         if self.quality_aware and self.activation_candidates and self.phase != FROZEN:
-            return "sample"
+            if self.per_sample or self.phase == SEARCH:
+                return "sample"
         count = self.groups if self.phase == SEARCH else self.profiles
         return "profile" if count > 1 else "static"
 

@@ -6,6 +6,7 @@ import typing
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 if typing.TYPE_CHECKING:
@@ -23,17 +24,23 @@ _NEWER = ("phase_index", "profile_count", "file_bytes")
 # Files from before there were two tables hold one, in which each weight tensor uses the decoder where
 # this saves bytes.
 _LATEST = ("coded_byte_table",)
+# Only policies of models whose activations have 8 or 16 bits, and whose budget is in cycles, have it.
+_CYCLES = "activation_cycles"
 
 
 def save(policy: PolicyState, store: Any) -> None:
     """Writes all variables of a policy to a Keras store."""
     for name, variable in _variables(policy).items():
         store[name] = ops.convert_to_numpy(variable)
+    if policy.activation_cycles is not None:
+        store[_CYCLES] = policy.activation_cycles
 
 
 def load(policy: PolicyState, store: Any) -> None:
     """Reads the variables of a policy from a Keras store, by name or in the order of older files."""
     variables = _variables(policy)
+    if _CYCLES in store.keys():
+        policy.activation_cycles = np.asarray(store[_CYCLES], "float32")
     if "mean" in store.keys():
         for name, variable in variables.items():
             if name not in _LATEST or name in store.keys():

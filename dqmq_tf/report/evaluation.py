@@ -182,7 +182,7 @@ class DecisionStatistics:
             weights.append(self.group_weights[decision["group"]])
             activations.append(decision["activations"][..., 0])
             mean = policy.means(z)
-            means.append(ops.convert_to_numpy(mean).sum(axis=0) / count)
+            means.append(policy.bits_at(ops.convert_to_numpy(mean)).sum(axis=0) / count)
             p = np.exp(ops.convert_to_numpy(policy.log_probabilities(mean)))
             probabilities.append(p.sum(axis=0) / count)
         self.weights = np.concatenate(weights)
@@ -194,7 +194,17 @@ class DecisionStatistics:
         self.bits_vary_by = policy.bits_vary_by
         self._policy = policy
         self._means, self._probabilities = np.sum(means, axis=0), np.sum(probabilities, axis=0)
-        self._sigma = ops.convert_to_numpy(policy.sigma())
+        # A level above 8 bits stands for 8 bits.
+        widths = policy.bits_at(policy.highest) - policy.bits_at(policy.highest - 1.0)
+        self._sigma = ops.convert_to_numpy(policy.sigma()) * widths.astype("float32")
+
+    def files(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns the weight bits and the activation bits of each file that the inputs would use."""
+        count = self.weights.shape[1]
+        if not self.activations.shape[1]:
+            return [(bits, self.activations[:0]) for bits in self.group_weights]
+        rows = np.unique(np.concatenate([self.weights, self.activations], axis=1), axis=0)
+        return [(row[:count], row[count:]) for row in rows]
 
     def distribution(self, point: int) -> Distribution:
         """Returns the `Distribution` of a decision point. Activations come first."""

@@ -165,7 +165,7 @@ def summary(qmodel: DQMQModel, data: Any = None) -> Summary:
     decoder_bytes = 0.0
     if costs.on_npu:
         qmodel._training.keeper.measure()
-        cost = max(costs.of_file(bits, []) for bits in statistics.group_weights)
+        cost = max(costs.of_file(*bits) for bits in statistics.files())
     elif in_budget is None:
         cost = costs.exact(statistics.weights, statistics.activations)
     else:

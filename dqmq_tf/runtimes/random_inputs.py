@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dqmq_tf.flatbuffer import ModelT, SubGraphT, TFLiteFile, operator_name
+from dqmq_tf.flatbuffer import ModelT, SubGraphT, TFLiteFile, operator_name, type_name
 
 SEED = 20
+# The smallest and the largest integer of the types of activations.
+INT8_ENDS, INT16_ENDS = (-128, 127), (-(2**15), 2**15 - 1)
 _NO_GRID = (-1.0, 1.0)
 
 
@@ -58,12 +60,13 @@ def random_inputs_of(file: TFLiteFile, samples: int, seed: int = SEED) -> list[n
 
 
 def _grid_range(model: ModelT, graph: SubGraphT, index: int) -> tuple[float, float] | None:
-    """Returns the limits of the int8 grid of an input, or of the grid it is quantized to first."""
+    """Returns the limits of the grid of an input, or of the grid it is quantized to first."""
     for operator in graph.operators:
         if index in operator.inputs and operator_name(model, operator) == "QUANTIZE":
             index = operator.outputs[0]
     grid = graph.tensors[index].quantization
     if grid is None or grid.scale is None or not len(grid.scale):
         return None
-    low, high = (np.array([-128, 127]) - int(grid.zeroPoint[0])) * np.float64(grid.scale[0])
+    ends = INT16_ENDS if type_name(graph.tensors[index]) == "INT16" else INT8_ENDS
+    low, high = (np.array(ends) - int(grid.zeroPoint[0])) * np.float64(grid.scale[0])
     return low, high

@@ -55,7 +55,7 @@ class PolicySearch:
     def rate(self, total_steps: float) -> float:
         """Returns the learning rate of the policy for a training of `total_steps` steps."""
         search_steps = total_steps * (self.config.settle - self.config.warmup)
-        reach = _REACH_IN_BYTES if self.costs.in_bytes else _REACH
+        reach = _REACH if self.costs.counts_activations else _REACH_IN_BYTES
         return float(np.clip(reach / search_steps, 0.002, 0.05))
 
     def terms(self, result: dict[str, Any], losses: tf.Tensor | None) -> tuple[dict[str, Any], Any]:
