@@ -151,16 +151,18 @@ class Target:
                     f"{', '.join(OP_KINDS)}."
                 )
         if self.io_dtype not in IO_TYPES:
-            found = f"io_dtype={self.io_dtype!r}"
-            raise ValueError(f"Target {self.name!r}: {found} is none of {IO_TYPES}.")
+            raise ValueError(
+                f"Target {self.name!r}: io_dtype={self.io_dtype!r} is none of {IO_TYPES}."
+            )
         if self.accelerator not in ACCELERATORS:
             raise ValueError(
                 f"Target {self.name!r}: accelerator={self.accelerator!r} is none of those that Vela "
                 f"compiles for: {', '.join(ACCELERATORS)}."
             )
         if not set(self.codings) <= set(CODINGS):
-            found = f"codings={self.codings!r}"
-            raise ValueError(f"Target {self.name!r}: {found} holds others than {CODINGS}.")
+            raise ValueError(
+                f"Target {self.name!r}: codings={self.codings!r} holds others than {CODINGS}."
+            )
         if self.decoder_bytes < 0:
             raise ValueError(
                 f"Target {self.name!r}: decoder_bytes={self.decoder_bytes!r} is negative. Give 0 if "

@@ -10,6 +10,7 @@ from dqmq_tf.errors import ConversionError, VerificationError
 from dqmq_tf.export import graph_routing, quality_router
 from dqmq_tf.export.conversion_report import AdaptiveReport
 from dqmq_tf.flatbuffer import ModelT, TFLiteFile, editing, merging, metadata, operator_versions
+from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.precision import ActivationPrecision
 from dqmq_tf.quality.degradations import KINDS
@@ -56,6 +57,27 @@ def check_request(adaptive: int, kind: str, target: Target, data: Any, dtype: st
             f"Target {target.name!r} runs on TFLite Micro, which invokes only the first subgraph "
             "and crashes on a file with several signatures. Use routing='graph'."
         )
+
+
+def check_ends(profiles: Sequence[LoweredModel]) -> None:
+    """Rejects profiles with inputs or outputs of 16 bits: all profiles and the router share them.
+
+    Args:
+        profiles: The `LoweredModel` of each profile.
+
+    Raises:
+        ConversionError: If an input or output has 16 bits in a profile.
+    """
+    for lowered in profiles:
+        ends = zip(
+            (*lowered.inputs, *lowered.outputs), (*lowered.input_names, *lowered.output_names)
+        )
+        for key, name in ends:
+            if key in lowered.quantization and lowered.quantization[key].is_int16:
+                raise ConversionError(
+                    f"{name!r} has 16 bits, but the inputs and outputs of an adaptive file have 8. "
+                    "Give it a rule with activation_bits=8, or convert to one profile."
+                )
 
 
 def combine_profiles(

@@ -28,7 +28,12 @@ _WORDS = {
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTM",
 }
 _CUSTOM = {DECODE: "AddDecode", b"ethos-u": "AddEthosU"}
-_C_TYPES = {"INT8": "std::int8_t", "FLOAT32": "float", "INT32": "std::int32_t"}
+_C_TYPES = {
+    "INT8": "std::int8_t",
+    "INT16": "std::int16_t",
+    "FLOAT32": "float",
+    "INT32": "std::int32_t",
+}
 
 
 def write_c_array(
@@ -239,7 +244,8 @@ def _end(tensor: Any, name: str | None, label: str) -> str:
     kind, name = flatbuffer.type_name(tensor), name or flatbuffer.text(tensor.name)
     if kind not in _C_TYPES:
         raise ConversionError(
-            f"{label} {name!r} is {kind}. A C array can have int8, float32 or int32 inputs and outputs."
+            f"{label} {name!r} is {kind}. A C array can have int8, int16, float32 or int32 inputs and "
+            "outputs."
         )
     shape = [int(n) for n in tensor.shape]
     lines = [
@@ -248,7 +254,7 @@ def _end(tensor: Any, name: str | None, label: str) -> str:
         f"constexpr int k{label}Shape[] = {{{', '.join(map(str, shape))}}};",
         f"constexpr std::size_t k{label}Size = {int(np.prod(shape))};",
     ]
-    if kind == "INT8":
+    if kind in ("INT8", "INT16"):
         scale = np.float32(tensor.quantization.scale[0])
         lines += [
             f"// real = k{label}Scale * (value - k{label}ZeroPoint)",

@@ -75,7 +75,7 @@ def convert(
             `dqmq_tf.inputs` lists. None for random inputs. Required for an adaptive file.
         io_dtype: The type of inputs and outputs: `"float32"`, or `"int8"` for callers that quantize
             values themselves, such as firmware. None for the default of the target, which is `"int8"`
-            for `microcontroller` and `ethos_u`.
+            for `microcontroller` and `ethos_u`. With `"int8"`, those of 16 bits are int16.
         verify: Whether to compare the file with the model before it is written, on the first runtime
             of the target that is installed. `dqmq_tf.verify` compares it on all of them. An adaptive
             file is always compared with the files of its profiles.
@@ -134,6 +134,8 @@ def convert(
         numbers = [profile] if adaptive is None else list(range(adaptive))
         stage("folding batch normalization")
         networks = [lower_model(qmodel, number) for number in numbers]
+        if adaptive is not None:
+            adaptives.check_ends(networks)
         _warn_of_clipped_weights(qmodel)
         decoder = write_file.uses_decoder(networks, target)
         if decoder:
