@@ -1,8 +1,7 @@
 """Chooses which activations of 8 or 16 bits have 16, within a budget in cycles.
 
-An operator runs in int16 if one of its activations has 16 bits. Lowering a single activation may
-therefore save nothing, while lowering all activations of an operator does. A greedy step changes a
-single activation or all those of an operator, whichever loses least, or gains most, per cycle.
+What 16 bits cost depends on the neighbors: an operator whose inputs have 16 bits and whose output has 8
+also has to narrow its output. So a single activation may cost more than several together.
 """
 
 from collections.abc import Callable
@@ -10,57 +9,68 @@ from collections.abc import Callable
 import numpy as np
 
 _NARROW, _WIDE = 8, 16
+# Up to so many activations, all choices are compared.
+_MOST_COMPARED = 12
 
 
 def allocate(
     levels: np.ndarray,
     tops: np.ndarray,
     sets: np.ndarray,
-    cost: Callable[[np.ndarray], float],
+    costs: Callable[[np.ndarray], np.ndarray],
     limit: float,
 ) -> np.ndarray:
-    """Returns the activation bits of a file.
+    """Returns the activation bits of a file: the most valuable that meet the limit.
 
     Args:
-        levels: The level that the policy gives to each activation, shape `[decided]`. The loss that
-            an activation adds at 8 bits is taken as proportional to `4**level`.
+        levels: The level that the policy gives to each activation, shape `[decided]`. 16 bits for it
+            are worth `4**level`.
         tops: The most bits of each activation, shape `[decided]`.
-        sets: The activations of each operator, a bool array of shape `[operators, decided]`.
-        cost: A function that returns the cost of a file with activation bits of shape `[decided]`.
+        sets: Activations whose bits change together when not all choices are compared, a bool array
+            of shape `[sets, decided]`.
+        costs: A function that returns the costs `[N]` of files with activation bits of shape
+            `[N, decided]`.
         limit: The largest allowed cost.
 
     Returns:
-        An int array of shape `[decided]`. Its cost exceeds the limit only if the lowest bits do.
+        An int array of shape `[decided]`, all 8 if nothing else meets the limit.
     """
-    moves = np.concatenate([sets, np.eye(len(levels), dtype=bool)])
     value = 4.0 ** (levels - _NARROW)
-    bits = np.where((levels - _NARROW > 0.5) & (tops == _WIDE), _WIDE, _NARROW)
+    free = np.flatnonzero(tops == _WIDE)
+    current = np.full(len(levels), _NARROW)
+    if len(free) <= _MOST_COMPARED:
+        subsets = (np.arange(2 ** len(free))[:, None] >> np.arange(len(free))) & 1
+        choices = np.tile(current, (len(subsets), 1))
+        choices[:, free] = np.where(subsets, _WIDE, _NARROW)
+        return _best(choices, value, costs, limit, current)
+    moves = [*sets, *np.eye(len(levels), dtype=bool)]
+    rounded = np.where((levels - _NARROW > 0.5) & (tops == _WIDE), _WIDE, _NARROW)
+    choices = np.stack([rounded])
+    while True:
+        best = _best(choices, value, costs, limit, current)
+        if np.array_equal(best, current) and len(choices) > 1:
+            return current
+        current = best
+        changed = [
+            np.where(members & (tops == _WIDE), bits, current)
+            for members in moves
+            for bits in (_NARROW, _WIDE)
+        ]
+        choices = np.stack([current, *changed])
 
-    def best(target: int, spent: float) -> tuple[np.ndarray, float] | None:
-        """Returns the bits after the best move to `target` bits and their cost, or None."""
-        found, best_ratio = None, 0.0
-        for members in moves:
-            changed = members & (bits != target) & (tops == _WIDE)
-            if not changed.any():
-                continue
-            after = np.where(changed, target, bits)
-            change = abs(cost(after) - spent)
-            if target == _WIDE:
-                if cost(after) > limit:
-                    continue
-                ratio = value[changed].sum() / max(change, 1e-6)
-            else:
-                ratio = change / value[changed].sum()
-            if ratio > best_ratio:
-                found, best_ratio = after, ratio
-        return None if found is None else (found, cost(found))
 
-    spent = cost(bits)
-    while spent > limit:
-        move = best(_NARROW, spent)
-        if move is None:
-            return np.full_like(bits, _NARROW)
-        bits, spent = move
-    while (move := best(_WIDE, spent)) is not None:
-        bits, spent = move
-    return bits
+def _best(
+    choices: np.ndarray,
+    value: np.ndarray,
+    costs: Callable[[np.ndarray], np.ndarray],
+    limit: float,
+    otherwise: np.ndarray,
+) -> np.ndarray:
+    """Returns the most valuable choice that meets the limit, the cheapest one at a tie."""
+    spent = costs(choices)
+    is_allowed = spent <= limit
+    if not is_allowed.any():
+        return otherwise
+    worth = np.where(is_allowed, ((choices == _WIDE) * value).sum(axis=1), -np.inf)
+    order = np.lexsort((spent, -np.round(worth, 6)))
+    return choices[order[0]]

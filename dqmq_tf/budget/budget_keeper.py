@@ -318,8 +318,9 @@ class BudgetKeeper:
             costs.table, costs.file_constant = npu_table.measured_table(costs, measured)
             if costs.counts_activations:
                 bits = np.array([max(point.bit_widths) for point in costs.weights], "int64")
+                patterns = npu_table.activation_patterns(costs)
                 costs.activation_cycles = npu_table.activation_table(
-                    costs, measured(bits), measured(bits, most)
+                    costs, [(pattern, measured(bits, pattern)) for pattern in patterns]
                 )
                 policy.activation_cycles = costs.activation_cycles
         self._show_tables()

@@ -5,7 +5,6 @@ estimate of `dqmq_tf.budget.sensitivity`. They become bits again by rounding: th
 by chance by less than half a bit, and the estimate is more reliable than that.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -149,13 +148,15 @@ def _activation_bits(
     if costs.activation_cycles is None:
         return np.tile(most, (count, 1))
     tops = np.tile(most, (count, 1)) if ceiling is None else ceiling[:, :decided]
-    sets = costs.activation_cycles[:, :-1] > 0
+    table = costs.activation_cycles > 0
+    sets = table[:, :decided] | table[:, decided:-1]
     weight_means = (means if ceiling is None else ceiling)[:, decided:]
     bits = []
     for row, weights, top in zip(means, weight_means, tops):
         weight_bits = allocation.nearest(weights, policy.weight_candidates)
-        cost = functools.partial(costs.of_file, weight_bits)
-        bits.append(activation_allocation.allocate(row[:decided], top, sets, cost, limit))
+        room = limit - costs.of_file(weight_bits, [])
+        added = costs.of_each_activation
+        bits.append(activation_allocation.allocate(row[:decided], top, sets, added, room))
     return np.array(bits, "int64")
 
 

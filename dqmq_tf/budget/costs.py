@@ -48,7 +48,7 @@ class CostModel:
         bytes: The `ByteTables` with the bytes of each weight point.
         file_constant: The bytes of the file that are not weights, None until `learn_file`.
         activation_cycles: How many more cycles operators take with activations of 16 bits, see
-            `dqmq_tf.budget.npu_table`. None if activation bits do not change the cost of a file.
+            `dqmq_tf.budget.npu_table.activation_table`. None if activation bits do not change the cost of a file.
 
     Example:
 
@@ -208,13 +208,21 @@ class CostModel:
         bits = np.atleast_2d(np.asarray(activation_bits, "float32"))
         if self.activation_cycles is None or not bits.size:
             return 0.0
-        return float(np.mean(ops.convert_to_numpy(self._added_cycles(bits))))
+        return float(np.mean(self.of_each_activation(bits)))
+
+    def of_each_activation(self, activation_bits: np.ndarray) -> np.ndarray:
+        """Returns what `of_activations` does for each of several files, shape `[N]`.
+
+        Args:
+            activation_bits: Activation bits, shape `[N, decided]`.
+        """
+        return ops.convert_to_numpy(self._added_cycles(activation_bits))
 
     def _added_cycles(self, activation_bits: Any) -> tf.Tensor:
         """Returns the cycles that activations of more than 8 bits add, shape `[N]`, differentiable.
 
-        An operator is int16 if one of its activations is. Bits between 8 and 16 stand for the
-        probability of 16, and the activations of an operator count as independent.
+        Bits between 8 and 16 stand for the probability of 16, and the activations of an operator
+        count as independent.
 
         Args:
             activation_bits: Activation bits, shape `[N, decided]`.
@@ -222,8 +230,11 @@ class CostModel:
         assert self.activation_cycles is not None
         table = ops.convert_to_tensor(self.activation_cycles)
         share = ops.clip((ops.convert_to_tensor(activation_bits, "float32") - 8.0) / 8.0, 0.0, 1.0)
-        stays = ops.prod(1.0 - ops.expand_dims(share, 1) * table[:, :-1], axis=-1)
-        return ops.sum((1.0 - stays) * table[:, -1], axis=-1)
+        count = len(self.decided)
+        share = ops.expand_dims(share, 1)
+        is_any = 1.0 - ops.prod(1.0 - share * table[:, :count], axis=-1)
+        is_none = ops.prod(1.0 - share * table[:, count:-1], axis=-1)
+        return ops.sum(is_any * is_none * table[:, -1], axis=-1)
 
     def smallest(self) -> float:
         """Returns the cost when every decision point has its fewest bits."""

@@ -47,34 +47,82 @@ def costs_of(points: Sequence[WeightPoint], cost: NpuCost, kind: str) -> list[fl
     return [float(cost.weights.get((p.path, p.variable), none)[kind]) for p in points]
 
 
-def activation_table(costs: CostModel, narrow: NpuCost, wide: NpuCost) -> np.ndarray:
-    """Returns how many more cycles each operator takes if one of its activations has 16 bits.
+def activation_patterns(costs: CostModel) -> list[list[int]]:
+    """Returns the activation bits of the files that `activation_table` needs, each `[decided]`.
 
-    An operator has one type of activations. It runs in int16 if any of the activations that it reads
-    and computes has 16 bits, and then its cycles hardly depend on how many of them have.
+    They are the fewest, the most, and two in which the tensors before and after an operator differ,
+    as far as they alternate.
+    """
+    points = [costs.activations[i] for i in costs.decided]
+    patterns = [[min(p.bit_widths) for p in points], [max(p.bit_widths) for p in points]]
+    for parity in (0, 1):
+        ends = (max, min) if parity else (min, max)
+        patterns.append([ends[i % 2](p.bit_widths) for i, p in enumerate(points)])
+    return patterns
+
+
+def activation_table(costs: CostModel, measured: Sequence[tuple[list[int], NpuCost]]) -> np.ndarray:
+    """Returns how the cycles of operators depend on the activations that have 16 bits.
+
+    An operator with inputs of 16 bits takes longer. If its output has 8 bits, it also narrows the
+    output, which can take longer than the operator itself. To widen inputs of 8 bits for an output of
+    16 takes little.
 
     Args:
         costs: The `CostModel`, for its activation points.
-        narrow: What Vela estimates for the file with the fewest activation bits.
-        wide: The same with the most.
+        measured: `(activation bits [decided], what Vela estimates)` of files with the bits that
+            `activation_patterns` returns, in that order.
 
     Returns:
-        A float32 array with a row for each such operator: 1 for each activation that is decided and
-        that the operator reads or computes, else 0, and the additional cycles in the last column.
+        A float32 array `[rows, 2 * decided + 1]`. A row adds the cycles in its last column if any of
+        the activations marked in the first columns has 16 bits and none of those marked in the next
+        columns has.
     """
-    column_of = {
-        tensor_key(tensor, inner): column
-        for column, point in enumerate(costs.decided)
-        for tensor in costs.activations[point].tensors
-        for inner in (False, True)
-    }
-    before = {operator.name: operator.cycles for operator in narrow.operators}
-    rows = []
-    for operator in wide.operators:
-        columns = [column_of[key] for key in operator.tensors if key in column_of]
-        cycles = operator.cycles - before.get(operator.name, 0)
-        if columns and cycles > 0:
-            row = np.zeros(len(costs.decided) + 1, "float32")
-            row[columns], row[-1] = 1.0, cycles
+    count = len(costs.decided)
+    column_of: dict[str, int] = {}
+    fixed_wide: set[str] = set()
+    columns = {point: column for column, point in enumerate(costs.decided)}
+    for i, point in enumerate(costs.activations):
+        keys = [tensor_key(t, inner) for t in point.tensors for inner in (False, True)]
+        if i in columns:
+            column_of |= dict.fromkeys(keys, columns[i])
+        elif max(point.bit_widths) > 8:
+            fixed_wide.update(keys)
+    cycles: dict[str, dict[tuple[bool, bool], int]] = {}
+    for bits, cost in measured:
+        for operator in cost.operators:
+            is_wide = {
+                key: key in fixed_wide or bits[column_of[key]] > 8 if key in column_of else False
+                for key in operator.tensors
+            }
+            is_wide |= {key: True for key in operator.tensors & fixed_wide}
+            sources = operator.tensors - {operator.name}
+            state = any(is_wide[key] for key in sources), is_wide.get(operator.name, False)
+            cycles.setdefault(operator.name, {}).setdefault(state, operator.cycles)
+    rows: list[np.ndarray] = []
+
+    def add(any_of: set[int], none_of: set[int], extra: int) -> None:
+        if any_of and extra:
+            row = np.zeros(2 * count + 1, "float32")
+            row[list(any_of)] = 1.0
+            row[[count + column for column in none_of]] = 1.0
+            row[-1] = extra
             rows.append(row)
-    return np.array(rows, "float32").reshape(-1, len(costs.decided) + 1)
+
+    for operator in measured[0][1].operators:
+        seen = cycles[operator.name]
+        inputs = {column_of[k] for k in operator.tensors - {operator.name} if k in column_of}
+        output = {column_of[operator.name]} if operator.name in column_of else set()
+        narrow = seen.get((False, False), min(seen.values()))
+        widening = seen.get((False, True), narrow) - narrow
+        if (operator.tensors - {operator.name}) & fixed_wide:
+            both = seen.get((True, True), 0)
+            add(output, set(), both - seen[True, False] if both and (True, False) in seen else 0)
+            continue
+        wide = seen.get((True, True), seen.get((True, False), narrow))
+        narrowing = seen.get((True, False), wide) - wide
+        add(inputs, set(), wide - narrow)
+        if operator.name not in fixed_wide:
+            add(inputs, output, narrowing)
+        add(output, inputs, widening)
+    return np.array(rows, "float32").reshape(-1, 2 * count + 1)

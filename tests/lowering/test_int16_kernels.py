@@ -10,6 +10,7 @@ from helpers.frozen_models import TABLES, batch_norm, images
 import dqmq_tf
 from dqmq_tf import flatbuffer, runtimes
 from dqmq_tf.flatbuffer import TFLiteFile
+from dqmq_tf.lowering.int16_kernels import is_int16_operator
 from dqmq_tf.lowering.lowered_model import lower_model
 
 layers = keras.layers
@@ -175,3 +176,16 @@ def test_biases_are_64_bit_integers_in_units_of_the_products(written):
         assert flatbuffer.type_name(bias) == "INT64"
         unit = np.float64(source.quantization.scale[0]) * weights.quantization.scale
         assert np.allclose(bias.quantization.scale, unit, rtol=1e-6)
+
+
+def test_additions_have_any_scales(written):
+    # Vela would compute with powers of two otherwise.
+    _, _, path, _ = written
+    file = TFLiteFile.load(path)
+    options = [
+        operator.builtinOptions.potScaleInt16
+        for operator in file.model.subgraphs[0].operators
+        if flatbuffer.operator_name(file.model, operator) in ("ADD", "SUB")
+        and is_int16_operator(file.model.subgraphs[0], operator.inputs)
+    ]
+    assert options and not any(options)
