@@ -192,7 +192,7 @@ def _best_bits(
     costs: CostModel,
     losses: Sequence[Mapping[int, float]],
     limit: float,
-    activation_bits: np.ndarray,
+    activation_bits: Sequence[int] | np.ndarray = (),
 ) -> np.ndarray:
     """Returns the weight bits of one file of at most `limit` bytes with the smallest added loss.
 
@@ -202,7 +202,8 @@ def _best_bits(
         costs: The `CostModel`.
         losses: `{bits: loss}` of the allowed bit-widths of each weight point.
         limit: The largest number of bytes of the file.
-        activation_bits: The activation bits of the file, shape `[decided]`.
+        activation_bits: The activation bits of the file, shape `[decided]`. None given stands for
+            the fewest.
 
     Returns:
         An int array of shape `[Pw]`.
@@ -224,7 +225,7 @@ def _best_bits_in(
     table_limit: float,
     losses: Sequence[Mapping[int, float]],
     limit: float,
-    activation_bits: np.ndarray,
+    activation_bits: Sequence[int] | np.ndarray,
 ) -> np.ndarray:
     """Returns the best bits by one table of bytes.
 
