@@ -35,7 +35,10 @@ class Exposure(SplitLayer):
     `gain = (usual spread / spread) ** strength` and `reach = strength * level / gain`. So an image of
     usual mean and spread passes unchanged, as a trained network expects. A layer that changes
     nothing (`strength=0`) and one that standardizes each image (`strength=1`) are among what training
-    can arrive at.
+    can arrive at. `Exposure(level=128, spread=51)` starts close to `64 * (x - mean) / deviation + 128`
+    with the standard deviation, which is 1.25 mean absolute deviations of a normal distribution. With
+    more knots the start is closer. The reach is in the units of the image: at usual learning rates
+    training moves the gain and `m`, and hardly the reach of images from 0 to 255.
 
     All parts are layers with integer kernels on every target: convolutions, two means, and
     differences and a product with one number for each image. `quantize_model` splits the layer into

@@ -13,7 +13,7 @@ not, as it runs before the file. The float network of a seed is trained
 
 The dataset must be prepared with the name `gtsrb` and the features `quality` and `brightness`, by whose
 lowest fifths files are scored as well. Each run is appended to `--output`. Runs that are in it are not
-repeated. At the end come the means, and the differences from `nothing`, paired by seed.
+repeated. At the end come the means, and the differences between methods, paired by seed.
 """
 
 import itertools
@@ -195,24 +195,25 @@ def is_ours(record):
 
 
 def tell(records):
-    """Prints the means of the methods in %, and their differences from `nothing`, paired by seed."""
-    by_method = {}
+    """Prints the mean scores of the methods in %, and their differences, paired by seed."""
+    runs = {method: {} for method in _METHODS.value}
     for record in records:
-        by_method.setdefault(record["method"], {})[record["seed"]] = record
-    for method, runs in by_method.items():
-        columns = []
+        runs.setdefault(record["method"], {})[record["seed"]] = record
+    methods = [method for method, by_seed in runs.items() if by_seed]
+    for place, method in enumerate(methods):
+        print(f"{method}, seeds {sorted(runs[method])}")
         for kind, part in itertools.product(("float", "file"), _PARTS):
-            if not all(part in run[kind] for run in runs.values()):
-                continue
-            score = {seed: 100 * run[kind][part] for seed, run in runs.items()}
-            columns.append(f"{kind} {part} {np.mean(list(score.values())):.2f}")
-            rivals = by_method.get("nothing", {})
-            seeds = sorted(runs.keys() & rivals.keys())
-            if method != "nothing" and len(seeds) > 1:
-                pairs = [score[seed] - 100 * rivals[seed][kind][part] for seed in seeds]
-                error = np.std(pairs, ddof=1) / len(pairs) ** 0.5
-                columns[-1] += f" ({np.mean(pairs):+.2f} ± {error:.2f})"
-        print(f"{method}, seeds {sorted(runs)}: {', '.join(columns)}", flush=True)
+            score = {
+                name: {seed: 100 * run[kind].get(part, np.nan) for seed, run in runs[name].items()}
+                for name in methods
+            }
+            columns = [f"{np.mean(list(score[method].values())):.2f}"]
+            for rival in methods[:place]:
+                seeds = sorted(score[method].keys() & score[rival].keys())
+                pairs = [score[method][seed] - score[rival][seed] for seed in seeds]
+                error = np.std(pairs, ddof=1) / len(pairs) ** 0.5 if len(pairs) > 1 else np.nan
+                columns.append(f"{np.mean(pairs):+.2f} ± {error:.2f} over {rival}")
+            print(f"  {kind}, {part}: {', '.join(columns)}", flush=True)
 
 
 def main(argv):
