@@ -195,7 +195,10 @@ def is_ours(record):
 
 
 def tell(records):
-    """Prints the mean scores of the methods in %, and their differences, paired by seed."""
+    """Prints the mean scores of the methods in %, and their differences, paired by seed.
+
+    Without further float steps, seeds that share a float network count once for its float scores.
+    """
     runs = {method: {} for method in _METHODS.value}
     for record in records:
         runs.setdefault(record["method"], {})[record["seed"]] = record
@@ -203,8 +206,12 @@ def tell(records):
     for place, method in enumerate(methods):
         print(f"{method}, seeds {sorted(runs[method])}")
         for kind, part in itertools.product(("float", "file"), _PARTS):
+            is_shared = kind == "float" and not _FLOAT_STEPS.value
             score = {
-                name: {seed: 100 * run[kind].get(part, np.nan) for seed, run in runs[name].items()}
+                name: {
+                    start_seed(seed) if is_shared else seed: 100 * run[kind].get(part, np.nan)
+                    for seed, run in runs[name].items()
+                }
                 for name in methods
             }
             columns = [f"{np.mean(list(score[method].values())):.2f}"]
@@ -223,10 +230,11 @@ def main(argv):
     tf.config.threading.set_inter_op_parallelism_threads(1)
     path = pathlib.Path(_OUTPUT.value)
     lines = path.read_text().splitlines() if path.exists() else []
-    records = list(filter(is_ours, map(json.loads, lines)))
+    seeds = list(map(int, _SEEDS.value))
+    records = [run for run in map(json.loads, lines) if run["seed"] in seeds and is_ours(run)]
     known = {(record["method"], record["seed"]) for record in records}
     train, test = read("train"), read("test")
-    for seed in map(int, _SEEDS.value):
+    for seed in seeds:
         for method in _METHODS.value:
             if (method, seed) in known:
                 continue
