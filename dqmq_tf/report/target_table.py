@@ -21,6 +21,7 @@ class TargetRow:
         deployable: Whether any runtime runs its files.
         weight_bits: The bit-widths of weights.
         activation_bits: The bit-widths of activations.
+        optional_activation_bits: Further ones, for activations of which a rule allows them.
         containers: The formats that a file may store weights in, with the kinds of operators that
             support each.
         io_dtype: The default type of a file's inputs and outputs.
@@ -34,6 +35,7 @@ class TargetRow:
     deployable: bool
     weight_bits: tuple[int, ...]
     activation_bits: tuple[int, ...]
+    optional_activation_bits: tuple[int, ...]
     containers: dict[str, tuple[str, ...]]
     io_dtype: str
     runtimes: tuple[str, ...]
@@ -71,10 +73,11 @@ class TargetTable:
             runtimes = list(row.runtimes) or ["none"]
             if row.compiler is not None:
                 runtimes.append(f"{row.compiler} (compiler)")
+            optional = [f"{bits} by a rule" for bits in row.optional_activation_bits]
             features.add_row(
                 row.name,
                 _bit_range(row.weight_bits),
-                _bit_range(row.activation_bits),
+                ", ".join([_bit_range(row.activation_bits), *optional]),
                 "\n".join(_container_lines(row)),
                 row.io_dtype,
                 "\n".join(runtimes),
@@ -106,6 +109,7 @@ def _row(target: Target) -> TargetRow:
         deployable=target.deployable,
         weight_bits=target.weight_bits,
         activation_bits=target.activation_bits,
+        optional_activation_bits=target.optional_activation_bits,
         containers={
             container: tuple(kind for kind in OP_KINDS if kind in kinds)
             for container, kinds in operators.items()
