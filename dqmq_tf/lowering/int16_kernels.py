@@ -33,6 +33,7 @@ _GENERAL_SCALES = ("ADD", "SUB")
 # What is appended to the names of the added tensors: an input of 8 bits that is widened, one that is
 # rescaled for a concatenation, and an output before it is narrowed to 8 bits.
 _WIDENED, _RESCALED, _UNCLIPPED = b"w", b"c", b"u"
+_WEIGHTS = re.compile(r"^w(\d+)(_|$)")
 _COPY = re.compile(r"^(a\d+p?_*)[wcu]$")
 
 
@@ -119,15 +120,25 @@ def _store_weights_and_bias(
     """Stores the weights of an operator as int8 and its bias as int64."""
     kernel, bias = folding.OPERANDS[kind]
     tensor = graph.tensors[operator.inputs[kernel]]
-    number = flatbuffer.text(tensor.name).removeprefix("w").rstrip("_")
-    weights = lowered.weights[int(number)] if number.isdigit() else None
+    found = _WEIGHTS.match(flatbuffer.text(tensor.name))
+    weights = lowered.weights[int(found[1])] if found else None
     if not isinstance(weights, FoldedWeights) or weights.integers.shape != tuple(tensor.shape):
         raise ConversionError(
             f"{flatbuffer.text(tensor.name)}: the weights of an int16 {kind} are not those of the "
             "model. Give its layer and the layer before it activation_bits=(8,), and please report "
             "the model."
         )
-    if flatbuffer.type_name(tensor) == "FLOAT32":
+    stored = [
+        index
+        for index, other in enumerate(graph.tensors)
+        if found and flatbuffer.text(other.name) == f"w{found[1]}" and other is not tensor
+    ]
+    if stored and flatbuffer.type_name(graph.tensors[stored[0]]) == "INT8":
+        # Another call of the layer is an int8 operator. litert-quantizer gave it a tensor of its own.
+        inputs = list(operator.inputs)
+        inputs[kernel] = stored[0]
+        operator.inputs = np.array(inputs, np.int32)
+    elif flatbuffer.type_name(tensor) == "FLOAT32":
         # Another operator may read the same buffer in floating point, so this is a new one.
         tensor.buffer = editing.add_buffer(model, weights.integers.tobytes())
         zero_points = np.zeros(len(weights.scales), np.int64)

@@ -189,3 +189,23 @@ def test_additions_have_any_scales(written):
         and is_int16_operator(file.model.subgraphs[0], operator.inputs)
     ]
     assert options and not any(options)
+
+
+def test_a_shared_layer_may_run_in_int16_in_one_call_and_in_int8_in_another(tmp_path):
+    keras.utils.set_random_seed(3)
+    inputs, shared = keras.Input((6, 6, 3), name="image"), layers.Conv2D(3, 3, padding="same")
+    x = shared(layers.ReLU(name="relu")(shared(inputs)))
+    model = keras.Model(inputs, layers.Dense(3, name="classes")(layers.Flatten()(x)))
+    path = tmp_path / "model.tflite"
+    report = dqmq_tf.convert(frozen(model, "image"), path, data=images(model))
+    assert report.verification.different_numbers == 0
+    file = TFLiteFile.load(path)
+    graph = file.model.subgraphs[0]
+    convolutions = [
+        operator.inputs[:2]
+        for operator in graph.operators
+        if flatbuffer.operator_name(file.model, operator) == "CONV_2D"
+    ]
+    sources, kernels = zip(*convolutions)
+    assert [flatbuffer.type_name(graph.tensors[i]) for i in sources] == ["INT16", "INT8"]
+    assert kernels[0] == kernels[1]
