@@ -22,10 +22,10 @@ _LAYERS = {
 }  # fmt: skip
 _FUNCTIONS = {
     "Amax", "AveragePool", "Divide", "ExpandDims", "GetItem", "LeakyRelu", "Max", "MaxPool", "Mean",
-    "Moveaxis", "Negative", "Relu", "Relu6", "Sigmoid", "Squeeze", "Swapaxes", "Tanh", "Transpose",
+    "Moveaxis", "Negative", "Relu", "Relu6", "Sigmoid", "Silu", "Squeeze", "Swapaxes", "Tanh", "Transpose",
     "TrueDivide",
 }  # fmt: skip
-_ACTIVATIONS = ("linear", "relu", "relu6", "sigmoid", "tanh", "softmax", "leaky_relu")
+_ACTIVATIONS = ("linear", "relu", "relu6", "sigmoid", "tanh", "softmax", "leaky_relu", "silu")
 
 
 def without_int16_kernel(graph: Graph, tensors: Iterable[int]) -> str | None:
