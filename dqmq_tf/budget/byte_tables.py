@@ -11,12 +11,10 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from dqmq_tf.flatbuffer import bit_packing, code_sharing, file_size, huffman
+from dqmq_tf.budget.compressed_kernels import CompressedKernel, CompressedKernels
+from dqmq_tf.flatbuffer import bit_packing, code_sharing, huffman
 from dqmq_tf.graph.decision_points import WeightPoint
 from dqmq_tf.targets import Storage, Target, without_int4
-
-# At most this many bytes of a kernel are compressed; the result is scaled up.
-_SAMPLE = 1 << 20
 
 # The bit-widths of decision points: `[points]`, or `[N, points]` for N samples or profiles.
 Bits = Sequence[float] | np.ndarray
@@ -46,7 +44,9 @@ class ByteTables:
         self.tables: tuple[Table, ...] = ()
         # The bytes in the file, which decide whether it uses the decoder, also for a download.
         self._sizes: tuple[Table, ...] = ()
-        self._integers: Integers | None = None
+        # What each kernel becomes at each bit-width, in the same files, for a budget under deflate.
+        self._kernels: tuple[list[dict[int, CompressedKernel]], ...] = ()
+        self._compressed = CompressedKernels()
 
     def measure(self, integers: Integers) -> None:
         """Fills the tables from the current weights.
@@ -55,17 +55,24 @@ class ByteTables:
             integers: A function `integers(point_index, bit_width)` that returns the integer array of
                 a weight point.
         """
-        self._integers = integers
-        self._sizes = tuple([] for _ in range(1 + self.has_decoder))
-        self.tables = self._sizes if self._kind == "size_bytes" else tuple([] for _ in self._sizes)
+        files = range(1 + self.has_decoder)
+        self._sizes, self._kernels = tuple([] for _ in files), tuple([] for _ in files)
         for i, point in enumerate(self._weights):
             values = {b: _laid_out(point, integers(i, b)) for b in point.bit_widths}
-            for decoder, sizes in enumerate(self._sizes):
+            for decoder in files:
                 storages = {b: self._storage(point, v, b, bool(decoder)) for b, v in values.items()}
-                sizes.append({b: storage.size_bytes for b, storage in storages.items()})
-                if self.tables is not self._sizes:
+                self._sizes[decoder].append({b: s.size_bytes for b, s in storages.items()})
+                if self._kind == "download_bytes":
                     coded = {b: _coded(values[b], b, storages[b]) for b in values}
-                    self.tables[decoder].append({b: _deflated(data) for b, data in coded.items()})
+                    self._kernels[decoder].append(
+                        {b: self._compressed.compress((i, b, decoder), c) for b, c in coded.items()}
+                    )
+        self.tables = self._sizes
+        if self._kind == "download_bytes":
+            self.tables = tuple(
+                [{b: kernel.alone for b, kernel in row.items()} for row in rows]
+                for rows in self._kernels
+            )
 
     def replace(self, table: Table) -> None:
         """Sets the table of a target without a decoder, which something else has measured."""
@@ -117,19 +124,15 @@ class ByteTables:
         """Returns each table with the limit for its sum in a file of which `limit` is the limit."""
         return list(zip(self.tables, (limit, limit - self._decoder_bytes)))
 
-    def stored(self, weight_bits: Bits) -> list[bytes]:
-        """Returns the bytes of each kernel in a file.
+    def compressed(self, weight_bits: Bits) -> list[CompressedKernel]:
+        """Returns each kernel of a file under deflate, as `measure` found it.
 
         Args:
             weight_bits: The weight bits of the file, shape `[Pw]`.
         """
-        assert self._integers is not None, "Call `measure` first."
-        decoder = self.uses_decoder(weight_bits)
-        stored = []
-        for i, (point, b) in enumerate(zip(self._weights, map(int, weight_bits))):
-            values = _laid_out(point, self._integers(i, b))
-            stored.append(_coded(values, b, self._storage(point, values, b, decoder)))
-        return stored
+        assert self._kernels, "Call `measure` first."
+        rows = self._kernels[self.uses_decoder(weight_bits)]
+        return [row[int(b)] for row, b in zip(rows, weight_bits)]
 
     def arrays(self, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the tables as arrays.
@@ -208,12 +211,6 @@ def _coded(values: np.ndarray, bit_width: int, storage: Storage) -> bytes:
     if storage.container == "INT2":
         return bit_packing.pack_int2(values).tobytes()
     return values.tobytes()
-
-
-def _deflated(data: bytes) -> float:
-    """Returns the bytes of a kernel under deflate, those of a large one from its beginning."""
-    sample = data[:_SAMPLE]
-    return file_size.deflated_bytes(sample) * len(data) / max(len(sample), 1)
 
 
 def _interpolated(row: dict[int, float], bits: float) -> float:

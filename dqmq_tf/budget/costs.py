@@ -15,8 +15,8 @@ import tensorflow as tf
 from keras import ops
 
 from dqmq_tf.budget.byte_tables import Bits, ByteTables, Integers, Table
+from dqmq_tf.budget.compressed_kernels import bytes_together
 from dqmq_tf.config import VELA_KINDS
-from dqmq_tf.flatbuffer import bit_packing, file_size
 from dqmq_tf.graph.decision_points import ActivationPoint, WeightPoint
 from dqmq_tf.targets import Target
 
@@ -169,8 +169,7 @@ class CostModel:
         """Returns the cost of one assignment. Under deflate, all weights are compressed together.
 
         The tensors of a file share a compressor, so their bytes are not the sum that `exact` takes
-        from the table. The weights are compressed by falling entropy, as they lie in the file: its
-        buffers are sorted by rising entropy and written from the last to the first.
+        from the table; see `dqmq_tf.budget.compressed_kernels`.
 
         Args:
             weight_bits: Weight bits, shape `[Pw]`.
@@ -179,9 +178,7 @@ class CostModel:
         """
         if self.adds_up:
             return self.exact(weight_bits, activation_bits)
-        stored = self.bytes.stored(weight_bits)
-        stored.sort(key=bit_packing.byte_entropy, reverse=True)
-        return file_size.deflated_bytes(b"".join(stored)) + self.constant()
+        return bytes_together(self.bytes.compressed(weight_bits)) + self.constant()
 
     def exact(self, weight_bits: Bits, activation_bits: Bits) -> float:
         """Returns the cost of an assignment, or the mean cost of several.

@@ -92,7 +92,7 @@ def test_kernels_lie_in_a_file_as_they_are_weighed(settled, tmp_path):
     file_bytes(settled.freeze(), tmp_path)
     file = (tmp_path / "m.tflite").read_bytes()
     bits, costs = settled._parts.policy.assigned.numpy()[0].astype(int), settled._parts.costs
-    stored = costs.bytes.stored(bits)
+    stored = [kernel.stored for kernel in costs.bytes.compressed(bits)]
     assert len(stored) == len(costs.weights)
     assert all(data in file for data in stored)
     assert sorted(stored, key=file.find) == sorted(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqmq_tf import targets
-from dqmq_tf.budget import byte_allocation, byte_tables, costs
+from dqmq_tf.budget import byte_allocation, costs
 from dqmq_tf.flatbuffer import bit_packing, huffman
 from dqmq_tf.graph.decision_points import ActivationPoint, WeightPoint
 
@@ -213,20 +213,6 @@ def test_deflated_int4_weights_are_packed_before_they_are_compressed():
             assert model.table[i][bits] == len(zlib.compress(packed, 9))
 
 
-def test_large_kernels_are_measured_on_a_part(monkeypatch):
-    monkeypatch.setattr(byte_tables, "_SAMPLE", 4096)
-    integers = np.random.default_rng(0).integers(-3, 4, (100, 200))
-    point = weight("large", 1.0, 0, shape=(100, 200))
-    whole = len(zlib.compress(integers.T.astype("int8").tobytes(), 9))
-    for target in ("android", "android_small"):
-        model = costs.CostModel(
-            "download_bytes", targets.get(target), [activation("a", (8,))], [point]
-        )
-        model.measure(lambda i, b: integers)
-        assert model.table[0][8] == pytest.approx(whole, rel=0.05)
-        assert model.table[0][3] <= model.table[0][8]
-
-
 def test_table_array_has_zeros_where_a_bit_width_is_not_allowed():
     point = weight("gaps", 1.0, 0, bit_widths=(2, 4, 8))
     target = targets.get("android_small")
@@ -312,10 +298,18 @@ def with_decoder(kind, decoder_bytes, codings=("table",)):
         targets.get("microcontroller"), decoder_bytes=decoder_bytes, codings=codings
     )
     model = costs.CostModel(kind, target, ACTIVATIONS, LARGE)
-    random = np.random.default_rng(7)
-    kernels = [random.normal(0, 0.4, point.shape) for point in LARGE]
-    model.measure(lambda i, b: np.rint(kernels[i].clip(-1, 1) * (2 ** (b - 1) - 1)).astype("int32"))
+    model.measure(numbers)
     return model
+
+
+def numbers(index, bits):
+    """The integers of a kernel in `LARGE`."""
+    kernel = np.random.default_rng(index).normal(0, 0.4, LARGE[index].shape)
+    return np.rint(kernel.clip(-1, 1) * (2 ** (bits - 1) - 1)).astype("int32")
+
+
+def stored(model, bits):
+    return [kernel.stored for kernel in model.bytes.compressed(bits)]
 
 
 decoded = st.tuples(*[st.sampled_from(BITS)] * 3)
@@ -367,19 +361,18 @@ def test_a_download_does_not_contain_the_decoder_but_what_it_decodes():
     assert model.bytes.decoder_bytes([2, 2, 2]) == 0
     # Packed indices are smaller than integers, before they are compressed.
     whole = sum(math.prod(point.shape) for point in LARGE)
-    assert sum(map(len, model.bytes.stored([2, 2, 2]))) < 0.26 * whole
-    assert sum(map(len, model.bytes.stored([7, 7, 7]))) == whole
+    assert sum(map(len, stored(model, [2, 2, 2]))) < 0.26 * whole
+    assert sum(map(len, stored(model, [7, 7, 7]))) == whole
     never = with_decoder("download_bytes", 10**6)
-    assert sum(map(len, never.bytes.stored([2, 2, 2]))) == whole / 2
+    assert sum(map(len, stored(never, [2, 2, 2]))) == whole / 2
 
 
 def test_a_huffman_coded_kernel_costs_its_words_and_tables():
     model = with_decoder("size_bytes", 0, targets.CODINGS)
     tables, bits = with_decoder("size_bytes", 0), [4, 3, 2]
-    words = model.bytes.stored(bits)
+    words = stored(with_decoder("download_bytes", 0, targets.CODINGS), bits)
     for i, b in enumerate(bits):
-        integers = model.bytes._integers(i, b)
-        coded = len(words[i]) + len(huffman.Code.of(integers).tables)
+        coded = len(words[i]) + len(huffman.Code.of(numbers(i, b)).tables)
         coded += targets.TABLE_BYTES + targets.CODE_BYTES
         is_coded = i < 2
         otherwise = tables.bytes.tables[1][i][b]
