@@ -309,7 +309,8 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
 
     def _is_stale(self, name: str) -> bool:
         """Returns whether a function was traced in another phase, and records the current one."""
-        current = (self._parts.policy.phase, self._parts.policy.profiles)
+        with self.distribute_strategy.scope():
+            current = self._parts.policy.graph_key
         previous = self._traced.get(name, current)
         self._traced[name] = current
         return previous != current

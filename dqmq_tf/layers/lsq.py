@@ -87,10 +87,15 @@ def relaxed_quantize(
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]]:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             to_x, to_step = _gradients(upstream, x, step, q_min, q_max)
-            x_exact, upstream_exact = tf.cast(x, step.dtype), tf.cast(upstream, step.dtype)
-            q_low, q_high = (_integers(x_exact, *limits)[1] * limits[0] for limits in (low, high))
-            change = _sum_like(upstream_exact * (q_high - q_low), mean)
-            return to_x, to_step, slope * change
+
+            def to_mean() -> tf.Tensor:
+                x_exact, upstream_exact = tf.cast(x, step.dtype), tf.cast(upstream, step.dtype)
+                q_low, q_high = (_integers(x_exact, *part)[1] * part[0] for part in (low, high))
+                return slope * _sum_like(upstream_exact * (q_high - q_low), mean)
+
+            # Settled bits have no contrast to learn from.
+            is_searched = tf.reduce_any(tf.not_equal(slope, 0.0))
+            return to_x, to_step, tf.cond(is_searched, to_mean, lambda: tf.zeros_like(slope))
 
         return _forward(x, step, q_min, q_max), gradient
 

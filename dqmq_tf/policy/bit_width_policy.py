@@ -9,10 +9,10 @@ from keras import ops
 
 from dqmq_tf.policy import discrete_gaussian
 from dqmq_tf.policy.curvature import follow_curvature
-from dqmq_tf.policy.decision_tensor import FIELDS, SLOPE, draw_fields
+from dqmq_tf.policy.decision_tensor import FIELDS, SLOPE, draw_fields, without_contrast
 from dqmq_tf.policy.int8_arithmetic import DECIDER_BITS, fake_int8
 from dqmq_tf.policy.levels import to_bits
-from dqmq_tf.policy.policy_state import FROZEN, MAX_PROFILES, SEARCH, SETTLED, PolicyState
+from dqmq_tf.policy.policy_state import FROZEN, MAX_PROFILES, SETTLED, PolicyState
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -66,12 +66,24 @@ class BitWidthPolicy(PolicyState):
     curvature = True
 
     def call(self, z: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        # Once bits are settled, embeddings matter only if activation bits still vary per sample.
-        if training and (self.phase == SEARCH or self.bits_vary_by == "sample"):
-            self.seen.add(z)
-        if self.phase != SEARCH:
-            return self._assigned_decision(z)
-        return self._drawn_decision(z) if training else self._most_likely_decision(z)
+        searching = self.is_searching
+        if training:
+            # Once bits are settled, embeddings matter only if activation bits still vary per sample.
+            self.seen.add(z, True if self.bits_vary_by == "sample" else searching)
+        if searching is False:
+            return self._assigned_decision(z, self.phase)
+        searched = self._drawn_decision(z) if training else self._most_likely_decision(z)
+        if searching is True:
+            return searched
+        assigned = self._assigned_decision(z, SETTLED)
+        for points in ("activations", "weights"):
+            assigned[points] = without_contrast(assigned[points], searched[points].shape[-1])
+        # All but the decisions and the embedding has the same values, as there is one group.
+        selected = {
+            name: ops.where(searching, searched[name], assigned[name])
+            for name in ("activations", "weights", "embedding")
+        }
+        return searched | selected
 
     def compute_output_spec(self, z: Any, training: bool = False) -> dict[str, keras.KerasTensor]:
         batch = z.shape[0]
@@ -223,16 +235,16 @@ class BitWidthPolicy(PolicyState):
             "embedding": z,
         }
 
-    def _assigned_decision(self, z: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _assigned_decision(self, z: tf.Tensor, phase: str) -> dict[str, tf.Tensor]:
         count, profiles = self.activation_count, self.profiles
         group = self.assign(z, profiles)
         assigned = ops.stop_gradient(self.assigned[:profiles])
-        if self.phase == SETTLED and self.quality_aware and self.per_sample:
+        if phase == SETTLED and self.quality_aware and self.per_sample:
             activations = self._mode((self.means(z) + self.shift)[:, :count], slice(None, count))
         else:
             activations = ops.expand_dims(ops.take(assigned[:, :count], group, axis=0), -1)
         # The quality normalization gets the embedding of each sample, or of its frozen profile.
-        embedding = ops.take(self.centroids, group, axis=0) if self.phase == FROZEN else z
+        embedding = ops.take(self.centroids, group, axis=0) if phase == FROZEN else z
         return {
             "activations": ops.stop_gradient(activations),
             "weights": ops.expand_dims(assigned[:, count:], -1),

@@ -48,6 +48,23 @@ def look_up(table: tf.Tensor, candidates: Sequence[int], bit_widths: tf.Tensor) 
     return ops.matmul(ops.cast(is_candidate, table.dtype), table)
 
 
+def without_contrast(bit_widths: tf.Tensor, fields: int) -> tf.Tensor:
+    """Returns a decision tensor that executes given bit-widths, and from which no mean learns.
+
+    Args:
+        bit_widths: The bit-widths, shape `[..., 1]`.
+        fields: The number of fields, 1 or `FIELDS`.
+
+    Returns:
+        A tensor of shape `[..., fields]`, in which the slope is 0.
+    """
+    if fields == 1:
+        return bit_widths
+    columns = [bit_widths] * FIELDS
+    columns[SLOPE] = ops.zeros_like(bit_widths)
+    return ops.concatenate(columns, axis=-1)
+
+
 def draw_fields(
     means: tf.Tensor,
     sigma: tf.Tensor,

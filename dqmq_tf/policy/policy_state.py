@@ -125,6 +125,26 @@ class PolicyState(keras.layers.Layer):
         self.file_bytes.assign(0.0 if value is None else value)
 
     @property
+    def graph_key(self) -> tuple[str, int]:
+        """What a traced function depends on. If it changes, the function has to be traced again.
+
+        Search and settled bits share one graph if there is one group and one replica. The graph reads
+        the phase from its variable, so that settling the bits traces nothing. With several groups, a
+        settled batch is not sorted; with several replicas, variables cannot be assigned on condition.
+        """
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if self.groups == self.profiles == replicas == 1 and self.phase != FROZEN:
+            return "search or settled", 1
+        return self.phase, self.profiles
+
+    @property
+    def is_searching(self) -> bool | tf.Tensor:
+        """Whether the bits are still being learned: a scalar tensor in a graph of both phases."""
+        if tf.executing_eagerly() or self.graph_key[0] in PHASES:
+            return self.phase == SEARCH
+        return ops.equal(self.phase_index, float(PHASES.index(SEARCH)))
+
+    @property
     def bits_vary_by(self) -> str:
         """What bit-widths depend on in this phase: `"sample"`, `"profile"` or `"static"`."""
         if self.quality_aware and self.activation_candidates and self.phase != FROZEN:

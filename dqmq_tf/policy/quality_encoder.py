@@ -131,14 +131,23 @@ class QualityEncoder(keras.layers.Layer):
         self.feature_mean.assign(features.mean(axis=0))
         self.feature_variance.assign(features.var(axis=0))
 
-    def adapt(self, x: tf.Tensor, momentum: float = 0.99) -> None:
-        """Moves the normalization of the features towards the statistics of a batch."""
+    def adapt(
+        self, x: tf.Tensor, condition: bool | tf.Tensor = True, momentum: float = 0.99
+    ) -> None:
+        """Moves the normalization of the features towards the statistics of a batch.
+
+        Args:
+            x: The inputs.
+            condition: Whether to do so, a bool or a scalar tensor.
+            momentum: The weight of the present normalization.
+        """
         features = ops.stop_gradient(self._features(x))
         for variable, value in (
             (self.feature_mean, ops.mean(features, axis=0)),
             (self.feature_variance, ops.var(features, axis=0)),
         ):
-            variable.assign(variable * momentum + value * (1.0 - momentum))
+            moved = variable * momentum + value * (1.0 - momentum)
+            variable.assign(ops.where(condition, moved, variable))
 
     def positions(self, input_shape: Sequence[int | None]) -> int:
         """Returns the number of positions of an input at which the filters are evaluated."""

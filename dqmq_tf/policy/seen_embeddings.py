@@ -40,12 +40,15 @@ class SeenEmbeddings:
         """The variables to save, by name."""
         return {"reservoir": self.reservoir, "reservoir_fill": self.fill}
 
-    def add(self, z: tf.Tensor) -> None:
+    def add(self, z: tf.Tensor, condition: bool | tf.Tensor = True) -> None:
         """Adds `PER_BATCH` embeddings of a batch and drops the oldest ones.
 
         Args:
             z: The embeddings of the batch, shape `[B, d]`.
+            condition: Whether to add them, a bool or a scalar tensor.
         """
+        if condition is False:
+            return
         z = ops.stop_gradient(z)
         context = tf.distribute.get_replica_context()
         if context is not None and context.num_replicas_in_sync > 1:
@@ -54,8 +57,9 @@ class SeenEmbeddings:
         # A batch may be sorted, so take rows from all of it at equal distances.
         rows = ops.arange(PER_BATCH) * ops.shape(z)[0] // PER_BATCH
         remaining = self.reservoir[: CAPACITY - PER_BATCH]
-        self.reservoir.assign(ops.concatenate([ops.take(z, rows, axis=0), remaining], axis=0))
-        self.fill.assign(self.fill + float(PER_BATCH))
+        added = ops.concatenate([ops.take(z, rows, axis=0), remaining], axis=0)
+        self.reservoir.assign(ops.where(condition, added, self.reservoir))
+        self.fill.assign(self.fill + float(PER_BATCH) * ops.cast(condition, "float32"))
 
     def values(self) -> np.ndarray:
         """Returns the embeddings, newest first, shape `[N, d]` with N at most `CAPACITY`."""

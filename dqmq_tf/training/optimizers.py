@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import tensorflow as tf
+from keras import ops
 
 # The encoder's learning rate relative to the policy's. The policy and the quality normalization read
 # the encoder's output, so it has to change more slowly than they do.
@@ -61,7 +63,9 @@ def shares(model: keras.Model) -> list[tuple[Any, list[Any]]]:
     ]
 
 
-def apply(model: keras.Model, gradients: Mapping[int, Any], scale: Any) -> None:
+def apply(
+    model: keras.Model, gradients: Mapping[int, Any], scale: Any, searching: bool | tf.Tensor
+) -> None:
     """Updates every variable that has a gradient.
 
     Args:
@@ -70,10 +74,16 @@ def apply(model: keras.Model, gradients: Mapping[int, Any], scale: Any) -> None:
             the bits are settled, some variables, or all of one optimizer, have none.
         scale: The factor by which the user's optimizer scaled the loss. That optimizer removes it
             from its own gradients; for the others it is removed here.
+        searching: Whether the bits are still being learned, a bool or a scalar tensor. If not, policy
+            and encoder keep their values, which an optimizer changes by its momentum alone.
     """
+    deciding = [*model._parts.policy.trainable_variables, *model._parts.encoder.trainable_variables]
+    kept = [] if isinstance(searching, bool) else [(v, ops.copy(v)) for v in deciding]
     for optimizer, variables in shares(model):
         pairs = [(gradients[id(v)], v) for v in variables if id(v) in gradients]
         if optimizer is not model.optimizer:
             pairs = [(g / scale, v) for g, v in pairs]
         if pairs:
             optimizer.apply_gradients(pairs)
+    for variable, value in kept:
+        variable.assign(ops.where(searching, variable, value))

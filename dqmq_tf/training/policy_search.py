@@ -58,13 +58,17 @@ class PolicySearch:
         reach = _REACH if self.costs.counts_activations else _REACH_IN_BYTES
         return float(np.clip(reach / search_steps, 0.002, 0.05))
 
-    def terms(self, result: dict[str, Any], losses: tf.Tensor | None) -> tuple[dict[str, Any], Any]:
+    def terms(
+        self, result: dict[str, Any], losses: tf.Tensor | None, searching: bool | tf.Tensor = True
+    ) -> tuple[dict[str, Any], Any]:
         """Returns the terms of the objective that are switched on, and the expected cost.
 
         Args:
             result: The output of the instrumented model in training.
             losses: The task loss of each sample, shape `[B]`, in the order in which the batch came
                 in. None if it is unknown, which leaves out the score function.
+            searching: Whether the bits are still being learned, a bool or a scalar tensor. If not,
+                the terms are 0.
 
         Returns:
             `(terms, expected cost)`: a dictionary `{name: scalar}` in the order of `objective`, and a
@@ -86,7 +90,8 @@ class PolicySearch:
                 losses, decision_log_p, policy.baseline(z), policy.advantage_scale
             )
             spread = ops.sqrt(ops.stop_gradient(error)) + 1e-6
-            policy.advantage_scale.assign(0.95 * policy.advantage_scale + 0.05 * spread)
+            moved = 0.95 * policy.advantage_scale + 0.05 * spread
+            policy.advantage_scale.assign(ops.where(searching, moved, policy.advantage_scale))
             terms["score_function"] = config.score_coefficient * term
             terms["baseline"] = error
         expected = self.expected_cost(log_p, group_log_p, group)
@@ -97,13 +102,13 @@ class PolicySearch:
             ascended = objective.dual_ascent(
                 policy.multiplier, ops.stop_gradient(expected), self.budget.value
             )
-            is_warm = self.progress() >= config.warmup
+            is_warm = ops.logical_and(self.progress() >= config.warmup, searching)
             policy.multiplier.assign(ops.where(is_warm, ascended, policy.multiplier))
         if config.terms.entropy:
             all_log_p = ops.concatenate([log_p, ops.take(group_log_p, group, axis=0)], axis=1)
             entropies = discrete_gaussian.entropy(all_log_p)
             terms["entropy"] = objective.entropy_bonus(entropies, config.entropy_coefficient)
-        return terms, expected
+        return {name: ops.where(searching, term, 0.0) for name, term in terms.items()}, expected
 
     def expected_cost(self, log_p: tf.Tensor, group_log_p: tf.Tensor, group: tf.Tensor) -> Any:
         """Returns the expected cost of the batch under the distributions, differentiable.
@@ -144,16 +149,20 @@ class PolicySearch:
                 gradients[key] = ops.zeros_like(gradient)
         return gradients
 
-    def advance(self) -> None:
-        """Advances the search by one step and narrows the distributions accordingly."""
+    def advance(self, searching: bool | tf.Tensor = True) -> None:
+        """Advances the search by one step and narrows the distributions accordingly.
+
+        Args:
+            searching: Whether the search goes on, a bool or a scalar tensor.
+        """
         policy, config = self.policy, self.config
-        policy.search_step.assign(policy.search_step + 1.0)
+        policy.search_step.assign(policy.search_step + ops.cast(searching, "float32"))
         progress = self.progress()
         search_share = (progress - config.warmup) / (config.settle - config.warmup)
         temperature = 1.0 - ops.clip(search_share, 0.0, 1.0) * (
             1.0 - config.final_sigma / config.initial_sigma
         )
-        policy.temperature.assign(temperature)
+        policy.temperature.assign(ops.where(searching, temperature, policy.temperature))
 
 
 def mean_bits(result: dict[str, Any], costs: CostModel) -> tf.Tensor:

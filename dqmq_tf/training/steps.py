@@ -23,7 +23,7 @@ def train_step(model: Any, data: Any) -> dict[str, Any]:
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     training, parts = model._training, model._parts
-    searching = training.is_searching
+    searching = parts.policy.is_searching
     trained = [v for _, variables in optimizers.shares(model) for v in variables]
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     terms: dict[str, Any] = {}
@@ -35,26 +35,26 @@ def train_step(model: Any, data: Any) -> dict[str, Any]:
         outputs = result["outputs"]
         loss = _task_loss(model, x, y, outputs, sample_weight, training=True)
         total = loss
-        if searching:
+        if searching is not False:
             losses = None
             if model.loss is not None:
                 losses = objective.per_sample_losses(
                     model.loss, y, outputs, sample_weight, model._loss_weights, model.output_names
                 )
-            terms, expected = training.search.terms(result, losses)
+            terms, expected = training.search.terms(result, losses, searching)
             total = total + sum(terms.values()) / replicas
         total = total * scale
     decisions = [result["activations"], result["weights"]]
     gradients = tape.gradient(total, trained + decisions)
-    optimizers.apply(model, training.search.gated(zip(gradients, trained)), scale)
+    optimizers.apply(model, training.search.gated(zip(gradients, trained)), scale, searching)
     # The last field of a decision carries the gradient to the mean bit-widths.
-    decision_gradients = [g for g in gradients[-2:] if searching and g is not None]
+    decision_gradients = [g for g in gradients[-2:] if searching is not False and g is not None]
     pathwise = [ops.sum(ops.abs(g[..., -1])) for g in decision_gradients]
     terms["pathwise"] = sum(pathwise, ops.zeros(())) / scale
     training.record(result, terms, expected)
-    if searching:
-        training.search.advance()
-        parts.encoder.adapt(inputs.first_input(x, model))
+    if searching is not False:
+        training.search.advance(searching)
+        parts.encoder.adapt(inputs.first_input(x, model), searching)
     return _logs(model, x, y, outputs, sample_weight, loss * replicas)
 
 
