@@ -1,0 +1,131 @@
+"""Search and fine-tuning share one traced graph, which does in each phase what a graph of its own does."""
+
+import keras
+import numpy as np
+import pytest
+
+import dqmq_tf
+from dqmq_tf.policy.policy_state import PolicyState
+from dqmq_tf.training import steps
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.uniform(0, 1, (48, 8, 8, 3)).astype("float32")
+LABELS = RANDOM.integers(0, 3, 48)
+
+
+def quantized(target, **options):
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+    qmodel = dqmq_tf.quantize_model(model, target=target, config=dqmq_tf.DQMQConfig(**options))
+    # Plain gradient descent: Adam would turn rounding errors of small gradients into whole steps.
+    qmodel.compile(keras.optimizers.SGD(0.05), "sparse_categorical_crossentropy")
+    return qmodel
+
+
+def fit(qmodel, epochs=2):
+    """Trains for 12 steps, of which the first 8 or so search."""
+    data = {"validation_data": (IMAGES[:16], LABELS[:16]), "verbose": 0, "shuffle": False}
+    return qmodel.fit(IMAGES, LABELS, batch_size=8, epochs=epochs, **data).history
+
+
+def state(qmodel):
+    """All variables that a training step may change."""
+    training = qmodel._training
+    optimizers = qmodel.optimizer, training.policy_optimizer, training.encoder_optimizer
+    variables = [*qmodel.variables, *qmodel._parts.policy.seen.variables.values()]
+    return [*variables, *(v for optimizer in optimizers for v in optimizer.variables)]
+
+
+@pytest.mark.parametrize("target", ["android", "simulation"])
+def test_settling_traces_nothing(target, monkeypatch):
+    traced = []
+
+    def recorded(function, kind):
+        def step(model, data):
+            traced.append((kind, model._parts.policy.phase))
+            return function(model, data)
+
+        return step
+
+    monkeypatch.setattr(steps, "train_step", recorded(steps.train_step, "train"))
+    monkeypatch.setattr(steps, "test_step", recorded(steps.test_step, "test"))
+    qmodel = quantized(target)
+    fit(qmodel)
+    assert qmodel._parts.policy.phase == "settled"
+    assert 0 < qmodel._training.steps_searched < 12
+    assert {phase for kind, phase in traced if kind == "train"} == {"search"}
+    assert len({phase for kind, phase in traced if kind == "test"}) == 1
+    once = len(traced)
+    qmodel.evaluate(IMAGES, LABELS, batch_size=8, verbose=0)
+    assert len(traced) == once
+    qmodel.freeze()
+    qmodel.evaluate(IMAGES, LABELS, batch_size=8, verbose=0)
+    assert traced[once:] == [("test", "frozen")], "frozen bits have a graph of their own"
+
+
+@pytest.mark.parametrize("phase", ["search", "settled"])
+@pytest.mark.parametrize(
+    ("target", "quality_aware"), [("android", True), ("simulation", True), ("simulation", False)]
+)
+def test_one_graph_does_what_a_graph_for_each_phase_does(target, quality_aware, phase, monkeypatch):
+    qmodel = quantized(target, quality_aware=quality_aware)
+    qmodel.calibrate(IMAGES)
+    qmodel._training.begin(100)
+    # Beyond the warm-up, and with moments in the optimizers.
+    for _ in range(2):
+        qmodel._parts.policy.search_step.assign(40.0)
+        qmodel.train_on_batch(IMAGES, LABELS)
+    if phase == "settled":
+        qmodel._training.settle()
+    policy, variables = qmodel._parts.policy, state(qmodel)
+    before = [v.numpy() for v in variables]
+    loss, after = qmodel.train_on_batch(IMAGES, LABELS), [v.numpy() for v in variables]
+    for variable, value in zip(variables, before):
+        variable.assign(value)
+    graph_key = property(lambda policy: (policy.phase, policy.profiles))
+    monkeypatch.setattr(PolicyState, "graph_key", graph_key)
+    qmodel.make_train_function()
+    expected_loss = qmodel.train_on_batch(IMAGES, LABELS)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    # Momentum and draws go on while policy and encoder rest, and count for nothing.
+    training = qmodel._training
+    unused = {id(policy.random.state)}
+    if phase == "settled":
+        for optimizer in (training.policy_optimizer, training.encoder_optimizer):
+            unused |= {id(v) for v in optimizer.variables}
+    changed = 0
+    for variable, value, old in zip(variables, after, before):
+        if id(variable) not in unused:
+            scale = np.abs(variable.numpy() - old).max(initial=0)
+            np.testing.assert_allclose(
+                value, variable, rtol=1e-5, atol=1e-6 + 1e-2 * scale, err_msg=variable.path
+            )
+            changed += scale > 0
+    assert changed > 5
+
+
+@pytest.mark.parametrize("target", ["android", "simulation"])
+def test_graphs_predict_as_eager_calls_in_both_phases(target):
+    qmodel = quantized(target)
+    qmodel.calibrate(IMAGES)
+    qmodel._training.begin(100)
+    qmodel.train_on_batch(IMAGES, LABELS)
+    function = qmodel.predict_on_batch
+    searched = function(IMAGES)
+    np.testing.assert_allclose(searched, qmodel(IMAGES, training=False), rtol=1e-4, atol=1e-6)
+    policy = qmodel._parts.policy
+    qmodel._training.settle()
+    policy.assigned.assign(np.full(policy.assigned.shape, 2.0))
+    settled = function(IMAGES)
+    np.testing.assert_allclose(settled, qmodel(IMAGES, training=False), rtol=1e-4, atol=1e-6)
+    assert not np.allclose(settled, searched, atol=1e-4)
