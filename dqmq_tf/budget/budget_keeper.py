@@ -23,8 +23,9 @@ from dqmq_tf.lowering.write_file import firmware_bytes, write_unverified
 from dqmq_tf.policy.policy_state import SEARCH
 from dqmq_tf.terminal import stages
 
-# The largest number of files that are written for one choice of bits.
-_MAX_FILES = 2
+# The largest number of files that are written for one choice of bits. Those at the start change
+# before they are settled, so one file is good enough.
+_MAX_FILES, _MAX_FIRST_FILES = 2, 1
 # The same where Vela measures them, and the number of times that bits are lowered until they fit.
 _MAX_VELA_RUNS = 5
 # A frozen model's file is measured if its estimated size exceeds this share of the budget.
@@ -101,7 +102,7 @@ class BudgetKeeper:
             return assignment.nearest(policy, ops.convert_to_numpy(policy.mean))
 
         if self._parts.costs.in_bytes:
-            self._fix_until_measured(fix)
+            self._fix_until_measured(fix, _MAX_FIRST_FILES)
 
     def settle(self, seen: np.ndarray) -> None:
         """Fixes the weight bits for the fine-tuning.
@@ -116,7 +117,7 @@ class BudgetKeeper:
             assignment.settle(parts.policy, parts.costs, parts.budget, count, seen)
             return self._assigned()[0]
 
-        self._fix_until_measured(fix)
+        self._fix_until_measured(fix, _MAX_FILES)
         self._lower_until_it_fits(seen)
 
     def keep(self, seen: np.ndarray, share: float = 1.0) -> None:
@@ -216,17 +217,18 @@ class BudgetKeeper:
             return self.largest_file()
         return assignment.assigned_cost(parts.policy, parts.costs, seen)
 
-    def _fix_until_measured(self, fix: Callable[[], np.ndarray]) -> None:
+    def _fix_until_measured(self, fix: Callable[[], np.ndarray], most_files: int) -> None:
         """Fixes bits, measures their file, and repeats until the bits do not change any more.
 
         Args:
             fix: A function that fixes the bits and returns those of the first profile, shape `[P]`.
+            most_files: The largest number of files, unless Vela measures them.
         """
         with stages("Choosing bits") as stage:
             stage("measuring each kernel at each bit-width")
             self.measure()
             bits = fix()
-            for _ in range(_MAX_VELA_RUNS if self._parts.costs.on_npu else _MAX_FILES):
+            for _ in range(_MAX_VELA_RUNS if self._parts.costs.on_npu else most_files):
                 stage("measuring the file")
                 if not self._learn_file_overhead(bits):
                     break
