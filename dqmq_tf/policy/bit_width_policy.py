@@ -69,7 +69,8 @@ class BitWidthPolicy(PolicyState):
         searching = self.is_searching
         if training:
             # Once bits are settled, embeddings matter only if activation bits still vary per sample.
-            self.seen.add(z, True if self.bits_vary_by == "sample" else searching)
+            always = self.per_sample and self.bits_vary_by == "sample"
+            self.seen.add(z, True if always else searching)
         if searching is False:
             return self._assigned_decision(z, self.phase)
         searched = self._drawn_decision(z) if training else self._most_likely_decision(z)

@@ -26,7 +26,10 @@ def quantized(target, **options):
             layers.Dense(3, activation="softmax"),
         ]
     )
-    qmodel = dqmq_tf.quantize_model(model, target=target, config=dqmq_tf.DQMQConfig(**options))
+    # There, activation bits are learned, but do not follow each sample once they are settled.
+    rules = [dqmq_tf.LayerRule(pattern=".*", activation_bits=(8, 16))] * (target == "microcontroller")
+    config = dqmq_tf.DQMQConfig(rules=rules, **options)
+    qmodel = dqmq_tf.quantize_model(model, target=target, config=config)
     # Plain gradient descent: Adam would turn rounding errors of small gradients into whole steps.
     qmodel.compile(keras.optimizers.SGD(0.05), "sparse_categorical_crossentropy")
     return qmodel
@@ -75,7 +78,8 @@ def test_settling_traces_nothing(target, monkeypatch):
 
 @pytest.mark.parametrize("phase", ["search", "settled"])
 @pytest.mark.parametrize(
-    ("target", "quality_aware"), [("android", True), ("simulation", True), ("simulation", False)]
+    ("target", "quality_aware"),
+    [("android", True), ("simulation", True), ("simulation", False), ("microcontroller", True)],
 )
 def test_one_graph_does_what_a_graph_for_each_phase_does(target, quality_aware, phase, monkeypatch):
     qmodel = quantized(target, quality_aware=quality_aware)
