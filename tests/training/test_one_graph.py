@@ -27,7 +27,9 @@ def quantized(target, **options):
         ]
     )
     # There, activation bits are learned, but do not follow each sample once they are settled.
-    rules = [dqmq_tf.LayerRule(pattern=".*", activation_bits=(8, 16))] * (target == "microcontroller")
+    rules = [dqmq_tf.LayerRule(pattern=".*", activation_bits=(8, 16))] * (
+        target == "microcontroller"
+    )
     config = dqmq_tf.DQMQConfig(rules=rules, **options)
     qmodel = dqmq_tf.quantize_model(model, target=target, config=config)
     # Plain gradient descent: Adam would turn rounding errors of small gradients into whole steps.
