@@ -301,13 +301,11 @@ class BudgetKeeper:
             costs.activation_cycles = policy.activation_cycles
             return
         require_vela(costs.kind)
-        most = costs.most_activation_bits()
-        fewest = [min(costs.activations[i].bit_widths) for i in costs.decided]
+        usual = costs.most_activation_bits()
+        if costs.counts_activations:
+            usual = costs.fewest_activation_bits()
 
-        def measured(
-            bits: np.ndarray,
-            activation_bits: list[int] = fewest if costs.counts_activations else most,
-        ) -> NpuCost:
+        def measured(bits: np.ndarray, activation_bits: list[int] = usual) -> NpuCost:
             if self.write(np.array([*activation_bits, *bits])) is None:
                 raise ValueError(
                     f"Budget {costs.kind} needs a file that Vela compiles, but the model cannot be "

@@ -48,7 +48,8 @@ class CostModel:
         bytes: The `ByteTables` with the bytes of each weight point.
         file_constant: The bytes of the file that are not weights, None until `learn_file`.
         activation_cycles: How many more cycles operators take with activations of 16 bits, see
-            `dqmq_tf.budget.npu_table.activation_table`. None if activation bits do not change the cost of a file.
+            `dqmq_tf.budget.npu_table.activation_table`. None if activation bits do not change the
+            cost of a file.
 
     Example:
 
@@ -235,11 +236,13 @@ class CostModel:
 
     def smallest(self) -> float:
         """Returns the cost when every decision point has its fewest bits."""
-        decided = [self.activations[i] for i in self.decided]
         return self.exact(
-            [min(point.bit_widths) for point in self.weights],
-            [min(point.bit_widths) for point in decided],
+            [min(point.bit_widths) for point in self.weights], self.fewest_activation_bits()
         )
+
+    def fewest_activation_bits(self) -> list[int]:
+        """Returns the fewest bits of each activation point that is decided."""
+        return [min(self.activations[i].bit_widths) for i in self.decided]
 
     def most_activation_bits(self) -> list[int]:
         """Returns the most bits of each activation point that is decided."""

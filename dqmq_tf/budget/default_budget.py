@@ -5,9 +5,9 @@ from dqmq_tf.config import VELA_KINDS, Budget
 from dqmq_tf.targets import VELA, Target
 
 _DEFAULT_MEAN_BITS = 4.0
-# The weight bits that determine a default budget in bytes.
 # What rounding may add to a cost, relative to it.
 _ROUNDING = 1e-6
+# The weight bits that determine a default budget in bytes.
 _DEFAULT_WEIGHT_BITS = 5
 
 

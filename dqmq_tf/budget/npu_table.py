@@ -54,7 +54,7 @@ def activation_patterns(costs: CostModel) -> list[list[int]]:
     as far as they alternate.
     """
     points = [costs.activations[i] for i in costs.decided]
-    patterns = [[min(p.bit_widths) for p in points], [max(p.bit_widths) for p in points]]
+    patterns = [costs.fewest_activation_bits(), costs.most_activation_bits()]
     for parity in (0, 1):
         ends = (max, min) if parity else (min, max)
         patterns.append([ends[i % 2](p.bit_widths) for i, p in enumerate(points)])
@@ -92,10 +92,9 @@ def activation_table(costs: CostModel, measured: Sequence[tuple[list[int], NpuCo
     for bits, cost in measured:
         for operator in cost.operators:
             is_wide = {
-                key: key in fixed_wide or bits[column_of[key]] > 8 if key in column_of else False
+                key: key in fixed_wide or key in column_of and bits[column_of[key]] > 8
                 for key in operator.tensors
             }
-            is_wide |= {key: True for key in operator.tensors & fixed_wide}
             sources = operator.tensors - {operator.name}
             state = any(is_wide[key] for key in sources), is_wide.get(operator.name, False)
             cycles.setdefault(operator.name, {}).setdefault(state, operator.cycles)
@@ -111,11 +110,12 @@ def activation_table(costs: CostModel, measured: Sequence[tuple[list[int], NpuCo
 
     for operator in measured[0][1].operators:
         seen = cycles[operator.name]
-        inputs = {column_of[k] for k in operator.tensors - {operator.name} if k in column_of}
+        sources = operator.tensors - {operator.name}
+        inputs = {column_of[key] for key in sources if key in column_of}
         output = {column_of[operator.name]} if operator.name in column_of else set()
         narrow = seen.get((False, False), min(seen.values()))
         widening = seen.get((False, True), narrow) - narrow
-        if (operator.tensors - {operator.name}) & fixed_wide:
+        if sources & fixed_wide:
             both = seen.get((True, True), 0)
             add(output, set(), both - seen[True, False] if both and (True, False) in seen else 0)
             continue

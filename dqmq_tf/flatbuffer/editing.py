@@ -155,6 +155,11 @@ def add_bytes_tensor(model: ModelT, graph: SubGraphT, name: str, data: bytes) ->
     return add_tensor(graph, tensor)
 
 
+def operator_position(graph: SubGraphT, operator: OperatorT) -> int:
+    """Returns the position of an operator in its graph."""
+    return next(i for i, other in enumerate(graph.operators) if other is operator)
+
+
 def add_integer_tensor(graph: SubGraphT, index: int, grid: ActivationPrecision) -> int:
     """Adds the int8 or int16 counterpart of a float tensor, which takes over its name.
 

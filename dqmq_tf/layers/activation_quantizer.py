@@ -137,11 +137,7 @@ class ActivationQuantizer(keras.layers.Layer):
         if not observed:
             return
         values = np.concatenate(observed)
-        if not np.isfinite(values).all():
-            raise ValueError(
-                f"The tensor at {self.name!r} contains NaN or infinity on the calibration data. "
-                "Check the inputs for NaN and the float model for overflow."
-            )
+        self._check_finite(values)
         bits = np.array(self.bit_widths, "float32")
         step, zero_point = fixed_grid(self.range, bits)
         if self.range == "affine":
@@ -149,6 +145,14 @@ class ActivationQuantizer(keras.layers.Layer):
         self.log_step.assign(np.log(step))
         self.zero_point.assign(zero_point)
         self.calibrated.assign(1.0)
+
+    def _check_finite(self, values: np.ndarray) -> None:
+        """Raises `ValueError` if recorded values contain NaN or infinity."""
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"The tensor at {self.name!r} contains NaN or infinity on the calibration data. "
+                "Check the inputs for NaN and the float model for overflow."
+            )
 
     def _observe(self, x: tf.Tensor) -> None:
         assert self._observed is not None

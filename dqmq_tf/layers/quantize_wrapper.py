@@ -117,10 +117,15 @@ class QuantizeWrapper(keras.layers.Layer):
 
     def integers(self, variable: str, bit_width: int) -> np.ndarray:
         """Returns the integers of a kernel at a bit-width, an int32 array of its shape."""
+        return self.integers_and_step(variable, bit_width)[0]
+
+    def integers_and_step(self, variable: str, bit_width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what `integers` and `step` do, of a user's own quantizer by one search for a grid."""
         if variable in self.user_quantizers:
-            return self._user_integers_and_step(variable, bit_width)[0]
+            return self._user_integers_and_step(variable, bit_width)
         weights = ops.convert_to_numpy(self.kernel(variable)).astype("float32")
-        return step_fitting.weight_integers(weights, self.step(variable, bit_width), bit_width)
+        step = self.step(variable, bit_width)
+        return step_fitting.weight_integers(weights, step, bit_width), step
 
     def clipped(self, variable: str) -> int:
         """Returns the number of weights that are -128 steps, of which `integers` makes -127.

@@ -65,13 +65,13 @@ def precision_of(parts: QuantizedLayers, bits: Iterable[int]) -> Precision:
     for point, bit_width in zip(costs.weights, bits[len(costs.decided) :]):
         wrapper = parts.wrappers[point.path]
         wrapper.check_grid(point.variable, point.path)
-        integers = wrapper.integers(point.variable, bit_width)
+        integers, steps = wrapper.integers_and_step(point.variable, bit_width)
         if point.variable in wrapper.user_quantizers:
             # Without symmetric=True, the integers of a quantizer take one bit more than it says.
             bit_width = max(bit_width, bits_of(integers))
         weights.setdefault(point.path, {})[point.variable] = WeightPrecision(
             integers=integers,
-            step=wrapper.step(point.variable, bit_width),
+            step=steps,
             bit_width=bit_width,
         )
     decided_bits = dict(zip(costs.decided, bits))

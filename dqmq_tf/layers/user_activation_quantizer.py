@@ -88,11 +88,7 @@ class UserActivationQuantizer(ActivationQuantizer):
         """
         recorded, self._recorded = self._recorded, None
         for x in recorded or ():
-            if not np.isfinite(ops.convert_to_numpy(ops.cast(x, "float32"))).all():
-                raise ValueError(
-                    f"The tensor at {self.name!r} contains NaN or infinity on the calibration data. "
-                    "Check the inputs for NaN and the float model for overflow."
-                )
+            self._check_finite(ops.convert_to_numpy(ops.cast(x, "float32")))
             if not for_training:
                 self.quantizer(x, training=True)
         if recorded:

@@ -21,7 +21,7 @@ import numpy as np
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.flatbuffer import ModelT, OperatorT, SubGraphT, editing
-from dqmq_tf.flatbuffer.editing import new_operator
+from dqmq_tf.flatbuffer.editing import new_operator, operator_position
 from dqmq_tf.lowering import folding
 from dqmq_tf.lowering.folding import FoldedWeights
 from dqmq_tf.lowering.lowered_model import LoweredModel
@@ -65,7 +65,7 @@ def make_int16(model: ModelT, graph: SubGraphT, operator: OperatorT, lowered: Lo
         scale = _FIXED_OUTPUTS.get(name, graph.tensors[output].quantization.scale[0])
         wide_output = _add_int16_tensor(graph, output, scale, _UNCLIPPED)
         narrow = new_operator(model, "QUANTIZE", [wide_output], [output])
-        graph.operators.insert(_position(graph, operator) + 1, narrow)
+        graph.operators.insert(operator_position(graph, operator) + 1, narrow)
         operator.outputs = np.array([wide_output], np.int32)
         output = wide_output
     # A concatenation cannot rescale.
@@ -98,7 +98,7 @@ def _int16_input(
     scale = own_scale if scale is None else scale
     if kind == "INT16" and own_scale == scale:
         return index
-    for other in graph.operators[: _position(graph, reader)]:
+    for other in graph.operators[: operator_position(graph, reader)]:
         result = int(other.outputs[0])
         if (
             flatbuffer.operator_name(model, other) == "QUANTIZE"
@@ -110,7 +110,7 @@ def _int16_input(
     suffix = _WIDENED if own_scale == scale else _RESCALED
     wide_index = _add_int16_tensor(graph, index, scale, suffix)
     widen = new_operator(model, "QUANTIZE", [index], [wide_index])
-    graph.operators.insert(_position(graph, reader), widen)
+    graph.operators.insert(operator_position(graph, reader), widen)
     return wide_index
 
 
@@ -176,8 +176,3 @@ def _set_general_scales(operator: OperatorT, name: str) -> None:
         operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
         operator.builtinOptions = getattr(schema, f"{kind}T")()
     operator.builtinOptions.potScaleInt16 = False
-
-
-def _position(graph: SubGraphT, operator: OperatorT) -> int:
-    """Returns the position of an operator in its graph."""
-    return next(i for i, other in enumerate(graph.operators) if other is operator)

@@ -12,7 +12,7 @@ import numpy as np
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.flatbuffer import ModelT, OperatorT, SubGraphT, TensorT, editing
-from dqmq_tf.flatbuffer.editing import add_integer_tensor, new_operator
+from dqmq_tf.flatbuffer.editing import add_integer_tensor, new_operator, operator_position
 from dqmq_tf.lowering.int16_kernels import is_int16_operator, make_int16
 from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.lowering.stored_weights import LOOKED_UP, StoredWeights
@@ -109,7 +109,7 @@ def _integer_input(
     is_operand = index >= 0 and not flatbuffer.is_constant(model, graph.tensors[index])
     if not is_operand or flatbuffer.type_name(graph.tensors[index]) != "FLOAT32":
         return index
-    position = _position(graph, operator)
+    position = operator_position(graph, operator)
     for other in graph.operators[:position]:
         name = flatbuffer.operator_name(model, other)
         source, result = int(other.inputs[0]), int(other.outputs[0])
@@ -152,13 +152,8 @@ def _integer_output(
         new_index = add_integer_tensor(graph, index, precision)
     if readers or index in graph.outputs:
         dequantize = new_operator(model, "DEQUANTIZE", [new_index], [index])
-        graph.operators.insert(_position(graph, operator) + 1, dequantize)
+        graph.operators.insert(operator_position(graph, operator) + 1, dequantize)
     return new_index
-
-
-def _position(graph: SubGraphT, operator: OperatorT) -> int:
-    """Returns the position of an operator in its graph."""
-    return next(i for i, other in enumerate(graph.operators) if other is operator)
 
 
 def _requantized(model: ModelT, graph: SubGraphT, index: int, other: int, reader: OperatorT) -> int:
@@ -181,7 +176,7 @@ def _requantized(model: ModelT, graph: SubGraphT, index: int, other: int, reader
     tensor.quantization, tensor.name = new, tensor.name + b"q"
     new_index = editing.add_tensor(graph, tensor)
     requantize = new_operator(model, "QUANTIZE", [index], [new_index])
-    graph.operators.insert(_position(graph, reader), requantize)
+    graph.operators.insert(operator_position(graph, reader), requantize)
     return new_index
 
 

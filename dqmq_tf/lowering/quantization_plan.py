@@ -229,9 +229,9 @@ def _needs_merge(
     """Returns whether litert-quantizer cannot quantize an operator as planned.
 
     It does not support LEAKY_RELU. It gives all tensors of an operator the same bit-width, and
-    computes its own scales of 16 bits (see `int16_kernels`). It quantizes all inputs of a CONCATENATION to the grid of the
-    output, although a kernel that computes one of them may support only one grid, such as that of a
-    sigmoid.
+    computes its own scales of 16 bits (see `int16_kernels`). It quantizes all inputs of a
+    CONCATENATION to the grid of the output, although a kernel that computes one of them may support
+    only one grid, such as that of a sigmoid.
     """
     name = flatbuffer.operator_name(model, operator)
     tensors = [int(i) for i in (*operator.inputs, *operator.outputs)]

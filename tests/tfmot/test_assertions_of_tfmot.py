@@ -12,11 +12,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.tfmot_configs import ListedConfig
 from keras import layers
 
 import dqmq_tf
 from dqmq_tf.layers import UserActivationQuantizer, UserQuantizer
-from dqmq_tf.tfmot.quantize_config import tfmot
 from dqmq_tf.tfmot.user_quantizers import UserQuantizers, around_activation
 
 CORE = "tensorflow_model_optimization.python.core.quantization.keras"
@@ -193,26 +193,11 @@ class PassThrough(quantizers.Quantizer):
         return {}
 
 
-class OfActivation(tfmot.quantization.keras.QuantizeConfig):
+class OfActivation(ListedConfig):
     """Quantizes the activation of a layer, and passes its weights through."""
 
-    def get_weights_and_quantizers(self, layer):
-        return [(layer.kernel, PassThrough())]
-
-    def get_activations_and_quantizers(self, layer):
-        return [(layer.activation, SYMMETRIC)]
-
-    def get_output_quantizers(self, layer):
-        return []
-
-    def set_quantize_weights(self, layer, quantize_weights):
-        pass
-
-    def set_quantize_activations(self, layer, quantize_activations):
-        pass
-
-    def get_config(self):
-        return {}
+    def __init__(self):
+        super().__init__({"kernel": PassThrough()}, SYMMETRIC)
 
 
 class TestQuantizeAwareActivation:

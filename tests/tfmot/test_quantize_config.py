@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from helpers.tfmot_configs import ListedConfig
 from keras import layers
 
 from dqmq_tf.tfmot.annotate import quantize_annotate_layer, quantize_apply
@@ -22,31 +23,6 @@ Default8Bit = registry_8bit.Default8BitQuantizeConfig
 
 def quantizer(bits):
     return quantizers.LastValueQuantizer(bits, per_axis=True, symmetric=True, narrow_range=True)
-
-
-class Listed(tfmot.quantization.keras.QuantizeConfig):
-    """A user's TFMOT config, with quantizers for chosen attributes and for the output."""
-
-    def __init__(self, weights=None, outputs=()):
-        self.weights, self.outputs = weights or {}, outputs
-
-    def get_weights_and_quantizers(self, layer):
-        return [(getattr(layer, name), quantizer) for name, quantizer in self.weights.items()]
-
-    def get_activations_and_quantizers(self, layer):
-        return []
-
-    def get_output_quantizers(self, layer):
-        return list(self.outputs)
-
-    def set_quantize_weights(self, layer, quantize_weights):
-        pass
-
-    def set_quantize_activations(self, layer, quantize_activations):
-        pass
-
-    def get_config(self):
-        return {}
 
 
 @pytest.fixture
@@ -213,11 +189,13 @@ class TestAnyTfmotConfig:
 
     def test_a_config_without_quantizers_leaves_the_layer_in_float(self, dense):
         assert not to_rule(configs_8bit.NoOpQuantizeConfig(), dense, "dense").quantize
-        idle = Listed({"kernel": quantizers.NoQuantizer()})
+        idle = ListedConfig({"kernel": quantizers.NoQuantizer()})
         assert not to_rule(idle, dense, "dense").quantize
 
     def test_some_kernels_only(self, separable):
-        config = Listed({"pointwise_kernel": quantizer(4)}, [CandidatesQuantizer((4, 8))])
+        config = ListedConfig(
+            {"pointwise_kernel": quantizer(4)}, outputs=[CandidatesQuantizer((4, 8))]
+        )
         rule = to_rule(config, separable, "separable")
         assert (rule.weights, rule.weight_bits) == (("pointwise_kernel",), None)
         assert rule.user_quantizers.weight_bits == {"pointwise_kernel": (4,)}
@@ -228,15 +206,30 @@ class TestAnyTfmotConfig:
     @pytest.mark.parametrize(
         "config, message",
         [
-            (Listed({"kernel": CandidatesQuantizer(8)}), "leaves the output in floating point"),
-            (Listed({}, [CandidatesQuantizer(8)]), "quantizes the output and none of the kernels"),
-            (Listed({"bias": quantizer(8)}, [quantizer(8)]), "'bias', which is not a kernel"),
-            (Listed({"gamma": quantizer(8)}, [quantizer(8)]), "does not fit the layer: .*'gamma'"),
             (
-                Listed({"kernel": quantizer(8)}, [quantizer(4), quantizer(8)]),
+                ListedConfig({"kernel": CandidatesQuantizer(8)}),
+                "leaves the output in floating point",
+            ),
+            (
+                ListedConfig({}, outputs=[CandidatesQuantizer(8)]),
+                "quantizes the output and none of the kernels",
+            ),
+            (
+                ListedConfig({"bias": quantizer(8)}, outputs=[quantizer(8)]),
+                "'bias', which is not a kernel",
+            ),
+            (
+                ListedConfig({"gamma": quantizer(8)}, outputs=[quantizer(8)]),
+                "does not fit the layer: .*'gamma'",
+            ),
+            (
+                ListedConfig({"kernel": quantizer(8)}, outputs=[quantizer(4), quantizer(8)]),
                 r"different bit-widths, \[\(4,\), \(8,\)\]",
             ),
-            (Listed({"kernel": object()}, [quantizer(8)]), "has a object for a quantizer"),
+            (
+                ListedConfig({"kernel": object()}, outputs=[quantizer(8)]),
+                "has a object for a quantizer",
+            ),
             ("int8", "found a config of type str"),
         ],
     )
@@ -250,16 +243,15 @@ class TestAnyTfmotConfig:
             "pointwise_kernel": CandidatesQuantizer(4),
         }
         with pytest.raises(ValueError, match="the weights have quantizers of different bit-widths"):
-            to_rule(Listed(weights, [quantizer(8)]), separable, "separable")
+            to_rule(ListedConfig(weights, outputs=[quantizer(8)]), separable, "separable")
 
     def test_refuses_a_quantizer_before_an_activation_without_a_kernel(self):
-        class Before(Listed):
-            def get_activations_and_quantizers(self, layer):
-                return [(layer.activation, quantizer(8))]
+        class Before(ListedConfig):
+            """The message names the class."""
 
         layer = layers.Activation("softmax", name="softmax")
         with pytest.raises(ValueError, match="'softmax': Before quantizes before the activation"):
-            to_rule(Before(), layer, "softmax")
+            to_rule(Before(activation=quantizer(8)), layer, "softmax")
 
 
 class TestImport:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from helpers.tfmot_configs import ListedConfig
 from keras import layers
 
 import dqmq_tf
@@ -17,30 +18,6 @@ Quantizer = tfmot.quantization.keras.quantizers.Quantizer
 LastValueQuantizer = tfmot.quantization.keras.quantizers.LastValueQuantizer
 AllValuesQuantizer = tfmot.quantization.keras.quantizers.AllValuesQuantizer
 quantize_scope = tfmot.quantization.keras.quantize_scope
-
-
-class Config(tfmot.quantization.keras.QuantizeConfig):
-    """A config with given quantizers of weights, and one of the activation or of the output."""
-
-    def __init__(self, weights, activation=None, output=None):
-        self.weights, self.activation, self.output = weights, activation, output
-
-    def get_weights_and_quantizers(self, layer):
-        return [(getattr(layer, name), quantizer) for name, quantizer in self.weights.items()]
-
-    def get_activations_and_quantizers(self, layer):
-        return [] if self.activation is None else [(layer.activation, self.activation)]
-
-    def get_output_quantizers(self, layer):
-        return [] if self.output is None else [self.output]
-
-    def set_quantize_weights(self, layer, quantize_weights):
-        raise AssertionError("not called: the quantized layer gets its kernels without it")
-
-    set_quantize_activations = set_quantize_weights
-
-    def get_config(self):
-        return {}
 
 
 class LearnedLimit(Quantizer):
@@ -93,7 +70,7 @@ def values(*shape):
 def learned():
     """A model with groups of samples whose kernels differ, but for the user's quantizer."""
     dense = layers.Dense(4, name="dense")
-    config = Config({"kernel": LearnedLimit()}, all_values())
+    config = ListedConfig({"kernel": LearnedLimit()}, all_values())
     qmodel = apply(
         (5,),
         dqmq_tf.quantize_annotate_layer(dense, config),
@@ -137,7 +114,7 @@ def test_a_class_that_is_not_in_its_module_is_found_in_a_scope():
 
     dense = layers.Dense(4, name="dense")
     dense.build((None, 5))
-    config = Config({"kernel": Local()}, all_values())
+    config = ListedConfig({"kernel": Local()}, all_values())
     saved = json.loads(json.dumps(to_rule(config, dense, "dense").to_dict()))
     with pytest.raises(ValueError, match="'.*Local' from module '.*', which is not found"):
         dqmq_tf.LayerRule.from_dict(saved)
@@ -160,7 +137,7 @@ def test_a_class_of_another_kind_in_a_file_is_not_created():
 def test_a_batch_norm_and_a_relu_of_the_kernel_run_before_the_quantizer_of_its_output(tmp_path):
     conv = layers.Conv2D(4, 3, name="conv", use_bias=False)
     wide = last_value(4, per_axis=True, narrow_range=False)
-    config = Config({"kernel": wide}, all_values())
+    config = ListedConfig({"kernel": wide}, all_values())
     norm = layers.BatchNormalization(
         name="norm", gamma_initializer=keras.initializers.Constant(-1.0)
     )
@@ -190,7 +167,7 @@ def test_the_parts_of_a_split_layer_share_its_quantizers(tmp_path):
     separable = layers.SeparableConv2D(4, 3, activation="gelu", name="s")
     weights = {"depthwise_kernel": last_value(8), "pointwise_kernel": last_value(4)}
     qmodel = apply(
-        (6, 6, 2), dqmq_tf.quantize_annotate_layer(separable, Config(weights, all_values()))
+        (6, 6, 2), dqmq_tf.quantize_annotate_layer(separable, ListedConfig(weights, all_values()))
     )
     bits = {p.name: p.bit_widths for p in qmodel._parts.costs.weights}
     assert bits == {"s_depthwise:kernel": (8,), "s_pointwise:kernel": (4,)}
@@ -231,7 +208,7 @@ def test_a_recurrent_layer_stays_whole():
 
 def test_weights_with_a_step_for_each_channel_are_refused_where_the_kernel_has_one(tmp_path):
     dense = layers.Dense(4, name="dense")
-    config = Config({"kernel": last_value(8, per_axis=True)}, all_values())
+    config = ListedConfig({"kernel": last_value(8, per_axis=True)}, all_values())
     reason = "'dense': LastValueQuantizer runs on 'kernel', but .* with one step for all of them"
     with pytest.warns(UserWarning, match=reason):
         apply((5,), dqmq_tf.quantize_annotate_layer(dense, config), target="microcontroller")
@@ -249,7 +226,7 @@ def test_the_bits_of_a_quantizer_that_does_not_name_them_are_those_of_its_values
         def __call__(self, inputs, training, weights, **kwargs):
             return tf.round(tf.clip_by_value(inputs, -1.0, 2.0))
 
-    config = Config({"kernel": Ternary()}, output=Levels())
+    config = ListedConfig({"kernel": Ternary()}, outputs=[Levels()])
     dense = layers.Dense(4, name="dense")
     qmodel = apply((5,), dqmq_tf.quantize_annotate_layer(dense, config))
     bits = {p.name: p.bit_widths for p in qmodel._parts.costs.weights}
