@@ -16,6 +16,7 @@ lowest fifths files are scored as well. Each run is appended to `--output`. Runs
 repeated. At the end come the means, and the differences between methods, paired by seed.
 """
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -26,7 +27,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
-from study import float_networks, scoring
+from study import float_networks, fronts, scoring, signs
 
 import dqmq_tf
 
@@ -42,9 +43,7 @@ _CACHE = flags.DEFINE_string("cache", "build/exposure", "Folder for the float ne
 _OUTPUT = flags.DEFINE_string(
     "output", "examples/benchmarks/results/exposure.jsonl", "File of JSON lines, one per run."
 )
-_METHODS = flags.DEFINE_list(
-    "methods", ["nothing", "standardization", "exposure"], "Methods to run."
-)
+_METHODS = flags.DEFINE_list("methods", ["nothing", *fronts.FRONTS], "Methods to run.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to run.")
 _BYTES = flags.DEFINE_integer("bytes", 30_000, "Bytes of each file after deflate.", lower_bound=1)
 _START = flags.DEFINE_enum(
@@ -57,51 +56,8 @@ _START_STEPS = flags.DEFINE_integer("start_steps", 900, "Steps of the first floa
 _FLOAT_STEPS = flags.DEFINE_integer("float_steps", 0, "Further float steps with each seed.")
 _STEPS = flags.DEFINE_integer("steps", 500, "Steps of each method with quantization.")
 
-_BATCH, _CLASSES, _SHIFT = 128, 43, 2
 _CALIBRATION_IMAGES = 512
 _PARTS = ("all", "worst_fifth", "darkest_fifth")
-
-
-def read(split):
-    """Returns the images of a split, uint8 `[N, 32, 32, 3]`, their classes, quality and brightness."""
-    import tensorflow_datasets as tfds
-
-    data = tfds.builder("gtsrb", data_dir=_DATA_DIR.value).as_dataset(split=split)
-    rows = list(data.as_numpy_iterator())
-    names = ("image", "label", "quality", "brightness")
-    return tuple(np.stack([row[name] for row in rows]) for name in names)
-
-
-def standardized(images):
-    """Returns images, each with a mean of 128 and a standard deviation of 64, from 0 to 255."""
-    mean = images.mean(axis=(1, 2, 3), keepdims=True)
-    deviation = np.maximum(images.std(axis=(1, 2, 3), keepdims=True), 4)
-    return np.clip(64 * (images - mean) / deviation + 128, 0, 255).astype("float32")
-
-
-def batches(images, labels, seed, steps):
-    """Returns a dataset of batches of shifted images, the same for all methods of a seed."""
-    random = np.random.default_rng(seed)
-    epochs = -(-steps * _BATCH // len(images))
-    order = np.concatenate([random.permutation(len(images)) for _ in range(epochs)])
-    order = order[: steps * _BATCH].reshape(steps, _BATCH)
-    shifts = random.integers(0, 2 * _SHIFT + 1, (steps, 2))
-
-    def batch(indices, shift):
-        padding = [[0, 0], [_SHIFT, _SHIFT], [_SHIFT, _SHIFT], [0, 0]]
-        x = tf.pad(tf.gather(images, indices), padding, "SYMMETRIC")
-        x = tf.slice(x, [0, shift[0], shift[1], 0], [_BATCH, *images.shape[1:]])
-        return tf.cast(x, tf.float32), tf.gather(labels, indices)
-
-    return tf.data.Dataset.from_tensor_slices((order, shifts)).map(batch).prefetch(2)
-
-
-def exposed(model, images):
-    """Returns a model behind `Exposure`, adapted to images."""
-    layer = dqmq_tf.layers.Exposure(name="exposure")
-    layer.adapt(images)
-    inputs = keras.Input(model.input_shape[1:], name="image")
-    return keras.Model(inputs, model(layer(inputs)))
 
 
 def start_seed(seed):
@@ -109,50 +65,40 @@ def start_seed(seed):
     return 1_000 + seed % _STARTS.value
 
 
-def start(method, seed, images, labels):
-    """Returns a float network that was trained behind a method. It is trained once and cached."""
-    path = pathlib.Path(_CACHE.value) / f"{method}_{seed}_{_START_STEPS.value}.keras"
-    if not path.exists():
-        keras.utils.set_random_seed(seed)
-        body = keras.models.load_model(_RESNET.value, compile=False)
-        classes = keras.layers.Dense(_CLASSES, activation="softmax", name="classes")
-        model = keras.Model(body.inputs, classes(body.layers[-2].output), name="resnet8")
-        if method == "exposure":
-            model = exposed(model, images)
-        steps = _START_STEPS.value
-        float_networks.train(model, batches(images, labels, seed, steps), steps, 0.002)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        model.save(path, include_optimizer=False)
-    return keras.models.load_model(path, compile=False)
-
-
-def scores(predict, images, labels, quality, brightness):
-    """Returns the accuracy on all images, and on the fifths of lowest quality and brightness."""
-    correct = predict(images).argmax(axis=-1) == labels
-    worst, darkest = (
-        np.argsort(values, kind="stable")[: len(values) // 5] for values in (quality, brightness)
+def start(method, seed, train):
+    """Returns the float network that was trained behind a method for a seed."""
+    return signs.float_start(
+        method,
+        start_seed(seed),
+        train.x,
+        train.y,
+        resnet=_RESNET.value,
+        cache=_CACHE.value,
+        steps=_START_STEPS.value,
     )
-    parts = (correct, correct[worst], correct[darkest])
-    return {name: float(part.mean()) for name, part in zip(_PARTS, parts)}
+
+
+def behind_standardization(split):
+    """Returns the `signs.Signs` of a split, with standardized images."""
+    return dataclasses.replace(split, x=fronts.standardized(split.x.astype("float32")))
 
 
 def run(method, seed, train, test):
     """Trains and scores a method. Returns a dictionary."""
     started = time.perf_counter()
-    raw, labels = train[:2]
-    images, tests = raw, (test[0].astype("float32"), *test[1:])
-    if method == "standardization":
-        images, tests = standardized(raw.astype("float32")), (standardized(tests[0]), *tests[1:])
+    seen, tests = train, test
+    if method == fronts.STANDARDIZATION:
+        seen, tests = behind_standardization(train), behind_standardization(test)
     if _START.value == "own":
-        model = start(method, start_seed(seed), images, labels)
+        model = start(method, seed, seen)
     else:
-        model = start("nothing", start_seed(seed), raw, labels)
-        model = exposed(model, raw) if method == "exposure" else model
+        model = start("nothing", seed, train)
+        model = fronts.exposed(model, train.x) if method == fronts.EXPOSURE else model
     keras.utils.set_random_seed(seed)
     steps = _FLOAT_STEPS.value
     if steps:
-        float_networks.train(model, batches(images, labels, 100 + seed, steps), steps, 0.001)
-    float_scores = scores(scoring.predictor(model), *tests)
+        float_networks.train(model, signs.batches(seen.x, seen.y, 100 + seed, steps), steps, 0.001)
+    float_scores = signs.scores(scoring.predictor(model), tests)
     print(f"{method}, seed {seed}, float: {float_scores}", flush=True)
     qmodel = dqmq_tf.quantize_model(
         model,
@@ -160,14 +106,14 @@ def run(method, seed, train, test):
         budget=dqmq_tf.Budget(download_bytes=_BYTES.value),
         config=dqmq_tf.DQMQConfig(quality_aware=False, seed=seed),
     )
-    data = batches(images, labels, seed, _STEPS.value)
+    data = signs.batches(seen.x, seen.y, seed, _STEPS.value)
     float_networks.train(qmodel, dqmq_tf.distill_labels(data, model), _STEPS.value, 0.001)
     qmodel.freeze(profiles=1)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.tflite"
-        calibration = tests[0][:_CALIBRATION_IMAGES]
+        calibration = tests.x[:_CALIBRATION_IMAGES].astype("float32")
         report = dqmq_tf.convert(qmodel, path, data=calibration)
-        file_scores = scores(scoring.litert_predictor(path), *tests)
+        file_scores = signs.scores(scoring.litert_predictor(path), tests)
     count = sum(row.count for row in report.weights)
     return {
         "method": method,
@@ -233,7 +179,7 @@ def main(argv):
     seeds = list(map(int, _SEEDS.value))
     records = [run for run in map(json.loads, lines) if run["seed"] in seeds and is_ours(run)]
     known = {(record["method"], record["seed"]) for record in records}
-    train, test = read("train"), read("test")
+    train, test = (signs.read(_DATA_DIR.value, split) for split in ("train", "test"))
     for seed in seeds:
         for method in _METHODS.value:
             if (method, seed) in known:

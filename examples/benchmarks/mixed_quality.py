@@ -57,11 +57,17 @@ _RESNET = flags.DEFINE_string(
     "MLPerf Tiny's trained ResNet-8 (.h5).",
 )
 _PARTS = flags.DEFINE_list(
-    "parts", ["trials", "table", "files", "ablations", "oracle"], "Parts to run, in this order."
+    "parts",
+    ["trials", "table", "files", "ablations", "oracle", "fronts"],
+    "Parts to run, in this order.",
 )
 _NETWORKS = flags.DEFINE_list("networks", list(float_networks.NETWORKS), "Networks to run.")
 _METHODS = flags.DEFINE_list("methods", list(runs.METHODS), "Methods to run.")
 _SEEDS = flags.DEFINE_list("seeds", list(map(str, plan.ALL_SEEDS)), "Seeds to run.")
+_FRONTS = flags.DEFINE_list(
+    "fronts", list(results.FRONTS), "What to have in front of the network in the part `fronts`."
+)
+_BUDGETS = flags.DEFINE_list("budgets", None, "Budgets to run; all if not given.")
 _STEPS = flags.DEFINE_integer(
     "steps", 600, "Training steps of 128 images in each run.", lower_bound=4
 )
@@ -97,6 +103,7 @@ def planned(part, costs, found):
         "files": lambda: plan.files(_STEPS.value, chosen),
         "ablations": lambda: plan.ablations(_STEPS.value, chosen),
         "oracle": lambda: plan.oracle(_STEPS.value, chosen),
+        "fronts": lambda: plan.behind_fronts(_STEPS.value, chosen),
     }[part]()
     return [
         run
@@ -104,6 +111,8 @@ def planned(part, costs, found):
         if run.network in _NETWORKS.value
         and run.method in _METHODS.value
         and str(run.seed) in _SEEDS.value
+        and (run.front is None or run.front in _FRONTS.value)
+        and (_BUDGETS.value is None or f"{run.budget or 0:g}" in _BUDGETS.value)
         and not external_methods.missing(run.method)
     ]
 
@@ -140,6 +149,7 @@ def describe(record):
     """Returns a line of text about a record."""
     run, scores = record["run"], record["scores"]
     cost = "" if run["budget"] is None else f" at {run['budget']:g} {run['kind']}"
+    cost += f" behind {run['front']}" if run["front"] else ""
     note = run["ablation"] or (f"w{run['bits'][0]}a{run['bits'][1]}" if run["bits"] else "")
     found = ", ".join(f"{name} {100 * row['accuracy']:.2f}" for name, row in scores.items())
     rate = f"lr {run['learning_rate']:g}"

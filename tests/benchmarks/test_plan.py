@@ -122,3 +122,22 @@ def test_all_methods_have_the_same_trials(costs, few_budgets):
 def test_a_run_can_be_restored_from_its_key():
     run = runs.Run(network="resnet8", method="lsq", kind="mean_bit_width", budget=3.0, bits=(3, 2))
     assert runs.Run.of(run.key) == run
+
+
+def test_every_front_has_the_same_methods_seeds_and_rates(costs, few_budgets, monkeypatch):
+    monkeypatch.setattr(results, "FRONT_MEAN_BITS", plan.MEAN_BITS)
+    chosen = tried(costs, lambda r: r.learning_rate)
+    found = list(plan.behind_fronts(8, chosen))
+    assert len({run.key for run in found}) == len(found)
+    assert {run.network for run in found} == {"resnet8"}
+    for front, methods in results.FRONTS.items():
+        for budget in results.FRONT_MEAN_BITS:
+            here = [r for r in found if (r.front, r.budget) == (front, budget)]
+            expected = collections.Counter(methods * len(plan.SEEDS))
+            assert collections.Counter((r.method, r.ablation) for r in here) == expected
+    # A run without a front, with the same rate, is already part of the other plans.
+    plain = {(r.method, r.ablation, r.budget): r.learning_rate for r in plan.table(costs, 8, chosen)
+             if r.network == "resnet8"}  # fmt: skip
+    for run in found:
+        without_oracle = None if run.ablation == runs.TOLD else run.ablation
+        assert run.learning_rate == plain[run.method, without_oracle, run.budget]

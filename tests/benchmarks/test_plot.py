@@ -113,6 +113,35 @@ def test_the_table_of_files_shows_bytes_and_their_share_of_the_budget(found):
     assert set(shown["ResNet-8", "55,000", "static"].values()) == {"-"}
 
 
+def test_leads_behind_a_front_are_over_static_bits_behind_the_same_front():
+    def behind(front, method, accuracies, **fields):
+        made = [record("resnet8", method, a, seed=s, **fields) for s, a in enumerate(accuracies)]
+        for each in made:
+            each["run"]["front"] = front
+        return made
+
+    shuffled = {"shuffled": dict.fromkeys("abcd", 0.6)}
+    found = results.Results(
+        [
+            *behind(None, "static", (0.70, 0.71)),
+            *behind(None, "dqmq", (0.73, 0.74), **shuffled),
+            *behind("standardization", "static", (0.74, 0.75)),
+            *behind("standardization", "dqmq", (0.75, 0.755), **shuffled),
+            *behind("standardization", "dqmq", (0.76, 0.77), ablation="told_quality", **shuffled),
+        ],
+        600,
+    )
+    shown = rows(result_tables.behind_fronts(found))
+    assert shown["2.5", "nothing", "DQMQ"]["lead on a"] == "+3.00 ± 0.00"
+    at = "2.5", "standardization"
+    assert shown[*at, "static"]["a"] == "74.50 ± 0.50"
+    assert shown[*at, "static"]["lead on a"] == "-"
+    assert shown[*at, "DQMQ"]["lead on a"] == "+0.75 ± 0.25"
+    assert shown[*at, "oracle"]["lead on d"] == "+2.00 ± 0.00"
+    assert shown[*at, "DQMQ, quality shuffled"]["lead on b"] == "-14.50 ± 0.50"
+    assert set(shown["3", "exposure", "static"].values()) == {"-"}
+
+
 def test_ablations_are_compared_with_dqmq_at_the_same_budget(found):
     ablations = result_tables.ablations(found).rows
     assert len(ablations) == 1 + len(runs.ABLATIONS) + 7
@@ -181,7 +210,7 @@ def test_the_markdown_is_well_formed(which, request):
     text = document.markdown(request.getfixturevalue(which), {"A picture": "a.png"})
     assert text.startswith("# ") and "![A picture](a.png)" in text
     blocks = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
-    assert len(blocks) == len(re.findall(r"^## ", text, re.MULTILINE)) == 12
+    assert len(blocks) == len(re.findall(r"^## ", text, re.MULTILINE)) == 13
     for block in blocks:
         head, rule, *body = block.splitlines()
         assert re.fullmatch(r"\|( (:--|--:) \|)+", rule) and body

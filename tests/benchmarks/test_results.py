@@ -247,3 +247,15 @@ def test_bits_by_kind_are_means_over_seeds():
     assert (kinds, points, count) == (["clean", "jpeg"], ["relu", "dense:kernel"], 2)
     np.testing.assert_allclose(bits, [[3, 4], [8, 8]])
     assert found.bits_by_kind(STATIC) is None
+
+
+def test_runs_behind_a_front_are_apart_from_those_without_one():
+    plain, behind = record("resnet8", "dqmq", 0.7), record("resnet8", "dqmq", 0.8)
+    behind["run"]["front"] = results.STANDARDIZATION
+    # Earlier records do not name a front.
+    del plain["run"]["front"]
+    found = gathered(plain, behind)
+    assert found.values(DQMQ, results.accuracy, "a") == {0: 70.0}
+    assert found.values(
+        results.Cell(method="dqmq", front=results.STANDARDIZATION, **AT), results.accuracy, "a"
+    ) == {0: 80.0}

@@ -30,7 +30,7 @@ def record(network, method, accuracies, *, bits=None, cost=None, seed=0, **field
     run = {
         "network": network, "method": method, "kind": "mean_bit_width", "budget": 2.5,
         "bits": bits and list(bits), "ablation": None, "learning_rate": 0.001, "steps": 600,
-        "seed": seed, "tuning": False,
+        "seed": seed, "tuning": False, "front": None,
     }  # fmt: skip
     if method in ("float", "tfmot"):
         run |= {"kind": None, "budget": None}

@@ -5,7 +5,7 @@ import pathlib
 
 import keras
 
-from study import architectures
+from study import architectures, fronts
 
 # Steps and learning rate of the float training on the mixture, before quantization.
 _RECIPES = {"resnet8": (1_200, 0.001), "mobilenet_v2": (5_000, 0.003)}
@@ -15,9 +15,11 @@ NETWORKS = tuple(_RECIPES)
 # that changes it least looks best there. So it is tuned on test images.
 VALIDATION = {"resnet8": "test[:50%]", "mobilenet_v2": "train[90%:]"}
 _SEED = 1_000
+# Steps whose images `Exposure` measures.
+_ADAPTED_STEPS = 20
 
 
-def float_start(name, mixtures, resnet, folder):
+def float_start(name, mixtures, resnet, folder, front=None):
     """Returns a network that was trained in float on the mixture. It is trained once and then cached.
 
     Args:
@@ -26,8 +28,10 @@ def float_start(name, mixtures, resnet, folder):
         mixtures: A `study.datasets.Mixtures`.
         resnet: File of MLPerf Tiny's ResNet-8.
         folder: Folder of the trained networks.
+        front: What is in front of the network, one of `fronts.FRONTS`, or None.
     """
-    path = pathlib.Path(folder) / f"{name}.keras"
+    behind = f"_behind_{front}" if front else ""
+    path = pathlib.Path(folder) / f"{name}{behind}.keras"
     if not path.exists():
         keras.utils.set_random_seed(_SEED)
         steps, rate = _RECIPES[name]
@@ -35,7 +39,12 @@ def float_start(name, mixtures, resnet, folder):
             model = keras.models.load_model(resnet, compile=False)
         else:
             model = architectures.mobilenet_v2(keras)
-        train(model, mixtures.stream(_SEED, steps), steps, rate)
+        data = mixtures.stream(_SEED, steps)
+        if front == fronts.STANDARDIZATION:
+            data = fronts.standardized_batches(data)
+        elif front == fronts.EXPOSURE:
+            model = fronts.exposed(model, mixtures.training(_SEED, _ADAPTED_STEPS).x)
+        train(model, data, steps, rate)
         part = path.with_suffix(f".{os.getpid()}.keras")
         model.save(part, include_optimizer=False)
         part.rename(path)

@@ -12,35 +12,36 @@ from dqmq_tf.policy.int8_arithmetic import fake_int8
 
 # Images of a kind form two groups: those of at least this severity, and the others.
 _SEVERE = 3
+# A measure is divided into this many parts.
+_BINS = 4
 _UNKNOWN = -1
 
 
 def tell(qmodel, training, tests):
-    """Makes the encoder of a model use the true quality of each image instead of its pixels.
+    """Makes the encoder of a model use what is known about each image instead of its pixels.
 
-    Images are grouped by kind of degradation and by whether it is severe; clean images are one group. The
-    embedding of a group is a row of the encoder's last kernel, which is trained as usual. Images of
-    kinds that training does not have get the embedding 0.
+    The embedding of a group of images is a row of the encoder's last kernel, which is trained as usual.
+    Images of groups that training does not have get the embedding 0.
 
     Args:
         qmodel: The `DQMQModel`, before training.
-        training: The training images, a `datasets.Images`.
-        tests: The `datasets.Images` of each test.
+        training: The training images and the group of each, uint8 `[N, ...]` and integers `[N]`.
+        tests: Pairs of the same kind, one for each test.
 
     Raises:
         ValueError: If there are more groups than the kernel has rows.
     """
     encoder = qmodel.get_layer("quality_encoder")
     rows = encoder.output_kernel.shape[0]
-    known = np.unique(_groups(training))
+    known = np.unique(training[1])
     if len(known) > rows:
         raise ValueError(
             f"There are {len(known)} groups of quality, but the encoder's kernel has {rows} rows."
         )
-    factors = np.random.default_rng(0).integers(1, 2**31, training.x.shape[1:])
-    keys = np.concatenate([_keys(part.x, factors) for part in (training, *tests)])
-    groups = np.concatenate([_groups(part) for part in (training, *tests)])
-    # Clean images occur in several tests.
+    factors = np.random.default_rng(0).integers(1, 2**31, training[0].shape[1:])
+    keys = np.concatenate([_keys(pixels, factors) for pixels, _ in (training, *tests)])
+    groups = np.concatenate([groups for _, groups in (training, *tests)])
+    # An image can occur several times, such as a clean one in several tests.
     keys, first = np.unique(keys, return_index=True)
     has_group = np.isin(groups[first], known)
     index = np.searchsorted(known, groups[first][has_group]).astype("int32")
@@ -57,8 +58,30 @@ def tell(qmodel, training, tests):
     encoder.call = call
 
 
-def _groups(images):
-    return np.where(images.kind == 0, 0, 2 * images.kind + (images.severity >= _SEVERE))
+def by_kind_and_severity(images):
+    """Returns `images.x` and their groups: by kind of degradation, and by whether it is severe.
+
+    Args:
+        images: A `datasets.Images`. The clean ones are one group.
+    """
+    return images.x, np.where(images.kind == 0, 0, 2 * images.kind + (images.severity >= _SEVERE))
+
+
+class Bins:
+    """Groups of images with similar values of two measures, with as many training images on each side.
+
+    Args:
+        *measures: Two measures of the training images, each `[N]`.
+    """
+
+    def __init__(self, *measures):
+        shares = np.arange(1, _BINS) / _BINS
+        self._edges = [np.quantile(values, shares) for values in measures]
+
+    def of(self, *measures):
+        """Returns the group of each image, `[N]`, from the same two measures."""
+        first, second = map(np.searchsorted, self._edges, measures)
+        return _BINS * first + second
 
 
 def _keys(pixels, factors):

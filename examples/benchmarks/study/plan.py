@@ -118,6 +118,27 @@ def oracle(steps, rates):
         yield _tuned(run, rates)
 
 
+def behind_fronts(steps, rates):
+    """Yields the runs behind a standardization and behind `Exposure`, on ResNet-8.
+
+    They use the learning rates of the same methods without a front. The oracle is told the kind of the
+    degradation and whether it is severe.
+    """
+    for budget, front, seed in itertools.product(results.FRONT_MEAN_BITS, results.FRONTS, SEEDS):
+        for method, ablation in results.FRONTS[front]:
+            run = runs.Run(
+                network=float_networks.NETWORKS[0],
+                method=method,
+                kind="mean_bit_width",
+                budget=budget,
+                ablation=ablation,
+                steps=steps,
+                seed=seed,
+                front=front,
+            )
+            yield _tuned(run, rates)
+
+
 def files(steps, rates):
     """Yields the runs that end in a `.tflite` file, on ResNet-8."""
     for budget, seed in [(b, s) for b, count in results.FILE_SEEDS.items() for s in range(count)]:

@@ -41,6 +41,7 @@ def tables(found):
     yield files(found)
     yield ablations(found)
     yield headroom(found)
+    yield behind_fronts(found)
     for network in results.NETWORKS:
         yield corruptions.mean_errors(found, network)
         yield corruptions.kinds(found, network)
@@ -198,6 +199,53 @@ def headroom(found):
         ("Paired by seed. The oracle is DQMQ, trained in the same way, with an encoder that knows the kind "
          "of each image's degradation and whether its severity is 3 or more. Without curvature the bits "
          "hardly differ between images, but the normalization still depends on the quality.",),
+    )  # fmt: skip
+
+
+def behind_fronts(found):
+    """Returns the table of what is behind a standardization, behind `Exposure`, and behind nothing."""
+    plain = {None: results.FRONTS[results.STANDARDIZATION]}
+    rows = []
+    for budget, (front, several) in itertools.product(
+        results.FRONT_MEAN_BITS, {**plain, **results.FRONTS}.items()
+    ):
+        cells = [
+            results.Cell(_ABLATED_NETWORK, method, "mean_bit_width", budget, None, ablation, front)
+            for method, ablation in several
+        ]
+        static = next(cell for cell in cells if cell.method == "static")
+        variants = [
+            (cell.label if cell.ablation != "told_quality" else "oracle", cell, results.accuracy)
+            for cell in cells
+        ]
+        variants += [
+            (f"{label}, quality shuffled", cell, results.shuffled_accuracy)
+            for label, cell, _ in variants
+            if cell.method == "dqmq"
+        ]
+        for label, cell, metric in variants:
+            values = {test: found.values(cell, metric, test) for test in results.TESTS}
+            means = [results.Estimate.of(values[test].values()) for test in results.TESTS]
+            leads = [
+                results.difference(values[test], found.values(static, results.accuracy, test))
+                for test in results.TESTS
+                if cell != static
+            ] or [None] * len(results.TESTS)
+            rows.append(
+                (f"{budget:g}", front or "nothing", label, seeds(means[0]), *map(figure, means),
+                 *(figure(lead, signed=True) for lead in leads))
+            )  # fmt: skip
+    return Table(
+        f"What is in front of {results.NETWORKS[_ABLATED_NETWORK]}: accuracy in %, and lead over static bits "
+        "behind the same",
+        ("budget", "in front", "method", "seeds", *results.TESTS,
+         *(f"lead on {test}" for test in results.TESTS)),
+        tuple(rows), 3,
+        ("Leads are in percentage points and paired by seed. Behind each front the float network was trained "
+         "anew, by the same recipe. The standardization gives each image the same mean and spread before it "
+         "reaches the network; its cost is not counted. The oracle is DQMQ with an encoder that knows the kind "
+         "of each image's degradation and whether its severity is 3 or more. Quality shuffled: in the trained "
+         "network, everything that depends on the quality follows another image of the batch.",),
     )  # fmt: skip
 
 

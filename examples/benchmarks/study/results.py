@@ -32,6 +32,11 @@ SAME_TRAINING, TRAINED_ALIKE = "same_training", ("lsq", "hawq")
 # A check of the baseline: LSQ with 4 bits, except in the first and last layer, should be close to float.
 CHECKED_BITS, CHECKED_AT = (4, 4), 4.25
 SEEDS = 3
+# What can be in front of the network, and the methods and ablations that run behind it.
+_WITH_ORACLE = (("static", None), ("dqmq", None), ("dqmq", "told_quality"), ("hawq", SAME_TRAINING))
+STANDARDIZATION, EXPOSURE = "standardization", "exposure"
+FRONTS = {STANDARDIZATION: _WITH_ORACLE, EXPOSURE: (("static", None), ("dqmq", None))}
+FRONT_MEAN_BITS = (2.5, 3.0)
 # Kinds of degradation, ordered by family.
 KINDS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise",
@@ -83,12 +88,15 @@ class Cell:
     budget: float | None = None
     bits: tuple | None = None
     ablation: str | None = None
+    front: str | None = None
 
     @classmethod
     def of(cls, record):
         """Returns the cell that a record belongs to."""
         run = record["run"]
-        fields = {field.name: run[field.name] for field in dataclasses.fields(cls)}
+        # Records of earlier runs do not name a front, as there was none.
+        names = [field.name for field in dataclasses.fields(cls)]
+        fields = {name: run[name] for name in names if name in run}
         return cls(**{**fields, "bits": run["bits"] and tuple(run["bits"])})
 
     @property

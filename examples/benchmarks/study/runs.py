@@ -19,6 +19,7 @@ from study import (
     external_methods,
     fixed_precision,
     float_networks,
+    fronts,
     hawq,
     integer_program,
     oracle,
@@ -59,6 +60,7 @@ class Run:
         steps: Training steps of `datasets.BATCH` images.
         seed: Seed of the order and degradations of the data, and of all random numbers.
         tuning: Whether this is a trial, which scores only the validation images.
+        front: What is in front of the network, one of `fronts.FRONTS`, or None.
     """
 
     network: str
@@ -71,6 +73,7 @@ class Run:
     steps: int = 600
     seed: int = 0
     tuning: bool = False
+    front: str | None = None
 
     @property
     def key(self):
@@ -96,17 +99,17 @@ class Bench:
         self.mixtures = datasets.Mixtures(data_dir, cache)
         self.cache, self.resnet, self.folder = pathlib.Path(cache), resnet, folder
 
-    def start(self, network):
-        """Returns the float network that all methods start from."""
-        return float_networks.float_start(network, self.mixtures, self.resnet, self.folder)
+    def start(self, network, front=None):
+        """Returns the float network that all methods start from behind the same front."""
+        return float_networks.float_start(network, self.mixtures, self.resnet, self.folder, front)
 
-    def sensitivities(self, network, model):
+    def sensitivities(self, network, model, front=None):
         """Returns `hawq.sensitivities` of a float network. They are computed once and then cached."""
         # The name of the cached file depends on the weights, because the sensitivities do.
         weights = b"".join(value.tobytes() for value in model.get_weights())
         path = self.cache / f"{network}_{zlib.crc32(weights):08x}_hessian.pickle"
         if not path.exists():
-            images, labels = self.mixtures.training(0, _HESSIAN_STEPS).first(None)
+            images, labels = _behind(front, self.mixtures.training(0, _HESSIAN_STEPS)).first(None)
             found = hawq.Network(model, assignments.cost_model(model))
             path.write_bytes(pickle.dumps(hawq.sensitivities(found, images, labels)))
         return pickle.loads(path.read_bytes())
@@ -114,8 +117,14 @@ class Bench:
     def images(self, run):
         """Returns `{name: Images}`, the tests that score a run."""
         if run.tuning:
-            return {"validation": self.mixtures.validation(float_networks.VALIDATION[run.network])}
-        return {name: self.mixtures.test(name) for name in datasets.TESTS}
+            split = float_networks.VALIDATION[run.network]
+            return {"validation": _behind(run.front, self.mixtures.validation(split))}
+        tests = {name: self.mixtures.test(name) for name in datasets.TESTS}
+        return {name: _behind(run.front, test) for name, test in tests.items()}
+
+    def training(self, run):
+        """Returns the training `Images` of a run."""
+        return _behind(run.front, self.mixtures.training(run.seed, run.steps))
 
     def execute(self, run):
         """Trains and scores a run.
@@ -125,24 +134,33 @@ class Bench:
             training, and further results of the method.
         """
         keras.utils.set_random_seed(run.seed)
-        model = self.start(run.network)
+        model = self.start(run.network, run.front)
         macs = float(assignments.cost_model(model).macs.sum())
         if run.method in external_methods.METHODS:
-            data = self.mixtures.training(run.seed, run.steps)
+            data = self.training(run)
             found = external_methods.trained(run, model, data, self.images(run))
         else:
             found = _trained(self, run, model)
         return {"run": dataclasses.asdict(run), "macs": macs, **found}
 
 
+def _behind(front, images):
+    """Returns the `Images` that a network behind a front gets. `Exposure` is part of the network."""
+    if front != fronts.STANDARDIZATION:
+        return images
+    return dataclasses.replace(images, x=fronts.standardized_pixels(images.x))
+
+
 def _trained(bench, run, model):
     """Trains and scores a method that runs in this process."""
-    data = bench.mixtures.training(run.seed, run.steps)
+    data = bench.training(run)
     network, found = _network(bench, run, model, data)
     if run.ablation == "random_encoder":
         network.get_layer("quality_encoder").trainable = False
     if run.ablation == TOLD:
-        oracle.tell(network, data, bench.images(run).values())
+        tests = bench.images(run).values()
+        told = oracle.by_kind_and_severity
+        oracle.tell(network, told(data), [told(test) for test in tests])
     if run.ablation == "no_sample_bits":
         direction = network.get_layer("bit_width_policy").direction
         direction.assign(0.0 * direction)
@@ -151,7 +169,7 @@ def _trained(bench, run, model):
     batches = datasets.batches(data)
     ours = run.method in ("static", "dqmq") and run.ablation != "no_distillation"
     if ours or run.ablation == results.SAME_TRAINING:
-        batches = dqmq_tf.distill_labels(batches, bench.start(run.network))
+        batches = dqmq_tf.distill_labels(batches, bench.start(run.network, run.front))
     float_networks.train(network, batches, run.steps, run.learning_rate)
     found["train_seconds"] = round(time.perf_counter() - started, 1)
     images = bench.images(run)
@@ -188,7 +206,7 @@ def _network(bench, run, model, data):
         return dqmq_tf.quantize_model(model, target=target, budget=budget, config=config), {}
     costs = assignments.cost_model(model, run.kind, target)
     if run.method in results.HAWQ:
-        weights, activations = bench.sensitivities(run.network, model)
+        weights, activations = bench.sensitivities(run.network, model, run.front)
         rounded = hawq.Network(model, costs).rounded
         costs.measure(lambda index, bit_width: rounded(index, bit_width)[0])
         activations = activations if costs.decided else []

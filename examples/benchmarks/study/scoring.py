@@ -89,11 +89,16 @@ def shuffled(qmodel, bits_alone=False, seed=0):
     layer = qmodel.get_layer("bit_width_policy" if bits_alone else "quality_encoder")
     call = layer.call
 
+    def mixed(values):
+        # The last batch can be smaller.
+        here = tf.boolean_mask(order, order < tf.shape(values)[0])
+        return keras.ops.take(values, here, axis=0)
+
     def decided(z, training=False):
         found = call(z, training=training)
-        return {**found, "activations": keras.ops.take(found["activations"], order, axis=0)}
+        return {**found, "activations": mixed(found["activations"])}
 
-    layer.call = decided if bits_alone else lambda x: keras.ops.take(call(x), order, axis=0)
+    layer.call = decided if bits_alone else lambda x: mixed(call(x))
     try:
         yield
     finally:
