@@ -32,7 +32,7 @@ import numpy as np
 import rich
 import tensorflow as tf
 from absl import app, flags
-from study import float_networks, fronts, markdown_table, oracle, results, scoring, signs
+from study import float_networks, fronts, oracle, scoring, sign_tables, signs
 
 import dqmq_tf
 
@@ -65,34 +65,23 @@ _START_STEPS = flags.DEFINE_integer("start_steps", 900, "Steps of the float trai
 _STEPS = flags.DEFINE_integer("steps", 500, "Steps of each method with quantization.")
 _RATE = flags.DEFINE_float("learning_rate", 0.002, "Initial learning rate of each method.")
 
-_PARTS = ("all", "worst_fifth", "darkest_fifth", "smallest_fifth", "least_sharp_fifth")
+
+def start(seed, images, labels):
+    """Returns the float network of `exposure.py` behind a standardization, trained on raw images."""
+    return signs.float_start(
+        fronts.STANDARDIZATION,
+        seed,
+        fronts.standardized(images.astype("float32")),
+        labels,
+        resnet=_RESNET.value,
+        cache=_CACHE.value,
+        steps=_START_STEPS.value,
+    )
 
 
-def read(split):
-    """Returns the `signs.Signs` of a split, with standardized images."""
-    found = signs.read(_DATA_DIR.value, split)
-    return dataclasses.replace(found, x=fronts.standardized_pixels(found.x))
-
-
-def tell(qmodel, train, test, data, random):
-    """Makes the encoder of a model use size and sharpness, in the order of `random` if it is given.
-
-    Args:
-        qmodel: The `DQMQModel`, before training.
-        train, test: The `signs.Signs`.
-        data: Function from values, one for each training image, to batches of images and values.
-        random: A NumPy generator that gives each image the values of another one, or None.
-    """
-    bins = oracle.Bins(train.size, train.sharpness)
-    batches = list(data(bins.of(train.size, train.sharpness)).as_numpy_iterator())
-    images, groups = map(np.concatenate, zip(*batches))
-    pairs = [
-        (images.astype("uint8"), groups),
-        (test.x, bins.of(test.size, test.sharpness)),
-    ]
-    if random is not None:
-        pairs = [(pixels, random.permutation(groups)) for pixels, groups in pairs]
-    oracle.tell(qmodel, *pairs[:1], pairs[1:])
+def behind_standardization(split):
+    """Returns the `signs.Signs` of a split, with standardized images in uint8."""
+    return dataclasses.replace(split, x=fronts.standardized_pixels(split.x))
 
 
 def run(setting, method, seed, train, test):
@@ -100,15 +89,8 @@ def run(setting, method, seed, train, test):
     started = time.perf_counter()
     budget, rules = _SETTINGS[setting]
     start_seed = 1_000 + seed % _STARTS.value
-    model = signs.float_start(
-        fronts.STANDARDIZATION,
-        start_seed,
-        train.x,
-        train.y,
-        resnet=_RESNET.value,
-        cache=_CACHE.value,
-        steps=_START_STEPS.value,
-    )
+    model = start(start_seed, train.x, train.y)
+    train, test = behind_standardization(train), behind_standardization(test)
     keras.utils.set_random_seed(seed)
     is_aware = method != "static"
     qmodel = dqmq_tf.quantize_model(
@@ -123,7 +105,7 @@ def run(setting, method, seed, train, test):
 
     if method in ("told", "told_shuffled"):
         random = np.random.default_rng(seed) if method == "told_shuffled" else None
-        tell(qmodel, train, test, data, random)
+        oracle.tell_size_and_sharpness(qmodel, train, test, data, random)
     labelled = dqmq_tf.distill_labels(data(train.y), model)
     float_networks.train(qmodel, labelled, _STEPS.value, _RATE.value)
     found = {
@@ -153,43 +135,6 @@ def is_ours(record):
     return ours == tuple(record[name] for name in ("start_seed", "steps", "learning_rate"))
 
 
-def tables(records):
-    """Yields a `markdown_table.Table` of each setting: accuracies, and their leads over static bits."""
-    for setting, (budget, _) in _SETTINGS.items():
-        runs = {}
-        for record in records:
-            if record["setting"] == setting:
-                runs.setdefault(record["method"], {})[record["seed"]] = record
-        values = {
-            (name, part): {
-                seed: 100 * row[key][part] for seed, row in by_seed.items() if key in row
-            }
-            for method, by_seed in runs.items()
-            for name, key in ((method, "scores"), (f"{method}, shuffled in the test", "shuffled"))
-            for part in _PARTS
-        }
-        names = [name for name, part in values if part == "all" and values[name, part]]
-        rows = []
-        for name in names:
-            leads = [
-                results.difference(values[name, part], values.get(("static", part), {}))
-                for part in _PARTS
-            ]
-            means = [results.Estimate.of(values[name, part].values()) for part in _PARTS]
-            figures = [markdown_table.figure(mean) for mean in means]
-            if name != "static":
-                figures += [markdown_table.figure(lead, signed=True) for lead in leads]
-            else:
-                figures += [markdown_table.MISSING] * len(leads)
-            rows.append((name, markdown_table.seeds(means[0]), *figures))
-        yield markdown_table.Table(
-            f"{setting}: budget of {budget:g} mean bits",
-            ("method", "seeds", *_PARTS, *(f"lead, {part}" for part in _PARTS)),
-            tuple(rows),
-            2,
-        )
-
-
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
@@ -203,15 +148,17 @@ def main(argv):
     wanted = itertools.product(seeds, _WANTED_SETTINGS.value, _WANTED_METHODS.value)
     missing = [(s, m, seed) for seed, s, m in wanted if (s, m, seed) not in known]
     if missing:
-        train, test = read("train"), read("test")
+        train, test = (signs.read(_DATA_DIR.value, split) for split in ("train", "test"))
     for setting, method, seed in missing:
         keras.backend.clear_session()
         records.append(run(setting, method, seed, train, test))
         with path.open("a") as file:
             file.write(json.dumps(records[-1]) + "\n")
         print(json.dumps(records[-1]), flush=True)
-    for table in tables(records):
-        print(table.markdown(), flush=True)
+    for setting, (budget, _) in _SETTINGS.items():
+        here = [record for record in records if record["setting"] == setting]
+        title = f"{setting}: budget of {budget:g} mean bits"
+        print(sign_tables.leads(here, title).markdown(), flush=True)
     rich.print(f"{len(missing)} new runs.")
 
 

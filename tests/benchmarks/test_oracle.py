@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from study import oracle, runs
+from study import oracle, runs, signs
 
 import dqmq_tf
 
@@ -66,3 +66,36 @@ def test_bins_hold_as_many_training_images_each_and_tell_both_measures_apart():
     assert (np.diff(groups[np.argsort(sharpness)] % 4) >= 0).all()
     # Values beyond those of training belong to the outermost groups.
     assert bins.of(np.array([0, 1e9]), np.array([-1, 2])).tolist() == [0, 15]
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_signs_are_told_by_size_and_sharpness_or_by_those_of_another_sign(bench, shuffled):
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (1_000, 16, 16, 3)).astype("uint8")
+    measures = {
+        name: random.random(1_000) for name in ("quality", "brightness", "sharpness", "size")
+    }
+
+    def part(rows):
+        values = {name: each[rows] for name, each in measures.items()}
+        return signs.Signs(x=pixels[rows], y=np.zeros(len(pixels[rows]), "int64"), **values)
+
+    train, test = part(slice(0, 800)), part(slice(800, None))
+    qmodel = dqmq_tf.quantize_model(bench.start("resnet8"), target="simulation")
+
+    def batches(values):
+        return signs.batches(train.x, values, 0, 8)
+
+    oracle.tell_size_and_sharpness(
+        qmodel, train, test, batches, np.random.default_rng(1) if shuffled else None
+    )
+    bins = oracle.Bins(train.size, train.sharpness)
+    groups = bins.of(test.size, test.sharpness)
+    z = np.asarray(qmodel._parts.encoder(test.x.astype("float32")))
+    # Every embedding belongs to one group, and every group has one, if the truth is told.
+    pairs = {(tuple(row), group) for row, group in zip(z, groups)}
+    assert len({row for row, _ in pairs}) == len(set(groups)) == 16
+    assert (len(pairs) == 16) != shuffled
+    # The images of training are known as they are when they are shifted.
+    shifted, _ = next(batches(train.y).as_numpy_iterator())
+    assert np.asarray(qmodel._parts.encoder(shifted)).any(axis=1).all()

@@ -58,6 +58,28 @@ def tell(qmodel, training, tests):
     encoder.call = call
 
 
+def tell_size_and_sharpness(qmodel, train, test, batches, random=None):
+    """Makes the encoder of a model use the own size and the sharpness of each sign.
+
+    Args:
+        qmodel: The `DQMQModel`, before training.
+        train, test: The `signs.Signs`, with images in uint8.
+        batches: Function from values, one for each training image, to a dataset of batches of the images
+            of training and their values.
+        random: A NumPy generator, to tell each image what is known about another one. None tells the truth.
+    """
+    bins = Bins(train.size, train.sharpness)
+    each = bins.of(train.size, train.sharpness)
+    images, groups = map(np.concatenate, zip(*batches(each).as_numpy_iterator()))
+    known = [
+        (images.astype("uint8"), groups),
+        (test.x, bins.of(test.size, test.sharpness)),
+    ]
+    if random is not None:
+        known = [(pixels, random.permutation(groups)) for pixels, groups in known]
+    tell(qmodel, known[0], known[1:])
+
+
 def by_kind_and_severity(images):
     """Returns `images.x` and their groups: by kind of degradation, and by whether it is severe.
 
