@@ -133,6 +133,7 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
         """
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
         self._loss_weights = loss_weights
+        self._metrics_have_variables = False
         optimizers.compile_own(self)
 
     def fit(

@@ -81,8 +81,29 @@ def _task_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, trai
 
 def _logs(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, loss: Any) -> dict[str, Any]:
     """Updates the metrics of Keras and returns their values."""
+    if not model._metrics_have_variables:
+        model._metrics_have_variables = True
+        _create_variables_of_metrics(model, y, y_pred, sample_weight)
     for metric in model.metrics:
         if metric.name == "loss":
             batch = ops.shape(keras.tree.flatten(x)[0])[0]
             metric.update_state(loss, sample_weight=batch)
     return reducible(dict(model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)))
+
+
+def _create_variables_of_metrics(model: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
+    """Creates the variables of the compiled metrics outside of the step that is being traced.
+
+    Keras creates them when it first updates the metrics. TensorFlow traces a function twice if it
+    creates variables in the first trace, so the start of a training would take twice as long.
+    """
+    # Keras itself prepares the metrics in the scope of a strategy.
+    if not tf.inside_function() or tf.distribute.has_strategy():
+        return
+    specs = keras.tree.map_structure(
+        lambda value: None if value is None else tf.type_spec_from_value(value),
+        (y, y_pred, sample_weight),
+    )
+    with tf.init_scope():
+        update = tf.function(lambda *batch: model.compute_metrics(None, *batch), autograph=False)
+        update.get_concrete_function(*specs)
