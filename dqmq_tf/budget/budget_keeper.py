@@ -23,9 +23,9 @@ from dqmq_tf.lowering.write_file import firmware_bytes, write_unverified
 from dqmq_tf.policy.policy_state import SEARCH
 from dqmq_tf.terminal import stages
 
-# The largest number of files that are written for one choice of bits. Those at the start change
-# before they are settled, so one file is good enough.
-_MAX_FILES, _MAX_FIRST_FILES = 2, 1
+# The largest number of files that are written when bits are settled. A second one is written if the
+# estimate of the first was wrong by more than this share of it.
+_MAX_FILES, _CLOSE = 2, 0.01
 # The same where Vela measures them, and the number of times that bits are lowered until they fit.
 _MAX_VELA_RUNS = 5
 # A frozen model's file is measured if its estimated size exceeds this share of the budget.
@@ -93,17 +93,6 @@ class BudgetKeeper:
         means = assignment.starting_means(parts.policy, parts.costs, parts.budget)
         parts.policy.mean.assign(means)
 
-    def start(self) -> None:
-        """Sets the means to the bits of a file that meets the budget, before the search begins."""
-
-        def fix() -> np.ndarray:
-            self.place_means()
-            policy = self._parts.policy
-            return assignment.nearest(policy, ops.convert_to_numpy(policy.mean))
-
-        if self._parts.costs.in_bytes:
-            self._fix_until_measured(fix, _MAX_FIRST_FILES)
-
     def settle(self, seen: np.ndarray) -> None:
         """Fixes the weight bits for the fine-tuning.
 
@@ -117,7 +106,7 @@ class BudgetKeeper:
             assignment.settle(parts.policy, parts.costs, parts.budget, count, seen)
             return self._assigned()[0]
 
-        self._fix_until_measured(fix, _MAX_FILES)
+        self._fix_until_measured(fix)
         self._lower_until_it_fits(seen)
 
     def keep(self, seen: np.ndarray, share: float = 1.0) -> None:
@@ -217,24 +206,27 @@ class BudgetKeeper:
             return self.largest_file()
         return assignment.assigned_cost(parts.policy, parts.costs, seen)
 
-    def _fix_until_measured(self, fix: Callable[[], np.ndarray], most_files: int) -> None:
-        """Fixes bits, measures their file, and repeats until the bits do not change any more.
+    def _fix_until_measured(self, fix: Callable[[], np.ndarray]) -> None:
+        """Fixes bits, measures their file, and repeats while its size is not what was expected.
 
         Args:
             fix: A function that fixes the bits and returns those of the first profile, shape `[P]`.
-            most_files: The largest number of files, unless Vela measures them.
         """
+        costs = self._parts.costs
         with stages("Choosing bits") as stage:
             stage("measuring each kernel at each bit-width")
             self.measure()
             bits = fix()
-            for _ in range(_MAX_VELA_RUNS if self._parts.costs.on_npu else most_files):
+            for _ in range(_MAX_VELA_RUNS if costs.on_npu else _MAX_FILES):
                 stage("measuring the file")
+                expected = costs.constant()
                 if not self._learn_file_overhead(bits):
                     break
                 stage("within the budget")
                 measured, bits = bits, fix()
-                if np.array_equal(bits, measured):
+                error = abs(costs.constant() - expected) / self.largest_file()
+                is_close = error < _CLOSE and not costs.on_npu
+                if is_close or np.array_equal(bits, measured):
                     break
 
     def _freeze(self, seen: np.ndarray, count: int) -> None:

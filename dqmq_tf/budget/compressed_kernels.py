@@ -6,6 +6,7 @@ again only if its integers change. Files are then added up from these parts.
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Hashable, Iterable
 
 from dqmq_tf.flatbuffer import bit_packing, file_size
@@ -13,8 +14,10 @@ from dqmq_tf.flatbuffer import bit_packing, file_size
 # How far back deflate finds what it has seen before. A kernel that takes more bytes gains next to
 # nothing from the other kernels in the file.
 _WINDOW = 32_768
+# Of small kernels, the smallest are compressed together, up to this many bytes. They gain most from it.
+_TOGETHER = 131_072
 # Of larger kernels, this many pieces of this many bytes are compressed, and the result is scaled up.
-_PIECES, _PIECE_BYTES = 4, 65_536
+_PIECES, _PIECE_BYTES = 8, 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +59,26 @@ def bytes_together(kernels: Iterable[CompressedKernel]) -> float:
     """Returns the bytes of kernels in one file.
 
     Small kernels share a compressor. They are compressed by falling entropy, as they lie in the file:
-    its buffers are sorted by rising entropy and written from the last to the first.
+    its buffers are sorted by rising entropy and written from the last to the first. In a network with
+    many of them only the smallest are, because this is done for each choice of bits.
 
     Args:
         kernels: The `CompressedKernel` of each kernel in the file.
     """
-    kernels = list(kernels)
-    small = [kernel.stored for kernel in kernels if kernel.stored is not None]
+    total, small, small_bytes = 0.0, [], 0
+    for kernel in sorted(kernels, key=_size):
+        small_bytes += _size(kernel)
+        if kernel.stored is not None and small_bytes <= _TOGETHER:
+            small.append(kernel.stored)
+        else:
+            total += kernel.alone
     small.sort(key=bit_packing.byte_entropy, reverse=True)
-    large = sum(kernel.alone for kernel in kernels if kernel.stored is None)
-    return large + file_size.deflated_bytes(b"".join(small))
+    return total + file_size.deflated_bytes(b"".join(small))
+
+
+def _size(kernel: CompressedKernel) -> float:
+    """Returns the bytes of a kernel before compression, infinity for large ones."""
+    return math.inf if kernel.stored is None else len(kernel.stored)
 
 
 def _deflated(stored: bytes) -> float:

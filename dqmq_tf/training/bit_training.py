@@ -109,8 +109,6 @@ class BitTraining:
             total_steps: The total number of training steps, including the fine-tuning. 0 if it is
                 unknown.
         """
-        if not self.steps_searched:
-            self.keeper.start()
         self._begun = True
         self.parts.policy.search_step.assign(0.0)
         self.parts.policy.search_total.assign(float(total_steps))
