@@ -14,6 +14,19 @@ import numpy as np
 
 import dqmq_tf
 
+# Networks that people put on phones, with random weights, by the names that results have.
+PHONE_NETWORKS = {
+    "MobileNetV2 0.35, 96 x 96": lambda: keras.applications.MobileNetV2(
+        (96, 96, 3), 0.35, weights=None, classes=10
+    ),
+    "MobileNetV3Small, 224 x 224": lambda: keras.applications.MobileNetV3Small(
+        (224, 224, 3), weights=None, classes=10
+    ),
+    "EfficientNetB0, 224 x 224": lambda: keras.applications.EfficientNetB0(
+        input_shape=(224, 224, 3), weights=None, classes=10
+    ),
+}
+
 RESNET = pathlib.Path("../shared/models/mlperf_tiny/pretrainedResnet.h5")
 _LAYERS = (
     keras.layers.Conv2D,

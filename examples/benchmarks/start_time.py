@@ -18,26 +18,18 @@ import sys
 import time
 
 import keras
+import networks
 import numpy as np
 import rich.table
 from absl import app, flags, logging
 
 import dqmq_tf
 
-_NETWORKS = {
-    "MobileNetV2 0.35, 96 x 96": lambda: keras.applications.MobileNetV2(
-        (96, 96, 3), 0.35, weights=None, classes=10
-    ),
-    "MobileNetV3Small, 224 x 224": lambda: keras.applications.MobileNetV3Small(
-        (224, 224, 3), weights=None, classes=10
-    ),
-    "EfficientNetB0, 224 x 224": lambda: keras.applications.EfficientNetB0(
-        input_shape=(224, 224, 3), weights=None, classes=10
-    ),
-}
 _STAGES = ("quantize", "calibrate", "first step", "settle", "settled step")
 
-_NAMES = flags.DEFINE_multi_enum("network", list(_NETWORKS), list(_NETWORKS), "Networks to start.")
+_NAMES = flags.DEFINE_multi_enum(
+    "network", list(networks.PHONE_NETWORKS), list(networks.PHONE_NETWORKS), "Networks to start."
+)
 _TARGET = flags.DEFINE_string("target", "android", "Deployment target.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images per step.", lower_bound=2)
 _JIT = flags.DEFINE_list("jit_compile", ["auto", "False"], "Values of compile's argument.")
@@ -175,7 +167,7 @@ def main(argv):
     logging.set_verbosity(logging.ERROR)
     if _ONLY.value:
         jit_compile = {"True": True, "False": False}.get(_JIT.value[0], "auto")
-        network = _NETWORKS[_NAMES.value[0]]
+        network = networks.PHONE_NETWORKS[_NAMES.value[0]]
         stages = start(network, _ONLY.value, _TARGET.value, _BATCH_SIZE.value, jit_compile)
         print(json.dumps(stages))
         return
