@@ -65,7 +65,8 @@ def bytes_together(kernels: Iterable[CompressedKernel]) -> float:
     Args:
         kernels: The `CompressedKernel` of each kernel in the file.
     """
-    total, small, small_bytes = 0.0, [], 0
+    total, small_bytes = 0.0, 0.0
+    small: list[bytes] = []
     for kernel in sorted(kernels, key=_size):
         small_bytes += _size(kernel)
         if kernel.stored is not None and small_bytes <= _TOGETHER:

@@ -22,9 +22,10 @@ import tensorflow as tf
 
 from dqmq_tf import inputs
 from dqmq_tf.graph.activations import last_activation
+from dqmq_tf.graph.samples_at_once import samples_at_once
 from dqmq_tf.layers.quantize_wrapper import QuantizeWrapper
 
-# The number of images that share a gradient, and the number of random signs for each image.
+# The largest number of images that share a gradient, and the number of random signs for each image.
 _BATCH_SIZE, _DRAWS = 32, 2
 _TINY = 1e-12
 
@@ -44,7 +45,8 @@ def added_losses(parts: Any, x: Any, grid: np.ndarray) -> np.ndarray:
     points = parts.costs.weights
     wrappers = [parts.wrappers[point.path] for point in points]
     kernels = [w.kernel(point.variable) for w, point in zip(wrappers, points)]
-    traces = _positive(fisher_traces(parts.body, kernels, x, parts.config.seed))
+    at_once = samples_at_once(parts.graph, keras.tree.flatten(x))
+    traces = _positive(fisher_traces(parts.body, kernels, x, parts.config.seed, at_once))
     losses = np.zeros((len(points), len(grid)))
     for row, trace, wrapper, point in zip(losses, traces, wrappers, points):
         for column, bit_width in enumerate(grid):
@@ -68,7 +70,11 @@ def rounding_error(wrapper: QuantizeWrapper, variable: str, bit_width: int) -> f
 
 
 def fisher_traces(
-    model: keras.Model, kernels: Sequence[keras.Variable], x: Any, seed: int = 0
+    model: keras.Model,
+    kernels: Sequence[keras.Variable],
+    x: Any,
+    seed: int = 0,
+    at_once: int = _BATCH_SIZE,
 ) -> np.ndarray:
     """Returns the trace of the Fisher information of each kernel, summed over images.
 
@@ -77,6 +83,7 @@ def fisher_traces(
         kernels: Variables of the model.
         x: Inputs of the model, shape `[batch, ...]` each.
         seed: The seed of the random signs.
+        at_once: The number of images that the gradient can be computed of at once.
 
     Returns:
         A float64 array with one entry per kernel, 0 for a kernel that affects no output.
@@ -87,7 +94,8 @@ def fisher_traces(
     copies = tf.distribute.get_strategy().experimental_local_results
     variables = [copies(kernel.value)[0] for kernel in kernels]
     total = np.zeros(len(kernels))
-    for batch in [*inputs.batches(x, model, batch_size=_BATCH_SIZE)] * _DRAWS:
+    size = min(at_once, _BATCH_SIZE)
+    for batch in [*inputs.batches(x, model, batch_size=size)] * _DRAWS:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             outputs = keras.tree.flatten(model(inputs.structured(batch, model), training=False))

@@ -14,7 +14,9 @@ from dqmq_tf.layers.graph_functions import in_blocks, one_node, worth_compiling
 from dqmq_tf.policy import decision_tensor
 from dqmq_tf.precision import INT16_BITS
 
+# The values of an activation that are kept of a call in calibration, and for fitting its steps.
 _MAX_VALUES_PER_CALL = 65_536
+_MAX_VALUES = 2 * (_MAX_VALUES_PER_CALL + 2)
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -138,6 +140,7 @@ class ActivationQuantizer(keras.layers.Layer):
             return
         values = np.concatenate(observed)
         self._check_finite(values)
+        values = _sampled(values, _MAX_VALUES, len(observed))
         bits = np.array(self.bit_widths, "float32")
         step, zero_point = fixed_grid(self.range, bits)
         if self.range == "affine":
@@ -157,12 +160,7 @@ class ActivationQuantizer(keras.layers.Layer):
     def _observe(self, x: tf.Tensor) -> None:
         assert self._observed is not None
         values = ops.convert_to_numpy(ops.cast(x, "float32")).ravel()
-        if values.size > _MAX_VALUES_PER_CALL:
-            # A random sample: a fixed stride could hit the same channel every time. The minimum
-            # and the maximum are always kept.
-            extremes = [values.min(), values.max()]
-            random = np.random.default_rng(len(self._observed))
-            values = np.append(random.choice(values, _MAX_VALUES_PER_CALL), extremes)
+        values = _sampled(values, _MAX_VALUES_PER_CALL, len(self._observed))
         self._observed.append(values)
 
     def get_config(self) -> dict[str, Any]:
@@ -172,6 +170,15 @@ class ActivationQuantizer(keras.layers.Layer):
             "column": self.column,
             "range": self.range,
         }
+
+
+def _sampled(values: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Returns all values `[N]` or a random sample of them with the minimum and the maximum."""
+    # A fixed stride could hit the same channel every time.
+    if values.size <= most:
+        return values
+    extremes = [values.min(), values.max()]
+    return np.append(np.random.default_rng(seed).choice(values, most), extremes)
 
 
 def fixed_grid(range: str, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

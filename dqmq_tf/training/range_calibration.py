@@ -11,7 +11,7 @@ training those of the batch. Ranges must fit the values that follow:
   predictions after a short fine-tuning, still use the moving statistics.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -20,6 +20,7 @@ from keras import ops
 
 from dqmq_tf.graph import Graph
 from dqmq_tf.graph.cloning import layers_inside
+from dqmq_tf.graph.samples_at_once import samples_at_once
 
 # Values by the id of the variable that has them.
 State = Mapping[int, Any]
@@ -45,9 +46,11 @@ def set_ranges(parts: Any, x: Any, for_training: bool) -> State:
     fits_batches = for_training or any(are_new)
     try:
         if fits_batches:
-            state = _batch_statistics(parts.graph, _call(parts, x, training=True))
+            scopes = [_call(parts, part, training=True) for part in _in_parts(parts.graph, x)]
+            state = _batch_statistics(parts.graph, scopes)
         if not fits_batches or not all(are_new):
-            _call(parts, x, training=False, state=state)
+            for part in _in_parts(parts.graph, x):
+                _call(parts, part, training=False, state=state)
     finally:
         for layer in layers:
             layer.calibrate(for_training)
@@ -57,6 +60,17 @@ def set_ranges(parts: Any, x: Any, for_training: bool) -> State:
 def has_new_statistics(parts: Any) -> bool:
     """Returns whether batch normalizations of a model have not been trained."""
     return any(_is_new(norm) for norm, _ in _trained_norms(parts.graph))
+
+
+def _in_parts(graph: Graph, x: Any) -> Iterator[Any]:
+    """Yields inputs in parts of about equal size that can be computed at once."""
+    arrays = keras.tree.flatten(x)
+    count = len(arrays[0])
+    parts = -(-count // samples_at_once(graph, arrays))
+    for i in range(parts):
+        start, end = i * count // parts, (i + 1) * count // parts
+        part = [array[start:end] for array in arrays]
+        yield keras.tree.pack_sequence_as(x, part)
 
 
 def _call(
@@ -85,7 +99,7 @@ def _is_new(norm: keras.layers.BatchNormalization) -> bool:
 
 
 def _batch_statistics(
-    graph: Graph, scope: keras.StatelessScope
+    graph: Graph, scopes: Sequence[keras.StatelessScope]
 ) -> list[tuple[keras.Variable, Any]]:
     """Returns the statistics of the data that a model was called on with `training=True`.
 
@@ -94,7 +108,8 @@ def _batch_statistics(
 
     Args:
         graph: The graph of the float model.
-        scope: The scope of the call.
+        scopes: The scope of each call, all from the same moving statistics. Means and variances are
+            averaged over them, as training averages those of its batches.
 
     Returns:
         A list of `(moving mean or variance, value)` of the new batch normalizations.
@@ -105,8 +120,9 @@ def _batch_statistics(
         if kept >= 1 or not _is_new(norm):
             continue
         for variable in (norm.moving_mean, norm.moving_variance):
-            after = scope.get_current_value(variable)
-            if after is not None:
+            values = [scope.get_current_value(variable) for scope in scopes]
+            if all(value is not None for value in values):
+                after = sum(values) / len(values)
                 batch = (after - kept * variable.value) / (1 - kept)
                 is_variance = variable is norm.moving_variance
                 statistics.append((variable, ops.maximum(batch, 0.0) if is_variance else batch))
