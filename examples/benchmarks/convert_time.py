@@ -21,9 +21,12 @@ from absl import app, flags, logging
 import dqmq_tf
 
 _TARGET = flags.DEFINE_string("target", "android", "Deployment target.")
+_NAMES = flags.DEFINE_multi_enum(
+    "network", list(networks.NETWORKS), list(networks.NETWORKS), "Networks to convert."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
-_BOUNDS = {"ResNet-8": 15.0, "MobileNetV2 1.0, 224 x 224": 90.0}
+_SMALL_BOUND, _BOUND = 15.0, 90.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +65,7 @@ def peak_megabytes():
 def measure(name, target, connection):
     """Converts a network and sends its `Row`."""
     logging.set_verbosity(logging.ERROR)
-    is_resnet = name == "ResNet-8"
-    model = networks.resnet8() if is_resnet else networks.mobilenet_v2(224, 1.0, 1000)
+    model = networks.NETWORKS[name]()
     images = networks.images(model)
     quantized = networks.frozen(model, target, networks.mixed_bits(model, 4))
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +76,8 @@ def measure(name, target, connection):
         started = time.perf_counter()
         dqmq_tf.convert(quantized, path, data=images)
         verified = time.perf_counter() - started
-    row = Row(name, seconds, verified, before, peak, report.size_bytes, _BOUNDS[name])
+    bound = _SMALL_BOUND if name == "ResNet-8" else _BOUND
+    row = Row(name, seconds, verified, before, peak, report.size_bytes, bound)
     connection.send(dataclasses.asdict(row))
 
 
@@ -115,7 +118,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
     rows = []
-    for name in _BOUNDS:
+    for name in _NAMES.value:
         rows.append(in_a_child(name, _TARGET.value))
         print(f"{name}: {rows[-1].seconds:.1f} s", flush=True)
     if _OUTPUT.value:

@@ -25,15 +25,13 @@ from dqmq_tf.runtimes import in_process
 
 _PAIRS = flags.DEFINE_integer("pairs", 600, "Pairs of measurements.", lower_bound=10)
 _BITS = flags.DEFINE_integer("bits", 4, "Mean weight bit-width.", lower_bound=2, upper_bound=8)
+_NAMES = flags.DEFINE_multi_enum(
+    "network", list(networks.NETWORKS), list(networks.NETWORKS), "Networks to run."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
 _BOUND = 1.02
 _BLOCK_SECONDS = 0.004
-_NETWORKS = {
-    "ResNet-8": networks.resnet8,
-    "MobileNetV2 0.35, 96 x 96": networks.mobilenet_v2,
-    "MobileNetV2 1.0, 224 x 224": lambda: networks.mobilenet_v2(224, 1.0, 1000),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +138,8 @@ def main(argv):
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
     logging.set_verbosity(logging.ERROR)
     rows = []
-    for name, make in _NETWORKS.items():
-        rows.append(compare(name, make()))
+    for name in _NAMES.value:
+        rows.append(compare(name, networks.NETWORKS[name]()))
         print(f"{name}: {rows[-1].ratio:.3f} times the int8 file", flush=True)
         if _OUTPUT.value:
             record = [dataclasses.asdict(row) for row in rows]

@@ -4,6 +4,7 @@ The size and the latency of a file depend on the bit-widths, not on what the net
 """
 
 import contextlib
+import functools
 import io
 import itertools
 import pathlib
@@ -13,19 +14,6 @@ import keras
 import numpy as np
 
 import dqmq_tf
-
-# Networks that people put on phones, with random weights, by the names that results have.
-PHONE_NETWORKS = {
-    "MobileNetV2 0.35, 96 x 96": lambda: keras.applications.MobileNetV2(
-        (96, 96, 3), 0.35, weights=None, classes=10
-    ),
-    "MobileNetV3Small, 224 x 224": lambda: keras.applications.MobileNetV3Small(
-        (224, 224, 3), weights=None, classes=10
-    ),
-    "EfficientNetB0, 224 x 224": lambda: keras.applications.EfficientNetB0(
-        input_shape=(224, 224, 3), weights=None, classes=10
-    ),
-}
 
 RESNET = pathlib.Path("../shared/models/mlperf_tiny/pretrainedResnet.h5")
 _LAYERS = (
@@ -48,6 +36,30 @@ def mobilenet_v2(side=96, alpha=0.35, classes=10):
     """Returns a MobileNetV2 with random weights."""
     keras.utils.set_random_seed(0)
     return keras.applications.MobileNetV2((side, side, 3), alpha, weights=None, classes=classes)
+
+
+def application(name, side=224, classes=10):
+    """Returns a model of `keras.applications` with random weights."""
+    keras.utils.set_random_seed(0)
+    build = getattr(keras.applications, name)
+    return build(input_shape=(side, side, 3), weights=None, classes=classes)
+
+
+# Networks by the names that results have.
+NETWORKS = {
+    "ResNet-8": resnet8,
+    "MobileNetV2 0.35, 96 x 96": mobilenet_v2,
+    "MobileNetV2 1.0, 224 x 224": functools.partial(mobilenet_v2, 224, 1.0, 1000),
+    "MobileNetV3Small, 224 x 224": functools.partial(application, "MobileNetV3Small"),
+    "EfficientNetB0, 224 x 224": functools.partial(application, "EfficientNetB0"),
+    "ResNet50, 224 x 224": functools.partial(application, "ResNet50"),
+}
+# Those of them that people train for phones.
+PHONE_NETWORKS = (
+    "MobileNetV2 0.35, 96 x 96",
+    "MobileNetV3Small, 224 x 224",
+    "EfficientNetB0, 224 x 224",
+)
 
 
 def images(model, count=32, seed=0):

@@ -28,7 +28,7 @@ import dqmq_tf
 _STAGES = ("quantize", "calibrate", "first step", "settle", "settled step")
 
 _NAMES = flags.DEFINE_multi_enum(
-    "network", list(networks.PHONE_NETWORKS), list(networks.PHONE_NETWORKS), "Networks to start."
+    "network", networks.PHONE_NETWORKS, list(networks.NETWORKS), "Networks to start."
 )
 _TARGET = flags.DEFINE_string("target", "android", "Deployment target.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images per step.", lower_bound=2)
@@ -78,7 +78,19 @@ class _Clock:
 
 
 def start(network, kind, target, batch_size, jit_compile):
-    """Starts a model, and returns `{stage: processor seconds}`."""
+    """Starts a model.
+
+    Args:
+        network: A function that returns the float model.
+        kind: `"float"` or `"quantized"`.
+        target: The deployment target.
+        batch_size: The number of images.
+        jit_compile: The argument of `compile`.
+
+    Returns:
+        `(stages, model, batch)`: the processor seconds of each stage, the model that was started, and
+        the images and labels of its steps.
+    """
     keras.utils.set_random_seed(0)
     model = network()
     random = np.random.default_rng(0)
@@ -90,7 +102,7 @@ def start(network, kind, target, batch_size, jit_compile):
         model.compile("adam", **options)
         model.train_on_batch(*batch)
         clock("first step")
-        return clock.stages
+        return clock.stages, model, batch
     quantized = dqmq_tf.quantize_model(model, target=target)
     clock("quantize")
     quantized.compile("adam", **options)
@@ -103,7 +115,7 @@ def start(network, kind, target, batch_size, jit_compile):
     clock("settle")
     quantized.train_on_batch(*batch)
     clock("settled step")
-    return clock.stages
+    return clock.stages, quantized, batch
 
 
 def in_a_process(name, kind, jit_compile):
@@ -167,8 +179,8 @@ def main(argv):
     logging.set_verbosity(logging.ERROR)
     if _ONLY.value:
         jit_compile = {"True": True, "False": False}.get(_JIT.value[0], "auto")
-        network = networks.PHONE_NETWORKS[_NAMES.value[0]]
-        stages = start(network, _ONLY.value, _TARGET.value, _BATCH_SIZE.value, jit_compile)
+        network = networks.NETWORKS[_NAMES.value[0]]
+        stages, _, _ = start(network, _ONLY.value, _TARGET.value, _BATCH_SIZE.value, jit_compile)
         print(json.dumps(stages))
         return
     rows = []

@@ -33,7 +33,7 @@ import dqmq_tf
 _NETWORKS = {
     "ResNet-8": (lambda: architectures.resnet8(keras, 1), 128),
     "ResNet-8, twice the filters": (lambda: architectures.resnet8(keras, 2), 128),
-} | {name: (network, 32) for name, network in networks.PHONE_NETWORKS.items()}
+} | {name: (networks.NETWORKS[name], 32) for name in networks.PHONE_NETWORKS}
 
 _NAMES = flags.DEFINE_multi_enum("network", list(_NETWORKS), list(_NETWORKS), "Networks to train.")
 _STEPS = flags.DEFINE_integer("steps", 40, "Timed steps of each model.", lower_bound=3)
