@@ -5,7 +5,6 @@ than kernels, and weights compress differently together than alone. For budgets 
 `BudgetKeeper` therefore writes the model's file and corrects the cost model by its measured size.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -96,17 +95,34 @@ class BudgetKeeper:
     def settle(self, seen: np.ndarray) -> None:
         """Fixes the weight bits for the fine-tuning.
 
+        Their file is measured. They are fixed again, and if its size was not what was expected, the
+        next file is measured as well.
+
         Args:
             seen: Quality embeddings of training data, shape `[N, d]`, on which the budget is met.
         """
-        parts = self._parts
+        parts, costs = self._parts, self._parts.costs
 
         def fix() -> np.ndarray:
             count = parts.config.profiles
-            assignment.settle(parts.policy, parts.costs, parts.budget, count, seen)
+            assignment.settle(parts.policy, costs, parts.budget, count, seen)
             return self._assigned()[0]
 
-        self._fix_until_measured(fix)
+        with stages("Choosing bits") as stage:
+            stage("measuring each kernel at each bit-width")
+            self.measure()
+            bits = fix()
+            for _ in range(_MAX_VELA_RUNS if costs.on_npu else _MAX_FILES):
+                stage("measuring the file")
+                expected = costs.constant()
+                if not self._learn_file_overhead(bits):
+                    break
+                stage("within the budget")
+                measured, bits = bits, fix()
+                error = abs(costs.constant() - expected) / self.largest_file()
+                is_close = error < _CLOSE and not costs.on_npu
+                if is_close or np.array_equal(bits, measured):
+                    break
         self._lower_until_it_fits(seen)
 
     def keep(self, seen: np.ndarray, share: float = 1.0) -> None:
@@ -205,29 +221,6 @@ class BudgetKeeper:
         if parts.costs.in_bytes:
             return self.largest_file()
         return assignment.assigned_cost(parts.policy, parts.costs, seen)
-
-    def _fix_until_measured(self, fix: Callable[[], np.ndarray]) -> None:
-        """Fixes bits, measures their file, and repeats while its size is not what was expected.
-
-        Args:
-            fix: A function that fixes the bits and returns those of the first profile, shape `[P]`.
-        """
-        costs = self._parts.costs
-        with stages("Choosing bits") as stage:
-            stage("measuring each kernel at each bit-width")
-            self.measure()
-            bits = fix()
-            for _ in range(_MAX_VELA_RUNS if costs.on_npu else _MAX_FILES):
-                stage("measuring the file")
-                expected = costs.constant()
-                if not self._learn_file_overhead(bits):
-                    break
-                stage("within the budget")
-                measured, bits = bits, fix()
-                error = abs(costs.constant() - expected) / self.largest_file()
-                is_close = error < _CLOSE and not costs.on_npu
-                if is_close or np.array_equal(bits, measured):
-                    break
 
     def _freeze(self, seen: np.ndarray, count: int) -> None:
         """Assigns all bits to profiles by the current cost model."""
