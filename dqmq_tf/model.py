@@ -186,9 +186,9 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
         Ranges are for the moving statistics of batch normalizations, with which the model predicts.
         For new ones, which a training follows, they are for the statistics of the data.
 
-        For a budget in bytes, it also measures how much the rounding of each kernel increases the
-        loss. Before the first search, the policy then starts at the best bits by this measure.
-        `fit` calibrates on its first batch.
+        For a budget in bytes, it also estimates how much the rounding of each kernel increases the
+        loss, if any kernel has a choice of bit-widths. Before the first search, the policy then
+        starts at the best bits by this measure. `fit` calibrates on its first batch.
 
         Args:
             x: The inputs, as arrays or as a dataset of any kind that `dqmq_tf.inputs` lists. At

@@ -97,8 +97,9 @@ class BitTraining:
             stage("measuring each kernel at each bit-width")
             self.keeper.measure()
             if parts.costs.in_bytes:
-                losses = sensitivity.added_losses(parts, x, parts.policy.bit_widths)
-                parts.policy.loss_table.assign(losses)
+                if any(len(point.bit_widths) > 1 for point in parts.costs.weights):
+                    losses = sensitivity.added_losses(parts, x, parts.policy.bit_widths)
+                    parts.policy.loss_table.assign(losses)
                 if not self.steps_searched:
                     self.keeper.place_means()
 

@@ -165,3 +165,19 @@ def test_a_kernel_without_information_has_the_median():
     found = sensitivity._positive(np.array([4.0, 0.0, np.nan, 1.0, np.inf, 9.0]))
     np.testing.assert_array_equal(found, [4.0, 4.0, 4.0, 1.0, 4.0, 9.0])
     np.testing.assert_array_equal(sensitivity._positive(np.zeros(2)), [1.0, 1.0])
+
+
+@pytest.mark.parametrize("choice", [(4,), (4, 6)])
+def test_it_is_estimated_only_where_a_kernel_has_a_choice(choice):
+    rules = [
+        dqmq_tf.LayerRule(pattern="conv_1", weight_bits=choice),
+        dqmq_tf.LayerRule(pattern=".*", weight_bits=(4,)),
+    ]
+    qmodel = dqmq_tf.quantize_model(
+        network(),
+        budget=dqmq_tf.Budget(download_bytes=10**6),
+        config=dqmq_tf.DQMQConfig(rules=rules),
+    )
+    before = qmodel._parts.policy.loss_table.numpy()
+    qmodel.calibrate(images())
+    assert (qmodel._parts.policy.loss_table.numpy() != before).any() == (len(choice) > 1)
