@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 from helpers import web_page
+from helpers.web_files import Files
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +14,12 @@ def site(tmp_path_factory):
     web_page.copy_with_runtime(folder)
     with web_page.served(folder) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """The files that the page runs."""
+    return Files(tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture(scope="session")
