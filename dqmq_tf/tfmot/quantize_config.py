@@ -1,13 +1,10 @@
 """A TFMOT `QuantizeConfig` with candidate bit-widths, and a reader of any other.
 
-This is the only module that imports TensorFlow Model Optimization (TFMOT), which is optional and
-built on Keras 2. To use TFMOT, import it from here
+To use TensorFlow Model Optimization (TFMOT) beside Keras 3, import it from here
 (`from dqmq_tf.tfmot.quantize_config import tfmot`): that leaves `tf.keras` and the environment
 unchanged.
 """
 
-import importlib
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -22,43 +19,11 @@ from dqmq_tf.graph.composites import FUSED_ACTIVATIONS
 from dqmq_tf.graph.kernels import is_linear, kernel_variables
 from dqmq_tf.layers.lsq import quantize, weight_limits
 from dqmq_tf.tfmot import user_quantizers
+from dqmq_tf.tfmot.tfmot_import import quantizers as _tfmot_quantizers
+from dqmq_tf.tfmot.tfmot_import import tfmot as tfmot
 from dqmq_tf.tfmot.user_quantizers import UserQuantizers
 
-
-def _import_tfmot() -> Any:
-    """Imports TFMOT without its two side effects on the process.
-
-    TFMOT sets `TF_USE_LEGACY_KERAS` and reads `tf.keras`, which then stays Keras 2 if nobody used it
-    before. During the import, `tf.keras` is replaced by Keras 3, whatever it was before. TFMOT then
-    takes Keras 2 from the package `tf_keras`.
-    """
-    legacy = os.environ.get("TF_USE_LEGACY_KERAS")
-    names = ("tensorflow", "tensorflow.compat.v1", "tensorflow.compat.v2")
-    modules: list[Any] = [importlib.import_module(name) for name in names]
-    originals = [vars(module)["keras"] for module in modules]
-    try:
-        for module in modules:
-            module.keras = keras
-        return importlib.import_module("tensorflow_model_optimization")
-    except ImportError as error:
-        raise ImportError(
-            "dqmq_tf.tfmot.quantize_config needs TensorFlow Model Optimization and tf_keras. "
-            f"Install them with pip install dqmq_tf[tfmot] ({error})."
-        ) from error
-    finally:
-        for module, original in zip(modules, originals):
-            module.keras = original
-        if legacy is None:
-            os.environ.pop("TF_USE_LEGACY_KERAS", None)
-        else:
-            os.environ["TF_USE_LEGACY_KERAS"] = legacy
-
-
-tfmot = _import_tfmot()
 _QuantizeConfig: Any = tfmot.quantization.keras.QuantizeConfig
-# The public module does not offer all quantizers.
-QUANTIZERS_MODULE = "tensorflow_model_optimization.python.core.quantization.keras.quantizers"
-_tfmot_quantizers: Any = importlib.import_module(QUANTIZERS_MODULE)
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")

@@ -180,10 +180,9 @@ def _class_of(name: str, module: str) -> Any:
     Raises:
         ValueError: If it is not found.
     """
-    tfmot_quantizers = importlib.import_module(
-        # Not by name, as only quantize_config imports TFMOT without its side effects.
-        importlib.import_module("dqmq_tf.tfmot.quantize_config").QUANTIZERS_MODULE
-    )
+    # TFMOT is optional and slow to import.
+    from dqmq_tf.tfmot import tfmot_import
+
     tf_keras = importlib.import_module("tf_keras")
     short = name.split(".")[-1]
     for registry in (keras, tf_keras):
@@ -193,7 +192,7 @@ def _class_of(name: str, module: str) -> Any:
     kind = sys.modules.get(module)
     for part in name.split("."):
         kind = getattr(kind, part, None)
-    if isinstance(kind, type) and issubclass(kind, tfmot_quantizers.Quantizer):
+    if isinstance(kind, type) and issubclass(kind, tfmot_import.quantizers.Quantizer):
         return kind
     raise ValueError(
         f"The model has a quantizer of class {name!r} from module {module!r}, which is not found. "
