@@ -50,26 +50,27 @@ def test_batches_are_the_same_for_all_methods_of_a_seed_and_whatever_comes_with_
     assert (other[1] != first[0][1]).any()
 
 
-def test_the_table_of_signs_has_leads_over_static_bits_paired_by_seed(ten):
-    def record(method, seed, accuracy, **more):
-        return {
-            "method": method,
-            "seed": seed,
-            "scores": dict.fromkeys(sign_tables.PARTS, accuracy),
-            **more,
-        }
+def test_the_table_of_signs_has_leads_over_static_bits_paired_by_seed_in_each_fifth(ten):
+    def record(method, seed, accuracy, fall, **more):
+        scores = {part: accuracy - n * fall for n, part in enumerate(sign_tables.PARTS)}
+        return {"method": method, "seed": seed, "scores": scores, **more}
 
     shuffled = {"shuffled": dict.fromkeys(sign_tables.PARTS, 0.5)}
     records = [
-        record("static", 0, 0.90), record("static", 1, 0.94), record("static", 2, 0.1),
-        record("told", 1, 0.96, **shuffled), record("told", 0, 0.91, **shuffled),
-    ]  # fmt: skip
+        record("static", 0, 0.90, 0.01),
+        record("static", 1, 0.94, 0.01),
+        record("static", 2, 0.1, 0.01),
+        record("told", 1, 0.96, 0.02, **shuffled),
+        record("told", 0, 0.91, 0.02, **shuffled),
+    ]
     assert set(sign_tables.PARTS) == set(signs.scores(predicting([]), ten))
     table = sign_tables.leads(records, "Signs")
     shown = {row[0]: dict(zip(table.columns[1:], row[1:])) for row in table.rows}
     assert shown["static"]["seeds"] == "3" and shown["static"]["lead, all"] == "-"
     assert shown["told"]["all"] == "93.50 ± 2.50"
-    assert shown["told"]["lead, all"] == shown["told"]["lead, smallest_fifth"] == "+1.50 ± 0.50"
-    assert shown["told, shuffled in the test"]["lead, worst_fifth"] == "-42.00 ± 2.00"
+    assert shown["told"]["lead, all"] == "+1.50 ± 0.50"
+    assert shown["told"]["smallest_fifth"] == "87.50 ± 2.50"
+    assert shown["told"]["lead, smallest_fifth"] == "-1.50 ± 0.50"
+    assert shown["told, shuffled in the test"]["lead, worst_fifth"] == "-41.00 ± 2.00"
     only = sign_tables.leads(records[3:], "No static bits")
     assert set(only.rows[0][7:]) == {"-"}
