@@ -63,7 +63,7 @@ _STARTS = flags.DEFINE_integer(
 )
 _START_STEPS = flags.DEFINE_integer("start_steps", 900, "Steps of the float training.")
 _STEPS = flags.DEFINE_integer("steps", 500, "Steps of each method with quantization.")
-_RATE = flags.DEFINE_float("learning_rate", 0.002, "Initial learning rate of each method.")
+_RATE = flags.DEFINE_float("learning_rate", 0.004, "Initial learning rate of each method.")
 
 
 def start(seed, images, labels):
