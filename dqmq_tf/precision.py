@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+# The bit-width of a TFLite tensor of int8, the most that a weight may have.
+INT8_BITS = 8
 # The one bit-width above 8 that an activation may have: a TFLite tensor of int16. Its grid is
 # symmetric, as the kernels require: the zero point is in the middle.
 INT16_BITS = 16

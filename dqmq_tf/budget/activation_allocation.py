@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-_NARROW, _WIDE = 8, 16
+from dqmq_tf.precision import INT8_BITS, INT16_BITS
+
 # Up to so many activations, all choices are compared.
 _MOST_COMPARED = 12
 
@@ -35,16 +36,16 @@ def allocate(
     Returns:
         An int array of shape `[decided]`, all 8 if nothing else meets the limit.
     """
-    value = 4.0 ** (levels - _NARROW)
-    free = np.flatnonzero(tops == _WIDE)
-    current = np.full(len(levels), _NARROW)
+    value = 4.0 ** (levels - INT8_BITS)
+    free = np.flatnonzero(tops == INT16_BITS)
+    current = np.full(len(levels), INT8_BITS)
     if len(free) <= _MOST_COMPARED:
         subsets = (np.arange(2 ** len(free))[:, None] >> np.arange(len(free))) & 1
         choices = np.tile(current, (len(subsets), 1))
-        choices[:, free] = np.where(subsets, _WIDE, _NARROW)
+        choices[:, free] = np.where(subsets, INT16_BITS, INT8_BITS)
         return _best(choices, value, costs, limit, current)
     moves = [*sets, *np.eye(len(levels), dtype=bool)]
-    rounded = np.where((levels - _NARROW > 0.5) & (tops == _WIDE), _WIDE, _NARROW)
+    rounded = np.where((levels - INT8_BITS > 0.5) & (tops == INT16_BITS), INT16_BITS, INT8_BITS)
     choices = np.stack([rounded])
     while True:
         best = _best(choices, value, costs, limit, current)
@@ -52,9 +53,9 @@ def allocate(
             return current
         current = best
         changed = [
-            np.where(members & (tops == _WIDE), bits, current)
+            np.where(members & (tops == INT16_BITS), bits, current)
             for members in moves
-            for bits in (_NARROW, _WIDE)
+            for bits in (INT8_BITS, INT16_BITS)
         ]
         choices = np.stack([current, *changed])
 
@@ -71,6 +72,6 @@ def _best(
     is_allowed = spent <= limit
     if not is_allowed.any():
         return otherwise
-    worth = np.where(is_allowed, ((choices == _WIDE) * value).sum(axis=1), -np.inf)
+    worth = np.where(is_allowed, ((choices == INT16_BITS) * value).sum(axis=1), -np.inf)
     order = np.lexsort((spent, -np.round(worth, 6)))
     return choices[order[0]]

@@ -18,6 +18,7 @@ from dqmq_tf.budget.byte_tables import Bits, ByteTables, Integers, Table
 from dqmq_tf.budget.compressed_kernels import bytes_together
 from dqmq_tf.config import VELA_KINDS
 from dqmq_tf.graph.decision_points import ActivationPoint, WeightPoint
+from dqmq_tf.precision import INT8_BITS, INT16_BITS
 from dqmq_tf.targets import Target
 
 # The bytes of a TFLite file that are not weights, until `CostModel.learn_file` measures them: of the
@@ -227,7 +228,8 @@ class CostModel:
         """
         assert self.activation_cycles is not None
         table = ops.convert_to_tensor(self.activation_cycles)
-        share = ops.clip((ops.convert_to_tensor(activation_bits, "float32") - 8.0) / 8.0, 0.0, 1.0)
+        added_bits = ops.convert_to_tensor(activation_bits, "float32") - INT8_BITS
+        share = ops.clip(added_bits / (INT16_BITS - INT8_BITS), 0.0, 1.0)
         count = len(self.decided)
         share = ops.expand_dims(share, 1)
         is_any = 1.0 - ops.prod(1.0 - share * table[:, :count], axis=-1)

@@ -136,18 +136,28 @@ class QuantizeWrapper(keras.layers.Layer):
         grid = self._user_grid(variable) if variable in self.user_quantizers else None
         return 0 if grid is None else int((grid[0] == -128).sum())
 
-    def check_grid(self, variable: str, path: str) -> None:
-        """Checks that an integer kernel can read the weights of a variable.
+    def is_on_grid(self, variable: str) -> bool:
+        """Returns whether an integer kernel can read the weights of a variable."""
+        return variable not in self.user_quantizers or self._user_grid(variable) is not None
+
+    def stored_integers_and_step(
+        self, variable: str, bit_width: int, path: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what `integers_and_step` does, for a file.
 
         Args:
             variable: The name of the variable.
+            bit_width: The bit-width of the integers.
             path: The path of the layer, for the message.
 
         Raises:
             ConversionError: If a quantizer of the user's own makes weights that are on no grid.
         """
-        if variable not in self.user_quantizers or self._user_grid(variable) is not None:
-            return
+        if variable not in self.user_quantizers:
+            return self.integers_and_step(variable, bit_width)
+        grid = self._user_grid(variable)
+        if grid is not None:
+            return np.maximum(grid[0], -127), grid[1]
         has_channels = self._channel_axes(variable)
         steps = "one step for each output channel" if has_channels else "one step for all of them"
         raise ConversionError(
@@ -313,8 +323,8 @@ class QuantizeWrapper(keras.layers.Layer):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the integers and steps of a variable that a quantizer of the user's own has.
 
-        Weights that are on no grid have those of the nearest one, for the cost. `check_grid` says
-        that no file holds them.
+        Weights that are on no grid have those of the nearest one, for the cost. No file holds them,
+        see `stored_integers_and_step`.
         """
         grid = self._user_grid(variable)
         if grid is not None:

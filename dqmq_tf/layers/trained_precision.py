@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from dqmq_tf.errors import ConversionError
 from dqmq_tf.graph.decision_points import ActivationPoint, WeightPoint
 from dqmq_tf.layers.activation_quantizer import ActivationQuantizer
 from dqmq_tf.layers.grid_search import bits_of
@@ -64,8 +63,7 @@ def precision_of(parts: QuantizedLayers, bits: Iterable[int]) -> Precision:
     weights: dict[str, dict[str, WeightPrecision]] = {}
     for point, bit_width in zip(costs.weights, bits[len(costs.decided) :]):
         wrapper = parts.wrappers[point.path]
-        wrapper.check_grid(point.variable, point.path)
-        integers, steps = wrapper.integers_and_step(point.variable, bit_width)
+        integers, steps = wrapper.stored_integers_and_step(point.variable, bit_width, point.path)
         if point.variable in wrapper.user_quantizers:
             # Without symmetric=True, the integers of a quantizer take one bit more than it says.
             bit_width = max(bit_width, bits_of(integers))
@@ -90,12 +88,7 @@ def has_precision(parts: QuantizedLayers) -> bool:
     Args:
         parts: The `ModelParts` of the model.
     """
-    try:
-        for point in parts.costs.weights:
-            parts.wrappers[point.path].check_grid(point.variable, point.path)
-        for quantizer in parts.quantizers:
-            if isinstance(quantizer, UserActivationQuantizer):
-                quantizer.values(quantizer.bit_widths[-1])
-    except ConversionError:
-        return False
-    return True
+    users = [q for q in parts.quantizers if isinstance(q, UserActivationQuantizer)]
+    return all(
+        parts.wrappers[point.path].is_on_grid(point.variable) for point in parts.costs.weights
+    ) and all(quantizer.is_on_grid() for quantizer in users)

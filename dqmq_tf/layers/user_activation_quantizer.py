@@ -100,20 +100,29 @@ class UserActivationQuantizer(ActivationQuantizer):
         Raises:
             ConversionError: If no integer kernel can write what they make of a tensor.
         """
-        grid, bits = self._grid(), self.bit_widths[-1]
-        if isinstance(grid, str):
-            reason = grid
-        elif grid[2] != 2**bits:
-            reason = f"it has {grid[2]} levels, but a tensor of {bits} bits has {2**bits}"
-        elif self.range != "affine" and not self._has_fixed_grid(grid):
-            reason = "the kernel that computes it has a fixed range, which is another"
-        else:
-            return grid[0], grid[1]
+        found = self._step_and_zero_point()
+        if not isinstance(found, str):
+            return found
         raise ConversionError(
             f"Layer {self.config_path!r}: {self.quantizer.description} runs on its output, but "
-            f"{reason}. The model can be trained and evaluated. For a file, give the layer a "
+            f"{found}. The model can be trained and evaluated. For a file, give the layer a "
             "quantizer of num_bits=8, narrow_range=False and per_axis=False."
         )
+
+    def is_on_grid(self) -> bool:
+        """Returns whether an integer kernel can write what the quantizers make of a tensor."""
+        return not isinstance(self._step_and_zero_point(), str)
+
+    def _step_and_zero_point(self) -> tuple[float, int] | str:
+        """Returns `(step, zero_point)` at inference, or the reason why no kernel can write them."""
+        grid, bits = self._grid(), self.bit_widths[-1]
+        if isinstance(grid, str):
+            return grid
+        if grid[2] != 2**bits:
+            return f"it has {grid[2]} levels, but a tensor of {bits} bits has {2**bits}"
+        if self.range != "affine" and not self._has_fixed_grid(grid):
+            return "the kernel that computes it has a fixed range, which is another"
+        return grid[0], grid[1]
 
     def _grid(self) -> tuple[float, int, int] | str:
         """Returns what `activation_grid` finds.

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dqmq_tf.precision import INT16_BITS
-
-_INT8_BITS = 8
+from dqmq_tf.precision import INT8_BITS, INT16_BITS
 
 
 def to_levels(bits: Any) -> np.ndarray:
@@ -29,15 +27,15 @@ def to_levels(bits: Any) -> np.ndarray:
     array([4., 8., 9.])
     """
     bits = np.asarray(bits, "float64")
-    return np.minimum(bits, _INT8_BITS) + np.maximum(bits - _INT8_BITS, 0) / _INT8_BITS
+    return np.minimum(bits, INT8_BITS) + np.maximum(bits - INT8_BITS, 0) / INT8_BITS
 
 
 def to_bits(levels: Any) -> np.ndarray:
     """Returns the bit-widths of levels, the inverse of `to_levels`."""
     levels = np.asarray(levels, "float64")
-    return np.minimum(levels, _INT8_BITS) + np.maximum(levels - _INT8_BITS, 0) * _INT8_BITS
+    return np.minimum(levels, INT8_BITS) + np.maximum(levels - INT8_BITS, 0) * INT8_BITS
 
 
 def candidate_levels(candidates: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the levels of candidate bit-widths, which are whole numbers."""
-    return tuple(_INT8_BITS + 1 if b == INT16_BITS else b for b in candidates)
+    return tuple(INT8_BITS + 1 if b == INT16_BITS else b for b in candidates)
