@@ -45,8 +45,8 @@ def added_losses(parts: Any, x: Any, grid: np.ndarray) -> np.ndarray:
     points = parts.costs.weights
     wrappers = [parts.wrappers[point.path] for point in points]
     kernels = [w.kernel(point.variable) for w, point in zip(wrappers, points)]
-    at_once = samples_at_once(parts.graph, keras.tree.flatten(x))
-    traces = _positive(fisher_traces(parts.body, kernels, x, parts.config.seed, at_once))
+    size = min(samples_at_once(parts.graph, keras.tree.flatten(x)), _BATCH_SIZE)
+    traces = _positive(fisher_traces(parts.body, kernels, x, parts.config.seed, size))
     losses = np.zeros((len(points), len(grid)))
     for row, trace, wrapper, point in zip(losses, traces, wrappers, points):
         for column, bit_width in enumerate(grid):
@@ -74,7 +74,7 @@ def fisher_traces(
     kernels: Sequence[keras.Variable],
     x: Any,
     seed: int = 0,
-    at_once: int = _BATCH_SIZE,
+    batch_size: int = _BATCH_SIZE,
 ) -> np.ndarray:
     """Returns the trace of the Fisher information of each kernel, summed over images.
 
@@ -83,7 +83,7 @@ def fisher_traces(
         kernels: Variables of the model.
         x: Inputs of the model, shape `[batch, ...]` each.
         seed: The seed of the random signs.
-        at_once: The number of images that the gradient can be computed of at once.
+        batch_size: The number of images that share a gradient.
 
     Returns:
         A float64 array with one entry per kernel, 0 for a kernel that affects no output.
@@ -94,8 +94,7 @@ def fisher_traces(
     copies = tf.distribute.get_strategy().experimental_local_results
     variables = [copies(kernel.value)[0] for kernel in kernels]
     total = np.zeros(len(kernels))
-    size = min(at_once, _BATCH_SIZE)
-    for batch in [*inputs.batches(x, model, batch_size=size)] * _DRAWS:
+    for batch in [*inputs.batches(x, model, batch_size=batch_size)] * _DRAWS:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             outputs = keras.tree.flatten(model(inputs.structured(batch, model), training=False))

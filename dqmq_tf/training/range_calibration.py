@@ -11,7 +11,8 @@ training those of the batch. Ranges must fit the values that follow:
   predictions after a short fine-tuning, still use the moving statistics.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -44,12 +45,13 @@ def set_ranges(parts: Any, x: Any, for_training: bool) -> State:
     for layer in layers:
         layer.observe()
     fits_batches = for_training or any(are_new)
+    in_parts = _in_parts(parts.graph, x)
     try:
         if fits_batches:
-            scopes = [_call(parts, part, training=True) for part in _in_parts(parts.graph, x)]
+            scopes = [_call(parts, part, training=True) for part in in_parts]
             state = _batch_statistics(parts.graph, scopes)
         if not fits_batches or not all(are_new):
-            for part in _in_parts(parts.graph, x):
+            for part in in_parts:
                 _call(parts, part, training=False, state=state)
     finally:
         for layer in layers:
@@ -62,15 +64,16 @@ def has_new_statistics(parts: Any) -> bool:
     return any(_is_new(norm) for norm, _ in _trained_norms(parts.graph))
 
 
-def _in_parts(graph: Graph, x: Any) -> Iterator[Any]:
-    """Yields inputs in parts of about equal size that can be computed at once."""
+def _in_parts(graph: Graph, x: Any) -> list[Any]:
+    """Returns inputs in parts of about equal size that can be computed at once."""
     arrays = keras.tree.flatten(x)
     count = len(arrays[0])
     parts = -(-count // samples_at_once(graph, arrays))
-    for i in range(parts):
-        start, end = i * count // parts, (i + 1) * count // parts
-        part = [array[start:end] for array in arrays]
-        yield keras.tree.pack_sequence_as(x, part)
+    ends = [i * count // parts for i in range(parts + 1)]
+    return [
+        keras.tree.pack_sequence_as(x, [array[start:end] for array in arrays])
+        for start, end in itertools.pairwise(ends)
+    ]
 
 
 def _call(

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 
@@ -68,10 +67,9 @@ def network(blocks):
 def measure(kind, blocks):
     """Starts a model, takes some steps, and returns a `Row`."""
     clock = time.process_time
-    options = (_BATCH_SIZE, "auto")
-    target = "android" if kind == "float" else kind
+    target = None if kind == "float" else kind
     stages, model, batch = start_time.start(
-        lambda: network(blocks), "float" if kind == "float" else "quantized", target, *options
+        lambda: network(blocks), target, _BATCH_SIZE, jit_compile="auto"
     )
     seconds = []
     for _ in range(_STEPS.value):
@@ -79,7 +77,7 @@ def measure(kind, blocks):
         model.train_on_batch(*batch)
         seconds.append(clock() - started)
     points = 0
-    if kind != "float":
+    if target is not None:
         points = len(model._parts.costs.weights) + len(model._parts.costs.activations)
     return Row(blocks, kind, points, sum(stages.values()), statistics.median(seconds))
 
@@ -87,10 +85,7 @@ def measure(kind, blocks):
 def in_a_process(kind, blocks):
     """Returns the `Row` that a new process measures."""
     command = [sys.executable, __file__, f"--run={kind},{blocks}", f"--steps={_STEPS.value}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{kind}, {blocks} blocks: {done.stderr[-2000:]}")
-    return Row(**json.loads(done.stdout.splitlines()[-1]))
+    return Row(**start_time.json_of(command))
 
 
 def median_of(rows):

@@ -77,13 +77,12 @@ class _Clock:
         self.stages[stage], self._last = now - self._last, now
 
 
-def start(network, kind, target, batch_size, jit_compile):
+def start(network, target, batch_size, jit_compile):
     """Starts a model.
 
     Args:
         network: A function that returns the float model.
-        kind: `"float"` or `"quantized"`.
-        target: The deployment target.
+        target: The deployment target. None to start the float model.
         batch_size: The number of images.
         jit_compile: The argument of `compile`.
 
@@ -98,7 +97,7 @@ def start(network, kind, target, batch_size, jit_compile):
     batch = images, random.integers(0, model.output_shape[-1], batch_size)
     options = {"loss": "sparse_categorical_crossentropy", "jit_compile": jit_compile}
     clock = _Clock()
-    if kind == "float":
+    if target is None:
         model.compile("adam", **options)
         model.train_on_batch(*batch)
         clock("first step")
@@ -129,9 +128,14 @@ def in_a_process(name, kind, jit_compile):
         f"--batch_size={_BATCH_SIZE.value}",
         f"--jit_compile={jit_compile}",
     ]
+    return json_of(command)
+
+
+def json_of(command):
+    """Runs a program and returns what its last line says in JSON."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{name}, {kind}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -180,7 +184,8 @@ def main(argv):
     if _ONLY.value:
         jit_compile = {"True": True, "False": False}.get(_JIT.value[0], "auto")
         network = networks.NETWORKS[_NAMES.value[0]]
-        stages, _, _ = start(network, _ONLY.value, _TARGET.value, _BATCH_SIZE.value, jit_compile)
+        target = None if _ONLY.value == "float" else _TARGET.value
+        stages, _, _ = start(network, target, _BATCH_SIZE.value, jit_compile)
         print(json.dumps(stages))
         return
     rows = []
