@@ -32,18 +32,10 @@ import numpy as np
 import rich
 import tensorflow as tf
 from absl import app, flags
-from study import float_networks, fronts, oracle, scoring, sign_tables, signs
+from study import data_flags, float_networks, fronts, oracle, scoring, sign_tables, signs
 
 import dqmq_tf
 
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "../shared/data/tfds", "Folder of prepared tensorflow-datasets."
-)
-_RESNET = flags.DEFINE_string(
-    "resnet",
-    "../shared/models/mlperf_tiny/pretrainedResnet.h5",
-    "MLPerf Tiny's trained ResNet-8 (.h5).",
-)
 _CACHE = flags.DEFINE_string("cache", "build/exposure", "Folder for the float network.")
 _OUTPUT = flags.DEFINE_string(
     "output",
@@ -73,7 +65,7 @@ def start(seed, images, labels):
         seed,
         fronts.standardized(images.astype("float32")),
         labels,
-        resnet=_RESNET.value,
+        resnet=data_flags.RESNET.value,
         cache=_CACHE.value,
         steps=_START_STEPS.value,
     )
@@ -148,7 +140,7 @@ def main(argv):
     wanted = itertools.product(seeds, _WANTED_SETTINGS.value, _WANTED_METHODS.value)
     missing = [(s, m, seed) for seed, s, m in wanted if (s, m, seed) not in known]
     if missing:
-        train, test = (signs.read(_DATA_DIR.value, split) for split in ("train", "test"))
+        train, test = (signs.read(data_flags.DATA_DIR.value, split) for split in ("train", "test"))
     for setting, method, seed in missing:
         keras.backend.clear_session()
         records.append(run(setting, method, seed, train, test))

@@ -27,18 +27,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
-from study import float_networks, fronts, scoring, signs
+from study import data_flags, float_networks, fronts, scoring, signs
 
 import dqmq_tf
 
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "../shared/data/tfds", "Folder of prepared tensorflow-datasets."
-)
-_RESNET = flags.DEFINE_string(
-    "resnet",
-    "../shared/models/mlperf_tiny/pretrainedResnet.h5",
-    "MLPerf Tiny's trained ResNet-8 (.h5).",
-)
 _CACHE = flags.DEFINE_string("cache", "build/exposure", "Folder for the float network.")
 _OUTPUT = flags.DEFINE_string(
     "output", "examples/benchmarks/results/exposure.jsonl", "File of JSON lines, one per run."
@@ -72,7 +64,7 @@ def start(method, seed, train):
         start_seed(seed),
         train.x,
         train.y,
-        resnet=_RESNET.value,
+        resnet=data_flags.RESNET.value,
         cache=_CACHE.value,
         steps=_START_STEPS.value,
     )
@@ -179,7 +171,7 @@ def main(argv):
     seeds = list(map(int, _SEEDS.value))
     records = [run for run in map(json.loads, lines) if run["seed"] in seeds and is_ours(run)]
     known = {(record["method"], record["seed"]) for record in records}
-    train, test = (signs.read(_DATA_DIR.value, split) for split in ("train", "test"))
+    train, test = (signs.read(data_flags.DATA_DIR.value, split) for split in ("train", "test"))
     for seed in seeds:
         for method in _METHODS.value:
             if (method, seed) in known:

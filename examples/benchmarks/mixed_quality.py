@@ -29,6 +29,7 @@ from absl import app, flags
 from study import (
     architectures,
     assignments,
+    data_flags,
     external_methods,
     float_networks,
     learning_rates,
@@ -47,14 +48,6 @@ _STARTS = flags.DEFINE_string(
     "starts",
     "examples/benchmarks/starts",
     "Folder of trained float networks. Missing networks are trained and saved there.",
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "../shared/data/tfds", "Folder of prepared tensorflow-datasets."
-)
-_RESNET = flags.DEFINE_string(
-    "resnet",
-    "../shared/models/mlperf_tiny/pretrainedResnet.h5",
-    "MLPerf Tiny's trained ResNet-8 (.h5).",
 )
 _PARTS = flags.DEFINE_list(
     "parts",
@@ -84,8 +77,9 @@ _MARK = "record: "
 
 def bench():
     """Returns the `Bench` that the flags describe."""
-    folder = _DATA_DIR.value if pathlib.Path(_DATA_DIR.value).exists() else None
-    return runs.Bench(folder, _CACHE.value, _RESNET.value, _STARTS.value)
+    data_dir = data_flags.DATA_DIR.value
+    folder = data_dir if pathlib.Path(data_dir).exists() else None
+    return runs.Bench(folder, _CACHE.value, data_flags.RESNET.value, _STARTS.value)
 
 
 def records():
@@ -204,8 +198,8 @@ def execute_missing(wanted, found, deadline):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
-    if not pathlib.Path(_RESNET.value).exists():
-        raise app.UsageError(f"--resnet={_RESNET.value} does not exist.")
+    if not pathlib.Path(data_flags.RESNET.value).exists():
+        raise app.UsageError(f"--resnet={data_flags.RESNET.value} does not exist.")
     if _ONE.value:
         execute_here(runs.Run.of(_ONE.value))
         return
