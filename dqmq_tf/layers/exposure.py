@@ -1,6 +1,6 @@
 """`Exposure`: gives each image the black point and the gain that suit its brightness and contrast."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -71,6 +71,9 @@ class Exposure(SplitLayer):
     >>> model.fit(images, labels)
     >>> qmodel = dqmq_tf.quantize_model(model)
     """
+
+    # The parts that say what becomes of each image.
+    STEERING = ("black", "gain")
 
     def __init__(
         self,
@@ -240,6 +243,17 @@ class Exposure(SplitLayer):
         black = parts["black"]([parts["center"](mean), parts["reach"](near_knots)])
         lifted = parts["lifted"]([x, black])
         return parts["clipped"](parts["exposed"]([lifted, parts["gain"](near_knots)]))
+
+    @staticmethod
+    def prefixes(paths: Collection[str]) -> list[str]:
+        """Returns the beginning of the paths of the parts of each layer that was split.
+
+        Args:
+            paths: The paths of all layers of a model.
+        """
+        last = f"_{_PARTS[-1]}"
+        candidates = [path[: -len(last) + 1] for path in sorted(paths) if path.endswith(last)]
+        return [start for start in candidates if all(start + part in paths for part in _PARTS)]
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return tuple(input_shape)

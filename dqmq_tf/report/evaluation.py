@@ -1,8 +1,6 @@
-"""Runs data through a model: a score for each input, and the bits that each input gets."""
+"""Runs data through a model: embeddings, scores and measures of quality of each input."""
 
 import dataclasses
-import math
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import keras
@@ -11,17 +9,19 @@ import tensorflow as tf
 from keras import ops
 
 from dqmq_tf import inputs
-from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quality.degradations import KINDS
-from dqmq_tf.report.rows import Distribution, QualityRow
+from dqmq_tf.quality.measures import is_measurable, measure
+from dqmq_tf.report.following import shuffled_model
 from dqmq_tf.terminal import with_progress
 from dqmq_tf.training.objective import per_sample_losses
 
-# Embeddings that the policy sees at once.
-_CHUNK = 1024
 _BATCH_SIZE = 256
-_ELEMENT = '(image, label) or (image, label, {"kind": index, "severity": int})'
+_ELEMENT = (
+    '(image, label) or (image, label, {"kind": index, "severity": int}), where measures of your own '
+    "may take the place of kind and severity or stand beside them"
+)
+_KIND_KEYS = {"kind", "severity"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,19 @@ class Evaluation:
         embeddings: The quality embeddings, shape `[N, d]`.
         metric: What `scores` holds: `"accuracy"`, `"loss"` or None.
         scores: The accuracy or loss of each input, shape `[N]`. None without a metric.
+        shuffled: The same if each input has the quality of another input of its batch. None without a
+            metric, or if nothing follows the quality.
         kinds: The kind and the severity of each input, shape `[N, 2]`. None if they are unknown.
+        measures: `{name: values [N]}` of measures of quality: those in the data or, if the data has
+            neither kinds nor measures and consists of images, those of `quality.measure`.
     """
 
     embeddings: np.ndarray
     metric: Literal["accuracy", "loss"] | None = None
     scores: np.ndarray | None = None
+    shuffled: np.ndarray | None = None
     kinds: np.ndarray | None = None
+    measures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def kind_names(self) -> np.ndarray | None:
         """Returns the name of the kind of each input, or None if the kinds are unknown."""
@@ -46,7 +52,7 @@ class Evaluation:
 
 
 def evaluate(qmodel: DQMQModel, data: Any) -> Evaluation:
-    """Runs the model once over data.
+    """Runs the model once over data, and once more with the quality shuffled if something follows it.
 
     Args:
         qmodel: The model that takes the inputs.
@@ -64,7 +70,9 @@ def evaluate(qmodel: DQMQModel, data: Any) -> Evaluation:
     metric: Literal["accuracy", "loss"] | None = None
     embeddings: list[np.ndarray] = []
     scores: list[np.ndarray] = []
-    kinds: list[np.ndarray] = []
+    shuffled: list[np.ndarray] = []
+    qualities: list[dict[str, np.ndarray]] = []
+    other = shuffled_model(qmodel)
     batches = inputs.labeled_batches(data, qmodel, batch_size=_BATCH_SIZE)
     for x, rest in with_progress(batches, "Evaluating", _batch_count(qmodel, data)):
         labels, quality = _labels_and_quality(qmodel, rest)
@@ -75,27 +83,47 @@ def evaluate(qmodel: DQMQModel, data: Any) -> Evaluation:
             elif getattr(qmodel, "loss", None) is not None:
                 metric = "loss"
         embeddings.append(ops.convert_to_numpy(qmodel._parts.encoder(x[0])))
-        if metric == "accuracy":
-            correct = _classes(labels, prediction) == prediction.argmax(axis=-1)
-            scores.append(correct.reshape(len(correct), -1).mean(axis=1))
-        elif metric == "loss":
-            labels = keras.tree.map_structure(ops.convert_to_tensor, labels)
-            scores.append(ops.convert_to_numpy(per_sample_losses(qmodel.loss, labels, prediction)))
-        if quality is not None:
-            columns = [np.asarray(quality[key]).reshape(-1) for key in ("kind", "severity")]
-            kinds.append(np.stack(columns, axis=1).astype("int64"))
+        if metric is not None:
+            scores.append(_scores(qmodel, metric, labels, prediction))
+            if other is not None:
+                shuffled.append(_scores(qmodel, metric, labels, other.predict_on_batch(x)))
+        if quality is None and is_measurable(np.shape(x[0])):
+            quality = measure(x[0])
+        qualities.append(quality or {})
+    columns = {
+        name: np.concatenate([quality[name] for quality in qualities])
+        for name in qualities[0]
+        if all(name in quality for quality in qualities)
+    }
+    kinds = None
+    if columns.keys() >= _KIND_KEYS:
+        kind, severity = (columns.pop(name) for name in ("kind", "severity"))
+        kinds = _checked_kinds(np.stack([kind, severity], axis=1).astype("int64"))
     return Evaluation(
         embeddings=np.concatenate(embeddings),
         metric=metric,
         scores=np.concatenate(scores) if scores else None,
-        kinds=_checked_kinds(np.concatenate(kinds)) if kinds else None,
+        shuffled=np.concatenate(shuffled) if shuffled else None,
+        kinds=kinds,
+        measures=columns,
     )
+
+
+def _scores(
+    qmodel: DQMQModel, metric: Literal["accuracy", "loss"], labels: Any, prediction: Any
+) -> np.ndarray:
+    """Returns the accuracy or the loss of each input of a batch."""
+    if metric == "accuracy":
+        correct = _classes(labels, prediction) == prediction.argmax(axis=-1)
+        return correct.reshape(len(correct), -1).mean(axis=1)
+    labels = keras.tree.map_structure(ops.convert_to_tensor, labels)
+    return ops.convert_to_numpy(per_sample_losses(qmodel.loss, labels, prediction))
 
 
 def _labels_and_quality(
     qmodel: DQMQModel, rest: tuple[Any, ...]
-) -> tuple[Any, dict[str, Any] | None]:
-    """Returns the labels and the quality of a batch, each None if it is not there.
+) -> tuple[Any, dict[str, np.ndarray] | None]:
+    """Returns the labels, and the kinds and measures `{name: values [N]}`, each None if not there.
 
     Args:
         qmodel: The model.
@@ -105,15 +133,23 @@ def _labels_and_quality(
     """
     quality = None
     if rest and isinstance(rest[-1], dict) and not set(rest[-1]) <= set(qmodel.output_names):
-        *others, quality = rest
+        *others, last = rest
         rest = tuple(others)
-    if len(rest) > 2 or not (quality is None or {"kind", "severity"} <= set(quality)):
+        quality = {name: np.asarray(values) for name, values in last.items()}
+    is_valid = quality is None or (
+        all(values.dtype.kind in "biuf" for values in quality.values())
+        and len({values.size for values in quality.values()}) == 1
+        and len(_KIND_KEYS & quality.keys()) in (0, 2)
+    )
+    if len(rest) > 2 or not is_valid:
         kinds = [type(value).__name__ for value in rest]
         keys = "" if quality is None else f", and a dictionary with the keys {sorted(quality)}"
         raise ValueError(
             f"`data` must have elements {_ELEMENT}. Found elements with {kinds} after the inputs{keys}. "
             "Use `data.map`."
         )
+    if quality is not None:
+        quality = {name: values.reshape(-1) for name, values in quality.items()}
     return rest[0] if rest else None, quality
 
 
@@ -151,102 +187,3 @@ def _classes(y: Any, prediction: Any) -> Any:
         return y.astype("int64")
     is_one_hot = y.shape == shape and np.isin(y, (0, 1)).all() and (y.sum(axis=-1) == 1).all()
     return y.argmax(axis=-1) if is_one_hot else None
-
-
-class DecisionStatistics:
-    """The decisions of the policy, and its distributions, at N quality embeddings.
-
-    Args:
-        qmodel: The model.
-        embeddings: The quality embeddings, shape `[N, d]`.
-
-    Attributes:
-        weights: The bits of the weights, int array `[N, weight points]`.
-        activations: The bits of the activations that are decided, int array `[N, points]`.
-        inputs: The bits of each layer's input, int array `[N, weight points]`.
-        group_weights: The bits of the weights in each group, int array `[groups, weight points]`.
-        groups: The number of groups (`profiles` of a `Summary`).
-        bits_vary_by: See `Summary`.
-    """
-
-    def __init__(self, qmodel: DQMQModel, embeddings: np.ndarray) -> None:
-        policy, costs = qmodel._parts.policy, qmodel._parts.costs
-        count = len(embeddings)
-        weights, activations, means, probabilities = [], [], [], []
-        for start in range(0, count, _CHUNK):
-            z = ops.convert_to_tensor(embeddings[start : start + _CHUNK])
-            decision = {
-                key: ops.convert_to_numpy(value) for key, value in policy(z, training=False).items()
-            }
-            self.group_weights = decision["weights"][..., 0].astype("int64")
-            weights.append(self.group_weights[decision["group"]])
-            activations.append(decision["activations"][..., 0])
-            mean = policy.means(z)
-            means.append(policy.bits_at(ops.convert_to_numpy(mean)).sum(axis=0) / count)
-            p = np.exp(ops.convert_to_numpy(policy.log_probabilities(mean)))
-            probabilities.append(p.sum(axis=0) / count)
-        self.weights = np.concatenate(weights)
-        self.activations = np.concatenate(activations).astype("int64")
-        self.inputs = np.tile(costs.input_bits.astype("int64"), (count, 1))
-        is_decided = costs.input_column >= 0
-        self.inputs[:, is_decided] = self.activations[:, costs.input_column[is_decided]]
-        self.groups = len(self.group_weights)
-        self.bits_vary_by = policy.bits_vary_by
-        self._policy = policy
-        self._means, self._probabilities = np.sum(means, axis=0), np.sum(probabilities, axis=0)
-        # A level above 8 bits stands for 8 bits.
-        widths = policy.bits_at(policy.highest) - policy.bits_at(policy.highest - 1.0)
-        self._sigma = ops.convert_to_numpy(policy.sigma()) * widths.astype("float32")
-
-    def files(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Returns the weight bits and the activation bits of each file that the inputs would use."""
-        count = self.weights.shape[1]
-        if not self.activations.shape[1]:
-            return [(bits, self.activations[:0]) for bits in self.group_weights]
-        rows = np.unique(np.concatenate([self.weights, self.activations], axis=1), axis=0)
-        return [(row[:count], row[count:]) for row in rows]
-
-    def distribution(self, point: int) -> Distribution:
-        """Returns the `Distribution` of a decision point. Activations come first."""
-        is_allowed = self._policy.allowed[point] > 0
-        return Distribution(
-            mean=float(self._means[point]),
-            sigma=float(self._sigma[point]),
-            bit_widths=tuple(int(b) for b in self._policy.bit_widths[is_allowed]),
-            probabilities=tuple(self._probabilities[point][is_allowed].tolist()),
-        )
-
-
-def quality_rows(
-    statistics: DecisionStatistics, costs: CostModel, evaluation: Evaluation
-) -> Iterator[QualityRow]:
-    """Yields a row for each kind and severity, and one for all inputs.
-
-    Args:
-        statistics: The decisions at the embeddings of `evaluation`.
-        costs: The cost model.
-        evaluation: The result of the run over the data.
-    """
-    kinds, metric = evaluation.kinds, evaluation.metric
-    sizes = np.array([math.prod(point.shape) for point in costs.weights], "float64")
-    macs = costs.macs if costs.macs.sum() else np.ones_like(costs.macs)
-    cases = [] if kinds is None else [tuple(case) for case in np.unique(kinds, axis=0).tolist()]
-    for case in [*cases, None]:
-        if case is None or kinds is None:
-            kind, severity, is_in_case = "all", None, np.ones(len(statistics.weights), bool)
-        else:
-            kind, severity = ("clean", *KINDS)[case[0]], case[1]
-            is_in_case = (kinds == case).all(axis=1)
-        weights, inputs = statistics.weights[is_in_case], statistics.inputs[is_in_case]
-        scores = evaluation.scores
-        score = None if scores is None else float(scores[is_in_case].mean())
-        yield QualityRow(
-            kind=kind,
-            severity=severity,
-            samples=int(is_in_case.sum()),
-            accuracy=score if metric == "accuracy" else None,
-            loss=score if metric == "loss" else None,
-            weight_bits=float(np.average(weights.mean(axis=0), weights=sizes)),
-            activation_bits=float(np.average(inputs.mean(axis=0), weights=macs)),
-            bit_ops=costs.bit_ops(weights, statistics.activations[is_in_case]),
-        )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dqmq_tf.quality.degradations import DEGRADATIONS
 from dqmq_tf.report import tables
-from dqmq_tf.report.rows import BitStatistics, QualityRow
+from dqmq_tf.report.rows import BitStatistics, FifthRow, QualityRow
 from dqmq_tf.report.summary import Summary
 
 if TYPE_CHECKING:
@@ -23,20 +23,24 @@ _COLORS = {
     "resolution": "#009E73",
     "photometric": "#CC79A7",
 }
+# One color and marker for each measure of quality, in turn.
+_MEASURE_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D")
 _LINES = ("-", "--", ":", "-.")
+_SHUFFLED: dict[str, Any] = {"linestyle": ":", "fillstyle": "none"}
+_Row = QualityRow | FifthRow
 _ROW_INCHES = 0.23
 _BITS_INCHES, _QUALITY_INCHES, _LEGEND_INCHES, _LABEL_INCHES = 3.6, 4.6, 1.9, 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _QualityPanel:
-    """A plot of one number by kind and severity.
+    """A plot of one number by kind and severity, or by fifths.
 
     Attributes:
         title: The title.
         label: The label of the y axis.
-        column: The attribute of a `QualityRow` that holds the number.
+        column: The attribute of a row that holds the number.
         factor: The number is multiplied by this.
     """
 
@@ -45,9 +49,15 @@ class _QualityPanel:
     column: str
     factor: float = 1.0
 
-    def value(self, row: QualityRow) -> float:
+    def value(self, row: _Row) -> float:
         """Returns the number of a row."""
         return self.factor * getattr(row, self.column)
+
+    def shuffled(self, row: _Row) -> float | None:
+        """Returns the number for the quality of other inputs. None if it was not measured."""
+        if row.shuffled is None or self.column not in ("accuracy", "loss"):
+            return None
+        return self.factor * row.shuffled
 
 
 def figure_class() -> "type[Figure]":
@@ -69,7 +79,7 @@ def figure_class() -> "type[Figure]":
 def plot_summary(
     summary: Summary, path: str | pathlib.Path | None = None, by: str | None = None
 ) -> "Figure":
-    """Draws the bits per layer and, if kinds are known, accuracy, bits and cost by their severity.
+    """Draws the bits per layer, and accuracy, bits and cost by kind and severity or by fifths.
 
     Args:
         summary: A `dqmq_tf.Summary`.
@@ -86,11 +96,13 @@ def plot_summary(
     if by not in (None, "layer", "quality"):
         raise ValueError(f"by={by!r} must be 'layer', 'quality' or None for both.")
     bit_columns = {} if by == "quality" else _bit_columns(summary)
-    rows = [row for row in summary.qualities if row.severity is not None]
+    kind_rows = [row for row in summary.qualities if row.severity is not None]
+    rows: Sequence[_Row] = [*kind_rows] or summary.fifths
     if by == "quality" and not rows:
         raise ValueError(
-            "by='quality' needs a summary of data with kinds and severities: pass data of "
-            "quality.mixed_quality(..., with_quality=True) to dqmq_tf.summary."
+            "by='quality' needs a summary of data whose quality is known: pass images to "
+            "dqmq_tf.summary, with quality.mixed_quality(..., with_quality=True) or with measures of "
+            "your own."
         )
     panels = [] if by == "layer" else _quality_panels(summary, rows, with_bits=by == "quality")
     all_bits = [bits for column in bit_columns.values() for bits in column if bits is not None]
@@ -214,10 +226,8 @@ def _differing_kinds(bits: BitStatistics) -> dict[str, float]:
     return bits.by_kind if len(means) > 1 else {}
 
 
-def _quality_panels(
-    summary: Summary, rows: Sequence[QualityRow], with_bits: bool
-) -> list[_QualityPanel]:
-    """Returns the panels to draw for the rows of known kind and severity."""
+def _quality_panels(summary: Summary, rows: Sequence[_Row], with_bits: bool) -> list[_QualityPanel]:
+    """Returns the panels to draw for the rows of known quality."""
     if not rows:
         return []
     panels: list[_QualityPanel] = []
@@ -260,26 +270,55 @@ def _quality_panels(
     return panels
 
 
-def _draw_quality(axes: "Axes", rows: Sequence[QualityRow], panel: _QualityPanel) -> None:
-    """Draws a curve over the severities for each kind."""
-    for kind in dict.fromkeys(row.kind for row in rows):
-        kind_rows = [row for row in rows if row.kind == kind]
-        values = [panel.value(row) for row in kind_rows]
-        if kind == "clean":
+def _draw_quality(axes: "Axes", rows: Sequence[_Row], panel: _QualityPanel) -> None:
+    """Draws a curve over the severities for each kind, or over the fifths for each measure."""
+    curves: dict[str, list[_Row]] = {}
+    for row in rows:
+        curves.setdefault(_curve(row), []).append(row)
+    for name, points in curves.items():
+        values = [panel.value(row) for row in points]
+        if name == "clean":
             axes.axhline(values[0], color="black", linewidth=0.8, linestyle="--", zorder=1)
-        severities = [row.severity or 0 for row in kind_rows]
-        axes.plot(severities, values, markersize=5, linewidth=1.4, **_style(kind))
-    ticks = sorted({row.severity or 0 for row in rows})
-    axes.set_xticks(ticks, [str(severity) if severity else "clean" for severity in ticks])
-    axes.set_xlabel("severity of the degradation")
+        style = _curve_style(points[0], list(curves))
+        axes.plot(list(map(_place, points)), values, markersize=5, linewidth=1.4, **style)
+        of_fifths = [panel.shuffled(row) for row in points if isinstance(row, FifthRow)]
+        shuffled = [value for value in of_fifths if value is not None]
+        if shuffled:
+            style = {**style, **_SHUFFLED}
+            axes.plot(list(map(_place, points)), shuffled, markersize=5, linewidth=1.4, **style)
+    ticks = sorted(set(map(_place, rows)))
+    is_by_kind = isinstance(rows[0], QualityRow)
+    names = ["clean" if is_by_kind and not tick else str(tick) for tick in ticks]
+    axes.set_xticks(ticks, names)
+    axes.set_xlabel(
+        "severity of the degradation" if is_by_kind else "fifth of the inputs, lowest first"
+    )
     axes.set_ylabel(panel.label)
     axes.set_title(panel.title, fontsize=10)
     axes.grid(color="0.9", linewidth=0.6)
 
 
-def _draw_legend(
-    axes: "Axes", all_bits: Sequence[BitStatistics], rows: Sequence[QualityRow]
-) -> None:
+def _curve(row: _Row) -> str:
+    """Returns the name of the curve to which a row belongs: its kind or its measure."""
+    return row.measure if isinstance(row, FifthRow) else row.kind
+
+
+def _place(row: _Row) -> int:
+    """Returns the place of a row on the x axis: its fifth or its severity."""
+    return row.fifth if isinstance(row, FifthRow) else row.severity or 0
+
+
+def _curve_style(row: _Row, curves: Sequence[str]) -> dict[str, Any]:
+    """Returns the color, marker and line of the curve of a row, given the names of all curves."""
+    name = _curve(row)
+    if isinstance(row, QualityRow):
+        return _style(name)
+    index = curves.index(name)
+    color = _MEASURE_COLORS[index % len(_MEASURE_COLORS)]
+    return {"color": color, "marker": _MARKERS[index % len(_MARKERS)], "linestyle": "-"}
+
+
+def _draw_legend(axes: "Axes", all_bits: Sequence[BitStatistics], rows: Sequence[_Row]) -> None:
     """Draws the legend in axes of its own, so that it covers nothing."""
     from matplotlib.lines import Line2D
 
@@ -289,7 +328,12 @@ def _draw_legend(
         entries.append(Line2D([], [], marker="o", color="black", linestyle="", label=label))
     if has_ranges:
         entries.append(Line2D([], [], color="0.7", linewidth=4, label="least to most bits"))
-    for kind in dict.fromkeys(row.kind for row in rows):
-        entries.append(Line2D([], [], label=kind.replace("_", " "), **_style(kind)))
+    curves = {_curve(row): row for row in rows}
+    for name, row in curves.items():
+        label = name.replace("_", " ")
+        entries.append(Line2D([], [], label=label, **_curve_style(row, list(curves))))
+    if any(isinstance(row, FifthRow) and row.shuffled is not None for row in rows):
+        style = {**_SHUFFLED, "color": "black", "marker": "o"}
+        entries.append(Line2D([], [], label="with the quality\nof other inputs", **style))
     axes.axis("off")
     axes.legend(handles=entries, loc="upper left", borderaxespad=0, fontsize=8, frameon=False)

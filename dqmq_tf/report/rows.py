@@ -83,26 +83,56 @@ class ActivationRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QualityRow:
-    """The inputs of one kind and severity of degradation.
+class ScoreRow:
+    """What a group of inputs gets.
 
     Attributes:
-        kind: `"clean"`, one of `quality.KINDS`, or `"all"`.
-        severity: 1 to 5. 0 for clean inputs, None for all inputs.
         samples: The number of inputs.
         accuracy: The share of correctly classified inputs. None if the task is not a
             classification.
         loss: The mean of the compiled loss. None for a classification or without a compiled loss.
+        shuffled: The accuracy or the loss if each input has the quality of another input of its batch
+            (see `following.ShuffledModel`). None if nothing follows the quality, or without a score.
         weight_bits: The mean bits of a weight.
         activation_bits: The mean bits of a layer's input, weighted by multiply-accumulates.
         bit_ops: The bit operations per input.
     """
 
-    kind: str
-    severity: int | None
     samples: int
     accuracy: float | None
     loss: float | None
+    shuffled: float | None
     weight_bits: float
     activation_bits: float
     bit_ops: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QualityRow(ScoreRow):
+    """The inputs of one kind and severity of degradation.
+
+    Attributes:
+        kind: `"clean"`, one of `quality.KINDS`, or `"all"`.
+        severity: 1 to 5. 0 for clean inputs, None for all inputs.
+    """
+
+    kind: str
+    severity: int | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FifthRow(ScoreRow):
+    """A fifth of the inputs by a measure of their quality.
+
+    Attributes:
+        measure: The measure: `"brightness"`, `"contrast"` or `"sharpness"`, as `quality.measure`
+            defines them, or a name from the data.
+        fifth: 1 for the lowest values to 5 for the highest.
+        least: The smallest value of the measure in this fifth.
+        most: The largest one.
+    """
+
+    measure: str
+    fifth: int
+    least: float
+    most: float

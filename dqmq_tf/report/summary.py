@@ -13,8 +13,16 @@ from dqmq_tf.config import Budget
 from dqmq_tf.errors import check_quantized
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quality.degradations import KINDS
-from dqmq_tf.report import evaluation
-from dqmq_tf.report.rows import ActivationRow, BitStatistics, LayerRow, QualityRow
+from dqmq_tf.report import evaluation, score_rows
+from dqmq_tf.report.decision_statistics import DecisionStatistics
+from dqmq_tf.report.following import followers
+from dqmq_tf.report.rows import (
+    ActivationRow,
+    BitStatistics,
+    FifthRow,
+    LayerRow,
+    QualityRow,
+)
 from dqmq_tf.terminal import output_console
 
 if TYPE_CHECKING:
@@ -32,6 +40,7 @@ class Summary:
         deployable: Whether any runtime supports the bit-widths of the target.
         phase: `"search"`, `"settled"` or `"frozen"`.
         bits_vary_by: What the bits depend on: `"sample"`, `"profile"` or `"static"`.
+        follows: Phrases for what follows the quality of each input. Empty if nothing does.
         profiles: The number of precision profiles. During the search, the number of groups of
             similar quality.
         source: The inputs that means are taken over. `"data"`: the data passed to `summary`.
@@ -42,6 +51,8 @@ class Summary:
         activations: An `ActivationRow` for each activation whose bits the policy chooses.
         qualities: A `QualityRow` for each kind and severity in the data, and a last one for all
             inputs. Empty without data.
+        fifths: A `FifthRow` for each fifth of the inputs by each measure of quality: those in the data
+            or, for images without kinds, brightness, contrast and sharpness. Empty without data.
         budget: The `dqmq_tf.Budget`.
         cost: The cost in the budget's unit: the mean over the inputs or, for bytes, the cost of the
             largest profile.
@@ -59,12 +70,14 @@ class Summary:
     deployable: bool
     phase: str
     bits_vary_by: str
+    follows: tuple[str, ...]
     profiles: int
     source: Literal["data", "training", "none"]
     samples: int
     layers: tuple[LayerRow, ...]
     activations: tuple[ActivationRow, ...]
     qualities: tuple[QualityRow, ...]
+    fifths: tuple[FifthRow, ...]
     budget: Budget
     cost: float
     other_bytes: float | None
@@ -97,14 +110,15 @@ class Summary:
         Args:
             path: The file to write, such as `"bits.png"` or `"bits.pdf"`. None to write no file.
             by: `"layer"` for the bits per layer alone, `"quality"` for what inputs of each kind and
-                severity get: accuracy, bits and cost. None for both, without the bits by quality.
+                severity, or of each fifth by quality, get: accuracy, bits and cost. None for both,
+                without the bits by quality.
 
         Returns:
             A `matplotlib.figure.Figure`, which a notebook shows.
 
         Raises:
             ImportError: If matplotlib is not installed.
-            ValueError: If `by` is not valid, or is `"quality"` and the kinds of the data are unknown.
+            ValueError: If `by` is not valid, or is `"quality"` and the quality of the data is unknown.
 
         Example:
 
@@ -137,8 +151,10 @@ def summary(qmodel: DQMQModel, data: Any = None) -> Summary:
         data: Arrays `(images, labels)`, or a dataset of any kind that `dqmq_tf.inputs` lists, batched
             or not, of `(image, label)`. Elements `(image, label, {"kind": index, "severity": int})`
             tell the kinds of degradation apart; `quality.mixed_quality(..., with_quality=True)`
-            produces them. Sample weights are ignored. The data is read once. Without labels, no
-            accuracy is reported. None to report the bits of the last inputs that training saw.
+            produces them. Other keys of this dictionary are measures of quality of your own, one
+            number for each input. Without the dictionary, images are measured by `quality.measure`.
+            Sample weights are ignored. The data is read once. Without labels, no accuracy is
+            reported. None to report the bits of the last inputs that training saw.
 
     Returns:
         A `Summary`. Print it, read its attributes, or call its `plot`. Bits, bytes and BitOPs are
@@ -158,7 +174,7 @@ def summary(qmodel: DQMQModel, data: Any = None) -> Summary:
     check_quantized(qmodel)
     evaluated, source = _evaluate(qmodel, data)
     costs = qmodel._parts.costs
-    statistics = evaluation.DecisionStatistics(qmodel, evaluated.embeddings)
+    statistics = DecisionStatistics(qmodel, evaluated.embeddings)
     stored = _measured_costs(qmodel, "size_bytes", statistics)
     download = _measured_costs(qmodel, "download_bytes", statistics)
     in_budget = {"size_bytes": stored, "download_bytes": download}.get(costs.kind)
@@ -180,14 +196,16 @@ def summary(qmodel: DQMQModel, data: Any = None) -> Summary:
         deployable=qmodel.target.deployable,
         phase=qmodel._parts.policy.phase,
         bits_vary_by=statistics.bits_vary_by,
+        follows=followers(qmodel),
         profiles=statistics.groups,
         source=source,
         samples=0 if source == "none" else len(evaluated.embeddings),
         layers=layers,
         activations=_activation_rows(statistics, costs, kind_names),
         qualities=(
-            () if data is None else tuple(evaluation.quality_rows(statistics, costs, evaluated))
+            () if data is None else tuple(score_rows.quality_rows(statistics, costs, evaluated))
         ),
+        fifths=tuple(score_rows.fifth_rows(statistics, costs, evaluated)),
         budget=qmodel.budget,
         cost=cost,
         other_bytes=None if in_budget is None else in_budget.constant(),
@@ -211,7 +229,7 @@ def _evaluate(
 
 
 def _layer_rows(
-    statistics: evaluation.DecisionStatistics,
+    statistics: DecisionStatistics,
     costs: CostModel,
     stored: CostModel,
     download: CostModel,
@@ -258,7 +276,7 @@ def _layer_rows(
 
 
 def _activation_rows(
-    statistics: evaluation.DecisionStatistics, costs: CostModel, kind_names: np.ndarray | None
+    statistics: DecisionStatistics, costs: CostModel, kind_names: np.ndarray | None
 ) -> tuple[ActivationRow, ...]:
     """Returns a row for each activation whose bits the policy chooses."""
     return tuple(
@@ -283,9 +301,7 @@ def _bit_statistics(bits: np.ndarray, kind_names: np.ndarray | None) -> BitStati
     )
 
 
-def _measured_costs(
-    qmodel: DQMQModel, kind: str, statistics: evaluation.DecisionStatistics
-) -> CostModel:
+def _measured_costs(qmodel: DQMQModel, kind: str, statistics: DecisionStatistics) -> CostModel:
     """Returns a cost model in bytes, measured at the bits in use with the current weights.
 
     The model's own cost model knows one kind of budget, and is measured when training needs it.

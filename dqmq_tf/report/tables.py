@@ -8,7 +8,7 @@ import rich.table
 import rich.text
 from rich.console import RenderableType
 
-from dqmq_tf.report.rows import ActivationRow, BitStatistics, Distribution, LayerRow
+from dqmq_tf.report.rows import ActivationRow, BitStatistics, Distribution, LayerRow, ScoreRow
 from dqmq_tf.report.summary import Summary
 from dqmq_tf.terminal import new_table
 
@@ -27,6 +27,7 @@ _UNITS = {
     "bit_ops": "BitOPs per input",
     "mean_bit_width": "bits, the root of weight bits x input bits averaged over MACs",
 }
+_MEANS = "weight bits are means over weights, activation bits over MACs"
 _SOURCES = {
     "data": "means over the {:,} inputs of the data",
     "training": "means over the last {:,} inputs of training",
@@ -48,6 +49,8 @@ def tables(summary: Summary, ascii_only: bool = False) -> Iterator[RenderableTyp
         yield _activations(summary, ascii_only)
     if summary.qualities:
         yield _qualities(summary)
+    if summary.fifths:
+        yield _fifths(summary)
 
 
 def meaning(summary: Summary) -> str:
@@ -69,6 +72,7 @@ def _overview(summary: Summary) -> rich.table.Table:
         ("model", f"{summary.model}, target {summary.target}", ""),
         ("phase", f"{summary.phase}: {_PHASES[summary.phase]}", ""),
         ("bits", meaning(summary), ""),
+        ("follows quality", ", ".join(summary.follows) or "nothing", ""),
         ("cost", _cost(summary), "red" if is_over_budget else "green"),
         ("encoder", _encoder(summary), ""),
         ("not counted", f"{summary.other_parameters:,} parameters that are not quantized", ""),
@@ -143,33 +147,63 @@ def _activations(summary: Summary, ascii_only: bool) -> rich.table.Table:
 
 
 def _qualities(summary: Summary) -> rich.table.Table:
-    score = metric(summary)
     table = new_table(
-        "Inputs by quality: weight bits are means over weights, activation bits over MACs",
-        "kind", "severity", "samples", *([score] if score else []), "weight bits",
-        "activation bits", "BitOPs",
-    )  # fmt: skip
+        f"Inputs by quality: {_MEANS}", "kind", "severity", *_score_head(summary, "BitOPs")
+    )
     previous = None
     for row in summary.qualities:
         if previous is not None and row.kind != previous:
             table.add_section()
-        scores = []
-        if row.accuracy is not None:
-            scores = [f"{100 * row.accuracy:.1f} %"]
-        elif row.loss is not None:
-            scores = [f"{row.loss:.4g}"]
         table.add_row(
             "" if row.kind == previous else row.kind,
             str(row.severity or ""),
-            f"{row.samples:,}",
-            *scores,
-            f"{row.weight_bits:.2f}",
-            f"{row.activation_bits:.2f}",
+            *_score_cells(row),
             si(row.bit_ops),
             style="bold" if row.severity is None else None,
         )
         previous = row.kind
     return table
+
+
+def _fifths(summary: Summary) -> rich.table.Table:
+    table = new_table(
+        "Fifths of the inputs by measures of quality, lowest first",
+        "measure", "fifth", "from", "to", *_score_head(summary),
+    )  # fmt: skip
+    for row in summary.fifths:
+        if row.fifth == 1 and row is not summary.fifths[0]:
+            table.add_section()
+        table.add_row(
+            row.measure if row.fifth == 1 else "",
+            str(row.fifth),
+            f"{row.least:.3g}",
+            f"{row.most:.3g}",
+            *_score_cells(row),
+        )
+    return table
+
+
+def _score_head(summary: Summary, *more: str) -> tuple[str, ...]:
+    """Returns the headings of `_score_cells`."""
+    score = metric(summary)
+    scores: list[str] = [score] if score else []
+    if summary.qualities[-1].shuffled is not None:
+        scores.append(f"{score},\nshuffled")
+    return ("samples", *scores, "weight bits", "activation bits", *more)
+
+
+def _score_cells(row: ScoreRow) -> tuple[str, ...]:
+    """Returns the number of samples, the scores, and the mean bits of a group of inputs."""
+    scores = []
+    if row.accuracy is not None:
+        scores.append(f"{100 * row.accuracy:.1f} %")
+        if row.shuffled is not None:
+            scores.append(f"{100 * row.shuffled:.1f} %")
+    elif row.loss is not None:
+        scores.append(f"{row.loss:.4g}")
+        if row.shuffled is not None:
+            scores.append(f"{row.shuffled:.4g}")
+    return f"{row.samples:,}", *scores, f"{row.weight_bits:.2f}", f"{row.activation_bits:.2f}"
 
 
 def layer_labels(summary: Summary) -> list[str]:

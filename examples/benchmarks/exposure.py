@@ -47,6 +47,7 @@ _STARTS = flags.DEFINE_integer(
 _START_STEPS = flags.DEFINE_integer("start_steps", 900, "Steps of the first float training.")
 _FLOAT_STEPS = flags.DEFINE_integer("float_steps", 0, "Further float steps with each seed.")
 _STEPS = flags.DEFINE_integer("steps", 500, "Steps of each method with quantization.")
+_RATE = flags.DEFINE_float("learning_rate", 0.001, "Initial learning rate with quantization.")
 
 _CALIBRATION_IMAGES = 512
 _PARTS = ("all", "worst_fifth", "darkest_fifth")
@@ -99,7 +100,8 @@ def run(method, seed, train, test):
         config=dqmq_tf.DQMQConfig(quality_aware=False, seed=seed),
     )
     data = signs.batches(seen.x, seen.y, seed, _STEPS.value)
-    float_networks.train(qmodel, dqmq_tf.distill_labels(data, model), _STEPS.value, 0.001)
+    labelled = dqmq_tf.distill_labels(data, model)
+    float_networks.train(qmodel, labelled, _STEPS.value, _RATE.value)
     qmodel.freeze(profiles=1)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.tflite"
@@ -114,6 +116,7 @@ def run(method, seed, train, test):
         "start_seed": start_seed(seed),
         "bytes": _BYTES.value,
         "steps": [_START_STEPS.value, _FLOAT_STEPS.value, _STEPS.value],
+        "learning_rate": _RATE.value,
         "float": float_scores,
         "file": file_scores,
         "download_bytes": report.download_bytes,
@@ -128,8 +131,9 @@ def run(method, seed, train, test):
 def is_ours(record):
     """Whether a run has the settings of the flags."""
     steps = [_START_STEPS.value, _FLOAT_STEPS.value, _STEPS.value]
-    ours = (_START.value, start_seed(record["seed"]), _BYTES.value, steps)
-    return ours == tuple(record[name] for name in ("start", "start_seed", "bytes", "steps"))
+    ours = (_START.value, start_seed(record["seed"]), _BYTES.value, steps, _RATE.value)
+    names = ("start", "start_seed", "bytes", "steps", "learning_rate")
+    return ours == tuple(record[name] for name in names)
 
 
 def tell(records):

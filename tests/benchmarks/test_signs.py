@@ -29,12 +29,14 @@ def predicting(wrong):
 
 
 def test_fifths_are_the_lowest_by_each_measure(ten):
-    assert set(signs.scores(predicting([]), ten).values()) == {1.0}
+    perfect = signs.scores(predicting([]), ten)
+    assert perfect.pop("fifths") == [1.0] * 5
+    assert set(perfect.values()) == {1.0}
     # The fifths are the images 0 and 1, 9 and 8, 4 and 3, 0 and 5.
     found = signs.scores(predicting([0, 3, 8, 9]), ten)
     assert found == {
         "all": 0.6, "worst_fifth": 0.5, "darkest_fifth": 0.0, "smallest_fifth": 0.5,
-        "least_sharp_fifth": 0.5,
+        "least_sharp_fifth": 0.5, "fifths": [0.5, 0.5, 1.0, 1.0, 0.0],
     }  # fmt: skip
 
 
@@ -63,7 +65,7 @@ def test_the_table_of_signs_has_leads_over_static_bits_paired_by_seed_in_each_fi
         record("told", 1, 0.96, 0.02, **shuffled),
         record("told", 0, 0.91, 0.02, **shuffled),
     ]
-    assert set(sign_tables.PARTS) == set(signs.scores(predicting([]), ten))
+    assert {*sign_tables.PARTS, "fifths"} == set(signs.scores(predicting([]), ten))
     table = sign_tables.leads(records, "Signs")
     shown = {row[0]: dict(zip(table.columns[1:], row[1:])) for row in table.rows}
     assert shown["static"]["seeds"] == "3" and shown["static"]["lead, all"] == "-"

@@ -1,16 +1,14 @@
 """Checks what `summary` reports about data against counts by hand."""
 
-import collections
 import dataclasses
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.summarized_models import KINDS, SAMPLES, small_network
+from helpers.summarized_models import SAMPLES, small_network
 
 import dqmq_tf
-from dqmq_tf import quality
 from dqmq_tf.report.summary import summary
 
 
@@ -57,59 +55,12 @@ DATA_KINDS = {
 }
 
 
-class TestDecisionStatistics:
-    def test_distribution_is_averaged_over_the_inputs(self, per_sample, report, arrays):
-        policy = per_sample._parts.policy
-        z = keras.ops.convert_to_numpy(per_sample._parts.encoder(arrays[0]))
-        direction = policy.direction.numpy()
-        step = np.abs(direction).max() / 127
-        direction = step * np.round(direction / step)
-        mean = policy.mean.numpy()[0] + z @ direction[0]
-        mean = np.clip(mean, 2, 8)
-        found = report.activations[0].distribution
-        sigma = np.exp(policy.log_sigma.numpy()[0]) * policy.temperature.numpy()
-        p = np.exp(-((mean[:, None] - np.arange(2, 9)) ** 2) / (2 * sigma**2))
-        p = (p / p.sum(axis=1, keepdims=True)).mean(axis=0)
-        assert found.bit_widths == tuple(range(2, 9))
-        assert found.mean == pytest.approx(mean.mean(), abs=1e-4)
-        assert found.sigma == pytest.approx(sigma)
-        assert found.probabilities == pytest.approx(p, abs=1e-4)
+def unshuffled(row):
+    """Returns a row without the score for other inputs' quality, which depends on the batches."""
+    return dataclasses.replace(row, shuffled=None)
 
 
 class TestQualities:
-    def test_rows_agree_with_counts_by_hand(self, per_sample, report, arrays):
-        images, labels, kinds, severities = arrays
-        right = per_sample.predict(images, verbose=0).argmax(axis=1) == labels
-        table = per_sample.decisions(images)
-        cases = collections.defaultdict(list)
-        for i in range(SAMPLES):
-            name = ("clean", *quality.KINDS)[kinds[i]]
-            bits, bit_ops, weight_bits, input_bits = table.bits[i], 0, 0, 0
-            for row in report.layers:
-                w, a = bits[table.points.index(row.name)], bits[table.points.index(row.input)]
-                bit_ops += row.macs * w * a
-                weight_bits += row.weights * w
-                input_bits += row.macs * a
-            values = (right[i], weight_bits, input_bits, bit_ops)
-            cases[name, int(severities[i])].append(values)
-            cases["all", None].append(values)
-        assert {(row.kind, row.severity) for row in report.qualities} == set(cases)
-        for row in report.qualities:
-            share, weight_bits, input_bits, bit_ops = np.mean(cases[row.kind, row.severity], axis=0)
-            assert row.samples == len(cases[row.kind, row.severity])
-            assert row.accuracy == pytest.approx(share)
-            assert row.loss is None
-            assert row.weight_bits == pytest.approx(weight_bits / report.total("weights"))
-            assert row.activation_bits == pytest.approx(input_bits / report.total("macs"))
-            # The overhead is the cost of the encoder and the policy.
-            assert row.bit_ops == pytest.approx(bit_ops + per_sample._parts.costs.overhead)
-
-    def test_rows_are_ordered_clean_then_kinds_then_all(self, report):
-        kinds = list(dict.fromkeys(row.kind for row in report.qualities))
-        assert kinds == ["clean", *KINDS, "all"]
-        severities = [row.severity for row in report.qualities if row.kind == KINDS[0]]
-        assert severities == [2, 3, 4]
-
     @pytest.mark.parametrize(
         "change",
         [
@@ -123,11 +74,13 @@ class TestQualities:
     )
     def test_without_kinds_there_is_one_row(self, per_sample, data, report, change):
         (row,) = summary(per_sample, change(data)).qualities
-        assert row == report.qualities[-1]
+        assert unshuffled(row) == unshuffled(report.qualities[-1])
 
     @pytest.mark.parametrize("kind", DATA_KINDS)
     def test_every_kind_of_data_gives_the_same_rows(self, per_sample, report, arrays, kind):
-        assert summary(per_sample, DATA_KINDS[kind](*arrays)).qualities == report.qualities
+        found = summary(per_sample, DATA_KINDS[kind](*arrays)).qualities
+        assert list(map(unshuffled, found)) == list(map(unshuffled, report.qualities))
+        assert all(row.shuffled is not None for row in found)
 
     @pytest.mark.parametrize(
         "data_of",
@@ -143,11 +96,13 @@ class TestQualities:
     )
     def test_without_labels_there_is_no_accuracy(self, per_sample, report, arrays, data_of):
         (row,) = summary(per_sample, data_of(*arrays)).qualities
-        assert row == dataclasses.replace(report.qualities[-1], accuracy=None)
+        assert row == dataclasses.replace(report.qualities[-1], accuracy=None, shuffled=None)
 
     def test_a_dataset_without_labels_tells_qualities_apart(self, per_sample, data, report):
         found = summary(per_sample, data.map(lambda x, y, drawn: (x, drawn))).qualities
-        assert found == tuple(dataclasses.replace(row, accuracy=None) for row in report.qualities)
+        assert found == tuple(
+            dataclasses.replace(row, accuracy=None, shuffled=None) for row in report.qualities
+        )
 
     def test_samples_of_different_sizes_are_not_in_one_batch(self):
         model = keras.Sequential([keras.Input((None, None, 2)), keras.layers.Conv2D(3, 2)])
@@ -190,6 +145,10 @@ class TestErrors:
             (lambda d: d.map(lambda x, y, drawn: (x, y, y, y)), "elements \\(image, label\\)"),
             (lambda d: d.map(lambda x, y, drawn: {"picture": x, "label": y}), "image.*picture"),
             (lambda d: d.map(lambda x, y, drawn: (x, y, {"kind": y})), "elements.*kind"),
+            (
+                lambda d: d.map(lambda x, y, drawn: (x, y, {"camera": tf.as_string(y)})),
+                "measures of your own.*camera",
+            ),
             (lambda d: d.map(lambda x, y, drawn: (x[:, :8], y)), "batch.*16, 16, 3.*8, 16, 3"),
             (
                 lambda d: d.map(lambda x, y, drawn: (x, y, {"kind": y + 99, "severity": y})),

@@ -9,7 +9,7 @@ import pytest
 
 import dqmq_tf
 from dqmq_tf import quality
-from dqmq_tf.report.rows import BitStatistics, QualityRow
+from dqmq_tf.report.rows import BitStatistics, FifthRow, QualityRow
 from dqmq_tf.report.summary import summary
 
 
@@ -50,7 +50,7 @@ def large(report):
     ]
     rows = [
         QualityRow(kind=kind, severity=severity, samples=9, accuracy=0.1 * severity, loss=None,
-                   weight_bits=3.0, activation_bits=4.0, bit_ops=1e6 * (1 + severity))
+                   shuffled=None, weight_bits=3.0, activation_bits=4.0, bit_ops=1e6 * (1 + severity))
         for kind in kinds for severity in (range(1, 6) if kind != "clean" else [0])
     ]  # fmt: skip
     rows.append(dataclasses.replace(rows[0], kind="all", severity=None))
@@ -144,10 +144,28 @@ class TestFigure:
         rows = [row for row in report.qualities if row.kind == "jpeg"]
         curves = {tuple(line.get_ydata()) for line in bits.get_lines()}
         assert tuple(row.activation_bits for row in rows) in curves
-        with pytest.raises(ValueError, match="by='quality' needs a summary of data with kinds"):
+        with pytest.raises(
+            ValueError, match="by='quality' needs a summary of data whose quality is known"
+        ):
             dataclasses.replace(report, qualities=()).plot(by="quality")
         with pytest.raises(ValueError, match="by='kind' must be"):
             report.plot(by="kind")
+
+    def test_without_kinds_there_are_curves_over_fifths(self, report):
+        quality_rows = [row for row in report.qualities if row.severity is None]
+        fifths = [
+            FifthRow(measure=name, fifth=i, least=0.0, most=1.0, samples=9, accuracy=0.1 * i, loss=None,
+                     shuffled=0.05 * i, weight_bits=3.0, activation_bits=2.0 + i, bit_ops=1e6)
+            for name in ("brightness", "focus") for i in range(1, 6)
+        ]  # fmt: skip
+        changed = dataclasses.replace(report, qualities=tuple(quality_rows), fifths=tuple(fifths))
+        accuracy, bits, legend = changed.plot(by="quality").axes
+        assert accuracy.get_xlabel() == "fifth of the inputs, lowest first"
+        curves = [[round(y) for y in line.get_ydata()] for line in accuracy.get_lines()]
+        assert curves == 2 * [[10, 20, 30, 40, 50], [5, 10, 15, 20, 25]]
+        assert list(bits.get_lines()[0].get_ydata()) == [3, 4, 5, 6, 7]
+        names = [text.get_text() for text in legend.get_legend().get_texts()]
+        assert names[-3:] == ["brightness", "focus", "with the quality\nof other inputs"]
 
     def test_file_is_written(self, report, tmp_path):
         report.plot(tmp_path / "bits.png")

@@ -19,9 +19,9 @@ def leads(records, title):
     values = {}
     for record in records:
         for key, words in _KEYS.items():
-            for part, score in record.get(key, {}).items():
+            for part in PARTS if key in record else ():
                 of_part = values.setdefault(record["method"] + words, {}).setdefault(part, {})
-                of_part[record["seed"]] = 100 * score
+                of_part[record["seed"]] = 100 * record[key][part]
     static = values.get(_STATIC, {})
     rows = []
     for name, parts in values.items():

@@ -94,7 +94,7 @@ def float_start(method, seed, images, labels, *, resnet, cache, steps):
 
 
 def scores(predict, signs):
-    """Returns the accuracy on all images, and on the lowest fifths by several measures of quality.
+    """Returns the accuracy on all images, on the lowest fifths by measures, and on each fifth by quality.
 
     Args:
         predict: Function from float images to class probabilities.
@@ -111,4 +111,5 @@ def scores(predict, signs):
     for name, values in measures.items():
         lowest = np.argsort(values, kind="stable")[: len(values) // 5]
         found[name] = float(correct[lowest].mean())
-    return found
+    fifths = np.array_split(np.argsort(signs.quality, kind="stable"), 5)
+    return {**found, "fifths": [float(correct[members].mean()) for members in fifths]}

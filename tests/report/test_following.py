@@ -1,0 +1,96 @@
+"""Checks what is said to follow the quality, and predictions with the quality of other inputs."""
+
+import keras
+import numpy as np
+import pytest
+
+import dqmq_tf
+from dqmq_tf.report.following import ShuffledModel, followers, shuffled_model
+from dqmq_tf.report.summary import summary
+
+
+@pytest.fixture(scope="module")
+def exposed():
+    """An `android` model behind `Exposure`, inside a nested model, and images of mixed exposure."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16, 16, 1))
+    x = dqmq_tf.layers.Exposure(name="light")(inputs)
+    x = keras.layers.Conv2D(4, 3, strides=2, activation="relu")(x)
+    x = keras.layers.Flatten()(x)
+    body = keras.Model(inputs, keras.layers.Dense(4)(x), name="body")
+    outer = keras.Input((16, 16, 1))
+    qmodel = dqmq_tf.quantize_model(keras.Model(outer, body(outer)), target="android")
+    random = np.random.default_rng(0)
+    images = random.uniform(80, 180, (24, 16, 16, 1)).astype("float32")
+    images *= np.linspace(0.1, 1.4, 24, dtype="float32")[:, None, None, None]
+    qmodel.calibrate(images)
+    return qmodel, images
+
+
+class TestFollowers:
+    def test_bits_and_profiles(self, per_sample):
+        assert followers(per_sample) == ("the bits of activations",)
+
+    def test_normalization_and_exposure(self):
+        inputs = keras.Input((16, 16, 3))
+        x = dqmq_tf.layers.Exposure()(inputs)
+        x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3, use_bias=False)(x))
+        model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
+        qmodel = dqmq_tf.quantize_model(model, target="simulation")
+        bits, scales, exposure = followers(qmodel)
+        assert (bits, exposure) == ("the bits of activations", "exposure")
+        assert scales == "the scale and shift of 1 batch normalizations"
+
+    def test_exposure_in_a_nested_model(self, exposed):
+        assert followers(exposed[0]) == ("exposure",)
+
+    def test_static_models_follow_nothing(self, data):
+        inputs = keras.Input((16, 16, 3))
+        model = keras.Model(inputs, keras.layers.Flatten()(keras.layers.Conv2D(2, 3)(inputs)))
+        qmodel = dqmq_tf.quantize_model(model, target="android")
+        assert followers(qmodel) == ()
+        assert shuffled_model(qmodel) is None
+        qmodel.calibrate(next(iter(data))[0].numpy())
+        found = summary(qmodel, data)
+        assert found.follows == () and "nothing" in str(found)
+        assert {row.shuffled for row in found.qualities} == {None}
+
+
+class TestShuffledModel:
+    def test_equal_inputs_predict_as_the_model(self, per_sample, arrays):
+        same = np.repeat(arrays[0][:1], 8, axis=0)
+        found = ShuffledModel(per_sample).predict_on_batch([same])
+        assert found == pytest.approx(per_sample.predict_on_batch(same), abs=1e-5)
+
+    def test_embeddings_are_those_of_another_input(self, per_sample, arrays, monkeypatch):
+        images, encoder = arrays[0][:2], per_sample._parts.encoder
+        found = ShuffledModel(per_sample).predict_on_batch([images])
+        z = encoder(images)
+        monkeypatch.setattr(encoder, "call", lambda x: z[::-1])
+        assert found == pytest.approx(np.array(per_sample(images)), abs=1e-5)
+        monkeypatch.undo()
+        assert np.abs(found - np.array(per_sample(images))).max() > 1e-3
+
+    def test_exposure_is_that_of_another_input(self, exposed):
+        qmodel, images = exposed
+        dark, bright = images[1], images[-1]
+        own = qmodel.predict_on_batch(np.stack([dark, bright]))
+        found = ShuffledModel(qmodel).predict_on_batch([np.stack([dark, bright])])
+        # With the exposure of the other, the dark image is black and the bright one white.
+        extremes = qmodel.predict_on_batch(np.stack([dark, bright]))
+        assert np.abs(found - own).max() > 5 * np.abs(extremes[0] - extremes[1]).max() * 0.1
+
+    def test_no_input_keeps_its_own_quality(self, exposed, monkeypatch):
+        qmodel, images = exposed
+        model, seen = ShuffledModel(qmodel), []
+        monkeypatch.setattr(model, "_run", lambda x, others: seen.append(others.numpy()) or x[0])
+        for count in (1, 2, 7, 24):
+            model.predict_on_batch([images[:count]])
+            assert sorted(seen[-1]) == list(range(count))
+            assert count == 1 or (seen[-1] != np.arange(count)).all()
+
+    def test_shuffling_costs_accuracy_where_exposure_decides(self, exposed):
+        qmodel, images = exposed
+        labels = qmodel.predict_on_batch(images).argmax(axis=-1)
+        found = summary(qmodel, (images, labels)).qualities[-1]
+        assert found.accuracy == 1 and found.shuffled < 1
