@@ -14,6 +14,27 @@ import dqmq_tf
 from dqmq_tf import export, quality, runtimes
 
 
+# Files of half a minute and more. At the end of a run, one of them would leave a processor idle.
+_LONG = (
+    "training/test_several_workers.py",
+    "test_notebooks.py",
+    "test_fit.py",
+    "keras/test_killed_runs.py",
+    "keras/test_schedule_of_fit.py",
+    "tflite/test_web_page.py",
+    "test_model.py",
+    "test_quickstart.py",
+    "test_readme.py",
+    "budget/test_npu_budget.py",
+    "benchmarks/test_oracle.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the long files first. `--no-loadscope-reorder` makes pytest-xdist keep this order."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(_LONG))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_search_for_garbage_in_what_stays():
     """Keeps the modules and the models of other files out of the garbage collection.
