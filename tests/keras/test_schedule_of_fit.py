@@ -60,18 +60,24 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("epoch", [1, 3])
-def test_a_training_that_is_resumed_ends_as_the_one_that_was_not(epoch, tmp_path):
-    def train(*callbacks):
-        qmodel = quantized()
-        options = {"batch_size": 16, "epochs": 4, "shuffle": False, "verbose": 0}
-        qmodel.fit(IMAGES, LABELS, callbacks=list(callbacks), **options)
-        return qmodel
+def train(*callbacks):
+    qmodel = quantized()
+    options = {"batch_size": 16, "epochs": 4, "shuffle": False, "verbose": 0}
+    qmodel.fit(IMAGES, LABELS, callbacks=list(callbacks), **options)
+    return qmodel
 
+
+@pytest.fixture(scope="module")
+def whole():
+    """A model after a training that nothing interrupted."""
+    return train()
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_training_that_is_resumed_ends_as_the_one_that_was_not(epoch, whole, tmp_path):
     def backup():
         return keras.callbacks.BackupAndRestore(tmp_path / "backup")
 
-    whole = train()
     with pytest.raises(KeyboardInterrupt):
         train(backup(), Interrupt(epoch))
     phases = Phases()
