@@ -13,7 +13,6 @@ from helpers.small_networks import KINDS, as_floats, compiled, network, training
 import dqmq_tf
 from dqmq_tf import export, quality, runtimes
 
-
 # Files of half a minute and more. At the end of a run, one of them would leave a processor idle.
 _LONG = (
     "training/test_several_workers.py",
