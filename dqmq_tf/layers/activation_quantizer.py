@@ -10,7 +10,9 @@ import tensorflow as tf
 from keras import ops
 
 from dqmq_tf.layers import lsq, step_fitting
-from dqmq_tf.layers.graph_functions import in_blocks, one_node, worth_compiling
+from dqmq_tf.layers.graph_functions import one_node, worth_compiling
+from dqmq_tf.layers.normalization import normalization_of
+from dqmq_tf.layers.slices import in_slices, restored
 from dqmq_tf.policy import decision_tensor
 from dqmq_tf.precision import INT16_BITS
 
@@ -92,20 +94,26 @@ class ActivationQuantizer(keras.layers.Layer):
             self._observe(x)
             return x
         if self.column is None:
-            # One row per sample: XLA sums over all samples at once at half the speed.
-            row = tf.fill([tf.shape(x)[0], 1], float(self.bit_widths[-1]))
+            row = tf.constant([[float(self.bit_widths[-1])]])
         else:
             assert decision is not None
             row = decision[:, self.column]
-        compiled = worth_compiling(x)
-        blocks = in_blocks(x) if compiled else None
-        values = x if blocks is None else blocks
-        quantize = _tensor_quantizer(
-            x.dtype, len(values.shape), self.bit_widths, row.shape[-1], compiled, ceiling
-        )
+        rows, fields = (1 if self.column is None else None), row.shape[-1]
         table = ops.stack([self.log_step.value, self.zero_point.value], axis=-1)
-        quantized = quantize(values, table, self.calibrated.value, row)
-        return quantized if blocks is None else tf.reshape(quantized, (-1, *x.shape[1:]))
+        args = table, self.calibrated.value, row
+        normalization = normalization_of(x)
+        if normalization is not None:
+            quantize = _quantizing(4, self.bit_widths, fields, ceiling)
+            return normalization.then(quantize, _signature(self.bit_widths, rows, fields), *args)
+        compiled = worth_compiling(x)
+        values = in_slices(x) if compiled else x
+        # XLA compiles one loop for each shape, other functions take all shapes.
+        shape = (None, values.shape[1], None) if compiled else (None,) * len(x.shape)
+        spec = tf.TensorSpec(shape, x.dtype)
+        quantized = _quantizer(spec, self.bit_widths, rows, fields, compiled, ceiling)(
+            values, *args
+        )
+        return restored(quantized, x) if compiled else quantized
 
     def compute_output_spec(
         self, x: Any, decision: Any = None, ceiling: float | None = None
@@ -210,23 +218,48 @@ def _asymmetric_grid(range: str, bits: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 @functools.cache
-def _tensor_quantizer(
-    dtype: tf.DType,
-    rank: int,
+def _quantizer(
+    spec: tf.TensorSpec,
     candidates: tuple[int, ...],
+    rows: int | None,
     fields: int,
     compiled: bool,
     ceiling: float | None,
 ) -> Callable[..., tf.Tensor]:
+    """Returns what `_quantizing` does, as one node.
+
+    Args:
+        spec: The type and shape of the tensor.
+        candidates, fields, ceiling: See `_quantizing`.
+        rows: The number of decision rows, None for one per sample.
+        compiled: Whether XLA compiles the function into one loop for each direction. The ten
+            element-wise operations that it replaces take longer than the convolution before them.
+    """
+    quantize = _quantizing(len(spec.shape), candidates, fields, ceiling)
+    return one_node(quantize, [spec, *_signature(candidates, rows, fields)], compiled)
+
+
+def _signature(
+    candidates: tuple[int, ...], rows: int | None, fields: int
+) -> tuple[tf.TensorSpec, ...]:
+    """Returns the `tf.TensorSpec` of what `_quantizing` needs beside the tensor."""
+    return (
+        tf.TensorSpec([len(candidates), 2]),
+        tf.TensorSpec([]),
+        tf.TensorSpec([rows, fields]),
+    )
+
+
+@functools.cache
+def _quantizing(
+    rank: int, candidates: tuple[int, ...], fields: int, ceiling: float | None
+) -> Callable[..., tf.Tensor]:
     """Returns a function of a tensor, its steps and zero points, a flag and decision rows.
 
     Args:
-        dtype: The type of the tensor.
         rank: The rank of the tensor `[batch, ...]`.
         candidates: The K candidate bit-widths.
-        fields: The number of fields in the decision rows `[batch, fields]`.
-        compiled: Whether XLA compiles the function into one loop for each direction. The ten
-            element-wise operations that it replaces take longer than the convolution before them.
+        fields: The number of fields in the decision rows `[1 or batch, fields]`.
         ceiling: The upper limit of a ReLU in front of the quantizer. None if there is no ReLU.
 
     Returns:
@@ -256,13 +289,7 @@ def _tensor_quantizer(
         executed, low, high = parameters
         return lsq.relaxed_quantize(x, executed, low, high, mean, slope)
 
-    signature = [
-        tf.TensorSpec([None] * rank, dtype),
-        tf.TensorSpec([len(candidates), 2]),
-        tf.TensorSpec([]),
-        tf.TensorSpec([None, fields]),
-    ]
-    return one_node(quantize, signature, compiled)
+    return quantize
 
 
 def apply_relu(x: tf.Tensor, ceiling: float | None) -> tf.Tensor:

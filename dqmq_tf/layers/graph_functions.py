@@ -17,8 +17,6 @@ from dqmq_tf.layers import custom_gradients
 # Values per sample from which XLA saves more time than its compilation costs (half a second for
 # each shape).
 _WORTH_COMPILING = 4096
-# Values in a block of `in_blocks`.
-BLOCK = 1024
 
 
 def one_node(
@@ -26,9 +24,7 @@ def one_node(
 ) -> Callable[..., tf.Tensor]:
     """Returns a function that is traced once and is one node in the graphs that call it.
 
-    The gradient keeps only the arguments from the forward pass and runs the function again. A
-    compiled function has one gradient function for the first argument and one for the others: XLA
-    on a CPU takes twice as long for an element-wise result and a sum in one function as in two.
+    The gradient keeps only the arguments from the forward pass and runs the function again.
 
     Args:
         function: A function of tensors whose result has the shape and type of the first argument.
@@ -38,25 +34,21 @@ def one_node(
         compiled: Whether XLA compiles the function, once for each shape.
     """
 
-    def gradient_of(part: slice) -> Callable[..., list[tf.Tensor | None]]:
-        def gradient(upstream: tf.Tensor, *args: tf.Tensor) -> list[tf.Tensor | None]:
-            with tf.GradientTape() as tape:
-                tape.watch(args[part])
-                result = function(*args)
-            return tape.gradient(result, args[part], upstream)
-
-        return graph_function(gradient, [signature[0], *signature], compiled)
+    def gradient_of_function(upstream: tf.Tensor, *args: tf.Tensor) -> list[tf.Tensor | None]:
+        with tf.GradientTape() as tape:
+            tape.watch(args)
+            result = function(*args)
+        return tape.gradient(result, args, upstream)
 
     forward = graph_function(function, signature, compiled)
-    parts = (slice(1), slice(1, None)) if compiled else (slice(None),)
-    gradient_functions = [gradient_of(part) for part in parts]
+    backward = graph_function(gradient_of_function, [signature[0], *signature], compiled)
 
     @tf.custom_gradient
     def apply(
         *args: tf.Tensor,
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor | None]]]:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            gradients = [y for function in gradient_functions for y in function(upstream, *args)]
+            gradients = backward(upstream, *args)
             return [y if y is None else _with_shape(y, x) for y, x in zip(gradients, args)]
 
         return _with_shape(forward(*args), args[0]), gradient
@@ -93,20 +85,6 @@ def graph_function(
 def worth_compiling(x: tf.Tensor) -> bool:
     """Returns whether XLA should compile an element-wise function of a tensor `[batch, ...]`."""
     return math.prod(n or 1 for n in x.shape[1:]) >= _WORTH_COMPILING
-
-
-def in_blocks(x: tf.Tensor) -> tf.Tensor | None:
-    """Returns a tensor `[batch, ...]` reshaped to blocks `[batch, n, 32, 32]`.
-
-    XLA's loops over such blocks are up to twice as fast as its loops over other shapes.
-
-    Returns:
-        The reshaped tensor. None if the size of a sample is unknown or no multiple of `BLOCK`.
-    """
-    if None in x.shape[1:]:
-        return None
-    count, remainder = divmod(math.prod(x.shape[1:]), BLOCK)
-    return None if remainder else tf.reshape(x, (-1, count, 32, 32))
 
 
 def _with_shape(y: tf.Tensor, like: tf.Tensor) -> tf.Tensor:

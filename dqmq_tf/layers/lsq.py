@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import tensorflow as tf
 
+from dqmq_tf.layers.slices import sum_over
+
 _Number = TypeVar("_Number", float, tf.Tensor)
 # The step size, q_min and q_max of a quantizer.
 _Parameters = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
@@ -123,7 +125,9 @@ def _gradients(
     """Returns the gradients of `x` and `step`."""
     x_exact, upstream_exact = tf.cast(x, step.dtype), tf.cast(upstream, step.dtype)
     ratio, integers = _integers(x_exact, step, q_min, q_max)
-    inside = tf.cast((ratio >= q_min) & (ratio <= q_max), step.dtype)
+    # XLA computes products again in each loop that needs them. A quotient it would keep in memory.
+    is_inside = (x_exact >= q_min * step) & (x_exact <= q_max * step)
+    inside = tf.cast(is_inside, step.dtype)
     calibrated = tf.cast(step > 0, step.dtype)
     to_x = upstream_exact * (inside * calibrated + 1.0 - calibrated)
     to_step = upstream_exact * (integers - ratio * inside) * calibrated
@@ -133,4 +137,4 @@ def _gradients(
 def _sum_like(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """Sums over the axes along which `like`, a tensor of the same rank, was broadcast."""
     axes = [i for i, n in enumerate(like.shape) if n == 1 and values.shape[i] != 1]
-    return tf.reduce_sum(values, axes, keepdims=True)
+    return sum_over(values, axes)
