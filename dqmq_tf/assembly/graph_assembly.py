@@ -13,6 +13,7 @@ from dqmq_tf.graph.fusion import INPUT_CALL, Slot
 from dqmq_tf.graph.rebuild import new_inputs, single, structured
 from dqmq_tf.layers import (
     ActivationQuantizer,
+    ChainedActivation,
     Constants,
     FusedBatchNormalization,
     QualityAffine,
@@ -20,6 +21,7 @@ from dqmq_tf.layers import (
     RectifiedQuantizer,
     Reorder,
     UserActivationQuantizer,
+    is_chainable,
     is_fusible,
 )
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
@@ -201,7 +203,10 @@ class GraphAssembly:
         x: Any = args[0] if args else None
         is_scaled = self._has_affines and isinstance(layer, keras.layers.BatchNormalization)
         affine = self._affine(node, x) if is_scaled else None
-        if not keras.backend.is_keras_tensor(x) or not is_fusible(layer, x.shape, x.dtype):
+        is_tensor = keras.backend.is_keras_tensor(x)
+        if is_tensor and is_chainable(layer, x.dtype) and self._call_counts[node.path] == 1:
+            return ChainedActivation(layer)(*args, **kwargs)
+        if not is_tensor or not is_fusible(layer, x.shape, x.dtype):
             outputs = layer(*args, **kwargs)
             return affine(outputs, decision["embedding"]) if affine else outputs
         if node.path not in self._fused:

@@ -1,6 +1,7 @@
 """Keras layers: `Exposure` for images, and those that quantize other layers and activations."""
 
 from dqmq_tf.layers.activation_quantizer import ActivationQuantizer
+from dqmq_tf.layers.chained_activation import ChainedActivation, is_chainable
 from dqmq_tf.layers.exposure import Exposure
 from dqmq_tf.layers.fused_batch_normalization import FusedBatchNormalization, is_fusible
 from dqmq_tf.layers.quality_affine import QualityAffine
@@ -12,6 +13,7 @@ from dqmq_tf.layers.user_quantizer import UserQuantizer
 
 __all__ = [
     "ActivationQuantizer",
+    "ChainedActivation",
     "Constants",
     "Exposure",
     "FusedBatchNormalization",
@@ -21,5 +23,6 @@ __all__ = [
     "Reorder",
     "UserActivationQuantizer",
     "UserQuantizer",
+    "is_chainable",
     "is_fusible",
 ]

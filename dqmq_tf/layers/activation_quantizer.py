@@ -104,7 +104,8 @@ class ActivationQuantizer(keras.layers.Layer):
         normalization = normalization_of(x)
         if normalization is not None:
             quantize = _quantizing(4, self.bit_widths, fields, ceiling)
-            return normalization.then(quantize, _signature(self.bit_widths, rows, fields), *args)
+            signature = _signature(self.bit_widths, rows, fields)
+            return normalization.then(quantize, signature, *args).output()
         compiled = worth_compiling(x)
         values = in_slices(x) if compiled else x
         # XLA compiles one loop for each shape, other functions take all shapes.

@@ -1,9 +1,13 @@
 """Batch normalization together with what follows it, in loops that XLA compiles.
 
-A batch normalization that is followed by a ReLU and a quantizer takes one pass over the activation
-for the output, and the gradient keeps only the input: everything else is computed from it again.
+A batch normalization that is followed by a ReLU and a quantizer, or by a quantizer, an activation and
+its quantizer, takes one pass over the activation for the output, and the gradient keeps only the
+input: everything else is computed from it again. What only the next function reads is never computed
+by itself: TensorFlow leaves out operations whose results nobody uses.
 """
 
+import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,45 +56,59 @@ class Normalization:
         if factors is None:
             factors = tf.ones((1, channels)), tf.zeros((1, channels))
         self._parameters = [gamma, beta, *factors]
-
-    def output(self) -> tf.Tensor:
-        """Returns the normalized tensor. `normalization_of` finds this object by it."""
-        y = self.then(_unchanged, ())
-        setattr(y, _ATTRIBUTE, self)
-        return y
+        self._chain = _Chain()
+        self._args: tuple[tf.Tensor, ...] = ()
 
     def then(
         self,
         function: Callable[..., tf.Tensor],
-        signature: Sequence[tf.TensorSpec],
+        signature: Sequence[tf.TensorSpec] = (),
         *args: tf.Tensor,
-    ) -> tf.Tensor:
-        """Returns a function of the normalized tensor.
+    ) -> "Normalization":
+        """Returns this normalization followed by an element-wise function.
 
         Args:
-            function: An element-wise function of a tensor `[batch, slices, n, channels]` and of `args`.
-                The same object for each call with the same signature.
+            function: A function of a tensor `[batch, slices, n, channels]` and of `args`. The same
+                object for each call with the same signature.
             signature: The `tf.TensorSpec` of each of `args`.
             *args: The other arguments.
-
-        Returns:
-            A tensor of the shape of the input.
         """
+        extended = copy.copy(self)
+        extended._chain = _Chain((*self._chain.steps, (function, tuple(signature))))
+        extended._args = (*self._args, *args)
+        return extended
+
+    def output(self) -> tf.Tensor:
+        """Returns the result in the shape of the input. `normalization_of` finds this object by it."""
         count, channels = self._slices.shape[1], self._x.shape[-1]
-        run = _normalized(
-            function, tuple(signature), count, channels, self._epsilon, self._compiled
-        )
-        y = run(self._slices, self.mean, self.variance, *self._parameters, *args)
-        return restored(y, self._x)
+        run = _normalized(self._chain, count, channels, self._epsilon, self._compiled)
+        y = run(self._slices, self.mean, self.variance, *self._parameters, *self._args)
+        y = restored(y, self._x)
+        setattr(y, _ATTRIBUTE, self)
+        return y
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chain:
+    """Element-wise functions, one after the other, each with the signature of its own arguments."""
+
+    steps: tuple[tuple[Callable[..., tf.Tensor], tuple[tf.TensorSpec, ...]], ...] = ()
+
+    @property
+    def signature(self) -> tuple[tf.TensorSpec, ...]:
+        """The signature of the arguments of all functions."""
+        return tuple(spec for _, signature in self.steps for spec in signature)
+
+    def __call__(self, y: tf.Tensor, *args: tf.Tensor) -> tf.Tensor:
+        for function, signature in self.steps:
+            y = function(y, *args[: len(signature)])
+            args = args[len(signature) :]
+        return y
 
 
 def normalization_of(y: tf.Tensor) -> Normalization | None:
     """Returns the `Normalization` whose output a tensor is, None if there is none."""
     return getattr(y, _ATTRIBUTE, None)
-
-
-def _unchanged(y: tf.Tensor) -> tf.Tensor:
-    return y
 
 
 @functools.cache
@@ -111,12 +129,7 @@ def _statistics(
 
 @functools.cache
 def _normalized(
-    function: Callable[..., tf.Tensor],
-    signature: tuple[tf.TensorSpec, ...],
-    count: int | None,
-    channels: int,
-    epsilon: float,
-    compiled: bool,
+    function: _Chain, count: int | None, channels: int, epsilon: float, compiled: bool
 ) -> Callable[..., tf.Tensor]:
     """Returns `function` of a normalized activation, with a gradient for all but the statistics.
 
@@ -128,8 +141,7 @@ def _normalized(
     arXiv 1502.03167, section 3).
 
     Args:
-        function: See `Normalization.then`.
-        signature: The `tf.TensorSpec` of its further arguments.
+        function: What follows the normalization.
         count: The number of slices.
         channels: The number of channels.
         epsilon: What is added to the variance.
@@ -178,7 +190,7 @@ def _normalized(
 
     activation, statistic = tf.TensorSpec([None, count, None, channels]), tf.TensorSpec([channels])
     factor = tf.TensorSpec([None, channels])
-    arguments = [activation, *[statistic] * 4, factor, factor, *signature]
+    arguments = [activation, *[statistic] * 4, factor, factor, *function.signature]
     run = graph_function(forward, arguments, compiled)
     run_backward = graph_function(backward, [activation, *arguments], compiled)
 

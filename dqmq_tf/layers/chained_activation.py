@@ -1,0 +1,72 @@
+"""An activation that is computed together with the batch normalization in front of it."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from dqmq_tf.layers.normalization import normalization_of
+
+_FUNCTIONS = (
+    keras.activations.silu,
+    keras.activations.hard_silu,
+    keras.activations.sigmoid,
+    keras.activations.hard_sigmoid,
+    keras.activations.tanh,
+)
+
+
+@keras.saving.register_keras_serializable(package="dqmq_tf")
+class ChainedActivation(keras.layers.Layer):
+    """Runs an element-wise activation. It has the name of the activation layer.
+
+    Between a batch normalization with its quantizer and a quantizer of its own, it is a part of their
+    loop (see `Normalization`), and the gradient keeps none of the tensors between them. Outputs and
+    gradients are those of the layer.
+
+    Args:
+        layer: An `Activation` for which `is_chainable` is true.
+
+    Input shape: any float tensor `[batch, ...]`. Output shape: the same.
+    """
+
+    def __init__(self, layer: keras.layers.Activation, **kwargs: Any) -> None:
+        super().__init__(**{"name": layer.name, **kwargs, "autocast": False})
+        self.layer = layer
+        self.supports_masking = True
+        self.built = True
+
+    def build(self, input_shape: Any = None) -> None:
+        """Does nothing: an activation has no weights."""
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        normalization = normalization_of(x)
+        if normalization is None:
+            return self.layer(x)
+        return normalization.then(self.layer.activation).output()
+
+    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(x.shape, dtype=x.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        layer = keras.saving.serialize_keras_object(self.layer)
+        return {**super().get_config(), "layer": layer}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "ChainedActivation":
+        return cls(keras.saving.deserialize_keras_object(config.pop("layer")), **config)
+
+
+def is_chainable(layer: Any, dtype: str) -> bool:
+    """Returns whether a layer is an activation that can be a part of a loop.
+
+    Args:
+        layer: Any layer.
+        dtype: The type of its input.
+    """
+    return (
+        type(layer) is keras.layers.Activation
+        and layer.activation in _FUNCTIONS
+        and layer.activity_regularizer is None
+        and dtype == layer.compute_dtype == "float32"
+    )
