@@ -1,4 +1,4 @@
-"""Batch normalization with TensorFlow's fused operation, optionally scaled by quality."""
+"""Batch normalization in few passes over an activation, optionally scaled by quality."""
 
 from typing import Any
 
@@ -15,12 +15,13 @@ _SMALLEST_EPSILON = 1.001e-5
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class FusedBatchNormalization(keras.layers.Layer):
-    """Runs a batch normalization with one operation for each direction. It has the layer's name.
+    """Runs a batch normalization in few passes over the activation. It has the layer's name.
 
     Keras builds a batch normalization from about fifteen operations, each of which reads and writes
     a whole activation. On a CPU that is a third of the training step of a small convolutional
-    network. Outputs, gradients and moving statistics agree with Keras up to rounding. Inference
-    calls the Keras layer.
+    network. Here, XLA compiles its loops, together with the quantizer behind it (`Normalization`);
+    small activations take TensorFlow's fused operation. Outputs, gradients and moving statistics
+    agree with Keras up to rounding. Inference calls the Keras layer.
 
     With a `QualityAffine` behind it, the gradient of both layers takes no more passes over the
     activation than the gradient of the normalization alone, because both need the same two sums
@@ -102,7 +103,7 @@ class FusedBatchNormalization(keras.layers.Layer):
 
 
 def is_fusible(layer: keras.layers.Layer, shape: tuple[int | None, ...], dtype: str) -> bool:
-    """Returns whether the fused operation can run a layer.
+    """Returns whether a `FusedBatchNormalization` can run a layer.
 
     Args:
         layer: Any layer.
@@ -125,7 +126,10 @@ def is_fusible(layer: keras.layers.Layer, shape: tuple[int | None, ...], dtype: 
 def _normalize(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns the normalized tensor, and the mean and variance of the batch, each `[channels]`."""
+    """Returns the normalized tensor, and the mean and variance of the batch, each `[channels]`.
+
+    It is TensorFlow's fused operation.
+    """
     fused = tf.raw_ops.FusedBatchNormV3(
         x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
     )
