@@ -68,7 +68,8 @@ class FusedBatchNormalization(keras.layers.Layer):
         channels = [x.shape[-1]]
         gamma = tf.convert_to_tensor(layer.gamma) if layer.scale else tf.ones(channels)
         beta = tf.convert_to_tensor(layer.beta) if layer.center else tf.zeros(channels)
-        compiled = worth_compiling(x)
+        # Calibration calls each layer once, outside of a graph. Compilation would take longer.
+        compiled = worth_compiling(x) and not tf.executing_eagerly()
         if compiled or self.affine is not None:
             factors = None if self.affine is None else self.affine.factors(z)
             normalization = Normalization(x, gamma, beta, layer.epsilon, factors, compiled)

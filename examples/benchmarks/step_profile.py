@@ -11,7 +11,6 @@ import json
 import pathlib
 import tempfile
 
-import keras
 import networks
 import numpy as np
 import rich.console
@@ -128,7 +127,7 @@ def measure():
     batch = images, random.integers(0, model.output_shape[-1], _BATCH.value)
     quantized = dqmq_tf.quantize_model(model, target=_TARGET.value)
     for trained in (model, quantized):
-        trained.compile(keras.optimizers.Adam(), "sparse_categorical_crossentropy", ["accuracy"])
+        trained.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     quantized.calibrate(images)
     quantized._training.begin(1_000_000)
     found = {"float": profiled(step_of(model, batch))}

@@ -37,6 +37,24 @@ def new_layers(activation):
     return FusedBatchNormalization(norm), first, layer, second
 
 
+def output_and_gradients(layers, sources, decision, upstream, together):
+    """Runs the layers in a graph, together or one after the other; the input is the first source."""
+    arguments = ({"training": True}, {"decision": decision}, {}, {"decision": decision})
+
+    @tf.function
+    def run():
+        with tf.GradientTape() as tape:
+            tape.watch(sources)
+            found = sources[0]
+            for layer, kwargs in zip(layers, arguments):
+                # A copy of a tensor does not know the normalization that it comes from.
+                found = layer(found if together else tf.identity(found), **kwargs)
+        gradients = tape.gradient(found, sources, upstream)
+        return [found, *(g for g in gradients if g is not None)]
+
+    return run()
+
+
 @pytest.mark.parametrize("fields", [1, FIELDS])
 @pytest.mark.parametrize("activation", ["silu", "hard_silu", "sigmoid"])
 def test_one_loop_computes_what_the_layers_compute_one_after_the_other(activation, fields):
@@ -48,17 +66,7 @@ def test_one_loop_computes_what_the_layers_compute_one_after_the_other(activatio
         layers = norm, first, _, second = new_layers(activation)
         sources = [x, decision, norm.layer.gamma.value, norm.layer.beta.value]
         sources += [first.log_step.value, second.log_step.value]
-        with tf.GradientTape() as tape:
-            tape.watch(sources)
-            found = x
-            for layer in layers:
-                arguments = {"training": True} if layer is norm else {}
-                if layer in (first, second):
-                    arguments["decision"] = decision
-                # A copy of a tensor does not know the normalization that it comes from.
-                found = layer(found if together else tf.identity(found), **arguments)
-        gradients = tape.gradient(found, sources, upstream)
-        results.append([found, *(g for g in gradients if g is not None)])
+        results.append(output_and_gradients(layers, sources, decision, upstream, together))
     assert len(results[0]) == 7 - (fields == 1)
     for value, reference in zip(*results, strict=True):
         scale = np.abs(reference).max()

@@ -51,6 +51,24 @@ def new_layers(by_quality, ceiling):
     return layer, affine, quantizer, RectifiedQuantizer(quantizer, ceiling)
 
 
+def output_and_gradients(parts, sources, decision, upstream, quality):
+    """Runs the layers in a graph, together or one after the other; the input is the first source."""
+    norm, rectifier, together = parts
+
+    @tf.function
+    def run():
+        with tf.GradientTape() as tape:
+            tape.watch(sources)
+            y = norm(sources[0], training=True, **quality)
+            assert normalization_of(y) is not None
+            # A copy of a tensor does not know the normalization that it comes from.
+            found = rectifier(y if together else tf.identity(y), decision=decision)
+        gradients = tape.gradient(found, sources, upstream)
+        return [found, *(g for g in gradients if g is not None)]
+
+    return run()
+
+
 @pytest.mark.parametrize("fields", [1, FIELDS])
 @pytest.mark.parametrize("by_quality", [False, True])
 @pytest.mark.parametrize("ceiling", [np.inf, 6.0])
@@ -63,14 +81,9 @@ def test_one_loop_computes_what_the_layers_compute_one_after_the_other(fields, b
         fused = FusedBatchNormalization(layer, affine)
         weights = [layer.gamma, layer.beta, *(affine.trainable_weights if affine else [])]
         sources = [x, decision, quantizer.log_step.value, *(w.value for w in weights)]
-        with tf.GradientTape() as tape:
-            tape.watch(sources)
-            y = fused(x, training=True, z=z) if affine else fused(x, training=True)
-            assert normalization_of(y) is not None
-            # A tensor that no layer made on the way to the quantizer has no normalization.
-            found = rectifier(y if together else tf.identity(y), decision=decision)
-        gradients = tape.gradient(found, sources, upstream)
-        results.append([found, *(g for g in gradients if g is not None), layer.moving_variance])
+        parts = fused, rectifier, together
+        found = output_and_gradients(parts, sources, decision, upstream, {"z": z} if affine else {})
+        results.append([*found, layer.moving_variance])
     for value, reference in zip(*results, strict=True):
         scale = np.abs(reference).max()
         np.testing.assert_allclose(value / scale, reference / scale, atol=1e-4)
