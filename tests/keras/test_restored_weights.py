@@ -3,19 +3,23 @@
 import keras
 import numpy as np
 import pytest
-from helpers.small_networks import compiled, images, network
+from helpers.frozen_models import small_model
 
 import dqmq_tf
 
-IMAGES, LABELS = images(64), np.random.default_rng(1).integers(0, 10, 64)
+IMAGES = np.random.default_rng(0).uniform(0, 1, (32, 8, 8, 3)).astype("float32")
+LABELS = np.random.default_rng(1).integers(0, 4, 32)
 
 
-def quantized(**options):
-    return compiled(dqmq_tf.quantize_model(network(), **options))
+def quantized(optimizer="adam", **options):
+    qmodel = dqmq_tf.quantize_model(small_model())
+    qmodel.compile(optimizer, "sparse_categorical_crossentropy", **options)
+    return qmodel
 
 
 def fitted(epochs=4, **options):
-    qmodel = quantized()
+    # Tracing would take longer than these few steps.
+    qmodel = quantized(run_eagerly=True)
     qmodel.fit(IMAGES, LABELS, batch_size=16, epochs=epochs, verbose=0, **options)
     return qmodel
 
@@ -95,8 +99,7 @@ def test_the_best_epoch_is_restored_whatever_its_phase(best, warns, tmp_path, re
 
 
 def test_moving_averages_of_weights_pair_with_the_optimizer():
-    qmodel = dqmq_tf.quantize_model(network())
-    qmodel.compile(keras.optimizers.Adam(1e-3, use_ema=True), "sparse_categorical_crossentropy")
+    qmodel = quantized(keras.optimizers.Adam(1e-3, use_ema=True), run_eagerly=True)
     swap = keras.callbacks.SwapEMAWeights()
     qmodel.fit(
         IMAGES, LABELS, batch_size=16, epochs=2, verbose=0, callbacks=[swap],
@@ -107,4 +110,4 @@ def test_moving_averages_of_weights_pair_with_the_optimizer():
 
 
 def test_parameters_are_those_of_the_network(settled):
-    assert settled.count_params() == network().count_params()
+    assert settled.count_params() == small_model().count_params()
