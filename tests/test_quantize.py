@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from helpers.new_process import in_new_process
-from helpers.small_networks import compiled, network
+from helpers.small_networks import network
 
 import dqmq_tf
 from dqmq_tf.export import ConversionError
@@ -51,7 +51,8 @@ class TestModel:
     def test_the_float_model_is_not_changed(self):
         model = network()
         before = [w.copy() for w in model.get_weights()]
-        qmodel = compiled(dqmq_tf.quantize_model(model))
+        qmodel = dqmq_tf.quantize_model(model)
+        qmodel.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
         qmodel.train_on_batch(IMAGES, np.zeros(8))
         for was, now in zip(before, model.get_weights()):
             np.testing.assert_array_equal(was, now)
@@ -81,7 +82,7 @@ class TestModel:
         qmodel = dqmq_tf.quantize_model(model, target="simulation")
         assert set(qmodel._parts.wrappers) == {"first", "shared", "inner/block", "head"}
         assert isinstance(qmodel.get_layer("inner").get_layer("block"), QuantizeWrapper)
-        qmodel.compile("sgd", {"a": "mse", "b": "mse"})
+        qmodel.compile("sgd", {"a": "mse", "b": "mse"}, run_eagerly=True)
         x = np.random.default_rng(0).random((12, 8)).astype("float32")
         qmodel.fit(x, {"a": np.zeros((12, 2)), "b": np.zeros((12, 1))}, epochs=2, verbose=0)
         qmodel.save(tmp_path / "m.keras")
@@ -122,7 +123,7 @@ class TestModel:
         x = attention(inputs, inputs, key=inputs, use_causal_mask=True)
         model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
         qmodel = dqmq_tf.quantize_model(model, target="simulation")
-        qmodel.compile("adam", "mse")
+        qmodel.compile("adam", "mse", run_eagerly=True)
         x = np.random.default_rng(0).random((10, 6, 8)).astype("float32")
         qmodel.fit(x, np.zeros((10, 3)), verbose=0)
         assert len(qmodel._parts.wrappers["attention"].points) == 4
@@ -268,7 +269,7 @@ def test_embeddings_and_upsampling_networks_train_on_every_target(tmp_path):
     x = np.random.default_rng(0).integers(0, 9, (8, 6)).astype("float32")
     for name in ("android", "android_small", "microcontroller"):
         qmodel = dqmq_tf.quantize_model(model, target=name)
-        qmodel.compile("adam", "mse")
+        qmodel.compile("adam", "mse", run_eagerly=True)
         qmodel.fit(x, np.zeros((8, 2)), batch_size=4, verbose=0)
         steps = {path: w.log_steps[0].shape[1:] for path, w in qmodel._parts.wrappers.items()}
         per_tensor = qmodel.target.per_tensor

@@ -79,7 +79,7 @@ def test_what_comes_before_training_shows_its_stages_unless_fit_is_to_be_silent(
     qmodel = dqmq_tf.quantize_model(model)
     assert "Quantizing: " in screen.getvalue()
     before = len(screen.getvalue())
-    qmodel.compile("adam", "sparse_categorical_crossentropy")
+    qmodel.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
     qmodel.fit(images(model, 16), np.zeros(16), epochs=2, verbose=verbose)
     shown = screen.getvalue()[before:]
     assert ("Calibrating: " in shown, "Choosing bits: " in shown) == (bool(verbose),) * 2

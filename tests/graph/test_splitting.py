@@ -68,7 +68,8 @@ def assert_trains(model, tmp_path, places=()):
     scale = np.abs(model(data)).max()
     assert np.abs(exact.predict(data, verbose=0) - np.array(model(data))).max() < 0.1 * scale
     qmodel = dqmq_tf.quantize_model(model, target="simulation")
-    qmodel.compile("adam", "mse")
+    # Tracing would take longer than these two steps.
+    qmodel.compile("adam", "mse", run_eagerly=True)
     before = [np.array(w) for w in qmodel.float_model().trainable_weights]
     shape = (6, *model.output_shape[1:])
     history = qmodel.fit(data, np.zeros(shape), batch_size=3, epochs=1, verbose=0).history

@@ -23,7 +23,8 @@ def quantized(model, data, target="android"):
 def trained(qmodel, data, epochs=1):
     """Trains a model to give a constant, in two steps an epoch."""
     labels = keras.tree.map_structure(np.zeros_like, qmodel.predict(data, verbose=0))
-    qmodel.compile(keras.optimizers.SGD(1e-4), "mse")
+    # Tracing would take longer than these few steps.
+    qmodel.compile(keras.optimizers.SGD(1e-4), "mse", run_eagerly=True)
     size = len(keras.tree.flatten(data)[0])
     qmodel.fit(data, labels, batch_size=(size + 1) // 2, epochs=epochs, verbose=0)
     return qmodel

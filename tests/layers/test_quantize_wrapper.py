@@ -218,7 +218,7 @@ class Normalized(layers.Layer):
 def test_a_last_batch_smaller_than_the_groups_does_no_harm_in_fit():
     model = keras.Sequential([keras.Input((6,)), Normalized(), layers.Dense(1)])
     model = dqmq_tf.quantize_model(model, config=dqmq_tf.DQMQConfig(profiles=2))
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     x = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
     model.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0)
     for variable in model.variables:

@@ -138,6 +138,6 @@ def test_a_training_converts_once_for_all_files_that_it_measures(conversions, mo
     )
     model = small_model()
     qmodel = dqmq_tf.quantize_model(model, budget=dqmq_tf.Budget(download_bytes=1_800))
-    qmodel.compile("adam", "sparse_categorical_crossentropy")
+    qmodel.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
     qmodel.fit(images(model, 16), np.zeros(16), epochs=2, verbose=0)
     assert len(files) > 2 and len(conversions) == 1

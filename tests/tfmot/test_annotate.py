@@ -268,7 +268,7 @@ class TestApply:
 
     def test_trains(self, images):
         qmodel = quantize_apply(network(quantize_annotate_layer))
-        qmodel.compile("sgd", loss="sparse_categorical_crossentropy")
+        qmodel.compile("sgd", loss="sparse_categorical_crossentropy", run_eagerly=True)
         before = qmodel.float_model().get_weights()
         history = qmodel.fit(images, np.arange(8) % 2, batch_size=8, epochs=1, verbose=0)
         assert np.isfinite(history.history["loss"][0])

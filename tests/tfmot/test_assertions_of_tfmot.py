@@ -264,7 +264,7 @@ def test_custom_weight_quantizers_run():
         dqmq_tf.quantize_annotate_layer(layers.Dense(5), DenseQuantizeConfig()),
         config=dqmq_tf.DQMQConfig(quality_aware=False),
     )
-    model.compile(loss="mse", optimizer="sgd")
+    model.compile(loss="mse", optimizer="sgd", run_eagerly=True)
     x, y = np.random.default_rng(0).random((20, 10)), np.eye(5)[np.arange(20) % 5]
     model.fit(x, y, batch_size=20, verbose=0)
     variables = [v for v in model.variables if v.path.endswith("post_activation_max")]

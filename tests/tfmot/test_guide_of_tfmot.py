@@ -273,7 +273,7 @@ def test_skipping_the_activation_trains_and_gives_a_file_with_a_float_output(tmp
     model = annotated(keras.layers.Dense(20, name="dense"), SkipActivation())
     qmodel = dqmq_tf.quantize_apply(model, config=DQMQConfig(quality_aware=False))
     assert [p.name for p in qmodel._parts.costs.activations] == [model.inputs[0].name]
-    qmodel.compile("sgd", "mse")
+    qmodel.compile("sgd", "mse", run_eagerly=True)
     losses = qmodel.fit(inputs(), labels(), epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
     with pytest.warns(UserWarning, match="'dense': 1 of the weights in 'kernel' are -128 steps"):
@@ -288,7 +288,7 @@ def test_what_no_file_can_hold_trains_and_is_refused_by_name(tmp_path):
     model = annotated(keras.layers.Dense(20, name="dense"), FixedRange())
     with pytest.warns(UserWarning, match=f"cannot be converted .*{reason}"):
         qmodel = dqmq_tf.quantize_apply(model, config=DQMQConfig(quality_aware=False))
-    qmodel.compile("sgd", "mse")
+    qmodel.compile("sgd", "mse", run_eagerly=True)
     losses = qmodel.fit(inputs(), labels(), epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
     assert qmodel.evaluate(inputs(), labels(), verbose=0) < losses[0]
