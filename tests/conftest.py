@@ -4,6 +4,10 @@ import functools
 import gc
 import os
 
+# TensorFlow uses oneDNN by default on some processors only. With it on all, tests see the same kernels
+# and the same rounding everywhere. It has to be known before TensorFlow is imported.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
 import numpy as np
 import pytest
 from helpers import old_environment
