@@ -188,8 +188,8 @@ def _score_head(summary: Summary, *more: str) -> tuple[str, ...]:
     score = metric(summary)
     scores: list[str] = [score] if score else []
     if summary.qualities[-1].shuffled is not None:
-        scores.append(f"{score},\nshuffled")
-    return ("samples", *scores, "weight bits", "activation bits", *more)
+        scores.append(f"{score}\nshuffled")
+    return ("samples", *scores, "weight\nbits", "activation\nbits", *more)
 
 
 def _score_cells(row: ScoreRow) -> tuple[str, ...]:

@@ -100,7 +100,8 @@ class TestFifthRows:
         assert summary(per_sample, same).fifths == ()
         assert summary(per_sample, (images[:4], labels[:4])).fifths == ()
 
-    def test_the_report_prints_them(self, per_sample, arrays):
+    def test_the_report_prints_them_in_80_columns(self, per_sample, arrays, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
         images, labels, *_ = arrays
         text = str(summary(per_sample, (images, labels)))
         assert "brightness" in text and "sharpness" in text and "shuffled" in text
