@@ -73,7 +73,7 @@ def test_fit_runs_under_a_mirrored_strategy():
         "        if inside:\n"
         "            h = q.fit(x, y, batch_size=8, epochs=2, verbose=0, validation_data=(x, y))\n"
         "    if not inside:\n"
-        "        h = q.fit(x, y, batch_size=8, epochs=2, verbose=0)\n"
+        "        h = q.fit(x, y, batch_size=8, epochs=2, verbose=0, validation_data=(x, y))\n"
         "    assert np.isfinite(h.history['loss']).all(), h.history\n"
         "    assert q._parts.policy.phase == 'settled'\n"
         "    print('steps', float(q._parts.policy.search_step.numpy()), target)\n"

@@ -7,17 +7,9 @@ import numpy as np
 _NEIGHBORS = ((0, 1), (2, 1), (1, 0), (1, 2))
 
 
-def is_measurable(shape: tuple[int | None, ...]) -> bool:
-    """Whether arrays of a shape are batches of gray or color images of at least 3 x 3 pixels.
-
-    Args:
-        shape: The shape, such as `(None, 32, 32, 3)`. None for a size that is not known.
-    """
-    return (
-        len(shape) == 4
-        and shape[-1] in (1, 3, 4)
-        and all(size is None or size >= 3 for size in shape[1:3])
-    )
+def is_measurable(shape: tuple[int, ...]) -> bool:
+    """Whether an array of a shape is a batch of gray or color images of at least 3 x 3 pixels."""
+    return len(shape) == 4 and shape[-1] in (1, 3, 4) and min(shape[1:3]) >= 3
 
 
 def measure(images: Any) -> dict[str, np.ndarray]:

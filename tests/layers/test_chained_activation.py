@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.needed_operations import needed_operations
 
 from dqmq_tf.layers import (
     ActivationQuantizer,
@@ -85,14 +86,7 @@ def test_the_loop_leaves_out_the_tensors_between_the_layers():
         y = activation(first(norm(x, training=True), decision=decision))
         return second(y, decision=decision)
 
-    graph = run.get_concrete_function().graph
-    needed, todo = set(), [graph.outputs[0].op]
-    while todo:
-        operation = todo.pop()
-        if operation.name not in needed:
-            needed.add(operation.name)
-            todo += [tensor.op for tensor in operation.inputs]
-    types = [graph.get_operation_by_name(name).type for name in needed]
+    types = [op.type for op in needed_operations(run.get_concrete_function().graph)]
     # The statistics and the loop.
     assert len([t for t in types if "PartitionedCall" in t]) == 2 and "Sigmoid" not in types
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.needed_operations import needed_operations
 
 from dqmq_tf.layers import (
     ActivationQuantizer,
@@ -101,16 +102,8 @@ def test_the_gradient_keeps_no_activation_but_the_input():
             y = rectifier(fused(x, training=True), decision=decision)
         return tape.gradient(y, x, upstream)
 
-    graph = gradient.get_concrete_function().graph
-    # What the gradient needs, reached from its result.
-    needed, todo = set(), [graph.outputs[0].op]
-    while todo:
-        operation = todo.pop()
-        if operation.name not in needed:
-            needed.add(operation.name)
-            todo += [tensor.op for tensor in operation.inputs]
-    calls = [graph.get_operation_by_name(name) for name in needed]
-    calls = [call for call in calls if "PartitionedCall" in call.type]
+    needed = needed_operations(gradient.get_concrete_function().graph)
+    calls = [operation for operation in needed if "PartitionedCall" in operation.type]
     # The statistics and the gradient: neither the normalized tensor nor the quantized one.
     assert len(calls) == 2
 
