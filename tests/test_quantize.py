@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers.new_process import in_new_process
+from helpers.new_process import in_bare_process
 from helpers.small_networks import network
 
 import dqmq_tf
@@ -221,7 +221,7 @@ def test_importing_the_package_changes_no_environment_variable():
         "assert 'tensorflow_model_optimization' not in sys.modules\n"
         "assert tf.keras.__version__.startswith('3')\n"
     )
-    in_new_process(code, timeout=300)
+    in_bare_process(code, timeout=300)
 
 
 def test_a_rule_applies_to_an_activation_that_is_split_from_its_layer(tmp_path):

@@ -1,38 +1,38 @@
 """`examples/quickstart.py` as a user runs it, with a tiny training."""
 
 import json
-import pathlib
 import re
-import subprocess
+import runpy
 import sys
 
 import pytest
+from helpers.new_process import ROOT, finished, started
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "examples" / "quickstart.py"
 
 
+def _script(*arguments):
+    sys.argv = [str(SCRIPT), *arguments]
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
 def run(*arguments):
-    # Put the root first on the path, so that the package of this tree is imported.
-    code = f"import runpy, sys; sys.argv[0] = {str(SCRIPT)!r}; sys.path.insert(0, {str(ROOT)!r})\n"
-    code += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300
-    )
+    """Returns the script's status, and what it prints on its output and as errors."""
+    return finished(started(_script, *arguments), timeout=300)
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     output = tmp_path_factory.mktemp("quickstart")
-    result = run(
+    status, printed, errors = run(
         "--epochs=2",
         "--train_examples=192",
         "--test_examples=200",
         "--budget_bytes=30000",
         f"--output={output}",
     )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout, json.loads((output / "figures.json").read_text()), output
+    assert status == 0, errors[-3000:]
+    return printed, json.loads((output / "figures.json").read_text()), output
 
 
 class TestQuickstart:
@@ -82,7 +82,7 @@ class TestQuickstart:
 
 @pytest.mark.parametrize("flag", ["--budget_bytes=0", "--dataset=cifar9"])
 def test_an_invalid_flag_is_an_error_that_names_it(flag, tmp_path):
-    result = run(flag, f"--output={tmp_path / 'never'}")
-    assert result.returncode == 1
-    assert flag[2:].split("=")[0] in result.stderr
+    status, _, errors = run(flag, f"--output={tmp_path / 'never'}")
+    assert status == 1
+    assert flag[2:].split("=")[0] in errors
     assert not (tmp_path / "never").exists()

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from helpers.commands import call
 from helpers.frozen_models import freeze, images, small_model
-from helpers.new_process import in_new_process
+from helpers.new_process import in_bare_process
 
 import dqmq_tf
 from dqmq_tf.command_line import arguments, commands
@@ -199,7 +199,7 @@ def test_help_and_wrong_use_do_not_import_tensorflow(program, words, code):
         "heavy = {'tensorflow', 'keras', 'ai_edge_litert'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    in_new_process(prelude)
+    in_bare_process(prelude)
 
 
 def test_a_module_of_another_package_gets_all_of_dqmq_tf():
@@ -209,7 +209,7 @@ def test_a_module_of_another_package_gets_all_of_dqmq_tf():
         "missing = {n for n in dqmq_tf.__all__ if n != 'DQMQQuantizeConfig'} - set(vars(dqmq_tf))\n"
         "assert not missing, missing\n"
     )
-    in_new_process(code)
+    in_bare_process(code)
 
 
 def test_importing_the_package_imports_no_optional_or_slow_package():
@@ -221,4 +221,4 @@ def test_importing_the_package_imports_no_optional_or_slow_package():
         "new = {n for n in set(sys.modules) - before if n.split('.')[0] in packages}\n"
         "assert not new, new\n"
     )
-    in_new_process(code)
+    in_bare_process(code)

@@ -1,12 +1,10 @@
 import importlib
-import os
 import re
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
+from helpers.new_process import in_new_process
 from helpers.tfmot_configs import ListedConfig
 from keras import layers
 
@@ -258,14 +256,9 @@ class TestImport:
     """Runs in processes of their own, because the side effects of importing TFMOT are permanent."""
 
     def run(self, *lines):
-        code = "\n".join(("import os", *lines))
-        environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
-        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-        result = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr[-2000:]
-        return result.stdout
+        # TFMOT asks for the old Keras by this variable, which other tests may have set.
+        first = "import os; os.environ.pop('TF_USE_LEGACY_KERAS', None)"
+        return in_new_process("\n".join((first, *lines)))
 
     def test_leaves_an_untouched_tf_keras_alone(self):
         # The lines after the import stand for user code, which reads tf.keras only now.

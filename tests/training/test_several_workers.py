@@ -1,20 +1,16 @@
 """Two worker processes train one model; one of them is killed, and both start again."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
-from helpers.new_process import ROOT
+from helpers import worker_process
+from helpers.new_process import finished, started
 
 import dqmq_tf
-
-_PROGRAM = ROOT / "tests" / "helpers" / "worker_process.py"
 
 
 def _free_ports(count):
@@ -29,17 +25,10 @@ def _free_ports(count):
 
 def _train(folder, killed=None):
     """Runs two workers; returns their exit statuses and what they print on standard error."""
-    ports = ",".join(map(str, _free_ports(2)))
-    commands = [
-        [sys.executable, _PROGRAM, str(index), ports, folder] + ["--killed"] * (index == killed)
-        for index in range(2)
-    ]
-    workers = [
-        subprocess.Popen(c, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=os.environ)
-        for c in commands
-    ]
-    errors = [worker.communicate(timeout=300)[1].decode() for worker in workers]
-    return [worker.returncode for worker in workers], errors
+    ports = _free_ports(2)
+    workers = [started(worker_process.train, index, ports, folder, killed) for index in range(2)]
+    ended = [finished(worker, timeout=300) for worker in workers]
+    return [status for status, _, _ in ended], [errors for _, _, errors in ended]
 
 
 @pytest.fixture(scope="module")
