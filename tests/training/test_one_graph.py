@@ -86,12 +86,20 @@ def test_settling_traces_nothing(target, monkeypatch):
     assert traced[once:] == [("test", "frozen")], "frozen bits have a graph of their own"
 
 
-@pytest.mark.parametrize("phase", ["search", "settled"])
+def step(qmodel, variables):
+    """Returns the loss of a step and the values after it; the variables get their old values back."""
+    before = [v.numpy() for v in variables]
+    loss, after = qmodel.train_on_batch(IMAGES, LABELS), [v.numpy() for v in variables]
+    for variable, value in zip(variables, before):
+        variable.assign(value)
+    return loss, after
+
+
 @pytest.mark.parametrize(
     ("target", "quality_aware"),
     [("android", True), ("simulation", True), ("simulation", False), ("microcontroller", True)],
 )
-def test_one_graph_does_what_a_graph_for_each_phase_does(target, quality_aware, phase, monkeypatch):
+def test_one_graph_does_what_a_graph_for_each_phase_does(target, quality_aware, monkeypatch):
     qmodel = quantized(target, quality_aware=quality_aware)
     qmodel.calibrate(IMAGES)
     qmodel._training.begin(100)
@@ -99,33 +107,37 @@ def test_one_graph_does_what_a_graph_for_each_phase_does(target, quality_aware, 
     for _ in range(2):
         qmodel._parts.policy.search_step.assign(40.0)
         qmodel.train_on_batch(IMAGES, LABELS)
-    if phase == "settled":
-        qmodel._training.settle()
-    policy, variables = qmodel._parts.policy, state(qmodel)
-    before = [v.numpy() for v in variables]
-    loss, after = qmodel.train_on_batch(IMAGES, LABELS), [v.numpy() for v in variables]
-    for variable, value in zip(variables, before):
-        variable.assign(value)
+    policy, training, variables = qmodel._parts.policy, qmodel._training, state(qmodel)
+    found = {}
+    for phase in ("search", "settled"):
+        if phase == "settled":
+            training.settle()
+        found[phase] = [v.numpy() for v in variables], *step(qmodel, variables)
     graph_key = property(lambda policy: (policy.phase, policy.profiles))
     monkeypatch.setattr(PolicyState, "graph_key", graph_key)
-    qmodel.make_train_function()
-    expected_loss = qmodel.train_on_batch(IMAGES, LABELS)
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-    # Momentum and draws go on while policy and encoder rest, and count for nothing.
-    training = qmodel._training
-    unused = {id(policy.random.state)}
-    if phase == "settled":
-        for optimizer in (training.policy_optimizer, training.encoder_optimizer):
-            unused |= {id(v) for v in optimizer.variables}
-    changed = 0
-    for variable, value, old in zip(variables, after, before):
-        if id(variable) not in unused:
-            scale = np.abs(variable.numpy() - old).max(initial=0)
-            np.testing.assert_allclose(
-                value, variable, rtol=1e-5, atol=1e-6 + 1e-2 * scale, err_msg=variable.path
-            )
-            changed += scale > 0
-    assert changed > 5
+    for phase in ("settled", "search"):
+        before, loss, after = found[phase]
+        for variable, value in zip(variables, before):
+            variable.assign(value)
+        assert policy.phase == phase
+        shared = qmodel.train_function
+        expected_loss, expected = step(qmodel, variables)
+        assert qmodel.train_function is not shared, "traced for this phase"
+        np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+        # Momentum and draws go on while policy and encoder rest, and count for nothing.
+        unused = {id(policy.random.state)}
+        if phase == "settled":
+            for optimizer in (training.policy_optimizer, training.encoder_optimizer):
+                unused |= {id(v) for v in optimizer.variables}
+        changed = 0
+        for variable, value, wanted, old in zip(variables, after, expected, before):
+            if id(variable) not in unused:
+                scale = np.abs(wanted - old).max(initial=0)
+                np.testing.assert_allclose(
+                    value, wanted, rtol=1e-5, atol=1e-6 + 1e-2 * scale, err_msg=variable.path
+                )
+                changed += scale > 0
+        assert changed > 5
 
 
 @pytest.mark.parametrize("target", ["android", "simulation"])
@@ -133,7 +145,10 @@ def test_graphs_predict_as_eager_calls_in_both_phases(target):
     qmodel = quantized(target)
     qmodel.calibrate(IMAGES)
     qmodel._training.begin(100)
+    # Tracing would take longer than this step.
+    qmodel.run_eagerly = True
     qmodel.train_on_batch(IMAGES, LABELS)
+    qmodel.run_eagerly = False
     function = qmodel.predict_on_batch
     searched = function(IMAGES)
     np.testing.assert_allclose(searched, qmodel(IMAGES, training=False), rtol=1e-4, atol=1e-6)
