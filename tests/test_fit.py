@@ -14,7 +14,7 @@ LABELS = np.random.default_rng(1).integers(0, 4, 33)
 def eager_model():
     """Tracing would take longer than the few steps of these tests."""
     qmodel = dqmq_tf.quantize_model(small_model(), target="simulation")
-    qmodel.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
+    qmodel.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
     return qmodel
 
 
@@ -22,7 +22,7 @@ def test_fit_takes_arrays_and_sample_weights_and_can_be_compiled_by_xla():
     # XLA is slow: the model has one layer of each kind, and no smaller last batch, for which XLA
     # would compile the whole step again.
     qmodel = dqmq_tf.quantize_model(small_model(), target="simulation")
-    qmodel.compile("adam", "sparse_categorical_crossentropy", jit_compile=True)
+    qmodel.compile("sgd", "sparse_categorical_crossentropy", jit_compile=True)
     weights = np.linspace(0, 1, 32)
     data = {"x": IMAGES[:32], "y": LABELS[:32], "sample_weight": weights}
     history = qmodel.fit(**data, batch_size=16, epochs=2, verbose=0)

@@ -224,15 +224,17 @@ class TestWithoutQuality:
 
 
 class TestFreeze:
-    @pytest.fixture()
-    def copy(self, simulated, tmp_path):
-        simulated[0].save(tmp_path / "m.keras")
-        return keras.models.load_model(tmp_path / "m.keras")
-
-    def test_two_profiles_are_chosen_by_quality_within_the_budget(self, copy, by_kind):
+    @pytest.fixture(scope="class")
+    def two_profiles(self, simulated, by_kind, tmp_path_factory):
+        """A copy that is frozen to two profiles, the images it was frozen on, and their table."""
+        path = tmp_path_factory.mktemp("two") / "m.keras"
+        simulated[0].save(path)
         images = np.concatenate(list(by_kind.values()))
-        copy.freeze(profiles=2, data=images)
-        table = copy.decisions(images)
+        frozen = keras.models.load_model(path).freeze(profiles=2, data=images)
+        return frozen, images, frozen.decisions(images)
+
+    def test_two_profiles_are_chosen_by_quality_within_the_budget(self, two_profiles):
+        copy, _, table = two_profiles
         assert copy.frozen_profiles == 2 and table.bits_vary_by == "profile"
         assert len(np.unique(table.bits, axis=0)) == 2
         assert set(table.profile) == {0, 1}
@@ -240,7 +242,11 @@ class TestFreeze:
         mean = copy._parts.costs.exact(table.bits[:, decided:], table.bits[:, :decided])
         assert mean <= 3.0 * 1.001
 
-    def test_the_integers_of_a_frozen_model_fit_their_bits_and_its_kernels(self, copy):
+    def test_the_integers_of_a_frozen_model_fit_their_bits_and_its_kernels(
+        self, simulated, tmp_path
+    ):
+        simulated[0].save(tmp_path / "m.keras")
+        copy = keras.models.load_model(tmp_path / "m.keras")
         precision = copy.freeze().precision()
         for path, variables in precision.weights.items():
             weight = variables["kernel"]
@@ -253,14 +259,13 @@ class TestFreeze:
                 error[inside] <= 0.51 * np.broadcast_to(weight.step, kernel.shape)[inside]
             ).all()
 
-    def test_precision_of_a_model_that_is_not_frozen_is_an_error(self, copy):
+    def test_precision_of_a_model_that_is_not_frozen_is_an_error(self, simulated):
         with pytest.raises(ValueError, match="freeze"):
-            copy.precision()
+            simulated[0].precision()
 
-    def test_a_trained_profile_is_a_qonnx_file(self, copy, by_kind, tmp_path):
-        images = np.concatenate(list(by_kind.values()))
-        copy.freeze(profiles=2, data=images)
-        profiles = copy.decisions(images).profile
+    def test_a_trained_profile_is_a_qonnx_file(self, two_profiles, tmp_path):
+        copy, images, table = two_profiles
+        profiles = table.profile
         for number in range(2):
             path, chosen = tmp_path / f"{number}.onnx", images[profiles == number][:64]
             dqmq_tf.export_qonnx(copy, path, number)
@@ -271,9 +276,9 @@ class TestFreeze:
             bit_ops, _ = qonnx_runs.cost_by_qonnx(path)
             assert bit_ops == pytest.approx(qonnx_runs.cost_by_policy(copy, number)[0], rel=0.01)
 
-    def test_a_number_of_profiles_out_of_range_is_an_error(self, copy):
+    def test_a_number_of_profiles_out_of_range_is_an_error(self, simulated):
         with pytest.raises(ValueError, match="profiles=5"):
-            copy.freeze(profiles=5)
+            simulated[0].freeze(profiles=5)
 
     def test_freezing_a_model_that_has_not_seen_data_is_an_error(self):
         with pytest.raises(ValueError, match="has not seen data"):
@@ -312,6 +317,8 @@ class TestSaving:
             qmodel._training.policy_optimizer.iterations
         )
         before = again.decisions(np.zeros((1, 16, 16, 3), "float32")).bits
+        # Tracing would take longer than these two steps.
+        again.run_eagerly = True
         again.fit(training_data(1).take(2), verbose=0)
         assert (again.decisions(np.zeros((1, 16, 16, 3), "float32")).bits == before).all()
 

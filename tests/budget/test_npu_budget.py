@@ -37,16 +37,20 @@ def quantized(config=CONFIG, **budget):
     )
 
 
-def cost_of(qmodel, kind, path, profile=0):
+def costs_of(qmodel, path, profile=0):
     report = dqmq_tf.convert(qmodel, path, verify=False, profile=profile).vela
-    return {"vela_cycles": report.cycles, "vela_flash_bytes": report.flash_bytes}[kind]
+    return {"vela_cycles": report.cycles, "vela_flash_bytes": report.flash_bytes}
 
 
-def cost_at(bits, kind, path):
+def cost_of(qmodel, kind, path, profile=0):
+    return costs_of(qmodel, path, profile)[kind]
+
+
+def costs_at(bits, path):
     rule = dqmq_tf.LayerRule(pattern=".*", weight_bits=bits)
-    qmodel = quantized(dqmq_tf.DQMQConfig(rules=rule), **{kind: 10**9})
+    qmodel = quantized(dqmq_tf.DQMQConfig(rules=rule), vela_cycles=10**9)
     qmodel.calibrate(images())
-    return cost_of(qmodel.freeze(), kind, path)
+    return costs_of(qmodel.freeze(), path)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,11 +61,18 @@ def every_run_of_vela_is_kept():
         yield
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def ends(request, tmp_path_factory):
-    """A kind of budget, and what Vela says of the files with the fewest and with the most bits."""
+@pytest.fixture(scope="module")
+def costs_at_the_ends(tmp_path_factory):
+    """What Vela says of the files with the fewest and with the most bits."""
     path = tmp_path_factory.mktemp("ends") / "model.tflite"
-    return request.param, cost_at(2, request.param, path), cost_at(8, request.param, path)
+    return costs_at(2, path), costs_at(8, path)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def ends(request, costs_at_the_ends):
+    """A kind of budget, and what Vela says of the files with the fewest and with the most bits."""
+    low, high = costs_at_the_ends
+    return request.param, low[request.param], high[request.param]
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,7 @@ def quantized():
     config = dqmq_tf.DQMQConfig(settle=0.5)
     qmodel = dqmq_tf.quantize_model(small_model(), target="simulation", config=config)
     # Tracing would take longer than these few steps.
-    qmodel.compile(
-        "adam", "sparse_categorical_crossentropy", metrics=["accuracy"], run_eagerly=True
-    )
+    qmodel.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"], run_eagerly=True)
     return qmodel
 
 
@@ -129,7 +127,7 @@ def test_losses_and_metrics_go_by_the_names_of_the_outputs():
     qmodel = dqmq_tf.quantize_model(keras.Model(inputs, [scores, boxes]))
     assert qmodel.output_names == ["scores", "boxes"]
     qmodel.compile(
-        "adam",
+        "sgd",
         loss={"boxes": "mse", "scores": "sparse_categorical_crossentropy"},
         metrics={"scores": ["accuracy"]},
         run_eagerly=True,
