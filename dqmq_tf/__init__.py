@@ -57,6 +57,7 @@ if not _is_command():
     from dqmq_tf.tfmot.from_tf_keras import from_tf_keras
     from dqmq_tf.training import callbacks
     from dqmq_tf.training.distillation import distill_labels
+    from dqmq_tf.training.exposure_trial import ExposureTrial, try_exposure
 
 __all__ = [
     "__version__",
@@ -69,6 +70,7 @@ __all__ = [
     "DQMQModel",
     "DQMQQuantizeConfig",
     "DecisionTable",
+    "ExposureTrial",
     "FileFormatError",
     "LayerRule",
     "ObjectiveTerms",
@@ -96,6 +98,7 @@ __all__ = [
     "runtimes",
     "summary",
     "targets",
+    "try_exposure",
     "verify",
 ]
 

@@ -211,6 +211,8 @@ class DQMQConfig:
             quality as well. A file holds one normalization, so this has an effect only for targets
             that are not deployable, such as `"simulation"`.
         embedding_size: The length of the quality embedding.
+        exposure: `"auto"` to train the model with and without `layers.Exposure` in front, and to keep
+            the layer if it pays (see `dqmq_tf.try_exposure`). None to leave the model as it is.
         profiles: The number of precision profiles, 1 to 4. Each profile has its own weight bits.
             During the search, each group of samples of similar quality draws its own weight bits.
             The final fine-tuning uses the profiles, and `DQMQModel.freeze` keeps their number by
@@ -243,6 +245,7 @@ class DQMQConfig:
     quality_aware: bool = True
     quality_normalization: bool = True
     embedding_size: int = 8
+    exposure: str | None = None
     profiles: int = 1
     warmup: float = 0.1
     settle: float | None = None
@@ -267,6 +270,8 @@ class DQMQConfig:
             self.profiles,
             "static bits (quality_aware=False) have one profile, so give 1",
         )
+        is_known = self.exposure in (None, "auto")
+        _check(is_known, "exposure", self.exposure, 'give None or "auto"')
         _check(self.embedding_size >= 1, "embedding_size", self.embedding_size, "give at least 1")
         settle = _OPERATION_DEFAULTS["settle"] if self.settle is None else self.settle
         is_ordered = 0 <= self.warmup < settle <= 1
@@ -285,7 +290,7 @@ class DQMQConfig:
                 _check(is_integer, field.name, value, "give an integer")
             elif isinstance(field.default, bool):
                 _check(isinstance(value, bool), field.name, value, "give True or False")
-            elif field.name not in ("rules", "terms"):
+            elif field.name not in ("rules", "terms", "exposure"):
                 is_number = isinstance(value, numbers.Real) or value is field.default
                 _check(is_number, field.name, value, "give a number")
         is_terms = isinstance(self.terms, ObjectiveTerms)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from absl import logging
 
 from dqmq_tf import assembly, targets
 from dqmq_tf.config import Budget, DQMQConfig
@@ -14,6 +15,7 @@ from dqmq_tf.model import DQMQModel
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
 from dqmq_tf.targets import Target
 from dqmq_tf.terminal import stages
+from dqmq_tf.training.exposure_trial import has_exposure, try_exposure
 
 
 def quantize_model(
@@ -22,6 +24,8 @@ def quantize_model(
     target: str | Target = "android",
     budget: Budget | None = None,
     config: DQMQConfig | None = None,
+    data: Any = None,
+    validation_data: Any = None,
 ) -> DQMQModel:
     """Returns a `DQMQModel` with the inputs, outputs, layer names and weights of a Keras model.
 
@@ -37,6 +41,8 @@ def quantize_model(
         budget: A `Budget`. None for a default: a mean of 4 bits for the target `"simulation"`, and
             the bytes of a file with about 5 bits per weight for the other targets.
         config: A `DQMQConfig`. None for the defaults.
+        data, validation_data: Labeled batches, as `try_exposure` takes them, for a configuration with
+            `exposure="auto"`. No other needs data.
 
     Returns:
         A `DQMQModel`, ready for `compile` and `fit`. For a deployable target, its file is written
@@ -58,12 +64,14 @@ def quantize_model(
             "dqmq_tf needs Keras on the TensorFlow backend. Found "
             f"{keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow before importing keras."
         )
-    _check_arguments(model, config)
+    config = _checked_config(model, config, data)
+    if config.exposure == "auto" and not has_exposure(model):
+        trial = try_exposure(model, data, validation_data)
+        logging.info("%s", trial)
+        model = trial.model
     with stages("Quantizing") as stage:
         stage("building the quantized model")
-        inputs, outputs, parts = assembly.build(
-            model, targets.get(target), budget, config or DQMQConfig()
-        )
+        inputs, outputs, parts = assembly.build(model, targets.get(target), budget, config)
         qmodel = DQMQModel(inputs, outputs, model.name, parts=parts)
         stage("fitting the steps of weights")
         for wrapper in parts.wrappers.values():
@@ -130,8 +138,8 @@ def change_input_shape(qmodel: DQMQModel, *input_shapes: Sequence[int | None]) -
     return resized
 
 
-def _check_arguments(model: Any, config: Any) -> None:
-    """Raises `ValueError` if a model is quantized already, or if a configuration is of another type."""
+def _checked_config(model: Any, config: Any, data: Any) -> DQMQConfig:
+    """Returns the configuration. Raises `ValueError` if it or the model cannot be used."""
     if _holds_quantized_layers(model):
         raise ValueError(
             f"Model {model.name!r} is quantized already, or contains layers of a quantized model. "
@@ -142,6 +150,18 @@ def _check_arguments(model: Any, config: Any) -> None:
             f"config={config!r} is not a configuration: give a dqmq_tf.DQMQConfig, such as "
             "DQMQConfig(seed=1)."
         )
+    config = config or DQMQConfig()
+    if config.exposure == "auto" and data is None:
+        raise ValueError(
+            'exposure="auto" trains the float model for a short time. Pass data=..., the labeled '
+            "training data, to quantize_model."
+        )
+    if config.exposure is None and data is not None:
+        raise ValueError(
+            'quantize_model got data, which it needs for DQMQConfig(exposure="auto") alone. Leave them '
+            "out, or set exposure."
+        )
+    return config
 
 
 def _holds_quantized_layers(model: Any) -> bool:

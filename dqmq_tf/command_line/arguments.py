@@ -244,6 +244,11 @@ def _add_quantize(parser: argparse.ArgumentParser) -> None:
         "--learning_rate", type=positive_number, default=1e-3, help="of Adam; default 0.001"
     )
     training.add_argument("--seed", type=int, default=0, help="default 0")
+    training.add_argument(
+        "--exposure",
+        choices=("auto",),
+        help="train with and without a correction of each image's exposure, and keep it if it pays",
+    )
     _add_file_options(parser)
 
 

@@ -19,6 +19,7 @@ from dqmq_tf.model import DQMQModel
 from dqmq_tf.quantize import quantize_model
 from dqmq_tf.report.summary import Summary, summary
 from dqmq_tf.training.callbacks import ProgressLine
+from dqmq_tf.training.exposure_trial import try_exposure
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -115,16 +116,19 @@ def _train_and_convert(
         )
     images = next(iter(train))[0]
     loss, metric = _objective(model, images)
+    model.compile(loss=loss, metrics=[metric])
     float_accuracy = None
     if held_back is not None:
-        model.compile(loss=loss, metrics=[metric])
         float_accuracy = _accuracy(model, held_back)
         print(f"Float model: {100 * float_accuracy:.2f} % of the images held back are right")
     kinds = [kind for kind in BUDGET_KINDS if getattr(arguments, kind) is not None]
     budget = Budget(**{kind: getattr(arguments, kind) for kind in kinds}) if kinds else None
-    qmodel = quantize_model(
-        model, target=arguments.target, budget=budget, config=DQMQConfig(seed=arguments.seed)
-    )
+    if arguments.exposure == "auto":
+        trial = try_exposure(model, train)
+        print(trial)
+        model = trial.model
+    config = DQMQConfig(seed=arguments.seed)
+    qmodel = quantize_model(model, target=arguments.target, budget=budget, config=config)
     qmodel.compile(keras.optimizers.Adam(arguments.learning_rate), loss, metrics=[metric])
     qmodel.fit(
         train.prefetch(tf.data.AUTOTUNE),

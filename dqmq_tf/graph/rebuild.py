@@ -1,6 +1,6 @@
 """Copies a model, or builds it again from its graph with other calls in place of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -78,13 +78,34 @@ def connect_again(graph: Graph, source: keras.Model) -> keras.Model:
     return _connected(graph, source, lambda layer: layer)
 
 
-def _connected(graph: Graph, source: keras.Model, layer_for: Callable[[Any], Any]) -> keras.Model:
+@deep_graphs()
+def put_in_front(model: keras.Model, name: str, layer: keras.layers.Layer) -> keras.Model:
+    """Returns a copy of a model in which an input passes through a layer first.
+
+    Args:
+        model: A Sequential or functional model. It is not changed.
+        name: The name of the input.
+        layer: The layer. Its output has the shape of its input.
+    """
+    copy = copy_model(model)
+    graph = trace_nested(copy)
+    forget_calls(graph)
+    return _connected(graph, copy, lambda layer: layer, {name: layer})
+
+
+def _connected(
+    graph: Graph,
+    source: keras.Model,
+    layer_for: Callable[[Any], Any],
+    first: Mapping[str, keras.layers.Layer] | None = None,
+) -> keras.Model:
     """Returns a model of the same kinds and names as a model and its nested models.
 
     Args:
         graph: The graph of the model, with nested models kept (`trace_nested`).
         source: The model.
         layer_for: `layer_for(layer)` returns the layer to call in place of a layer.
+        first: New layers that inputs of the model pass through first, by the names of the inputs.
     """
     nested: dict[int, keras.Model] = {}
 
@@ -92,24 +113,30 @@ def _connected(graph: Graph, source: keras.Model, layer_for: Callable[[Any], Any
         if node.subgraph is None:
             return layer_for(node.layer)
         if id(node.layer) not in nested:
-            nested[id(node.layer)] = connected(node.subgraph, node.layer)
+            nested[id(node.layer)] = connected(node.subgraph, node.layer, {})
         return nested[id(node.layer)]
 
-    def connected(graph: Graph, source: keras.Model) -> keras.Model:
+    def connected(
+        graph: Graph, source: keras.Model, first: Mapping[str, keras.layers.Layer]
+    ) -> keras.Model:
         inputs = new_inputs(graph)
         if isinstance(source, keras.Sequential):
             # Operations in the graph of a Sequential model compute masks. Its layers add them again.
             nodes = [node for node in graph.nodes if isinstance(node.layer, keras.layers.Layer)]
-            model = keras.Sequential([*inputs, *map(replacement, nodes)], name=source.name)
+            called = [*first.values(), *map(replacement, nodes)]
+            model = keras.Sequential([*inputs, *called], name=source.name)
         else:
             values = dict(zip(graph.inputs, inputs))
+            for tensor, name in zip(graph.inputs, graph.input_names):
+                if name in first:
+                    values[tensor] = first[name](values[tensor])
             outputs = replay(graph, values, lambda node, args, kw: replacement(node)(*args, **kw))
             model = keras.Model(structured(graph, inputs), single(outputs), name=source.name)
         if not source.trainable:
             model.trainable = False
         return model
 
-    return connected(graph, source)
+    return connected(graph, source, first or {})
 
 
 @deep_graphs()

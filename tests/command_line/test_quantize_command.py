@@ -65,6 +65,7 @@ def test_the_commands_of_the_guide_run_and_quantize_keeps_the_accuracy(place, mo
     assert entry == {"mean": [0], "std": [1], "color": "GRAY", "resize": "bilinear"}
     progress, tables = shown["quantize"].err, shown["quantize"].out
     assert re.search(r"^epoch 2/2  settled   .* of 3,500 download_bytes \(", progress, re.M)
+    assert re.search(r"^Exposure (pays|does not pay): after \d+ steps", progress, re.M)
     assert "epoch" not in tables
     assert "Accuracy on the images held back: float" in tables
     # The last command asks for JSON alone.

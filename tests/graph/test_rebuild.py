@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from dqmq_tf import graph as graphs
-from dqmq_tf.graph.rebuild import rebuild
+from dqmq_tf.graph.rebuild import put_in_front, rebuild
 
 
 def network():
@@ -44,3 +44,24 @@ def test_calls_can_be_replaced():
     copy = rebuild(graphs.trace_nested(model), "twice", call)
     x = {key: np.ones((1, 4), "float32") for key in "ab"}
     np.testing.assert_allclose(copy(x)[0], 2 * np.asarray(model(x)[0]), rtol=1e-6)
+
+
+def test_a_layer_in_front_of_one_input():
+    model = network()
+    copy = put_in_front(model, "b", keras.layers.Rescaling(2.0, name="front"))
+    x = {key: np.random.default_rng(0).normal(size=(3, 4)).astype("float32") for key in "ab"}
+    for found, expected in zip(copy(x), model({"a": x["a"], "b": 2 * x["b"]})):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert {layer.name for layer in copy.layers} == {"front", *(la.name for la in model.layers)}
+    # The model itself still has its own layers, calls and weights.
+    assert copy.get_layer("shared") is not model.get_layer("shared")
+    assert len(model.get_layer("shared")._inbound_nodes) == 3
+
+
+def test_a_layer_in_front_of_a_sequential_model():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="dense")], name="seq")
+    copy = put_in_front(model, model.inputs[0].name, keras.layers.Rescaling(2.0, name="front"))
+    assert isinstance(copy, keras.Sequential) and copy.name == "seq"
+    assert [layer.name for layer in copy.layers] == ["front", "dense"]
+    x = np.ones((1, 4), "float32")
+    np.testing.assert_allclose(copy(x), model(2 * x), rtol=1e-6)

@@ -1,0 +1,235 @@
+"""Finds out whether a float model gains from `layers.Exposure` in front of it."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from dqmq_tf.graph.from_keras import trace
+from dqmq_tf.graph.plain_pixels import IMAGE_CHANNELS, IMAGE_RANK
+from dqmq_tf.graph.rebuild import copy_model, put_in_front, single
+from dqmq_tf.inputs import labeled_batches, structured
+from dqmq_tf.layers.exposure import Exposure
+from dqmq_tf.terminal import with_progress
+from dqmq_tf.training.objective import per_sample_losses
+
+# The inputs of a batch in the structure of the model, labels, and sample weights if there are any.
+_Batch = tuple[Any, ...]
+
+_BATCH_SIZE = 32
+# Exposure adapts to this many images.
+_ADAPT_IMAGES = 2048
+# Without validation data, one batch of five is held back, until there are this many samples.
+_HOLD_EVERY, _HOLD_SAMPLES = 5, 2048
+# A gain pays if it is this many times its standard error, from at least so many samples.
+_CLEAR, _LEAST_SAMPLES = 2.0, 30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExposureTrial:
+    """What `try_exposure` found.
+
+    Attributes:
+        model: The model to go on with: the one behind `Exposure`, trained in the trial, or the model
+            that was given, unchanged.
+        pays: Whether `Exposure` is in front of it.
+        loss: The mean loss without `Exposure` on the samples that were held back, after the trial.
+        exposed_loss: The mean loss with it on the same samples.
+        gain: `loss - exposed_loss`.
+        error: The standard error of `gain` over these samples.
+        steps: The steps that each of the two was trained.
+        samples: The samples that were held back.
+    """
+
+    model: keras.Model
+    pays: bool
+    loss: float
+    exposed_loss: float
+    gain: float
+    error: float
+    steps: int
+    samples: int
+
+    def __str__(self) -> str:
+        verdict = "pays" if self.pays else "does not pay"
+        return (
+            f"Exposure {verdict}: after {self.steps} steps the loss on {self.samples} samples is "
+            f"{self.loss:.4f} without it and {self.exposed_loss:.4f} with it, a gain of "
+            f"{self.gain:.4f} ± {self.error:.4f}."
+        )
+
+
+def try_exposure(
+    model: keras.Model,
+    data: Any,
+    validation_data: Any = None,
+    *,
+    steps: int = 200,
+    learning_rate: float = 0.001,
+) -> ExposureTrial:
+    """Trains a model with and without `layers.Exposure` in front, and returns the better one.
+
+    Both start from the weights of the model and see the same batches in the same order. `Exposure`
+    pays if the loss on other samples is lower with it, by more than twice the standard error of the
+    difference. Both are float models: where activations get few bits, `Exposure` may bring more.
+
+    `quantize_model` does this with `DQMQConfig(exposure="auto")`.
+
+    Args:
+        model: A compiled Keras model with one input of images `[height, width, 1 or 3]` in
+            floating point. It is not changed.
+        data: Labeled batches of the training data: a `tf.data.Dataset`, a tuple of arrays
+            `(images, labels)`, or another form that `fit` takes.
+        validation_data: Labeled batches for the comparison. None to hold back one batch of five.
+        steps: The largest number of steps. The trial ends earlier with the data.
+        learning_rate: The learning rate of Adam at the start. It falls to 0 along a cosine.
+
+    Returns:
+        An `ExposureTrial`.
+
+    Raises:
+        ValueError: If the model is not compiled, has no such input or contains an `Exposure`, if
+            the data do not fit it, or if there are too few of them.
+
+    Example:
+
+    >>> model.compile("adam", "sparse_categorical_crossentropy")
+    >>> trial = dqmq_tf.try_exposure(model, train_dataset, validation_dataset)
+    >>> print(trial)
+    >>> qmodel = dqmq_tf.quantize_model(trial.model)
+    """
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps={steps!r} is not valid: give a positive integer.")
+    if not getattr(model, "compiled", False) or model.loss is None:
+        raise ValueError(
+            f"{model.name!r} is not compiled with a loss, which decides whether Exposure pays. Call "
+            'model.compile(optimizer, loss) first, such as model.compile("adam", "mse").'
+        )
+    stream = _labeled(_shuffled(data), model, "data")
+    first: list[_Batch] = []
+    while _count(first) < _ADAPT_IMAGES and (batch := next(stream, None)):
+        first.append(batch)
+    exposed = _behind_exposure(model, _image_input(model), first)
+    rivals = [copy_model(model), exposed]
+    for rival in rivals:
+        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+        rival.compile(keras.optimizers.Adam(schedule), loss=model.loss)
+    held_back: list[_Batch] = []
+    if validation_data is not None:
+        held_back.extend(_labeled(validation_data, model, "validation_data"))
+    holds = validation_data is None
+    done = 0
+    batches = with_progress(itertools.chain(first, stream), "Trying Exposure")
+    for number, batch in enumerate(batches):
+        if holds and number % _HOLD_EVERY == 0 and _count(held_back) < _HOLD_SAMPLES:
+            held_back.append(batch)
+            continue
+        for rival in rivals:
+            rival.train_on_batch(*batch)
+        done += 1
+        if done == steps:
+            break
+    if not done or _count(held_back) < _LEAST_SAMPLES:
+        raise ValueError(
+            f"Exposure cannot be tried with {done} batches to train on and {_count(held_back)} samples "
+            f"to compare: give more data, at least one batch and {_LEAST_SAMPLES} samples."
+        )
+    losses = [_losses(rival, model.loss, held_back) for rival in rivals]
+    gains = losses[0] - losses[1]
+    gain, error = float(gains.mean()), float(gains.std(ddof=1) / len(gains) ** 0.5)
+    pays = gain > _CLEAR * error
+    return ExposureTrial(
+        model=exposed if pays else model,
+        pays=pays,
+        loss=float(losses[0].mean()),
+        exposed_loss=float(losses[1].mean()),
+        gain=gain,
+        error=error,
+        steps=done,
+        samples=len(gains),
+    )
+
+
+def has_exposure(model: keras.Model) -> bool:
+    """Whether a model, or a model inside it, contains an `Exposure`."""
+    return any(isinstance(node.layer, Exposure) for node in trace(model).nodes)
+
+
+def _image_input(model: keras.Model) -> str:
+    """Returns the name of the input of images."""
+    images = [
+        x.name
+        for x in model.inputs
+        if len(x.shape) == IMAGE_RANK and x.shape[-1] in IMAGE_CHANNELS and "float" in x.dtype
+    ]
+    if len(images) != 1 or has_exposure(model):
+        found = ", ".join(f"{x.name} {x.dtype} {list(x.shape[1:])}" for x in model.inputs)
+        found += " and an Exposure" if has_exposure(model) else ""
+        raise ValueError(
+            "Exposure can be tried in front of a model that has none, with one input of images "
+            f"[height, width, 1 or 3] in floating point. {model.name!r} has {found}. Put "
+            "dqmq_tf.layers.Exposure where it belongs in the float model."
+        )
+    return images[0]
+
+
+def _behind_exposure(model: keras.Model, name: str, batches: list[_Batch]) -> keras.Model:
+    """Returns a copy of a model with an `Exposure` behind an input, adapted to its images."""
+    images = [_arrays(batch[0], model)[name] for batch in batches]
+    if not images:
+        raise ValueError("`data` holds no inputs: pass at least one.")
+    lowest, highest = min(float(x.min()) for x in images), max(float(x.max()) for x in images)
+    # Images of one batch may be dark, so the usual ranges are tried first.
+    value_range = (lowest, highest) if lowest < 0 else (0.0, 1.0) if highest <= 1 else (0.0, 255.0)
+    layer = Exposure(value_range=value_range, name=_free_name(model), dtype="float32")
+    layer.adapt(images)
+    return put_in_front(model, name, layer)
+
+
+def _free_name(model: keras.Model) -> str:
+    """Returns a name that no layer of a model has."""
+    taken = {layer.name for layer in model.layers}
+    names = itertools.chain(["exposure"], (f"exposure_{number}" for number in itertools.count(1)))
+    return next(name for name in names if name not in taken)
+
+
+def _shuffled(data: Any) -> Any:
+    """Returns a tuple of arrays in random order, as `fit` reads it, and other data as they are."""
+    if not isinstance(data, tuple):
+        return data
+    arrays = keras.tree.map_structure(np.asarray, data)
+    order = np.random.default_rng(0).permutation(len(keras.tree.flatten(arrays)[0]))
+    return keras.tree.map_structure(lambda array: array[order], arrays)
+
+
+def _arrays(x: Any, model: keras.Model) -> dict[str, np.ndarray]:
+    """Returns the inputs of a batch by name."""
+    return {tensor.name: array for tensor, array in zip(model.inputs, keras.tree.flatten(x))}
+
+
+def _labeled(data: Any, model: keras.Model, argument: str) -> Iterator[_Batch]:
+    for arrays, rest in labeled_batches(data, model, batch_size=_BATCH_SIZE, argument=argument):
+        if not rest:
+            raise ValueError(f"`{argument}` has no labels: pass elements (inputs, labels).")
+        yield single(structured(arrays, model)), *rest
+
+
+def _count(batches: list[_Batch]) -> int:
+    return sum(len(keras.tree.flatten(batch[0])[0]) for batch in batches)
+
+
+def _losses(model: keras.Model, loss: Any, batches: list[_Batch]) -> np.ndarray:
+    """Returns the loss of each sample."""
+    parts = []
+    # A Sequential model has one output, which needs no name.
+    names = getattr(model, "output_names", None)
+    for x, *rest in batches:
+        y, *weights = keras.tree.map_structure(keras.ops.convert_to_tensor, rest)
+        prediction = model(x, training=False)
+        weight = weights[0] if weights else None
+        values = per_sample_losses(loss, y, prediction, weight, names=names)
+        parts.append(keras.ops.convert_to_numpy(values))
+    return np.concatenate(parts)

@@ -1,0 +1,174 @@
+"""`try_exposure` on real digits, in daylight and at night."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import dqmq_tf
+from dqmq_tf import quality
+from dqmq_tf.layers import Exposure
+
+SHAPE = (16, 16, 1)
+
+
+def compiled(model, loss="sparse_categorical_crossentropy"):
+    model.compile("adam", loss)
+    return model
+
+
+def classifier(shape=SHAPE, scale=1 / 255):
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential([layers.Input(shape), layers.Rescaling(scale)], name="net")
+    model.add(layers.Conv2D(8, 3, strides=2, padding="same", activation="relu", name="conv"))
+    model.add(layers.Conv2D(16, 3, strides=2, padding="same", activation="relu"))
+    model.add(layers.Flatten())
+    model.add(layers.Dense(10, activation="softmax"))
+    return compiled(model)
+
+
+def first(data, count):
+    return tuple(array[:count] for array in data)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Images in floating point, shape `[1437, 16, 16, 1]`, and their classes."""
+    x, y = next(iter(quality.digits("train", size=16, channels=1).batch(2000)))
+    return x.numpy().astype("float32"), y.numpy()
+
+
+@pytest.fixture(scope="module")
+def night(digits):
+    """Every other image is dark and has little contrast."""
+    x, y = digits
+    is_dark = (np.arange(len(x)) % 2 == 0)[:, None, None, None]
+    return np.where(is_dark, (0.1 * x + 20).round(), x), y
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    """A network that knows images by day alone."""
+    model = classifier()
+    model.fit(*digits, epochs=6, verbose=0)
+    return model
+
+
+def test_it_pays_at_night_for_a_network_that_knows_the_day(trained, night):
+    before = trained.get_weights()
+    trial = dqmq_tf.try_exposure(trained, night)
+    assert trial.pays and trial.gain > 2 * trial.error > 0
+    assert trial.gain == pytest.approx(trial.loss - trial.exposed_loss, rel=1e-4)
+    # 45 batches of 32, of which 9 are held back.
+    assert trial.steps == 36 and trial.samples == 9 * 32
+    assert "pays" in str(trial) and "36 steps" in str(trial)
+    assert isinstance(trial.model.layers[0], Exposure)
+    assert [layer.name for layer in trial.model.layers[1:]] == [la.name for la in trained.layers]
+    assert isinstance(trial.model, keras.Sequential) and trial.model.name == "net"
+    for found, expected in zip(trained.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    # The figures are those of the model that is returned.
+    x, y = night
+    held_back = np.random.default_rng(0).permutation(len(x)).tolist()
+    held_back = np.concatenate([held_back[i : i + 32] for i in range(0, len(x), 160)])
+    loss = compiled(trial.model).evaluate(x[held_back], y[held_back], verbose=0)
+    assert trial.exposed_loss == pytest.approx(loss, rel=1e-3)
+
+
+def test_it_does_not_pay_by_day(trained, digits):
+    trial = dqmq_tf.try_exposure(trained, digits, digits, steps=10)
+    assert not trial.pays and trial.model is trained
+    assert "does not pay" in str(trial)
+    assert trial.samples == len(digits[0]) and trial.steps == 10
+
+
+def test_a_gain_that_is_not_clear_does_not_pay(trained, night):
+    trial = dqmq_tf.try_exposure(trained, night, first(night, 32), steps=1)
+    assert trial.steps == 1 and not trial.pays and trial.gain < 2 * trial.error
+
+
+def test_batches_are_read_once_and_sample_weights_count(trained, night):
+    x, y = night
+    # A generator can be read once. Samples without weight change nothing, and their loss is 0.
+    weights = np.ones(32, "float32")
+    rows = [slice(start, start + 32) for start in (0, 32, 64)]
+    batches = ((x[row], y[row], weights * (row.start > 0)) for row in rows)
+    trial = dqmq_tf.try_exposure(trained, batches)
+    assert (trial.steps, trial.samples) == (2, 32)
+    assert trial.loss == trial.gain == 0.0 and not trial.pays
+    dataset = tf.data.Dataset.from_tensor_slices((x[:96], y[:96])).batch(32)
+    trial = dqmq_tf.try_exposure(trained, dataset)
+    assert (trial.steps, trial.samples) == (2, 32) and trial.loss > 0
+
+
+@pytest.mark.parametrize(
+    "low, high, expected", [(0, 1, (0, 1)), (-1, 1, (-1, 1)), (0, 255, (0, 255))]
+)
+def test_the_range_of_the_images_is_found(night, low, high, expected):
+    x, y = night
+    x = low + (high - low) * x / 255
+    model = classifier(scale=1 / (high - low))
+    images = x[:64], y[:64]
+    exposure = dqmq_tf.training.exposure_trial._behind_exposure(
+        model, model.inputs[0].name, [images]
+    )
+    layer = exposure.layers[0]
+    assert layer.value_range == pytest.approx(expected, abs=0.01)
+    assert layer.level == pytest.approx(images[0].mean(), rel=1e-3)
+
+
+def test_the_image_input_of_several(night):
+    x, y = night
+    keras.utils.set_random_seed(0)
+    size, image = keras.Input((2,), name="size"), keras.Input(SHAPE, name="image")
+    features = keras.layers.Concatenate()([keras.layers.Flatten(name="exposure")(image), size])
+    outputs = keras.layers.Dense(10, activation="softmax", name="head")(features)
+    model = compiled(keras.Model({"image": image, "size": size}, {"head": outputs}))
+    data = {"image": x / 255, "size": np.ones((len(x), 2), "float32")}
+    trial = dqmq_tf.try_exposure(model, (data, {"head": y}), steps=3)
+    assert trial.steps == 3
+    exposed = dqmq_tf.training.exposure_trial._behind_exposure(model, "image", [(data, y)])
+    assert exposed.get_layer("exposure_1").input is exposed.input["image"]
+
+
+def test_quantize_model_keeps_it_where_it_pays(trained, digits, night, tmp_path):
+    config = dqmq_tf.DQMQConfig(exposure="auto")
+    qmodel = dqmq_tf.quantize_model(trained, config=config, data=first(night, 640))
+    assert "exposure_gray:kernel" in qmodel.decision_points
+    assert dqmq_tf.DQMQConfig.from_dict(config.to_dict()) == config
+    path = tmp_path / "model.tflite"
+    qmodel.calibrate(night[0])
+    report = dqmq_tf.convert(qmodel.freeze(profiles=1), path, data=night[0][:64])
+    assert report.verification.different_numbers == 0
+    plain = dqmq_tf.quantize_model(trained, config=config, data=first(digits, 160))
+    assert not any("exposure" in name for name in plain.decision_points)
+    # A model that has the layer keeps it, and nothing is tried.
+    behind = keras.Sequential([keras.Input(SHAPE), Exposure(), trained])
+    again = dqmq_tf.quantize_model(behind, target="simulation", config=config, data=night)
+    assert sum(name.endswith("gray:kernel") for name in again.decision_points) == 1
+
+
+def test_wrong_use(trained, night):
+    x, y = night
+    with pytest.raises(ValueError, match=r"data=\.\.\., the labeled training data"):
+        dqmq_tf.quantize_model(trained, config=dqmq_tf.DQMQConfig(exposure="auto"))
+    with pytest.raises(ValueError, match=r'DQMQConfig\(exposure="auto"\) alone'):
+        dqmq_tf.quantize_model(trained, data=night)
+    with pytest.raises(ValueError, match="exposure='always' is not valid"):
+        dqmq_tf.DQMQConfig(exposure="always")
+    with pytest.raises(ValueError, match="steps=0 is not valid"):
+        dqmq_tf.try_exposure(trained, night, steps=0)
+    uncompiled = keras.Sequential([keras.Input(SHAPE), *trained.layers], name="again")
+    with pytest.raises(ValueError, match="'again' is not compiled with a loss"):
+        dqmq_tf.try_exposure(uncompiled, night)
+    with pytest.raises(ValueError, match="`data` has no labels"):
+        dqmq_tf.try_exposure(trained, x)
+    with pytest.raises(ValueError, match="2 batches to train on and 8 samples to compare"):
+        dqmq_tf.try_exposure(trained, (x[:40], y[:40]), (x[:8], y[:8]))
+    behind = compiled(keras.Sequential([keras.Input(SHAPE), Exposure(), trained]))
+    with pytest.raises(ValueError, match=r"float32 .16, 16, 1. and an Exposure"):
+        dqmq_tf.try_exposure(behind, night)
+    dense = compiled(keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2)]))
+    with pytest.raises(ValueError, match=r"has x float32 \[4\]"):
+        dqmq_tf.try_exposure(dense, night)
