@@ -12,6 +12,7 @@ _ABLATIONS = {
     "no_pathwise": "without pathwise gradients",
     "no_curvature": "without curvature",
     "no_score_function": "without the score function",
+    "no_pathwise_and_score_function": "without pathwise gradients and the score function",
     "no_model_cost": "without the model's cost",
     "no_entropy": "without the entropy",
     "no_supervised": "without the supervised loss",

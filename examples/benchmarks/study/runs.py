@@ -32,6 +32,7 @@ METHODS = tuple(results.METHODS)
 ABLATIONS = (
     "no_pathwise", "no_curvature", "no_score_function", "no_model_cost", "no_entropy",
     "no_supervised", "random_encoder", "no_sample_bits", "no_normalization", "no_distillation",
+    "no_pathwise_and_score_function",
 )  # fmt: skip
 # The oracle instead of the encoder; see `study.oracle`.
 TOLD = "told_quality"
@@ -268,9 +269,9 @@ def _file_bytes(model, bits, run, data):
 
 
 def _terms(ablation):
-    name = (ablation or "").removeprefix("no_")
+    names = (ablation or "").removeprefix("no_").split("_and_")
     known = {field.name for field in dataclasses.fields(dqmq_tf.ObjectiveTerms)}
-    return dqmq_tf.ObjectiveTerms(**({name: False} if name in known else {}))
+    return dqmq_tf.ObjectiveTerms(**{name: False for name in names if name in known})
 
 
 def _scores(predict, images, cost_of=None):
