@@ -11,6 +11,9 @@ from dqmq_tf.layers.quality_affine import QualityAffine
 
 # The smallest epsilon that the fused operation accepts on a GPU.
 _SMALLEST_EPSILON = 1.001e-5
+# Values per sample from which a compiled loop is clearly faster than TensorFlow's fused operation.
+# Each shape costs half a second of compilation, three times.
+_LARGE = 65_536
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -20,7 +23,7 @@ class FusedBatchNormalization(keras.layers.Layer):
     Keras builds a batch normalization from about fifteen operations, each of which reads and writes
     a whole activation. On a CPU that is a third of the training step of a small convolutional
     network. Here, XLA compiles its loops, together with the quantizer behind it (`Normalization`);
-    small activations take TensorFlow's fused operation. Outputs, gradients and moving statistics
+    smaller activations without an affine take TensorFlow's fused operation. Outputs, gradients and moving statistics
     agree with Keras up to rounding. Inference calls the Keras layer.
 
     With a `QualityAffine` behind it, the gradient of both layers takes no more passes over the
@@ -68,8 +71,9 @@ class FusedBatchNormalization(keras.layers.Layer):
         channels = [x.shape[-1]]
         gamma = tf.convert_to_tensor(layer.gamma) if layer.scale else tf.ones(channels)
         beta = tf.convert_to_tensor(layer.beta) if layer.center else tf.zeros(channels)
+        is_large = worth_compiling(x, _LARGE) or self.affine is not None and worth_compiling(x)
         # Calibration calls each layer once, outside of a graph. Compilation would take longer.
-        compiled = worth_compiling(x) and not tf.executing_eagerly()
+        compiled = is_large and not tf.executing_eagerly()
         if compiled or self.affine is not None:
             factors = None if self.affine is None else self.affine.factors(z)
             normalization = Normalization(x, gamma, beta, layer.epsilon, factors, compiled)

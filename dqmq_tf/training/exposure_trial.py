@@ -116,7 +116,12 @@ def try_exposure(
     rivals = [copy_model(model), exposed]
     for rival in rivals:
         schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-        rival.compile(keras.optimizers.Adam(schedule), loss=model.loss)
+        rival.compile(
+            keras.optimizers.Adam(schedule),
+            loss=model.loss,
+            run_eagerly=model.run_eagerly,
+            jit_compile=model.jit_compile,
+        )
     held_back: list[_Batch] = []
     if validation_data is not None:
         held_back.extend(_labeled(validation_data, model, "validation_data"))

@@ -31,8 +31,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
 # The kinds of operations by the beginnings of their types; the first that fits counts.
 _KINDS = {
-    "convolutions": ("DepthwiseConv", "Conv2D", "_FusedConv", "_FusedDepthwise"),
-    "batch normalization by TensorFlow": ("FusedBatchNorm", "_FusedBatchNorm"),
+    "convolutions": ("DepthwiseConv", "Conv2D", "FusedConv", "FusedDepthwise"),
+    "batch normalization by TensorFlow": ("FusedBatchNorm",),
     "loops of XLA: normalization, ReLU, quantizers": ("Xla",),
     "padding and its gradient": ("Pad", "Slice"),
     "means, sums and broadcasts": ("Mean", "Sum", "Tile", "BroadcastTo", "AddN", "SquaredDiff"),
@@ -41,14 +41,16 @@ _KINDS = {
         "Mul", "Add", "Sub", "RealDiv", "Select", "Square", "Sqrt", "Rsqrt", "Neg", "Exp", "Log",
         "Minimum", "Maximum", "Greater", "Less", "Equal", "Sigmoid", "Round", "Cast", "Pow",
     ),
-    "matrix products": ("MatMul", "_FusedMatMul", "BatchMatMul"),
+    "matrix products": ("MatMul", "FusedMatMul", "BatchMatMul"),
 }  # fmt: skip
 _OTHER = "all other operations"
 
 
 def kind_of(operation):
     """Returns the kind of a type of operation."""
-    found = (kind for kind, starts in _KINDS.items() if operation.startswith(starts))
+    # Operations of oneDNN, and fused ones, have the same names behind these prefixes.
+    name = operation.removeprefix("_MklNative").removeprefix("_Mkl").removeprefix("_")
+    found = (kind for kind, starts in _KINDS.items() if name.startswith(starts))
     return next(found, _OTHER)
 
 

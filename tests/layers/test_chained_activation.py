@@ -15,7 +15,7 @@ from dqmq_tf.layers import (
 from dqmq_tf.policy.decision_tensor import FIELDS
 
 BITS = (2, 4, 8)
-SHAPE = (4, 14, 14, 24)
+SHAPE = (2, 56, 56, 24)
 
 
 def random_tensor(seed, mean=0.0, spread=1.0):

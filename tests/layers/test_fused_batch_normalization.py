@@ -164,3 +164,19 @@ def test_layers_that_the_operation_does_not_support_stay_with_keras(kwargs, shap
     assert not is_fusible(keras.layers.BatchNormalization(**kwargs), shape, dtype)
     assert is_fusible(keras.layers.BatchNormalization(), SHAPE, "float32")
     assert not is_fusible(keras.layers.LayerNormalization(), SHAPE, "float32")
+
+
+@pytest.mark.parametrize("by_quality", [False, True])
+@pytest.mark.parametrize("size", [16, 64])
+def test_large_activations_and_those_with_an_affine_take_the_compiled_loops(size, by_quality):
+    shape = (2, size, size, 16)
+    layer, affine = norm_and_affine(shape, 0)
+    fused = FusedBatchNormalization(layer, affine if by_quality else None)
+    z = {"z": tf.zeros((2, 5))} if by_quality else {}
+
+    @tf.function(input_signature=[tf.TensorSpec(shape)])
+    def run(x):
+        return fused(x, training=True, **z)
+
+    types = {op.type for op in run.get_concrete_function().graph.get_operations()}
+    assert ("FusedBatchNormV3" in types) == (size == 16 and not by_quality)

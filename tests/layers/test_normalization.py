@@ -16,7 +16,7 @@ from dqmq_tf.layers.normalization import Normalization, normalization_of
 from dqmq_tf.policy.decision_tensor import FIELDS
 
 BITS = (2, 4, 8)
-SHAPE = (6, 14, 14, 24)
+SHAPE = (4, 56, 56, 24)
 
 
 def random_tensor(seed, mean=0.0, spread=1.0, shape=SHAPE):
