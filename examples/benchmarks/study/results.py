@@ -24,7 +24,7 @@ TESTS = ("a", "b", "c", "d")
 MEAN_BITS = (2.5, 3.0, 4.0)
 # Budgets in download bytes, and their number of seeds. At the smaller budget the methods are close to each
 # other, so it needs more seeds.
-FILE_SEEDS = {40_000: 10, 55_000: 3}
+FILE_SEEDS = {30_000: 3, 40_000: 10, 55_000: 3}
 FILE_METHODS = ("lsq", "hawq", "static", "dqmq")
 # These methods are also trained as DQMQ is: with its distilled labels and batch statistics. For this they
 # have separate trials.
