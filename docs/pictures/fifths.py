@@ -22,7 +22,7 @@ _FIFTHS = ("worst", "2nd", "3rd", "4th", "best")
 _GROUPS = (
     ("nothing", 100_000, "int8", "#9aa5b1"),
     ("nothing", 30_000, "mixed precision", "#3f7cac"),
-    ("exposure", 30_000, "mixed precision\nbehind Exposure", "#c8553d"),
+    ("exposure", 30_000, "mixed precision behind Exposure", "#c8553d"),
 )
 
 
@@ -44,17 +44,15 @@ def draw(path: pathlib.Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 3.2))
     places = np.arange(len(_FIFTHS))
     for number, (label, color, accuracies) in enumerate(groups()):
-        x = places + 0.27 * (number - 1)
-        mean = accuracies.mean(axis=0)
-        axes.bar(x, mean, 0.25, color=color, label=label)
+        x = places + 0.08 * (number - 1)
+        axes.plot(x, accuracies.mean(axis=0), "o-", color=color, label=label, linewidth=1.8)
         for seed in accuracies:
-            axes.plot(x, seed, ".", color="#222", markersize=3)
-        for place, value in zip(x, mean):
-            axes.text(place, 90.3, f"{value:.1f}", ha="center", fontsize=7, color="white")
+            axes.plot(x, seed, ".", color=color, markersize=4, alpha=0.6)
     axes.set_xticks(places, _FIFTHS)
-    axes.set(xlabel="fifth of the images by quality", ylabel="accuracy in %", ylim=(90, 100))
+    axes.set(xlabel="fifth of the images by quality", ylabel="accuracy in %")
+    axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=3)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 

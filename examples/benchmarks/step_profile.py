@@ -101,6 +101,7 @@ def _operation(name):
     if name.startswith("CpuExecutable::"):
         return kind_of("Xla"), "all"
     place, separator, operation = name.rpartition(":")
+    operation = operation.strip()
     if not separator or place.endswith(":") or not operation:
         return None
     # Functions of Keras that hold all the others.
