@@ -39,5 +39,5 @@ def test_its_two_commands_set_up_all_that_they_need(first_line):
 
 def test_its_links_lead_to_files():
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", README) if "://" not in link]
-    assert "docs/pictures/idea.png" in links
+    assert "docs/pictures/fifths.png" in links
     assert not [link for link in links if not (ROOT / link).exists()]
