@@ -64,14 +64,14 @@ def quantize_model(
             "dqmq_tf needs Keras on the TensorFlow backend. Found "
             f"{keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow before importing keras."
         )
-    config = _checked_config(model, config, data)
+    config, target = _checked_config(model, config, data), targets.get(target)
     if config.exposure == "auto" and not has_exposure(model):
         trial = try_exposure(model, data, validation_data)
         logging.info("%s", trial)
         model = trial.model
     with stages("Quantizing") as stage:
         stage("building the quantized model")
-        inputs, outputs, parts = assembly.build(model, targets.get(target), budget, config)
+        inputs, outputs, parts = assembly.build(model, target, budget, config)
         qmodel = DQMQModel(inputs, outputs, model.name, parts=parts)
         stage("fitting the steps of weights")
         for wrapper in parts.wrappers.values():

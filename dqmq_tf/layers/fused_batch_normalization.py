@@ -12,7 +12,7 @@ from dqmq_tf.layers.quality_affine import QualityAffine
 # The smallest epsilon that the fused operation accepts on a GPU.
 _SMALLEST_EPSILON = 1.001e-5
 # Values per sample from which a compiled loop is clearly faster than TensorFlow's fused operation.
-# Each shape costs half a second of compilation, three times.
+# Each shape costs up to three compilations of half a second.
 _LARGE = 65_536
 
 
@@ -23,8 +23,8 @@ class FusedBatchNormalization(keras.layers.Layer):
     Keras builds a batch normalization from about fifteen operations, each of which reads and writes
     a whole activation. On a CPU that is a third of the training step of a small convolutional
     network. Here, XLA compiles its loops, together with the quantizer behind it (`Normalization`);
-    smaller activations without an affine take TensorFlow's fused operation. Outputs, gradients and moving statistics
-    agree with Keras up to rounding. Inference calls the Keras layer.
+    smaller activations without an affine take TensorFlow's fused operation. Outputs, gradients and
+    moving statistics agree with Keras up to rounding. Inference calls the Keras layer.
 
     With a `QualityAffine` behind it, the gradient of both layers takes no more passes over the
     activation than the gradient of the normalization alone, because both need the same two sums

@@ -108,11 +108,12 @@ def try_exposure(
             f"{model.name!r} is not compiled with a loss, which decides whether Exposure pays. Call "
             'model.compile(optimizer, loss) first, such as model.compile("adam", "mse").'
         )
+    name = _image_input(model)
     stream = _labeled(_shuffled(data), model, "data")
     first: list[_Batch] = []
     while _count(first) < _ADAPT_IMAGES and (batch := next(stream, None)):
         first.append(batch)
-    exposed = _behind_exposure(model, _image_input(model), first)
+    exposed = _behind_exposure(model, name, first)
     rivals = [copy_model(model), exposed]
     for rival in rivals:
         schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)

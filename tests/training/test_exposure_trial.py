@@ -153,6 +153,9 @@ def test_wrong_use(trained, night):
     x, y = night
     with pytest.raises(ValueError, match=r"data=\.\.\., the labeled training data"):
         dqmq_tf.quantize_model(trained, config=dqmq_tf.DQMQConfig(exposure="auto"))
+    with pytest.raises(ValueError, match="Unknown target 'phone'"):
+        config = dqmq_tf.DQMQConfig(exposure="auto")
+        dqmq_tf.quantize_model(trained, target="phone", config=config, data=[])
     with pytest.raises(ValueError, match=r'DQMQConfig\(exposure="auto"\) alone'):
         dqmq_tf.quantize_model(trained, data=night)
     with pytest.raises(ValueError, match="exposure='always' is not valid"):
