@@ -20,7 +20,7 @@ _RATE = 0.004
 _FIFTHS = ("worst", "2nd", "3rd", "4th", "best")
 # Method and bytes of the budget, label, and color of each group of files.
 _GROUPS = (
-    ("nothing", 100_000, "int8", "#9aa5b1"),
+    ("nothing", 100_000, "8-bit weights", "#9aa5b1"),
     ("nothing", 30_000, "mixed precision", "#3f7cac"),
     ("exposure", 30_000, "mixed precision behind Exposure", "#c8553d"),
 )
