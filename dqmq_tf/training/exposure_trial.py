@@ -126,11 +126,11 @@ def try_exposure(
     held_back: list[_Batch] = []
     if validation_data is not None:
         held_back.extend(_labeled(validation_data, model, "validation_data"))
-    holds = validation_data is None
     done = 0
     batches = with_progress(itertools.chain(first, stream), "Trying Exposure")
     for number, batch in enumerate(batches):
-        if holds and number % _HOLD_EVERY == 0 and _count(held_back) < _HOLD_SAMPLES:
+        is_held = validation_data is None and number % _HOLD_EVERY == 0
+        if is_held and _count(held_back) < _HOLD_SAMPLES:
             held_back.append(batch)
             continue
         for rival in rivals:
@@ -171,9 +171,10 @@ def _image_input(model: keras.Model) -> str:
         for x in model.inputs
         if len(x.shape) == IMAGE_RANK and x.shape[-1] in IMAGE_CHANNELS and "float" in x.dtype
     ]
-    if len(images) != 1 or has_exposure(model):
+    is_exposed = has_exposure(model)
+    if len(images) != 1 or is_exposed:
         found = ", ".join(f"{x.name} {x.dtype} {list(x.shape[1:])}" for x in model.inputs)
-        found += " and an Exposure" if has_exposure(model) else ""
+        found += " and an Exposure" if is_exposed else ""
         raise ValueError(
             "Exposure can be tried in front of a model that has none, with one input of images "
             f"[height, width, 1 or 3] in floating point. {model.name!r} has {found}. Put "

@@ -19,9 +19,9 @@ import time
 
 import keras
 import networks
-import numpy as np
 import rich.table
 from absl import app, flags, logging
+from training_steps import random_batch
 
 import dqmq_tf
 
@@ -92,9 +92,7 @@ def start(network, target, batch_size, jit_compile):
     """
     keras.utils.set_random_seed(0)
     model = network()
-    random = np.random.default_rng(0)
-    images = random.uniform(0, 255, (batch_size, *model.input_shape[1:])).astype("float32")
-    batch = images, random.integers(0, model.output_shape[-1], batch_size)
+    batch = random_batch(model, batch_size)
     options = {"loss": "sparse_categorical_crossentropy", "jit_compile": jit_compile}
     clock = _Clock()
     if target is None:
@@ -105,7 +103,7 @@ def start(network, target, batch_size, jit_compile):
     quantized = dqmq_tf.quantize_model(model, target=target)
     clock("quantize")
     quantized.compile("adam", **options)
-    quantized.calibrate(images)
+    quantized.calibrate(batch[0])
     quantized._training.begin(1_000_000)
     clock("calibrate")
     quantized.train_on_batch(*batch)

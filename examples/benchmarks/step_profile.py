@@ -12,14 +12,12 @@ import pathlib
 import tempfile
 
 import networks
-import numpy as np
 import rich.console
 import rich.table
 import tensorflow as tf
 from absl import app, flags
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
-
-import dqmq_tf
+from training_steps import compiled, random_batch, searching, step_function
 
 _NAME = flags.DEFINE_enum(
     "network", "MobileNetV3Small, 224 x 224", list(networks.NETWORKS), "The network to train."
@@ -44,6 +42,8 @@ _KINDS = {
     "matrix products": ("MatMul", "FusedMatMul", "BatchMatMul"),
 }  # fmt: skip
 _OTHER = "all other operations"
+# Steps before the profile.
+_WARMUP = 3
 
 
 def kind_of(operation):
@@ -109,32 +109,13 @@ def _operation(name):
     return (None if is_function else kind_of(operation)), place
 
 
-def step_of(model, batch):
-    """Returns a function that runs one training step to its end, after three such steps."""
-    model.make_train_function()
-    endless = iter(tf.data.Dataset.from_tensors(batch).repeat())
-
-    def step():
-        float(model.train_function(endless)["loss"])
-
-    for _ in range(3):
-        step()
-    return step
-
-
 def measure():
     """Returns the milliseconds of each kind of operation, by model."""
     model = networks.NETWORKS[_NAME.value]()
-    random = np.random.default_rng(0)
-    images = random.uniform(0, 255, (_BATCH.value, *model.input_shape[1:])).astype("float32")
-    batch = images, random.integers(0, model.output_shape[-1], _BATCH.value)
-    quantized = dqmq_tf.quantize_model(model, target=_TARGET.value)
-    for trained in (model, quantized):
-        trained.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    quantized.calibrate(images)
-    quantized._training.begin(1_000_000)
-    found = {"float": profiled(step_of(model, batch))}
-    step = step_of(quantized, batch)
+    batch = random_batch(model, _BATCH.value)
+    quantized = searching(model, _TARGET.value, batch[0])
+    found = {"float": profiled(step_function(compiled(model), batch, _WARMUP))}
+    step = step_function(quantized, batch, _WARMUP)
     found["searching"] = profiled(step)
     quantized._training.settle()
     found["settled"] = profiled(step)

@@ -19,15 +19,12 @@ import sys
 
 import keras
 import networks
-import numpy as np
 import paired_times
 import rich.console
 import rich.table
-import tensorflow as tf
 from absl import app, flags
 from study import architectures
-
-import dqmq_tf
+from training_steps import compiled, random_batch, searching, step_function
 
 # Each network, with the number of images per step.
 _NETWORKS = {
@@ -85,34 +82,6 @@ class Row:
     quantized_mb: int
 
 
-def random_batch(model, batch_size):
-    """Returns a batch of random images, with values from 0 to 255, and random labels."""
-    random = np.random.default_rng(0)
-    images = random.uniform(0, 255, (batch_size, *model.input_shape[1:])).astype("float32")
-    return images, random.integers(0, model.output_shape[-1], batch_size)
-
-
-def compiled(model):
-    """Compiles a model in the most common way, and returns it."""
-    model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
-
-
-def step_function(model, batch):
-    """Returns a function that runs one training step to its end."""
-    if model.train_function is None:
-        model.make_train_function()
-    endless = iter(tf.data.Dataset.from_tensors(batch).repeat())
-
-    def step():
-        logs = model.train_function(endless)
-        float(logs["loss"])
-
-    for _ in range(_WARMUP.value):
-        step()
-    return step
-
-
 def compare(float_step, quantized_step):
     """Times both steps alternately, and returns the fields of a `Row` that are times."""
     times = paired_times.compare(float_step, quantized_step, _STEPS.value)
@@ -124,14 +93,6 @@ def compare(float_step, quantized_step):
         "high": times.high,
         "processor_ratio": times.processor_ratio,
     }
-
-
-def searching(model, target, images):
-    """Returns a `DQMQModel` in its search phase, calibrated with images."""
-    quantized = compiled(dqmq_tf.quantize_model(model, target=target))
-    quantized.calibrate(images)
-    quantized._training.begin(1_000_000)
-    return quantized
 
 
 def peak_of_process(name, variant):
@@ -147,7 +108,9 @@ def peak_of_this(name, variant):
     model = network()
     batch = random_batch(model, batch_size)
     step_function(
-        compiled(model) if variant == "float" else searching(model, variant, batch[0]), batch
+        compiled(model) if variant == "float" else searching(model, variant, batch[0]),
+        batch,
+        _WARMUP.value,
     )
     # Not getrusage: on Linux a process inherits the peak of its parent.
     status = pathlib.Path("/proc/self/status").read_text().splitlines()
@@ -168,10 +131,18 @@ def measure(name, target):
         "float_mb": peak_of_process(name, "float"),
         "quantized_mb": peak_of_process(name, target),
     }
-    float_step = step_function(compiled(model), batch)
-    yield Row(phase="search", **compare(float_step, step_function(quantized, batch)), **common)
+    float_step = step_function(compiled(model), batch, _WARMUP.value)
+    yield Row(
+        phase="search",
+        **compare(float_step, step_function(quantized, batch, _WARMUP.value)),
+        **common,
+    )
     quantized._training.settle()
-    yield Row(phase="settled", **compare(float_step, step_function(quantized, batch)), **common)
+    yield Row(
+        phase="settled",
+        **compare(float_step, step_function(quantized, batch, _WARMUP.value)),
+        **common,
+    )
 
 
 def table_of(rows):
