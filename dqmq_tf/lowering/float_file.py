@@ -1,7 +1,6 @@
 """Exports the lowered model as a float `.tflite` file, and names its tensors."""
 
 import copy
-import tempfile
 
 import keras
 import tensorflow as tf
@@ -18,7 +17,8 @@ from dqmq_tf.lowering.tensor_matching import Match
 def export_float(model: keras.Model) -> TFLiteFile:
     """Converts a Keras model to a float `.tflite` file with a batch size of one.
 
-    It traces and saves one function. Keras's own export saves more and takes longer.
+    It traces one function, for which the converter writes a SavedModel. Keras's own export saves more
+    and takes longer. So does a conversion of a SavedModel that was written before: it is loaded twice.
 
     Args:
         model: A functional `keras.Model`.
@@ -39,14 +39,17 @@ def export_float(model: keras.Model) -> TFLiteFile:
 
     saved = tf.Module()
     saved.variables_of_the_model = [variable.value for variable in model.variables]
-    with tempfile.TemporaryDirectory() as folder, quiet_log():
-        tf.saved_model.save(saved, folder, signatures=serve)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+    with quiet_log():
+        # With the variables of `saved`, the converter takes the way of a SavedModel.
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [serve.get_concrete_function()], saved
+        )
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.TFLITE_BUILTINS,
             tf.lite.OpsSet.SELECT_TF_OPS,
         ]
         converter.experimental_enable_resource_variables = True
+        converter.exclude_conversion_metadata = True  # The file gets other metadata.
         try:
             return TFLiteFile(converter.convert())
         except Exception as error:  # The converter's own error has no public name.
