@@ -30,6 +30,8 @@ from dqmq_tf.targets import VELA
 from dqmq_tf.terminal import stages
 
 _SECONDS = 60.0
+# So many batches are predicted before the graph of `predict` would be traced.
+_BATCH, _EAGER_BATCHES = 32, 4
 
 
 def verify(
@@ -297,10 +299,22 @@ def _predictions(qmodel: DQMQModel, profile: int, inputs: list[np.ndarray]) -> l
     if qmodel.frozen_profiles > 1:
         # The model would choose a profile for each input, but the file contains one profile.
         simulated = lower_model(qmodel, profile, simulate=True)
-        results = simulated.model.predict(inputs, verbose=0)
-    else:
-        results = qmodel.predict(structured(inputs, qmodel), verbose=0)
-    return [np.asarray(result) for result in keras.tree.flatten(results)]
+        return _predicted(simulated.model, inputs)
+    return _predicted(qmodel, inputs)
+
+
+def _predicted(model: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns the outputs of a model."""
+    count = len(inputs[0])
+    if count > _EAGER_BATCHES * _BATCH:
+        results = model.predict(structured(inputs, model), batch_size=_BATCH, verbose=0)
+        return [np.asarray(result) for result in keras.tree.flatten(results)]
+    batches = []
+    for start in range(0, count, _BATCH):
+        parts = [keras.ops.convert_to_tensor(array[start : start + _BATCH]) for array in inputs]
+        outputs = keras.tree.flatten(model(structured(parts, model), training=False))
+        batches.append([keras.ops.convert_to_numpy(output) for output in outputs])
+    return [np.concatenate(arrays) for arrays in zip(*batches)]
 
 
 def _cannot_run(runtime: Any, model: ModelT) -> RuntimeReport | None:
