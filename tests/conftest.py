@@ -38,11 +38,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not item.path.as_posix().endswith(_LONG))
 
 
+# Keras and TensorFlow make so many objects that Python searches for garbage all the time.
+gc.set_threshold(5_000, 20, 10)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_search_for_garbage_in_what_stays():
     """Keeps the modules and the models of other files out of the garbage collection.
 
-    TensorFlow's converter collects garbage at each call. That would be a fifth of the tests' time.
+    Else each search looks through all of them.
     """
     gc.collect()
     gc.freeze()

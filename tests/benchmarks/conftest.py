@@ -1,5 +1,7 @@
 """A small version of the benchmark, on digits."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,11 +11,15 @@ from study import datasets, runs
 from dqmq_tf import quality
 
 
+@functools.cache
 def digits(split, count, clean):
+    """Images that are degraded once for all runs, which cannot change them."""
     data = quality.digits(split, size=16).repeat(2).batch(64)
     mixed = quality.mixed_quality(data, kinds=KINDS, clean=clean, seed=2, with_quality=True)
     parts = [(x, y, q["kind"], q["severity"]) for x, y, q in mixed.as_numpy_iterator()]
-    x, y, kind, severity = (np.concatenate(part)[:count] for part in zip(*parts))
+    x, y, kind, severity = arrays = [np.concatenate(part)[:count] for part in zip(*parts)]
+    for array in arrays:
+        array.setflags(write=False)
     return datasets.Images(x=x, y=y, kind=kind, severity=severity)
 
 

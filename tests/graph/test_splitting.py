@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from helpers.predictions import predicted
 from keras import layers, ops
 
 import dqmq_tf
@@ -66,7 +67,7 @@ def assert_trains(model, tmp_path, places=()):
     exact = dqmq_tf.quantize_model(model, config=config)
     exact.calibrate(data)
     scale = np.abs(model(data)).max()
-    assert np.abs(exact.predict(data, verbose=0) - np.array(model(data))).max() < 0.1 * scale
+    assert np.abs(predicted(exact, data) - np.array(model(data))).max() < 0.1 * scale
     qmodel = dqmq_tf.quantize_model(model, target="simulation")
     # Tracing would take longer than these two steps.
     qmodel.compile("adam", "mse", run_eagerly=True)
@@ -80,7 +81,7 @@ def assert_trains(model, tmp_path, places=()):
     assert set(places) <= {point.name for point in qmodel._parts.costs.activations}
     qmodel.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
-    np.testing.assert_array_equal(loaded.predict(data, verbose=0), qmodel.predict(data, verbose=0))
+    np.testing.assert_array_equal(predicted(loaded, data), predicted(qmodel, data))
 
 
 ACTIVATED = {

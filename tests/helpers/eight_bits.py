@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+from helpers.predictions import predicted
 
 import dqmq_tf
 from dqmq_tf import export
@@ -22,7 +23,7 @@ def quantized(model, data, target="android"):
 
 def trained(qmodel, data, epochs=1):
     """Trains a model to give a constant, in two steps an epoch."""
-    labels = keras.tree.map_structure(np.zeros_like, qmodel.predict(data, verbose=0))
+    labels = keras.tree.map_structure(np.zeros_like, predicted(qmodel, data))
     # Tracing would take longer than these few steps.
     qmodel.compile(keras.optimizers.SGD(1e-4), "mse", run_eagerly=True)
     size = len(keras.tree.flatten(data)[0])
@@ -39,7 +40,7 @@ def converted(qmodel, data, path):
 def largest_error(model, other, data):
     """Returns the largest difference between two models' outputs, relative to the largest output."""
     outputs, others = (
-        np.concatenate([np.ravel(y) for y in keras.tree.flatten(m.predict(data, verbose=0))])
+        np.concatenate([np.ravel(y) for y in keras.tree.flatten(predicted(m, data))])
         for m in (model, other)
     )
     return np.abs(outputs - others).max() / np.abs(outputs).max()

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 from helpers.frozen_models import freeze, images
+from helpers.predictions import predicted
 
 from dqmq_tf import export, flatbuffer
 from dqmq_tf.lowering.lowered_model import lower_model
@@ -61,12 +62,8 @@ def assert_simulates(qmodel, inputs=None, ties=0.01, quanta=1):
     """
     lowered = lower_model(qmodel, 0, simulate=True)
     inputs = images(qmodel, 64) if inputs is None else inputs
-    inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
-    # A graph of `predict` for two models would take longer to trace than all else here.
-    found, expected = (
-        [keras.ops.convert_to_numpy(y) for y in keras.tree.flatten(model(inputs, training=False))]
-        for model in (lowered.model, qmodel)
-    )
+    found = keras.tree.flatten(predicted(lowered.model, inputs))
+    expected = keras.tree.flatten(predicted(qmodel, inputs))
     for key, array, other in zip(lowered.outputs, found, expected, strict=True):
         grid = lowered.quantization.get(key)
         assert array.shape == other.shape

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from helpers.eight_bits import converted, quantized, trained
+from helpers.predictions import predicted
 from keras import layers
 
 import dqmq_tf
@@ -97,7 +98,7 @@ def test_8_bits_come_close_to_float_and_a_saved_model_is_the_same(tmp_path):
     shown.kernel.assign(np.eye(3)[None, None])
     exposure.adapt(images)
     qmodel = quantized(model, images)
-    differences = qmodel.predict(images, verbose=0) - model.predict(images, verbose=0)
+    differences = predicted(qmodel, images) - predicted(model, images)
     # The gain of dark images is up to 12, so that one gray level in them is 12 afterwards.
     assert exposure.spread > 10 and np.abs(differences.mean(axis=(1, 2, 3))).max() < 8
     assert np.abs(differences).mean() < 2
@@ -105,8 +106,8 @@ def test_8_bits_come_close_to_float_and_a_saved_model_is_the_same(tmp_path):
     qmodel.fit(images, model(images), epochs=1, verbose=0)
     qmodel.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    outputs = qmodel.predict(images, verbose=0)
-    np.testing.assert_array_equal(loaded.predict(images, verbose=0), outputs)
+    outputs = predicted(qmodel, images)
+    np.testing.assert_array_equal(predicted(loaded, images), outputs)
     floats = qmodel.float_model()
     assert "exposure_curve" in {layer.name for layer in floats.layers}
-    assert np.abs(floats.predict(images, verbose=0) - outputs).mean() < 4
+    assert np.abs(predicted(floats, images) - outputs).mean() < 4

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers.predictions import predicted
 
 import dqmq_tf
 from dqmq_tf.graph import trace
@@ -24,7 +25,7 @@ def test_folded_bias_is_a_whole_number_of_units(center, scale):
     qmodel = dqmq_tf.quantize_model(model)
     images = np.random.default_rng(0).random((16, 8, 8, 3)).astype("float32")
     qmodel.calibrate(images)
-    before = qmodel.predict(images, verbose=0)
+    before = predicted(qmodel, images)
     qmodel.freeze()
     precision, body = qmodel.precision(), qmodel.float_model()
     nodes = {node.path: node for node in trace(body).nodes}
@@ -46,7 +47,7 @@ def test_folded_bias_is_a_whole_number_of_units(center, scale):
         whole[path] = nodes[path].layer.bias.numpy().astype("float64") / unit(path)
     for path, units in whole.items():
         assert np.abs(units - np.round(units)).max() < 0.02, path
-    assert np.abs(qmodel.predict(images, verbose=0) - before).max() < 0.1 * np.abs(before).max()
+    assert np.abs(predicted(qmodel, images) - before).max() < 0.1 * np.abs(before).max()
 
 
 def trained_to_grid(make, *shape):
@@ -63,9 +64,9 @@ def trained_to_grid(make, *shape):
     qmodel = dqmq_tf.quantize_model(model, target="simulation", budget=budget, config=config)
     data = np.random.default_rng(0).random((16, *shape)).astype("float32")
     qmodel.calibrate(data)
-    before = qmodel.predict(data, verbose=0)
+    before = predicted(qmodel, data)
     qmodel.freeze()
-    assert np.abs(qmodel.predict(data, verbose=0) - before).max() < 0.1 * np.abs(before).max()
+    assert np.abs(predicted(qmodel, data) - before).max() < 0.1 * np.abs(before).max()
     precision = qmodel.precision()
     nodes = {node.path: node for node in trace(qmodel.float_model()).nodes}
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from helpers.networks import operators, shaken
+from helpers.predictions import predicted
 from keras import layers, ops
 
 import dqmq_tf
@@ -157,7 +158,7 @@ def test_functions_run_on_integer_kernels(target, quanta, qmodel_and_data):
             assert {*read, *computed} <= {"INT8", "INT32"}, name
     results = runtimes.run(file, data, runtime=targets.get(target).runtimes[0]).outputs
     # TFLite Micro rounds otherwise in the convolutions. Finer grids amplify the difference.
-    for key, result, expected in zip(lowered.outputs, results, qmodel.predict(data, verbose=0)):
+    for key, result, expected in zip(lowered.outputs, results, predicted(qmodel, data)):
         apart = np.abs(result - expected).max() / lowered.quantization[key].step
         assert apart <= quanta + 0.01, lowered.paths[key]
     for kind in SHAPES:
@@ -209,7 +210,7 @@ def test_preprocessing_of_applications_runs_on_integer_kernels():
     file, lowered = written(qmodel, "android")
     assert lowered.float_layers == {}
     results = runtimes.run(file, [data]).outputs
-    for key, result, expected in zip(lowered.outputs, results, qmodel.predict(data, verbose=0)):
+    for key, result, expected in zip(lowered.outputs, results, predicted(qmodel, data)):
         assert np.abs(result - expected).max() <= 1.01 * lowered.quantization[key].step
 
 

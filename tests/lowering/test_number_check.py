@@ -1,5 +1,7 @@
 """The numbers in the file are read back here without the code that wrote them."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -21,19 +23,36 @@ def operators(model, name):
             yield [part.tensors[i] if i >= 0 else None for i in operator.inputs]
 
 
+@pytest.fixture(scope="module")
+def read():
+    """A function that returns what a model and its file hold, and reads them once for all layers.
+
+    That is the precision of the weights, the float model, its folded normalizations by layer, and
+    the file. Nobody changes them.
+    """
+
+    @functools.cache
+    def made(qmodel, path):
+        float_model = qmodel.float_model()
+        folds = {target: norm for norm, target in graph.trace(float_model).folds.items()}
+        model = flatbuffer.read(export.decompress(path.read_bytes()))
+        return qmodel.precision().weights, float_model, folds, model
+
+    return made
+
+
 KINDS = {"conv": "CONV_2D", "depthwise": "DEPTHWISE_CONV_2D", "dense": "FULLY_CONNECTED"}
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("kind", KINDS)
-def test_integers_scales_and_bias(every_bit_width, kind, bits):
+def test_integers_scales_and_bias(every_bit_width, read, kind, bits):
     qmodel, path, _ = every_bit_width
+    precision, float_model, folds, model = read(qmodel, path)
     layer_path = f"{kind}{bits}"
-    given = qmodel.precision().weights[layer_path]["kernel"]
+    given = precision[layer_path]["kernel"]
     assert given.bit_width == bits
-    float_model = qmodel.float_model()
     layer = float_model.get_layer(layer_path)
-    folds = {target: norm for norm, target in graph.trace(float_model).folds.items()}
     gain, offset = np.ones(given.step.size), np.zeros(given.step.size)
     if layer_path in folds:
         norm = float_model.get_layer(folds[layer_path])
@@ -42,7 +61,6 @@ def test_integers_scales_and_bias(every_bit_width, kind, bits):
         offset = numpy(norm.beta) - numpy(norm.moving_mean) * gain
     bias = numpy(layer.bias) if layer.use_bias else 0.0
 
-    model = flatbuffer.read(export.decompress(path.read_bytes()))
     source, weights, biases = list(operators(model, KINDS[kind]))[bits - 2]
     found = flatbuffer.constant(model, weights)
     expected = given.integers * np.sign(gain).reshape(given.step.shape).astype(int)

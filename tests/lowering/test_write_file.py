@@ -31,7 +31,9 @@ def test_a_failure_of_tensorflows_converter_is_a_conversion_error(monkeypatch):
         def convert(self):
             raise RuntimeError("op x should be of the same rank with y")
 
-    monkeypatch.setattr(tf.lite.TFLiteConverter, "from_saved_model", lambda folder: Failing())
+    monkeypatch.setattr(
+        tf.lite.TFLiteConverter, "from_concrete_functions", lambda functions, saved: Failing()
+    )
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
     with pytest.warns(UserWarning, match="cannot be converted.*converter says: op x should"):
