@@ -74,6 +74,9 @@ def test_step(model: Any, data: Any) -> dict[str, Any]:
 
 def _task_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> Any:
     """Returns the compiled loss of the user."""
+    if not model._metrics_have_variables:
+        model._metrics_have_variables = True
+        _create_variables_of_metrics(model, y, y_pred, sample_weight)
     return model.compute_loss(
         x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
     )
@@ -81,9 +84,6 @@ def _task_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, trai
 
 def _logs(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, loss: Any) -> dict[str, Any]:
     """Updates the metrics of Keras and returns their values."""
-    if not model._metrics_have_variables:
-        model._metrics_have_variables = True
-        _create_variables_of_metrics(model, y, y_pred, sample_weight)
     for metric in model.metrics:
         if metric.name == "loss":
             batch = ops.shape(keras.tree.flatten(x)[0])[0]
@@ -94,8 +94,9 @@ def _logs(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, loss: Any
 def _create_variables_of_metrics(model: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
     """Creates the variables of the compiled metrics outside of the step that is being traced.
 
-    Keras creates them when it first updates the metrics. TensorFlow traces a function twice if it
-    creates variables in the first trace, so the start of a training would take twice as long.
+    Keras creates them when it first updates the metrics, and those of the loss of each output when it
+    first computes the loss. TensorFlow traces a function twice if it creates variables in the first
+    trace, so the start of a training would take twice as long.
     """
     # Keras itself prepares the metrics in the scope of a strategy.
     if not tf.inside_function() or tf.distribute.has_strategy():
@@ -104,6 +105,14 @@ def _create_variables_of_metrics(model: Any, y: Any, y_pred: Any, sample_weight:
         lambda value: None if value is None else tf.type_spec_from_value(value),
         (y, y_pred, sample_weight),
     )
+    # Losses that layers add are tensors of the step that is being traced, and of no use elsewhere.
+    several_losses = len(model.outputs) > 1 and not model.losses
+
+    def updated(*batch: Any) -> Any:
+        if several_losses:
+            model.compute_loss(None, *batch)
+        return model.compute_metrics(None, *batch)
+
     with tf.init_scope():
-        update = tf.function(lambda *batch: model.compute_metrics(None, *batch), autograph=False)
+        update = tf.function(updated, autograph=False)
         update.get_concrete_function(*specs)

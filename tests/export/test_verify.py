@@ -38,6 +38,24 @@ def test_datasets(small, small_file, labels, batched):
     assert report == export.verify(small, small_file[0], x, runtimes=["litert-builtin"])
 
 
+def test_a_graph_is_traced_for_many_inputs_only_and_agrees(small, small_file, monkeypatch):
+    predict, traced = type(small).predict, []
+
+    def counted(*args, **options):
+        traced.append(args)
+        return predict(*args, **options)
+
+    monkeypatch.setattr(type(small), "predict", counted)
+    x, options = images(small, 160), {"runtimes": LITERT[1:2]}
+    # The last batch is a part of one.
+    few = export.verify(small, small_file[0], x[:100], **options)
+    assert few.samples == 100 and not traced
+    many = export.verify(small, small_file[0], x, **options)
+    assert many.samples == 160 and len(traced) == 1
+    assert few.mean_quanta == pytest.approx(many.mean_quanta, abs=0.1)
+    assert max(few.largest_quanta, many.largest_quanta) <= 1.01
+
+
 def test_endless_dataset_ends(small, small_file):
     data = tf.data.Dataset.from_tensor_slices(images(small, 20)).repeat().batch(8)
     report = export.verify(small, small_file[0], data, samples=30, runtimes=LITERT[:1])

@@ -86,6 +86,31 @@ def test_settling_traces_nothing(target, monkeypatch):
     assert traced[once:] == [("test", "frozen")], "frozen bits have a graph of their own"
 
 
+@pytest.mark.parametrize("adds_a_loss", [False, True])
+def test_the_losses_of_several_outputs_are_no_reason_to_trace_twice(adds_a_loss, monkeypatch):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    # Losses that layers add cannot be computed ahead, so that Keras creates variables in the step.
+    regularizer = "l2" if adds_a_loss else None
+    x = keras.layers.Dense(3, activity_regularizer=regularizer)(inputs)
+    model = keras.Model(inputs, [keras.layers.Dense(2)(x), keras.layers.Dense(1)(x)])
+    train_step, traced = steps.train_step, []
+
+    def recorded(model, data):
+        traced.append(data)
+        return train_step(model, data)
+
+    monkeypatch.setattr(steps, "train_step", recorded)
+    qmodel = dqmq_tf.quantize_model(model, target="simulation")
+    qmodel.compile("sgd", ["mse", "mae"])
+    labels = [RANDOM.normal(size=(16, 2)), RANDOM.normal(size=(16, 1))]
+    history = qmodel.fit(
+        IMAGES[:16, 0, 0, :1] * np.ones(4), labels, batch_size=8, verbose=0
+    ).history
+    assert len(traced) == 1 + adds_a_loss
+    assert len(history) >= 3 and all(np.isfinite(values).all() for values in history.values())
+
+
 def step(qmodel, variables):
     """Returns the loss of a step and the values after it; the variables get their old values back."""
     before = [v.numpy() for v in variables]
