@@ -33,6 +33,9 @@ ABLATIONS = (
     "no_pathwise", "no_curvature", "no_score_function", "no_model_cost", "no_entropy",
     "no_supervised", "random_encoder", "no_sample_bits", "no_normalization", "no_distillation",
     "no_pathwise_and_score_function",
+    # From equal bits, to see what finds the bits that layers need.
+    "no_priced_start", "no_priced_start_and_pathwise", "no_priced_start_and_score_function",
+    "no_priced_start_and_pathwise_and_score_function",
 )  # fmt: skip
 # The oracle instead of the encoder; see `study.oracle`.
 TOLD = "told_quality"
@@ -166,6 +169,9 @@ def _trained(bench, run, model):
         direction = network.get_layer("bit_width_policy").direction
         direction.assign(0.0 * direction)
         direction.trainable = False
+    if "priced_start" in _removed(run.ablation):
+        means = network.get_layer("bit_width_policy").mean
+        means.assign(np.full(means.shape, run.budget))
     started = time.perf_counter()
     batches = datasets.batches(data)
     ours = run.method in ("static", "dqmq") and run.ablation != "no_distillation"
@@ -268,10 +274,14 @@ def _file_bytes(model, bits, run, data):
     return _converted(network.freeze(profiles=1), data, lambda path, report: report.download_bytes)
 
 
+def _removed(ablation):
+    """Returns the names of the parts that an ablation removes."""
+    return (ablation or "").removeprefix("no_").split("_and_")
+
+
 def _terms(ablation):
-    names = (ablation or "").removeprefix("no_").split("_and_")
     known = {field.name for field in dataclasses.fields(dqmq_tf.ObjectiveTerms)}
-    return dqmq_tf.ObjectiveTerms(**{name: False for name in names if name in known})
+    return dqmq_tf.ObjectiveTerms(**{name: False for name in _removed(ablation) if name in known})
 
 
 def _scores(predict, images, cost_of=None):
