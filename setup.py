@@ -22,7 +22,7 @@ _REQUIRED = [
     "tensorflow>=2.20.0; python_version >= '3.13'",
 ]
 _EXTRAS = {
-    "benchmark": ["zopfli>=0.4.3"],
+    "benchmark": ["opencv-python-headless>=4.10.0.84", "zopfli>=0.4.3"],
     # tensorflow-datasets imports importlib_resources to prepare a dataset, and does not require it.
     "data": ["scikit-learn>=1.6.0", "tensorflow-datasets>=4.9.8", "importlib_resources>=6.0.0"],
     "ethos_u": ["ethos-u-vela>=5.2.0"],

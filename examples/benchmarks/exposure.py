@@ -1,15 +1,18 @@
-"""Compares `.tflite` files behind nothing, behind a standardization, and behind `layers.Exposure`.
+"""Compares `.tflite` files behind nothing, behind a preprocessing, and behind `layers.Exposure`.
 
 The data are the German traffic signs of Stallkamp et al. 2012, "Man vs. computer", whose quality varies
 by nature: night, haze, blur, distance. MLPerf Tiny's ResNet-8 is trained on them in float, then with static
 bits for the target `android`, and each file is scored in LiteRT on one thread. Every method gets the same
-steps, images in the same order and bytes. The bytes of `Exposure` count. Those of the standardization do
-not, as it runs before the file. The float network of a seed is trained
+steps, images in the same order and bytes. The bytes of `Exposure` count. Those of a standardization or of
+CLAHE (`--methods=clahe`) do not, as it runs before the file. The float network of a seed is trained
 
 - with `--start=own` behind the method itself,
 - with `--start=common` behind nothing. The other methods then change the images that it is used to.
 
     python examples/benchmarks/exposure.py --data_dir=~/tensorflow_datasets --seeds=0,1,2,3,4
+
+With `--float_only` the float network trains on with the same images, labels, steps and rate, in place of
+the quantized one.
 
 The dataset must be prepared with the name `gtsrb` and the features `quality` and `brightness`, by whose
 lowest fifths files are scored as well. Each run is appended to `--output`. Runs that are in it are not
@@ -38,6 +41,9 @@ _OUTPUT = flags.DEFINE_string(
 _METHODS = flags.DEFINE_list("methods", ["nothing", *fronts.FRONTS], "Methods to run.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to run.")
 _BYTES = flags.DEFINE_integer("bytes", 30_000, "Bytes of each file after deflate.", lower_bound=1)
+_FLOAT_ONLY = flags.DEFINE_boolean(
+    "float_only", False, "Whether the float network trains on, without quantization and a file."
+)
 _START = flags.DEFINE_enum(
     "start", "own", ["own", "common"], "What is in front in the first float training."
 )
@@ -71,17 +77,19 @@ def start(method, seed, train):
     )
 
 
-def behind_standardization(split):
-    """Returns the `signs.Signs` of a split, with standardized images."""
-    return dataclasses.replace(split, x=fronts.standardized(split.x.astype("float32")))
+def behind(method, split):
+    """Returns the `signs.Signs` of a split, with the images that a method's network gets."""
+    if method == fronts.STANDARDIZATION:
+        return dataclasses.replace(split, x=fronts.standardized(split.x.astype("float32")))
+    if method == fronts.CLAHE:
+        return dataclasses.replace(split, x=fronts.equalized(split.x))
+    return split
 
 
 def run(method, seed, train, test):
     """Trains and scores a method. Returns a dictionary."""
     started = time.perf_counter()
-    seen, tests = train, test
-    if method == fronts.STANDARDIZATION:
-        seen, tests = behind_standardization(train), behind_standardization(test)
+    seen, tests = behind(method, train), behind(method, test)
     if _START.value == "own":
         model = start(method, seed, seen)
     else:
@@ -93,13 +101,39 @@ def run(method, seed, train, test):
         float_networks.train(model, signs.batches(seen.x, seen.y, 100 + seed, steps), steps, 0.001)
     float_scores = signs.scores(scoring.predictor(model), tests)
     print(f"{method}, seed {seed}, float: {float_scores}", flush=True)
+    found = {
+        "method": method,
+        "seed": seed,
+        "start": _START.value,
+        "start_seed": start_seed(seed),
+        "bytes": allowed_bytes(),
+        "steps": [_START_STEPS.value, _FLOAT_STEPS.value, _STEPS.value],
+        "learning_rate": _RATE.value,
+        "float": float_scores,
+    }
+    data = signs.batches(seen.x, seen.y, seed, _STEPS.value)
+    train_further = trained_float if _FLOAT_ONLY.value else trained_file
+    found |= train_further(model, data, tests, seed)
+    return {**found, "seconds": round(time.perf_counter() - started)}
+
+
+def trained_float(model, data, tests, seed):
+    """Trains a float network further. Returns its scores."""
+    teacher = keras.models.clone_model(model)
+    teacher.set_weights(model.get_weights())
+    labelled = dqmq_tf.distill_labels(data, teacher)
+    float_networks.train(model, labelled, _STEPS.value, _RATE.value)
+    return {"trained_float": signs.scores(scoring.predictor(model), tests)}
+
+
+def trained_file(model, data, tests, seed):
+    """Trains a network with quantization. Returns the scores of its file and what is known about it."""
     qmodel = dqmq_tf.quantize_model(
         model,
         target="android",
         budget=dqmq_tf.Budget(download_bytes=_BYTES.value),
         config=dqmq_tf.DQMQConfig(quality_aware=False, seed=seed),
     )
-    data = signs.batches(seen.x, seen.y, seed, _STEPS.value)
     labelled = dqmq_tf.distill_labels(data, model)
     float_networks.train(qmodel, labelled, _STEPS.value, _RATE.value)
     qmodel.freeze(profiles=1)
@@ -110,28 +144,24 @@ def run(method, seed, train, test):
         file_scores = signs.scores(scoring.litert_predictor(path), tests)
     count = sum(row.count for row in report.weights)
     return {
-        "method": method,
-        "seed": seed,
-        "start": _START.value,
-        "start_seed": start_seed(seed),
-        "bytes": _BYTES.value,
-        "steps": [_START_STEPS.value, _FLOAT_STEPS.value, _STEPS.value],
-        "learning_rate": _RATE.value,
-        "float": float_scores,
         "file": file_scores,
         "download_bytes": report.download_bytes,
         "size_bytes": report.size_bytes,
         "mean_bits": sum(row.count * row.bit_width for row in report.weights) / count,
         "different_numbers": report.verification.different_numbers,
         "agreement": {row.runtime: row.top1_agreement for row in report.verification.rows},
-        "seconds": round(time.perf_counter() - started),
     }
+
+
+def allowed_bytes():
+    """Returns the budget of the files, None if there are none."""
+    return None if _FLOAT_ONLY.value else _BYTES.value
 
 
 def is_ours(record):
     """Whether a run has the settings of the flags."""
     steps = [_START_STEPS.value, _FLOAT_STEPS.value, _STEPS.value]
-    ours = (_START.value, start_seed(record["seed"]), _BYTES.value, steps, _RATE.value)
+    ours = (_START.value, start_seed(record["seed"]), allowed_bytes(), steps, _RATE.value)
     names = ("start", "start_seed", "bytes", "steps", "learning_rate")
     return ours == tuple(record[name] for name in names)
 
@@ -147,7 +177,8 @@ def tell(records):
     methods = [method for method, by_seed in runs.items() if by_seed]
     for place, method in enumerate(methods):
         print(f"{method}, seeds {sorted(runs[method])}")
-        for kind, part in itertools.product(("float", "file"), _PARTS):
+        kinds = ("float", "trained_float" if _FLOAT_ONLY.value else "file")
+        for kind, part in itertools.product(kinds, _PARTS):
             is_shared = kind == "float" and not _FLOAT_STEPS.value
             score = {
                 name: {

@@ -27,6 +27,17 @@ def test_an_image_without_contrast_becomes_gray():
     assert (fronts.standardized_pixels(flat) == 128).all()
 
 
+def test_equalized_images_have_contrast_in_each_tile(images):
+    # Half of each image lies in the shade.
+    shaded = np.concatenate([images[:, :, :8] // 8, images[:, :, 8:]], axis=2)
+    found = fronts.equalized(shaded)
+    assert found.dtype == "uint8" and found.shape == images.shape
+    for half in (np.s_[:, :, :8], np.s_[:, :, 8:]):
+        before, after = (values[half].std(axis=(1, 2, 3)) for values in (shaded, found))
+        assert after.mean() > 1.1 * before.mean()
+    np.testing.assert_array_equal(fronts.equalized(shaded[3:4]), found[3:4])
+
+
 def test_pixels_are_rounded_and_the_same_in_parts_and_in_batches(images, monkeypatch):
     whole = fronts.standardized_pixels(images)
     exact = fronts.standardized(images.astype("float32"))
