@@ -117,11 +117,11 @@ def test_shuffled_decisions_come_from_other_images(deciding, bits_alone):
 
 def test_an_ablation_changes_the_part_that_it_names():
     plain = dataclasses.asdict(runs._terms(None))
-    for name in (*runs.ABLATIONS[:5], *runs.ABLATIONS[-5:]):
+    for name in (*runs.ABLATIONS[:5], *runs.ABLATIONS[-9:]):
         found = dataclasses.asdict(runs._terms(name))
         named = name.removeprefix("no_").split("_and_")
         changed = [key for key in plain if plain[key] != found[key]]
-        assert changed == [part for part in named if part != "priced_start"]
+        assert changed == [part for part in named if part not in ("priced_start", "slow_search")]
 
 
 def test_without_its_start_all_bits_are_equal_at_first(bench, monkeypatch):
@@ -129,11 +129,13 @@ def test_without_its_start_all_bits_are_equal_at_first(bench, monkeypatch):
 
     def note(model, *args):
         begun["means"] = model.get_layer("bit_width_policy").mean.numpy()
+        begun["rate"] = model.config.policy_learning_rate
         raise InterruptedError
 
     monkeypatch.setattr(runs.float_networks, "train", note)
-    for ablation in (None, "no_priced_start_and_pathwise"):
+    for ablation in (None, "no_priced_start_and_slow_search_and_pathwise"):
         with pytest.raises(InterruptedError):
             executed(bench, "dqmq", budget=4.5, ablation=ablation)
         assert (np.ptp(begun["means"]) == 0) == (ablation is not None)
+        assert (begun["rate"] == 0.02) == (ablation is not None)
     assert (begun["means"] == 4.5).all()

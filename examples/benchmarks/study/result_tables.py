@@ -17,6 +17,16 @@ _ABLATIONS = {
     "no_priced_start_and_pathwise": "from equal bits, without pathwise gradients",
     "no_priced_start_and_score_function": "from equal bits, without the score function",
     "no_priced_start_and_pathwise_and_score_function": "from equal bits, without both",
+    "no_priced_start_and_slow_search": "from equal bits, fast search",
+    "no_priced_start_and_slow_search_and_pathwise": (
+        "from equal bits, fast search, without pathwise gradients"
+    ),
+    "no_priced_start_and_slow_search_and_score_function": (
+        "from equal bits, fast search, without the score function"
+    ),
+    "no_priced_start_and_slow_search_and_pathwise_and_score_function": (
+        "from equal bits, fast search, without both"
+    ),
     "no_model_cost": "without the model's cost",
     "no_entropy": "without the entropy",
     "no_supervised": "without the supervised loss",
