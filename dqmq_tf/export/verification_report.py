@@ -33,7 +33,7 @@ class RuntimeReport:
             grid.
         clear_agreement: The share of these inputs with the same largest entry.
         largest_quanta: The largest difference, in steps of the output's grid.
-        mean_quanta: The mean difference, in steps of the output's grid.
+        mean_quanta: The mean difference of the output where it is largest, in steps of its grid.
         latency_ms: The median time of one input with one thread, in milliseconds. Other work on this
             machine affects it.
         arena_bytes: The bytes of the smallest arena in which TFLite Micro can set up the file on this

@@ -19,7 +19,7 @@ from dqmq_tf.export.verification_report import (
     VerificationReport,
 )
 from dqmq_tf.flatbuffer import ModelT, TFLiteFile, lookup_tables
-from dqmq_tf.inputs import collect, structured
+from dqmq_tf.inputs import batches, collect, structured
 from dqmq_tf.lowering import number_check
 from dqmq_tf.lowering.lowered_model import LoweredModel, lower_model
 from dqmq_tf.lowering.write_file import WrittenFile
@@ -51,7 +51,7 @@ def verify(
     Then the file is run on each runtime of its target. Each runtime has its own process, because a
     damaged file may crash it. Runtimes round differently, so their outputs are compared with a
     tolerance. On LiteRT with XNNPACK, 99 % of the clear inputs must have the same largest output
-    entry, on all other runtimes 98 %. The mean difference may be 8 quanta.
+    entry, on all other runtimes 98 %. The mean difference of each output may be 8 quanta.
 
     Args:
         qmodel: The frozen `DQMQModel` that the file was converted from.
@@ -67,7 +67,7 @@ def verify(
             share of each runtime. An input is clear if the model's largest entry leads by more than
             an eighth of the output's grid. For other inputs, rounding alone may change the order. The
             number of disagreements may exceed the expected one by three standard deviations.
-        mean_quanta: The largest mean difference, in steps of the output's grid. None for 8.
+        mean_quanta: The largest mean difference of an output, in steps of its grid. None for 8.
         seconds: The time limit per runtime in seconds. A slower runtime is compared on fewer inputs.
 
     Returns:
@@ -296,25 +296,20 @@ def check_single_process(qmodel: DQMQModel) -> None:
 
 def _predictions(qmodel: DQMQModel, profile: int, inputs: list[np.ndarray]) -> list[np.ndarray]:
     """Returns the outputs of one profile of the model."""
+    model: keras.Model = qmodel
     if qmodel.frozen_profiles > 1:
         # The model would choose a profile for each input, but the file contains one profile.
-        simulated = lower_model(qmodel, profile, simulate=True)
-        return _predicted(simulated.model, inputs)
-    return _predicted(qmodel, inputs)
-
-
-def _predicted(model: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    """Returns the outputs of a model."""
-    count = len(inputs[0])
-    if count > _EAGER_BATCHES * _BATCH:
-        results = model.predict(structured(inputs, model), batch_size=_BATCH, verbose=0)
+        model = lower_model(qmodel, profile, simulate=True).model
+    data = structured(inputs, model)
+    if len(inputs[0]) > _EAGER_BATCHES * _BATCH:
+        results = model.predict(data, batch_size=_BATCH, verbose=0)
         return [np.asarray(result) for result in keras.tree.flatten(results)]
-    batches = []
-    for start in range(0, count, _BATCH):
-        parts = [keras.ops.convert_to_tensor(array[start : start + _BATCH]) for array in inputs]
-        outputs = keras.tree.flatten(model(structured(parts, model), training=False))
-        batches.append([keras.ops.convert_to_numpy(output) for output in outputs])
-    return [np.concatenate(arrays) for arrays in zip(*batches)]
+    outputs = []
+    for batch in batches(data, model, batch_size=_BATCH):
+        parts = [keras.ops.convert_to_tensor(array) for array in batch]
+        results = keras.tree.flatten(model(structured(parts, model), training=False))
+        outputs.append([keras.ops.convert_to_numpy(result) for result in results])
+    return [np.concatenate(arrays) for arrays in zip(*outputs)]
 
 
 def _cannot_run(runtime: Any, model: ModelT) -> RuntimeReport | None:

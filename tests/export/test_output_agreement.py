@@ -33,6 +33,12 @@ def test_without_classes_only_differences_count():
     assert figures.top1_agreement == 1.0 and figures.largest_quanta == 2.0
 
 
+def test_a_large_output_does_not_hide_a_small_one_that_differs():
+    expected = [np.zeros((2, 100), np.float32), np.zeros((2, 1), np.float32)]
+    figures = output_agreement.compare([expected[0], expected[1] + 9], expected, [1.0, 1.0])
+    assert figures.mean_quanta == 9.0 and figures.largest_quanta == 9.0
+
+
 @pytest.mark.parametrize("count, expected", [(0, 1), (10, 1), (1000, 19)])
 def test_few_inputs_make_no_case(count, expected):
     assert output_agreement.allowed(0.99, count) == expected
