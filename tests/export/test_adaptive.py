@@ -54,9 +54,9 @@ def mixed_inputs(count=120):
     return np.clip(smooth + noise, 0, 1).astype("float32")
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def frozen(request):
-    return prepared(profiles=request.param)
+@pytest.fixture(scope="module")
+def frozen():
+    return prepared(profiles=3)
 
 
 @pytest.mark.parametrize("io_dtype", ["float32", "int8"])

@@ -13,40 +13,50 @@ TARGETS = ("android", "android_small", "microcontroller", "ethos_u")
 BITS = tuple(range(2, 9))
 
 
-def at_every_bit_width(part, **how):
-    """A network with a layer of each bit-width, and these bits by name."""
-    inputs = x = keras.Input(name="entry", **how)
-    for width in BITS:
-        x = part(x, f"b{width}")
-    model = keras.Model(inputs, layers.Dense(3, name="head")(layers.Flatten()(x)))
-    return model, {f"b{width}.*": width for width in BITS} | {"head": 8}
-
-
+# Layers with a kernel, by the shape of a network's input. A network applies each type to this input
+# seven times, once with each bit-width, and has an output for each type.
 KERNELS = {
-    "Conv1D": (lambda x, n: layers.Conv1D(6, 3, padding="same", name=n)(x), {"shape": SIGNAL}),
-    "DepthwiseConv1D": (
-        lambda x, n: layers.DepthwiseConv1D(3, padding="same", name=n)(x),
-        {"shape": SIGNAL},
+    "signals": (
+        SIGNAL,
+        {
+            "Conv1D": lambda name: layers.Conv1D(6, 3, padding="same", name=name),
+            "DepthwiseConv1D": lambda name: layers.DepthwiseConv1D(3, padding="same", name=name),
+            "Dense": lambda name: layers.Dense(6, activation="relu", name=name),
+            "EinsumDense": lambda name: layers.EinsumDense(
+                "abc,dc->abd", (12, 6), bias_axes="d", name=name
+            ),
+        },
     ),
-    "SeparableConv2D": (
-        lambda x, n: layers.SeparableConv2D(4, 3, padding="same", name=n)(x),
-        {"shape": IMAGE},
+    "images": (
+        IMAGE,
+        {
+            "SeparableConv2D": lambda name: layers.SeparableConv2D(4, 3, padding="same", name=name),
+            "Conv2DTranspose": lambda name: layers.Conv2DTranspose(
+                4, 3, padding="same", activation="relu", name=name
+            ),
+        },
     ),
-    "Conv2DTranspose": (
-        lambda x, n: layers.Conv2DTranspose(4, 3, padding="same", activation="relu", name=n)(x),
-        {"shape": IMAGE},
+    "recurrent": (
+        (2, 6),
+        {
+            "LSTM": lambda name: layers.LSTM(5, return_sequences=True, name=name),
+            "GRU": lambda name: layers.GRU(5, return_sequences=True, name=name),
+        },
     ),
-    "Dense": (lambda x, n: layers.Dense(6, activation="relu", name=n)(x), {"shape": SIGNAL}),
-    "EinsumDense": (
-        lambda x, n: layers.EinsumDense("abc,dc->abd", (12, 6), bias_axes="d", name=n)(x),
-        {"shape": SIGNAL},
-    ),
-    "LSTM": (
-        lambda x, n: layers.LSTM(5, return_sequences=True, name=n)(x),
-        {"shape": (2, 6)},
-    ),
-    "GRU": (lambda x, n: layers.GRU(5, return_sequences=True, name=n)(x), {"shape": (2, 6)}),
 }
+
+
+def kernels(shape, types):
+    """A network with layers of each type and bit-width, and their bits by name."""
+    inputs, outputs, bits = keras.Input(shape, name="entry"), [], {}
+    for kind, layer in types.items():
+        x = inputs
+        for width in BITS:
+            x = layer(f"{kind}_b{width}")(x)
+            bits[f"{kind}_b{width}.*"] = width
+        outputs.append(layers.Dense(3, name=f"{kind}_head")(layers.Flatten()(x)))
+        bits[f"{kind}_head"] = 8
+    return keras.Model(inputs, outputs), bits
 
 
 def embeddings():
@@ -73,8 +83,7 @@ def attentions():
 def test_integers_and_scales_of_every_bit_width(kind, target, tmp_path):
     keras.utils.set_random_seed(2)
     if kind in KERNELS:
-        part, how = KERNELS[kind]
-        model, bits = at_every_bit_width(part, **how)
+        model, bits = kernels(*KERNELS[kind])
     else:
         model, bits = {"Embedding": embeddings, "MultiHeadAttention": attentions}[kind]()
     data = samples(model)

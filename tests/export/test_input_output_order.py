@@ -98,9 +98,14 @@ def assert_close(found, expected):
         np.testing.assert_allclose(f, e, atol=4 / 256)
 
 
-@pytest.mark.parametrize("target", ["android", "microcontroller"])
 @pytest.mark.parametrize(
-    ("widths", "order"), [((4, 4, 4), (1, 0, 2)), ((4, 3, 2), (2, 1, 0)), ((4, 4, 4), (1, 0, 1))]
+    ("target", "widths", "order"),
+    [
+        ("android", (4, 4, 4), (1, 0, 2)),
+        ("android", (4, 4, 4), (1, 0, 1)),
+        ("microcontroller", (4, 3, 2), (2, 1, 0)),
+        ("microcontroller", (4, 4, 4), (1, 0, 1)),
+    ],
 )
 def test_outputs_by_index_are_in_the_models_order(target, widths, order, tmp_path):
     qmodel = freeze(outputs_model(widths, order), target=target)
@@ -113,8 +118,7 @@ def test_outputs_by_index_are_in_the_models_order(target, widths, order, tmp_pat
     assert len(set(found)) == 3
 
 
-@pytest.mark.parametrize("target", ["android", "microcontroller"])
-@pytest.mark.parametrize("structure", [list, dict])
+@pytest.mark.parametrize(("target", "structure"), [("android", list), ("microcontroller", dict)])
 def test_inputs_by_index_are_in_the_models_order(target, structure, tmp_path):
     model = inputs_model(structure)
     names, arrays = [x.name for x in model.inputs], images(model, 64)

@@ -7,9 +7,7 @@ a file that runs by index. The seeds are those of small models that take seconds
 import pytest
 import random_examples
 
-SEEDS = (
-    1, 4, 6, 7, 12, 23, 24, 26, 28, 46, 73, 79, 84, 87, 91, 96, 102, 104, 157, 164,
-)  # fmt: skip
+SEEDS = (4, 6, 12, 24, 46, 73, 79, 96, 102, 104, 157, 164)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
