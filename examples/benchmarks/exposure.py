@@ -4,7 +4,8 @@ The data are the German traffic signs of Stallkamp et al. 2012, "Man vs. compute
 by nature: night, haze, blur, distance. MLPerf Tiny's ResNet-8 is trained on them in float, then with static
 bits for the target `android`, and each file is scored in LiteRT on one thread. Every method gets the same
 steps, images in the same order and bytes. The bytes of `Exposure` count. Those of a standardization or of
-CLAHE (`--methods=clahe`) do not, as it runs before the file. The float network of a seed is trained
+CLAHE (`--methods=clahe`) do not, as it runs before the file. With `--methods=beside` the network sees both
+the image and what `Exposure` makes of it. The float network of a seed is trained
 
 - with `--start=own` behind the method itself,
 - with `--start=common` behind nothing. The other methods then change the images that it is used to.
@@ -94,7 +95,7 @@ def run(method, seed, train, test):
         model = start(method, seed, seen)
     else:
         model = start("nothing", seed, train)
-        model = fronts.exposed(model, train.x) if method == fronts.EXPOSURE else model
+        model = signs.with_layers(method, model, train.x)
     keras.utils.set_random_seed(seed)
     steps = _FLOAT_STEPS.value
     if steps:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.small_networks import network
 from study import datasets, fronts, runs, scoring
 
 
@@ -36,6 +37,16 @@ def test_equalized_images_have_contrast_in_each_tile(images):
         before, after = (values[half].std(axis=(1, 2, 3)) for values in (shaded, found))
         assert after.mean() > 1.1 * before.mean()
     np.testing.assert_array_equal(fronts.equalized(shaded[3:4]), found[3:4])
+
+
+def test_a_network_beside_exposure_begins_with_the_mean_of_both(images):
+    x = images.astype("float32")
+    model = network()
+    widened = fronts.beside(model, x)
+    assert widened.get_layer("wide").kernel.shape[2] == 6
+    mean = (x + widened.get_layer("exposure")(x)) / 2
+    assert np.abs(mean - x).max() > 10
+    np.testing.assert_allclose(widened(x), model(mean), atol=1e-4)
 
 
 def test_pixels_are_rounded_and_the_same_in_parts_and_in_batches(images, monkeypatch):

@@ -8,8 +8,8 @@ import dqmq_tf
 from study import results
 
 STANDARDIZATION, EXPOSURE = FRONTS = tuple(results.FRONTS)
-# Runs on traffic signs alone.
-CLAHE = "clahe"
+# These run on traffic signs alone. With `BESIDE`, a network sees the image and what `Exposure` makes of it.
+CLAHE, BESIDE = "clahe", "beside"
 _CLIP_LIMIT, _TILES = 2.0, (4, 4)
 # Images that are in floating point at the same time.
 _PART = 10_000
@@ -62,3 +62,21 @@ def exposed(model, images):
     layer.adapt(images)
     inputs = keras.Input(model.input_shape[1:], name="image")
     return keras.Model(inputs, model(layer(inputs)))
+
+
+def beside(model, images):
+    """Returns a model that also sees its input as `Exposure` corrects it, adapted to images.
+
+    The first convolution gets twice as many channels. It begins with half of its kernel for each.
+    """
+    layer = dqmq_tf.layers.Exposure(name="exposure")
+    layer.adapt(images)
+    first = model.layers[1]
+    kernel, *bias = first.get_weights()
+    wide = keras.layers.Conv2D.from_config({**first.get_config(), "name": "wide"})
+    inputs = keras.Input(model.input_shape[1:], name="image")
+    seen = keras.layers.Concatenate(name="beside")([inputs, layer(inputs)])
+    rest = keras.Model(first.output, model.output)
+    widened = keras.Model(inputs, rest(wide(seen)), name=model.name)
+    wide.set_weights([np.concatenate([kernel, kernel], axis=2) / 2, *bias])
+    return widened

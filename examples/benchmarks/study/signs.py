@@ -68,13 +68,19 @@ def batches(images, labels, seed, steps):
     return tf.data.Dataset.from_tensor_slices((order, shifts)).map(batch).prefetch(2)
 
 
+def with_layers(method, model, images):
+    """Returns a float network with the layers that a method puts in front, adapted to images."""
+    put = {fronts.EXPOSURE: fronts.exposed, fronts.BESIDE: fronts.beside}.get(method)
+    return put(model, images) if put else model
+
+
 def float_start(method, seed, images, labels, *, resnet, cache, steps):
     """Returns a float network that was trained behind a method. It is trained once and cached.
 
     Args:
-        method: What is in front: `"nothing"` or one of `fronts.FRONTS`.
+        method: What is in front: `"nothing"`, `fronts.CLAHE`, `fronts.BESIDE` or one of `fronts.FRONTS`.
         seed: Seed of the training.
-        images, labels: Training images, which are standardized already for that method, and classes.
+        images, labels: Training images, as a preprocessing leaves them, and classes.
         resnet: File of MLPerf Tiny's ResNet-8.
         cache: Folder of the trained networks.
         steps: Training steps.
@@ -85,8 +91,7 @@ def float_start(method, seed, images, labels, *, resnet, cache, steps):
         body = keras.models.load_model(resnet, compile=False)
         classes = keras.layers.Dense(_CLASSES, activation="softmax", name="classes")
         model = keras.Model(body.inputs, classes(body.layers[-2].output), name="resnet8")
-        if method == fronts.EXPOSURE:
-            model = fronts.exposed(model, images)
+        model = with_layers(method, model, images)
         float_networks.train(model, batches(images, labels, seed, steps), steps, _FLOAT_RATE)
         path.parent.mkdir(parents=True, exist_ok=True)
         model.save(path, include_optimizer=False)
