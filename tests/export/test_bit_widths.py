@@ -13,8 +13,8 @@ TARGETS = ("android", "android_small", "microcontroller", "ethos_u")
 BITS = tuple(range(2, 9))
 
 
-# Layers with a kernel, by the shape of a network's input. A network applies each type to this input
-# seven times, once with each bit-width, and has an output for each type.
+# Layers with a kernel, by the shape of a network's input. For each type, the network has a chain of
+# seven layers, one of each bit-width, and an output of its own.
 KERNELS = {
     "signals": (
         SIGNAL,
