@@ -19,7 +19,7 @@ from dqmq_tf.export.verification_report import (
     VerificationReport,
 )
 from dqmq_tf.flatbuffer import ModelT, TFLiteFile, lookup_tables
-from dqmq_tf.inputs import batches, collect, structured
+from dqmq_tf.inputs import collect, structured
 from dqmq_tf.lowering import number_check
 from dqmq_tf.lowering.lowered_model import LoweredModel, lower_model
 from dqmq_tf.lowering.write_file import WrittenFile
@@ -300,13 +300,13 @@ def _predictions(qmodel: DQMQModel, profile: int, inputs: list[np.ndarray]) -> l
     if qmodel.frozen_profiles > 1:
         # The model would choose a profile for each input, but the file contains one profile.
         model = lower_model(qmodel, profile, simulate=True).model
-    data = structured(inputs, model)
-    if len(inputs[0]) > _EAGER_BATCHES * _BATCH:
-        results = model.predict(data, batch_size=_BATCH, verbose=0)
+    samples = len(inputs[0])
+    if samples > _EAGER_BATCHES * _BATCH:
+        results = model.predict(structured(inputs, model), batch_size=_BATCH, verbose=0)
         return [np.asarray(result) for result in keras.tree.flatten(results)]
     outputs = []
-    for batch in batches(data, model, batch_size=_BATCH):
-        parts = [keras.ops.convert_to_tensor(array) for array in batch]
+    for start in range(0, samples, _BATCH):
+        parts = [keras.ops.convert_to_tensor(x[start : start + _BATCH]) for x in inputs]
         results = keras.tree.flatten(model(structured(parts, model), training=False))
         outputs.append([keras.ops.convert_to_numpy(result) for result in results])
     return [np.concatenate(arrays) for arrays in zip(*outputs)]

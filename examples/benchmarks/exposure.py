@@ -5,7 +5,8 @@ by nature: night, haze, blur, distance. MLPerf Tiny's ResNet-8 is trained on the
 bits for the target `android`, and each file is scored in LiteRT on one thread. Every method gets the same
 steps, images in the same order and bytes. The bytes of `Exposure` count. Those of a standardization or of
 CLAHE (`--methods=clahe`) do not, as it runs before the file. With `--methods=beside` the network sees both
-the image and what `Exposure` makes of it. The float network of a seed is trained
+the image and what `Exposure` makes of it. With `--methods=lsq,hawq` nothing is in front, and the bits are
+not learned: they are uniform, or those of HAWQ-V3's way. The float network of a seed is trained
 
 - with `--start=own` behind the method itself,
 - with `--start=common` behind nothing. The other methods then change the images that it is used to.
@@ -31,7 +32,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
-from study import data_flags, float_networks, fronts, scoring, signs
+from study import (
+    assignments,
+    data_flags,
+    file_bits,
+    float_networks,
+    fronts,
+    hawq,
+    scoring,
+    signs,
+)
 
 import dqmq_tf
 
@@ -57,6 +67,10 @@ _STEPS = flags.DEFINE_integer("steps", 500, "Steps of each method with quantizat
 _RATE = flags.DEFINE_float("learning_rate", 0.001, "Initial learning rate with quantization.")
 
 _CALIBRATION_IMAGES = 512
+# Methods behind nothing whose bits are not learned, and the batches for the Hessian of HAWQ.
+_GIVEN_BITS = ("lsq", "hawq")
+_HESSIAN_STEPS = 4
+_TARGET = "android"
 _PARTS = ("all", "worst_fifth", "darkest_fifth")
 
 
@@ -68,7 +82,7 @@ def start_seed(seed):
 def start(method, seed, train):
     """Returns the float network that was trained behind a method for a seed."""
     return signs.float_start(
-        method,
+        "nothing" if method in _GIVEN_BITS else method,
         start_seed(seed),
         train.x,
         train.y,
@@ -113,12 +127,14 @@ def run(method, seed, train, test):
         "float": float_scores,
     }
     data = signs.batches(seen.x, seen.y, seed, _STEPS.value)
-    train_further = trained_float if _FLOAT_ONLY.value else trained_file
-    found |= train_further(model, data, tests, seed)
+    if _FLOAT_ONLY.value:
+        found |= trained_float(model, data, tests)
+    else:
+        found |= trained_file(model, quantized(method, model, seen, seed), data, tests)
     return {**found, "seconds": round(time.perf_counter() - started)}
 
 
-def trained_float(model, data, tests, seed):
+def trained_float(model, data, tests):
     """Trains a float network further. Returns its scores."""
     teacher = keras.models.clone_model(model)
     teacher.set_weights(model.get_weights())
@@ -127,14 +143,31 @@ def trained_float(model, data, tests, seed):
     return {"trained_float": signs.scores(scoring.predictor(model), tests)}
 
 
-def trained_file(model, data, tests, seed):
+def quantized(method, model, train, seed):
+    """Returns the network of a method with quantization, before training."""
+    if method in _GIVEN_BITS:
+        return assignments.fixed(model, given_bits(method, model, train, seed), _TARGET, seed)
+    budget = dqmq_tf.Budget(download_bytes=_BYTES.value)
+    config = dqmq_tf.DQMQConfig(quality_aware=False, seed=seed)
+    return dqmq_tf.quantize_model(model, target=_TARGET, budget=budget, config=config)
+
+
+def given_bits(method, model, train, seed):
+    """Returns the bits of a method that does not learn them."""
+    costs = assignments.cost_model(model, "download_bytes", _TARGET)
+    images = train.x[:_CALIBRATION_IMAGES].astype("float32")
+    file_bytes = file_bits.measure(model, _TARGET, images, seed)
+    if method == "lsq":
+        return file_bits.uniform(costs, file_bytes, _BYTES.value)
+    batches = signs.batches(train.x, train.y, start_seed(seed), _HESSIAN_STEPS)
+    images, labels = (np.concatenate(part) for part in zip(*batches.as_numpy_iterator()))
+    network = hawq.Network(model, costs)
+    propose = hawq.proposals(network, costs, *hawq.sensitivities(network, images, labels))
+    return file_bits.proposed(propose, file_bytes, _BYTES.value)
+
+
+def trained_file(model, qmodel, data, tests):
     """Trains a network with quantization. Returns the scores of its file and what is known about it."""
-    qmodel = dqmq_tf.quantize_model(
-        model,
-        target="android",
-        budget=dqmq_tf.Budget(download_bytes=_BYTES.value),
-        config=dqmq_tf.DQMQConfig(quality_aware=False, seed=seed),
-    )
     labelled = dqmq_tf.distill_labels(data, model)
     float_networks.train(qmodel, labelled, _STEPS.value, _RATE.value)
     qmodel.freeze(profiles=1)

@@ -73,13 +73,6 @@ def test_files_are_scored_in_litert(bench, method, ablation):
     assert record["scores"]["a"]["accuracy"] > 0.2
 
 
-def test_bits_are_found_for_a_file_that_is_only_a_few_bytes_too_large(monkeypatch):
-    # Each bit saves a thousand bytes, and the file is 50 bytes above the goal.
-    monkeypatch.setattr(runs, "_file_bytes", lambda model, bits, run, data: 1_000 * bits - 550)
-    run = runs.Run(network="resnet8", method="hawq", kind="download_bytes", budget=40_000)
-    assert runs._in_file(None, run, None, lambda limit: int(limit + 900) // 1_000) == 39
-
-
 @pytest.fixture(scope="module")
 def deciding():
     """A model whose bits differ between 500 images, and these images."""

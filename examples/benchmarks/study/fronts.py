@@ -58,10 +58,8 @@ def standardized_batches(data):
 
 def exposed(model, images):
     """Returns a model behind `Exposure`, adapted to images."""
-    layer = dqmq_tf.layers.Exposure(name="exposure")
-    layer.adapt(images)
-    inputs = keras.Input(model.input_shape[1:], name="image")
-    return keras.Model(inputs, model(layer(inputs)))
+    inputs, corrected = _corrected(model, images)
+    return keras.Model(inputs, model(corrected))
 
 
 def beside(model, images):
@@ -69,14 +67,20 @@ def beside(model, images):
 
     The first convolution gets twice as many channels. It begins with half of its kernel for each.
     """
-    layer = dqmq_tf.layers.Exposure(name="exposure")
-    layer.adapt(images)
+    inputs, corrected = _corrected(model, images)
     first = model.layers[1]
     kernel, *bias = first.get_weights()
     wide = keras.layers.Conv2D.from_config({**first.get_config(), "name": "wide"})
-    inputs = keras.Input(model.input_shape[1:], name="image")
-    seen = keras.layers.Concatenate(name="beside")([inputs, layer(inputs)])
+    seen = keras.layers.Concatenate(name="beside")([inputs, corrected])
     rest = keras.Model(first.output, model.output)
     widened = keras.Model(inputs, rest(wide(seen)), name=model.name)
     wide.set_weights([np.concatenate([kernel, kernel], axis=2) / 2, *bias])
     return widened
+
+
+def _corrected(model, images):
+    """Returns an input for a model, and what `Exposure`, adapted to images, makes of it."""
+    layer = dqmq_tf.layers.Exposure(name="exposure")
+    layer.adapt(images)
+    inputs = keras.Input(model.input_shape[1:], name="image")
+    return inputs, layer(inputs)

@@ -48,8 +48,20 @@ def assign(model, images, labels, costs, budget, *, tied=False, seed=0, draws=4,
     """
     network = Network(model, costs)
     added = sensitivities(network, images, labels, seed=seed, draws=draws, batch=batch)
+    return proposals(network, costs, *added, tied=tied)(budget)
+
+
+def proposals(network, costs, weights, activations, *, tied=False):
+    """Returns a function of a budget. It returns the bits that add least to the loss within it.
+
+    Args:
+        network: A `Network`.
+        costs, tied: See `assign`.
+        weights, activations: The added losses from `sensitivities`.
+    """
     costs.measure(lambda index, bit_width: network.rounded(index, bit_width)[0])
-    return integer_program.solve(costs, *added, budget, tied)
+    activations = activations if costs.decided else []
+    return lambda budget: integer_program.solve(costs, weights, activations, budget, tied)
 
 
 class Network:

@@ -17,11 +17,11 @@ from study import (
     assignments,
     datasets,
     external_methods,
+    file_bits,
     fixed_precision,
     float_networks,
     fronts,
     hawq,
-    integer_program,
     oracle,
     results,
     scoring,
@@ -47,11 +47,6 @@ TOLD = "told_quality"
 _TARGETS = {"mean_bit_width": "simulation", "download_bytes": "android"}
 _HESSIAN_STEPS = 4
 _CALIBRATION_IMAGES = 256
-# Training changes the compressed size of the weights by about a percent, so leave some room.
-_ROOM = 0.985
-# Largest number of proposals until a file meets the budget, and the share of the budget by which the limit
-# is lowered if a proposal repeats the same bits.
-_PROPOSALS, _STEP = 12, 0.004
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,20 +213,15 @@ def _network(bench, run, model, data):
         budget = dqmq_tf.Budget(**{run.kind: run.budget})
         return dqmq_tf.quantize_model(model, target=target, budget=budget, config=config), {}
     costs = assignments.cost_model(model, run.kind, target)
+    file_bytes = file_bits.measure(model, target, data.first(_CALIBRATION_IMAGES)[0], run.seed)
     if run.method in results.HAWQ:
-        weights, activations = bench.sensitivities(run.network, model, run.front)
-        rounded = hawq.Network(model, costs).rounded
-        costs.measure(lambda index, bit_width: rounded(index, bit_width)[0])
-        activations = activations if costs.decided else []
-
-        def proposed(limit):
-            return integer_program.solve(
-                costs, weights, activations, limit, tied=run.method == "hawq"
-            )
-
-        bits = _in_file(model, run, data, proposed) if costs.in_bytes else proposed(run.budget)
+        added = bench.sensitivities(run.network, model, run.front)
+        tied = run.method == "hawq"
+        propose = hawq.proposals(hawq.Network(model, costs), costs, *added, tied=tied)
+        in_file = (propose, file_bytes, run.budget)
+        bits = file_bits.proposed(*in_file) if costs.in_bytes else propose(run.budget)
     elif costs.in_bytes:
-        bits = _uniform_in_file(model, costs, run, data)
+        bits = file_bits.uniform(costs, file_bytes, run.budget)
     else:
         bits = assignments.uniform(costs, *run.bits)
     found = {"mean_bits": bits}
@@ -245,39 +235,6 @@ def _network(bench, run, model, data):
         # The published methods use moving averages as batch statistics.
         network._parts.norms.clear()
     return network, found
-
-
-def _in_file(model, run, data, proposed):
-    """Returns bits from `proposed(limit)` whose file meets the budget.
-
-    The cost model only estimates the size of the file, so the limit is lowered until the file fits.
-    """
-    limit, before = run.budget, None
-    for _ in range(_PROPOSALS):
-        bits = proposed(limit)
-        excess = _file_bytes(model, bits, run, data) - _ROOM * run.budget
-        if excess <= 0:
-            return bits
-        # If the limit falls by less than a bit saves, the same bits are proposed again.
-        limit -= excess if bits != before else max(excess, _STEP * run.budget)
-        before = bits
-    raise ValueError(f"Found no bit-widths whose file meets {run.budget:,} bytes after deflate.")
-
-
-def _uniform_in_file(model, costs, run, data):
-    """Returns the uniform assignment with the most weight bits whose file meets the budget."""
-    for width in range(8, 1, -1):
-        bits = assignments.uniform(costs, width, 8)
-        if _file_bytes(model, bits, run, data) <= _ROOM * run.budget:
-            return bits
-    raise ValueError(f"No uniform bit-widths meet {run.budget:,} bytes after deflate.")
-
-
-def _file_bytes(model, bits, run, data):
-    """Returns the size, after deflate, of the file of a network that is not trained yet."""
-    network = assignments.fixed(model, bits, _TARGETS[run.kind], run.seed)
-    network.calibrate(data.first(_CALIBRATION_IMAGES)[0])
-    return _converted(network.freeze(profiles=1), data, lambda path, report: report.download_bytes)
 
 
 def _removed(ablation):
@@ -299,20 +256,12 @@ def _scores(predict, images, cost_of=None):
 
 def _file(network, data, images):
     """Returns the scores of the `.tflite` file in LiteRT, and its size."""
-
-    def found(path, report):
-        scores = _scores(scoring.litert_predictor(path), images)
-        return {"scores": scores, "download_bytes": report.download_bytes}
-
-    return _converted(network.freeze(profiles=1), data, found)
-
-
-def _converted(network, data, read):
-    """Converts a frozen network and returns `read(path, report)`."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.tflite"
-        images, _ = data.first(_CALIBRATION_IMAGES)
-        return read(path, dqmq_tf.convert(network, path, data=images, verify=False))
+        calibration, _ = data.first(_CALIBRATION_IMAGES)
+        report = dqmq_tf.convert(network.freeze(profiles=1), path, data=calibration, verify=False)
+        scores = _scores(scoring.litert_predictor(path), images)
+    return {"scores": scores, "download_bytes": report.download_bytes}
 
 
 def _bits_by_kind(network, images):
