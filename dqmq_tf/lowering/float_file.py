@@ -1,13 +1,15 @@
 """Exports the lowered model as a float `.tflite` file, and names its tensors."""
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from dqmq_tf.errors import ConversionError
-from dqmq_tf.flatbuffer import ModelT, TFLiteFile, editing
-from dqmq_tf.flatbuffer.serialization import SubGraphT
+from dqmq_tf.flatbuffer import ModelT, TFLiteFile, editing, merging
+from dqmq_tf.flatbuffer.serialization import SignatureDefT, SubGraphT, schema
 from dqmq_tf.lowering import folding
 from dqmq_tf.lowering.converter_log import quiet_log
 from dqmq_tf.lowering.lowered_model import LoweredModel
@@ -17,14 +19,15 @@ from dqmq_tf.lowering.tensor_matching import Match
 def export_float(model: keras.Model) -> TFLiteFile:
     """Converts a Keras model to a float `.tflite` file with a batch size of one.
 
-    It traces one function, for which the converter writes a SavedModel. Keras's own export saves more
-    and takes longer. So does a conversion of a SavedModel that was written before: it is loaded twice.
+    The converter gets a traced function whose variables it replaces by their values. By the way of a
+    SavedModel, which is its default, it takes two to three times as long.
 
     Args:
         model: A functional `keras.Model`.
 
     Returns:
-        A `TFLiteFile`. The names of its signature's inputs and outputs are numbered.
+        A `TFLiteFile`. Its signature has the inputs and outputs in the order of the model, with
+        numbers as their names.
 
     Raises:
         ConversionError: If TensorFlow's converter fails.
@@ -33,17 +36,17 @@ def export_float(model: keras.Model) -> TFLiteFile:
     specs = [tf.TensorSpec((1, *entry.shape[1:]), entry.dtype) for entry in model.inputs]
 
     @tf.function(input_signature=specs, autograph=False)
-    def serve(*arrays: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = model(list(arrays) if len(arrays) > 1 else arrays[0], training=False)
-        return {f"output_{n}": y for n, y in enumerate(keras.tree.flatten(outputs))}
-
-    saved = tf.Module()
-    saved.variables_of_the_model = [variable.value for variable in model.variables]
-    with quiet_log():
-        # With the variables of `saved`, the converter takes the way of a SavedModel.
-        converter = tf.lite.TFLiteConverter.from_concrete_functions(
-            [serve.get_concrete_function()], saved
+    def serve(*arrays: tf.Tensor) -> list[tf.Tensor]:
+        outputs: list[tf.Tensor] = keras.tree.flatten(
+            model(list(arrays) if len(arrays) > 1 else arrays[0], training=False)
         )
+        return outputs
+
+    with quiet_log():
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [serve.get_concrete_function()], tf.Module()
+        )
+        converter.experimental_lower_to_saved_model = False
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.TFLITE_BUILTINS,
             tf.lite.OpsSet.SELECT_TF_OPS,
@@ -51,12 +54,32 @@ def export_float(model: keras.Model) -> TFLiteFile:
         converter.experimental_enable_resource_variables = True
         converter.exclude_conversion_metadata = True  # The file gets other metadata.
         try:
-            return TFLiteFile(converter.convert())
+            file = TFLiteFile(converter.convert())
         except Exception as error:  # The converter's own error has no public name.
             raise ConversionError(
                 "TensorFlow's converter cannot convert a layer of the model. Replace the layer, or "
                 f"keep it outside the converted model. The converter says: {str(error)[:500]}"
             ) from error
+    file.model.signatureDefs = [_signature(file.model.subgraphs[0])]
+    file.edited()
+    return file
+
+
+def _signature(graph: SubGraphT) -> SignatureDefT:
+    """Returns a signature with the inputs and outputs of a graph, whose names are numbered."""
+    signature = schema().SignatureDefT()
+    signature.signatureKey, signature.subgraphIndex = merging.DEFAULT_SIGNATURE.encode(), 0
+    signature.inputs = _entries("input", graph.inputs)
+    signature.outputs = _entries("output", graph.outputs)
+    return signature
+
+
+def _entries(name: str, indices: Sequence[int]) -> list[Any]:
+    """Returns the entries of a signature for tensors."""
+    entries = [schema().TensorMapT() for _ in indices]
+    for number, (entry, index) in enumerate(zip(entries, indices)):
+        entry.name, entry.tensorIndex = f"{name}_{number}".encode(), int(index)
+    return entries
 
 
 def name_tensors(model: ModelT, match: Match, lowered: LoweredModel) -> None:

@@ -5,8 +5,7 @@ marked tensor downstream of it. Names cannot be used, because the converter does
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -96,17 +95,7 @@ def _key_of(keys: list[str], lowered: LoweredModel) -> str:
 def _outputs(model: ModelT, lowered: LoweredModel) -> dict[int, str]:
     """Returns `{tensor index: key}` of the outputs. Those of integers have no markers."""
     (definition,) = model.signatureDefs
-    entries = by_number(definition.outputs)
-    return {int(entry.tensorIndex): key for entry, key in zip(entries, lowered.outputs)}
-
-
-def by_number(entries: Iterable[Any]) -> list[Any]:
-    """Returns the inputs or outputs of the float file's signature in the model's order.
-
-    The converter sorts them by name. `float_file` numbers the names in the model's order.
-    """
-    # By length first, because "output_10" comes after "output_9".
-    return sorted(entries, key=lambda entry: (len(entry.name), entry.name))
+    return {int(entry.tensorIndex): key for entry, key in zip(definition.outputs, lowered.outputs)}
 
 
 def _destinations(graph: SubGraphT, tensors: dict[int, str]) -> dict[int, str]:

@@ -213,7 +213,7 @@ writer = quantizer.Quantizer(float_file.export_float(network).contents)
 writer.load_quantization_recipe(recipe.static_wi8_ai8())
 images = np.random.default_rng(0).uniform(size=(8, 96, 96, 3)).astype("float32")
 name = next(iter(network.inputs)).name
-ranges = writer.calibrate({"serving_default": [{"arrays_0": image[None]} for image in images]})
+ranges = writer.calibrate({"serving_default": [{"input_0": image[None]} for image in images]})
 int8 = in_process.interpreter(bytes(writer.quantize(ranges).quantized_model))
 
 class Parts:
