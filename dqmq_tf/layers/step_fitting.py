@@ -100,12 +100,15 @@ def _least_error_steps(
         q_min: The smallest integer.
         q_max: The largest integer.
     """
-    least_errors = np.full(len(channels), np.inf)
-    steps = largest / q_max
-    for shrink in np.linspace(0.2, 1.0, 25):
-        step = (largest * shrink / q_max)[:, None]
-        quantized = np.clip(np.round(channels / step), q_min, q_max) * step
-        errors = np.square(quantized - channels).mean(axis=1)
-        steps = np.where(errors < least_errors, step[:, 0], steps)
-        least_errors = np.minimum(least_errors, errors)
+    shrinks = np.linspace(0.2, 1.0, 25)
+    errors = np.empty((len(shrinks), len(channels)), "float32")
+    quantized = np.empty(channels.shape, "float32")
+    for shrink, row in zip(shrinks, errors):
+        step = (largest * np.float32(shrink / q_max))[:, None]
+        np.rint(np.divide(channels, step, out=quantized), out=quantized)
+        np.clip(quantized, q_min, q_max, out=quantized)
+        quantized *= step
+        quantized -= channels
+        np.einsum("ij,ij->i", quantized, quantized, out=row)
+    steps: np.ndarray = largest * shrinks[errors.argmin(axis=0)] / q_max
     return steps
