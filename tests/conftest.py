@@ -33,9 +33,18 @@ _LONG = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # Before pytest-xdist, which reads the groups.
 def pytest_collection_modifyitems(items):
-    """Puts the long files first. `--no-loadscope-reorder` makes pytest-xdist keep this order."""
-    items.sort(key=lambda item: not item.path.as_posix().endswith(_LONG))
+    """Groups tests by file for `--dist loadgroup`, and puts the long groups first.
+
+    Files that need the models of every bit-width are one group, so that one process makes these models.
+    `--no-loadscope-reorder` makes pytest-xdist keep the order.
+    """
+    shared = {item.path for item in items if "every_bit_width" in item.fixturenames}
+    items.sort(key=lambda x: not (x.path in shared or x.path.as_posix().endswith(_LONG)))
+    for item in items:
+        group = "every_bit_width" if item.path in shared else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 # Keras and TensorFlow make so many objects that Python searches for garbage all the time.

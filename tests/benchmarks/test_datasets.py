@@ -15,58 +15,68 @@ def made(tmp_path_factory):
     return datasets.Mixtures(str(DATA), tmp_path_factory.mktemp("mixtures"))
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Mixtures of the first 1,000 images of each split."""
+
+    class Few(datasets.Mixtures):
+        def _raw(self, split):
+            return super()._raw(split).take(1_000)
+
+    return Few(str(DATA), tmp_path_factory.mktemp("few"))
+
+
 def test_no_kind_is_both_in_training_and_among_the_unseen_kinds():
     assert not set(datasets.SEEN) & set(datasets.UNSEEN)
     assert set(datasets.SEEN) | set(datasets.UNSEEN) == set(quality.KINDS)
     assert len(datasets.SEEN) >= 6
 
 
-def test_each_test_has_all_test_images_with_the_stated_degradations(made):
-    clean = made.test("c")
-    assert len(clean) == 10_000 and not clean.kind.any()
-    mixed = made.test("d")
+def test_each_test_has_all_test_images_with_the_stated_degradations(made, few):
+    assert len(made.test("c")) == 10_000
+    clean, mixed = few.test("c"), few.test("d")
+    assert not clean.kind.any()
     assert set(mixed.severity) == {0, 5}
-    assert abs((mixed.severity == 0).mean() - 0.5) < 0.02
+    assert abs((mixed.severity == 0).mean() - 0.5) < 0.05
     np.testing.assert_array_equal(mixed.y, clean.y)
     untouched = mixed.severity == 0
     np.testing.assert_array_equal(mixed.x[untouched], clean.x[untouched])
     for name, kinds in (("a", datasets.SEEN), ("b", datasets.UNSEEN)):
-        found = made.test(name)
+        found = few.test(name)
         assert {quality.KINDS[k - 1] for k in found.kind} == set(kinds)
         assert set(found.severity) == {1, 2, 3, 4, 5}
 
 
-def test_training_images_depend_on_the_seed_and_are_cached(made):
-    first, again = made.training(0, 3), made.training(0, 3)
+def test_training_images_depend_on_the_seed_and_are_cached(few):
+    first, again = few.training(0, 3), few.training(0, 3)
     np.testing.assert_array_equal(first.x, again.x)
     assert len(first) == 3 * datasets.BATCH
-    other = made.training(1, 3)
+    other = few.training(1, 3)
     assert (first.y != other.y).any()
     assert 0.1 < (first.kind == 0).mean() < 0.3
 
 
-def test_streamed_training_images_equal_the_cached_ones_and_begin_a_longer_training(made):
-    kept = made.training(0, 3)
-    streamed = np.concatenate([x for x, _ in made.stream(0, 5)])
+def test_streamed_training_images_equal_the_cached_ones_and_begin_a_longer_training(few):
+    kept = few.training(0, 3)
+    streamed = np.concatenate([x for x, _ in few.stream(0, 5)])
     assert len(streamed) == 5 * datasets.BATCH
     np.testing.assert_array_equal(streamed[: len(kept)], kept.x.astype("float32"))
 
 
-def test_validation_images_are_never_trained_on(made):
+def test_validation_images_are_never_trained_on(few):
     for network, split, skipped in (
         ("mobilenet_v2", "train", 45_000),
         # The published weights of ResNet-8 have seen all training images.
         ("resnet8", "test", 0),
     ):
-        validation = made.validation(float_networks.VALIDATION[network])
-        assert len(validation) == 5_000
+        validation = few.validation(float_networks.VALIDATION[network])
         raw = list(quality.load("cifar10", split, str(DATA))[0].skip(skipped).take(20))
         labels = [int(label) for _, label in raw]
         np.testing.assert_array_equal(validation.y[:20], labels)
 
 
-def test_tuning_degrades_the_test_images_differently_than_the_test(made):
-    tuned, tested = made.validation(float_networks.VALIDATION["resnet8"]), made.test("a")
+def test_tuning_degrades_the_test_images_differently_than_the_test(few):
+    tuned, tested = few.validation(float_networks.VALIDATION["resnet8"]), few.test("a")
     same = (tuned.x == tested.x[: len(tuned)]).all(axis=(1, 2, 3))
     assert same.mean() < 0.05
 
