@@ -132,9 +132,14 @@ class CustomLayer(keras.layers.Dense):
     pass
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Seeds the layers as well, which get their seeds before they are annotated."""
+    keras.utils.set_random_seed(0)
+
+
 def annotated(layer, config):
     """The model that the guide builds in each of its examples."""
-    keras.utils.set_random_seed(0)
     return dqmq_tf.quantize_annotate_model(
         keras.Sequential(
             [
@@ -270,17 +275,21 @@ def test_the_n_bit_configs_of_tfmot_are_qonnx_files(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*cannot be converted")
 def test_skipping_the_activation_trains_and_gives_a_file_with_a_float_output(tmp_path):
-    model = annotated(keras.layers.Dense(20, name="dense"), SkipActivation())
+    # The symmetric range ends at the largest weight, which a negative one exceeds by half a step.
+    mostly_negative = keras.initializers.RandomUniform(-0.5, 0.2, seed=0)
+    dense = keras.layers.Dense(20, kernel_initializer=mostly_negative, name="dense")
+    model = annotated(dense, SkipActivation())
     qmodel = dqmq_tf.quantize_apply(model, config=DQMQConfig(quality_aware=False))
     assert [p.name for p in qmodel._parts.costs.activations] == [model.inputs[0].name]
     qmodel.compile("sgd", "mse", run_eagerly=True)
     losses = qmodel.fit(inputs(), labels(), epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
-    with pytest.warns(UserWarning, match="'dense': 1 of the weights in 'kernel' are -128 steps"):
+    with pytest.warns(UserWarning, match=r"'dense': \d of the weights in 'kernel' are -128 steps"):
         report = dqmq_tf.convert(qmodel, tmp_path / "m.tflite", data=inputs())
     assert report.float_layers["dense"] == "its output is left in floating point by a rule"
     assert [(w.bit_width, w.container) for w in report.weights] == [(8, "INT8")]
-    assert report.verification.top1_agreement == 1.0
+    # The file has other values for the weights of -128 steps, so 1 of 64 inputs may come out otherwise.
+    assert report.verification.top1_agreement > 0.98
 
 
 def test_what_no_file_can_hold_trains_and_is_refused_by_name(tmp_path):
