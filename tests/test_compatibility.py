@@ -10,6 +10,7 @@ from helpers.file_structure import structure
 from helpers.saved_models import FOLDER, NETWORKS, TARGETS, inputs_of, write_file
 
 import dqmq_tf
+from dqmq_tf.flatbuffer import TFLiteFile
 
 NAMES = [f"{network}_{target}" for network in NETWORKS for target in TARGETS]
 
@@ -44,6 +45,7 @@ def assert_same_file(name, found):
     """Where a network branches, the converter may put the branches in another order than it did."""
     recorded = (FOLDER / f"{name}.tflite").read_bytes()
     assert structure(found) == structure(recorded)
+    assert TFLiteFile(found).metadata == TFLiteFile(recorded).metadata
     if not name.startswith(("signal", "adaptive")):
         assert found == recorded
 

@@ -276,7 +276,7 @@ def test_the_n_bit_configs_of_tfmot_are_qonnx_files(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*cannot be converted")
 def test_skipping_the_activation_trains_and_gives_a_file_with_a_float_output(tmp_path):
     # The symmetric range ends at the largest weight, which a negative one exceeds by half a step.
-    mostly_negative = keras.initializers.RandomUniform(-0.5, 0.2, seed=0)
+    mostly_negative = keras.initializers.RandomUniform(-0.5, 0.2, seed=2)
     dense = keras.layers.Dense(20, kernel_initializer=mostly_negative, name="dense")
     model = annotated(dense, SkipActivation())
     qmodel = dqmq_tf.quantize_apply(model, config=DQMQConfig(quality_aware=False))
@@ -284,12 +284,11 @@ def test_skipping_the_activation_trains_and_gives_a_file_with_a_float_output(tmp
     qmodel.compile("sgd", "mse", run_eagerly=True)
     losses = qmodel.fit(inputs(), labels(), epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
-    with pytest.warns(UserWarning, match=r"'dense': \d of the weights in 'kernel' are -128 steps"):
+    with pytest.warns(UserWarning, match="'dense': 1 of the weights in 'kernel' are -128 steps"):
         report = dqmq_tf.convert(qmodel, tmp_path / "m.tflite", data=inputs())
     assert report.float_layers["dense"] == "its output is left in floating point by a rule"
     assert [(w.bit_width, w.container) for w in report.weights] == [(8, "INT8")]
-    # The file has other values for the weights of -128 steps, so 1 of 64 inputs may come out otherwise.
-    assert report.verification.top1_agreement > 0.98
+    assert report.verification.top1_agreement == 1.0
 
 
 def test_what_no_file_can_hold_trains_and_is_refused_by_name(tmp_path):

@@ -213,7 +213,8 @@ def _network(bench, run, model, data):
         budget = dqmq_tf.Budget(**{run.kind: run.budget})
         return dqmq_tf.quantize_model(model, target=target, budget=budget, config=config), {}
     costs = assignments.cost_model(model, run.kind, target)
-    file_bytes = file_bits.measure(model, target, data.first(_CALIBRATION_IMAGES)[0], run.seed)
+    images, _ = data.first(_CALIBRATION_IMAGES)
+    file_bytes = file_bits.measure(model, target, images, run.seed)
     if run.method in results.HAWQ:
         added = bench.sensitivities(run.network, model, run.front)
         tied = run.method == "hawq"
@@ -228,7 +229,6 @@ def _network(bench, run, model, data):
     if not costs.in_bytes:
         found["bit_ops"] = costs.bit_ops(*assignments.ordered(costs, bits))
     if run.method in fixed_precision.METHODS:
-        images, _ = data.first(_CALIBRATION_IMAGES)
         return fixed_precision.quantized(model, costs, bits, run.method, images), found
     network = assignments.fixed(model, bits, target, run.seed)
     if run.ablation != results.SAME_TRAINING:
