@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import random
 
 # TensorFlow uses oneDNN by default on some processors only. With it on all, tests see the same kernels
 # and the same rounding everywhere. It has to be known before TensorFlow is imported.
@@ -13,6 +14,7 @@ import pytest
 from helpers import old_environment
 from helpers.frozen_models import TABLES, every_bit_width_model, freeze, images, small_model
 from helpers.small_networks import KINDS, as_floats, compiled, network, training_data
+from xdist.scheduler import LoadFileScheduling
 
 import dqmq_tf
 from dqmq_tf import export, quality, runtimes
@@ -33,18 +35,46 @@ _LONG = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # Before pytest-xdist, which reads the groups.
 def pytest_collection_modifyitems(items):
-    """Groups tests by file for `--dist loadgroup`, and puts the long groups first.
+    """Puts long files first. `--no-loadscope-reorder` makes pytest-xdist keep the order."""
+    items.sort(
+        key=lambda item: not (_shares_models(item.path) or item.path.as_posix().endswith(_LONG))
+    )
 
-    Files that need the models of every bit-width are one group, so that one process makes these models.
-    `--no-loadscope-reorder` makes pytest-xdist keep the order.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Gives each file to one process, and all files that share the largest models to the same."""
+    return _ByFile(config, log)
+
+
+class _ByFile(LoadFileScheduling):
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return "every_bit_width" if _shares_models(self.config.rootpath / file) else file
+
+
+@functools.cache
+def _shares_models(path):
+    """Returns whether a file of tests needs the models of every bit-width."""
+    return "every_bit_width" in path.read_text()
+
+
+def pytest_fixture_setup():
+    _seed()
+
+
+def pytest_runtest_call():
+    _seed()
+
+
+def _seed():
+    """Makes what a test or a fixture draws independent of the tests before it.
+
+    Keras takes the seeds of its layers from Python's numbers. Many tests set seed 0 themselves.
     """
-    shared = {item.path for item in items if "every_bit_width" in item.fixturenames}
-    items.sort(key=lambda x: not (x.path in shared or x.path.as_posix().endswith(_LONG)))
-    for item in items:
-        group = "every_bit_width" if item.path in shared else item.path.as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+    random.seed(1)
+    np.random.seed(1)
 
 
 # Keras and TensorFlow make so many objects that Python searches for garbage all the time.

@@ -96,6 +96,7 @@ def test_a_state_that_copying_loses_is_named(monkeypatch):
 
 
 def test_a_kernel_that_is_rounded_wrongly_is_named():
+    keras.utils.set_random_seed(0)  # Not all weights let the predictions depend much on the kernel.
     qmodel = dqmq_tf.quantize_model(model_with(layers.Dense(6)), target="simulation")
     steps = qmodel._parts.wrappers["hidden"].log_steps[0]
     steps.assign(steps + 5.0)
@@ -109,6 +110,13 @@ def test_values_that_no_grid_of_8_bits_holds_are_named():
     qmodel = dqmq_tf.quantize_model(model_with(layers.Dense(6)), target="simulation")
     (message,) = departures(qmodel, data)
     assert "At 8 bits" in message
+
+
+def canceling():
+    """Gives 0.085 where all inputs are 1, because its terms cancel."""
+    model = chain((3,), layers.Dense(1))
+    model.layers[-1].set_weights([np.array([[0.8037], [0.0917], [-0.8103]]), np.zeros(1)])
+    return model
 
 
 def deep():
@@ -125,6 +133,7 @@ HEALTHY = {
         DATA[:30].reshape(6, 5, 3),
     ),
     "constant output": (lambda: chain((3,), layers.Dense(1)), np.ones((8, 3), "float32")),
+    "terms that cancel": (canceling, np.ones((8, 3), "float32")),
     "constant input": (lambda: model_with(layers.Dense(6)), np.zeros((8, 3), "float32")),
     "one sample": (network, images(1)),
     "lookup": (
