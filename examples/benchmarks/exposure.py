@@ -1,8 +1,9 @@
 """Compares `.tflite` files behind nothing, behind a preprocessing, and behind `layers.Exposure`.
 
 The data are the German traffic signs of Stallkamp et al. 2012, "Man vs. computer", whose quality varies
-by nature: night, haze, blur, distance. MLPerf Tiny's ResNet-8 is trained on them in float, then with static
-bits for the target `android`, and each file is scored in LiteRT on one thread. Every method gets the same
+by nature: night, haze, blur, distance. MLPerf Tiny's ResNet-8, or a small MobileNetV2 (`--network`), is
+trained on them in float, then with static bits for the target `android`, and each file is scored in LiteRT
+on one thread. Every method gets the same
 steps, images in the same order and bytes. The bytes of `Exposure` count. Those of a standardization or of
 CLAHE (`--methods=clahe`) do not, as it runs before the file. With `--methods=beside` the network sees both
 the image and what `Exposure` makes of it. With `--methods=lsq,hawq` nothing is in front, and the bits are
@@ -49,6 +50,9 @@ _CACHE = flags.DEFINE_string("cache", "build/exposure", "Folder for the float ne
 _OUTPUT = flags.DEFINE_string(
     "output", "examples/benchmarks/results/exposure.jsonl", "File of JSON lines, one per run."
 )
+_NETWORK = flags.DEFINE_enum(
+    "network", "resnet8", list(float_networks.NETWORKS), "Network to train."
+)
 _METHODS = flags.DEFINE_list("methods", ["nothing", *fronts.FRONTS], "Methods to run.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to run.")
 _BYTES = flags.DEFINE_integer("bytes", 30_000, "Bytes of each file after deflate.", lower_bound=1)
@@ -89,6 +93,7 @@ def start(method, seed, train):
         resnet=data_flags.RESNET.value,
         cache=_CACHE.value,
         steps=_START_STEPS.value,
+        network=_NETWORK.value,
     )
 
 
@@ -117,6 +122,7 @@ def run(method, seed, train, test):
     float_scores = signs.scores(scoring.predictor(model), tests)
     print(f"{method}, seed {seed}, float: {float_scores}", flush=True)
     found = {
+        "network": _NETWORK.value,
         "method": method,
         "seed": seed,
         "start": _START.value,
@@ -195,8 +201,15 @@ def allowed_bytes():
 def is_ours(record):
     """Whether a run has the settings of the flags."""
     steps = [_START_STEPS.value, _FLOAT_STEPS.value, _STEPS.value]
-    ours = (_START.value, start_seed(record["seed"]), allowed_bytes(), steps, _RATE.value)
-    names = ("start", "start_seed", "bytes", "steps", "learning_rate")
+    ours = (
+        _NETWORK.value,
+        _START.value,
+        start_seed(record["seed"]),
+        allowed_bytes(),
+        steps,
+        _RATE.value,
+    )
+    names = ("network", "start", "start_seed", "bytes", "steps", "learning_rate")
     return ours == tuple(record[name] for name in names)
 
 

@@ -1,8 +1,12 @@
 """Traffic signs: their batches, and the fifths by which a network is scored."""
 
+import keras
 import numpy as np
 import pytest
-from study import sign_tables, signs
+from helpers.networks import chain
+from study import architectures, sign_tables, signs
+
+import dqmq_tf
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,23 @@ def test_batches_are_the_same_for_all_methods_of_a_seed_and_whatever_comes_with_
         np.testing.assert_array_equal(x[:, 0, 0, 0], y)
     other = next(signs.batches(ten.x, ten.y, 4, 2).as_numpy_iterator())
     assert (other[1] != first[0][1]).any()
+
+
+def test_a_float_network_is_trained_once_behind_a_method(ten, tmp_path, monkeypatch):
+    small = chain((32, 32, 3), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10))
+    monkeypatch.setattr(architectures, "mobilenet_v2", lambda keras: small)
+    images = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3)).astype("uint8")
+
+    def start(method):
+        settings = {"resnet": None, "cache": tmp_path, "steps": 1, "network": "mobilenet_v2"}
+        return signs.float_start(method, 1_000, images, ten.y, **settings)
+
+    first, again, other = start("exposure"), start("exposure"), start("nothing")
+    assert first.output_shape == other.output_shape == (None, 43)
+    assert any(type(layer) is dqmq_tf.layers.Exposure for layer in first.layers)
+    outputs = (model.predict(images, verbose=0) for model in (first, again))
+    np.testing.assert_array_equal(*outputs)
+    assert not any(type(layer) is dqmq_tf.layers.Exposure for layer in other.layers)
 
 
 def test_the_table_of_signs_has_leads_over_static_bits_paired_by_seed_in_each_fifth(ten):

@@ -7,10 +7,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from study import float_networks, fronts
+from study import architectures, float_networks, fronts
 
 BATCH, _CLASSES, _SHIFT = 128, 43, 2
-_FLOAT_RATE = 0.002
+# Rate of the float training. Only the ResNet-8 begins with weights that were trained on other images.
+_FLOAT_RATES = {"resnet8": 0.002, "mobilenet_v2": 0.003}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def with_layers(method, model, images):
     return put(model, images) if put else model
 
 
-def float_start(method, seed, images, labels, *, resnet, cache, steps):
+def float_start(method, seed, images, labels, *, resnet, cache, steps, network="resnet8"):
     """Returns a float network that was trained behind a method. It is trained once and cached.
 
     Args:
@@ -84,15 +85,21 @@ def float_start(method, seed, images, labels, *, resnet, cache, steps):
         resnet: File of MLPerf Tiny's ResNet-8.
         cache: Folder of the trained networks.
         steps: Training steps.
+        network: One of `float_networks.NETWORKS`.
     """
-    path = pathlib.Path(cache) / f"{method}_{seed}_{steps}.keras"
+    name = method if network == "resnet8" else f"{network}_{method}"
+    path = pathlib.Path(cache) / f"{name}_{seed}_{steps}.keras"
     if not path.exists():
         keras.utils.set_random_seed(seed)
-        body = keras.models.load_model(resnet, compile=False)
+        if network == "resnet8":
+            body = keras.models.load_model(resnet, compile=False)
+        else:
+            body = architectures.mobilenet_v2(keras)
         classes = keras.layers.Dense(_CLASSES, activation="softmax", name="classes")
-        model = keras.Model(body.inputs, classes(body.layers[-2].output), name="resnet8")
+        model = keras.Model(body.inputs, classes(body.layers[-2].output), name=network)
         model = with_layers(method, model, images)
-        float_networks.train(model, batches(images, labels, seed, steps), steps, _FLOAT_RATE)
+        rate = _FLOAT_RATES[network]
+        float_networks.train(model, batches(images, labels, seed, steps), steps, rate)
         path.parent.mkdir(parents=True, exist_ok=True)
         model.save(path, include_optimizer=False)
     return keras.models.load_model(path, compile=False)
