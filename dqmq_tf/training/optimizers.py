@@ -11,6 +11,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from dqmq_tf.training.update_functions import shared_updates
+
 # The encoder's learning rate relative to the policy's. The policy and the quality normalization read
 # the encoder's output, so it has to change more slowly than they do.
 _ENCODER_PACE = 0.2
@@ -84,6 +86,7 @@ def apply(
         if optimizer is not model.optimizer:
             pairs = [(g / scale, v) for g, v in pairs]
         if pairs:
-            optimizer.apply_gradients(pairs)
+            with shared_updates(optimizer):
+                optimizer.apply_gradients(pairs)
     for variable, value in kept:
         variable.assign(ops.where(searching, variable, value))
