@@ -9,6 +9,7 @@ from keras import ops
 
 from dqmq_tf import inputs
 from dqmq_tf.training import optimizers
+from dqmq_tf.training.update_functions import shared_updates
 
 
 class CustomTraining:
@@ -72,7 +73,8 @@ class CustomTraining:
         for share_optimizer, share in shares:
             pairs = [(gradient_of[id(v)], v) for v in share if id(v) in gradient_of]
             if pairs:
-                share_optimizer.apply_gradients(pairs)
+                with shared_updates(share_optimizer):
+                    share_optimizer.apply_gradients(pairs)
         self._steps_done += 1
         if searching:
             training.search.advance()

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from dqmq_tf.layers.graph_functions import graph_function
 
@@ -22,19 +23,28 @@ _OPTIMIZERS = (
     keras.optimizers.AdamW,
     keras.optimizers.RMSprop,
 )
+# What stands for the index of a variable. No list takes it, so no slot of another variable is used.
+_INDEX = "variable"
+# Lists with a variable for each trained one that an update does not use.
+_OTHER_LISTS = (
+    "_trainable_variables",
+    "_variables",
+    "_accumulated_gradients",
+    "_model_variables_moving_average",
+)
 
 
 @contextlib.contextmanager
 def shared_updates(optimizer: Any) -> Iterator[None]:
     """Makes an optimizer of Keras update all variables by one function, within a context.
 
-    What the optimizer computes does not change. Optimizers for which this is not known to hold, eager
-    steps and steps within a distribution strategy stay as they are.
+    What the optimizer computes does not change. Optimizers for which this is not known to hold or that
+    have no variables yet, eager steps and steps within a distribution strategy stay as they are.
 
     Args:
-        optimizer: A built `keras.optimizers.Optimizer`.
+        optimizer: A `keras.optimizers.Optimizer`.
     """
-    is_known = type(optimizer) in _OPTIMIZERS
+    is_known = type(optimizer) in _OPTIMIZERS and optimizer.built
     if not is_known or tf.executing_eagerly() or tf.distribute.has_strategy():
         yield
         return
@@ -71,35 +81,44 @@ def _update_step(optimizer: Any) -> Callable[[Any, Any, Any], None]:
     slots = {
         name: value
         for name, value in vars(optimizer).items()
-        if name != "_trainable_variables" and _are_variables(value) and len(value) == count
+        if name not in _OTHER_LISTS and _are_variables(value) and len(value) == count
     }
-    functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
+    functions: dict[tuple[Any, ...], Callable[..., Any] | None] = {}
 
-    def function(learning_rate: Any, signature: tuple[Any, ...]) -> Callable[..., Any]:
-        def updated(gradient: tf.Tensor, *values: tf.Tensor) -> list[tf.Tensor]:
-            variable, *others = map(_Slot, values)
-            stand_in = object.__new__(type(optimizer))
-            vars(stand_in).update(vars(optimizer), _get_variable_index=lambda variable: 0)
-            vars(stand_in).update({name: [slot] for name, slot in zip(slots, others)})
-            stand_in.update_step(gradient, variable, learning_rate)
-            return [slot.tensor for slot in (variable, *others)]
+    def updated(gradient: tf.Tensor, rate: tf.Tensor, *values: tf.Tensor) -> list[tf.Tensor]:
+        variable, *others = map(_Slot, values)
+        stand_in = object.__new__(type(optimizer))
+        vars(stand_in).update(vars(optimizer), _get_variable_index=lambda variable: _INDEX)
+        vars(stand_in).update({name: {_INDEX: slot} for name, slot in zip(slots, others)})
+        stand_in.update_step(gradient, variable, rate)
+        return [slot.tensor for slot in (variable, *others)]
 
+    def function(signature: tuple[Any, ...]) -> Callable[..., Any] | None:
         if signature not in functions:
             rank, *dtypes = signature
             specs = [tf.TensorSpec([None] * rank, dtype) for dtype in dtypes]
-            functions[signature] = graph_function(updated, specs, compiled=False)
+            specs[1] = tf.TensorSpec([], dtypes[1])
+            traced: Any = graph_function(updated, specs, compiled=False)
+            try:
+                traced.get_concrete_function()
+                functions[signature] = traced
+            except (TypeError, KeyError):  # It has slots that are not among `slots`.
+                functions[signature] = None
         return functions[signature]
 
     def update_step(gradients: Any, variables: Any, learning_rate: Any) -> None:
+        rate = ops.convert_to_tensor(learning_rate)
         for gradient, variable in zip(gradients, variables):
-            if isinstance(gradient, tf.IndexedSlices):
-                optimizer.update_step(gradient, variable.value, learning_rate)
-                continue
             index = optimizer._get_variable_index(variable)
             targets = [variable.value, *(values[index].value for values in slots.values())]
-            values = [tf.convert_to_tensor(target) for target in targets]
-            signature = (len(variable.shape), *(value.dtype for value in (gradient, *values)))
-            results = function(learning_rate, signature)(gradient, *values)
+            dtypes = (gradient.dtype, rate.dtype, *(target.dtype for target in targets))
+            # The rows of an embedding have gradients of their own kind.
+            is_dense = not isinstance(gradient, tf.IndexedSlices)
+            update = function((len(variable.shape), *dtypes)) if is_dense else None
+            if update is None:
+                optimizer.update_step(gradient, variable.value, learning_rate)
+                continue
+            results = update(gradient, rate, *map(tf.convert_to_tensor, targets))
             for target, result in zip(targets, results):
                 target.assign(result, read_value=False)
 

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import optimizers
 
+from dqmq_tf.training import update_functions
 from dqmq_tf.training.update_functions import shared_updates
 
 SHAPES = ((3, 4), (), (5,), (2, 4), (1, 2, 3))
@@ -93,6 +94,33 @@ def test_a_subclass_may_do_anything_in_its_update():
     found, _ = trained(Halving())
     for value, start in zip(found, variables()):
         np.testing.assert_array_equal(value, start.numpy() / 32)
+
+
+def test_slots_that_are_not_found_are_those_of_keras(monkeypatch):
+    class Tuples(optimizers.Adam):
+        def build(self, variables):
+            super().build(variables)
+            self._velocities = tuple(self._velocities)
+
+    monkeypatch.setattr(update_functions, "_OPTIMIZERS", (Tuples,))
+    found, nodes = trained(Tuples(0.01))
+    expected, _ = trained(KINDS["adam"](), shared=False)
+    for value, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-6, atol=1e-8)
+    assert not any(node.type == "StatefulPartitionedCall" for node in nodes)
+
+
+def test_an_optimizer_without_variables_makes_them_in_the_first_step():
+    optimizer, (value,) = optimizers.Adam(0.1), variables([(2,)])
+
+    @tf.function
+    def step(gradient):
+        with shared_updates(optimizer):
+            optimizer.apply_gradients([(gradient, value)])
+
+    start = value.numpy()
+    step(tf.constant([1.0, -1.0]))
+    np.testing.assert_allclose(value, start - [0.1, -0.1], atol=1e-5)
 
 
 def test_eager_steps_stay_as_they_are():
