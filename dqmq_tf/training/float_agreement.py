@@ -279,7 +279,7 @@ def _relative_error(
     errors = np.square(found - expected).mean(axis=1)
     spreads = np.square(expected - np.median(expected)).mean(axis=1)
     if allowed_share and float(spreads.max(initial=0.0)) ** 0.5 <= noise:
-        return 0.0  # A constant may be what is left of terms that cancel, and so small or large.
+        return 0.0  # Where terms cancel, a constant is small, and an error beside it says nothing.
     # The median sample shows an error that samples of much larger values would hide.
     ratios = []
     for average in (np.mean, np.median):
