@@ -29,8 +29,8 @@ _GROUPS = (
 def groups() -> list[tuple[str, str, np.ndarray]]:
     """Returns `(label, color, accuracies [seeds, fifths] in %)` of each group of files."""
     lines = (_RECORDS / "exposure.jsonl").read_text(encoding="utf-8").splitlines()
-    runs = map(json.loads, lines)
-    records = [r for r in runs if (r["network"], r["learning_rate"]) == ("resnet8", _RATE)]
+    settings = {"network": "resnet8", "learning_rate": _RATE}.items()
+    records = [run for run in map(json.loads, lines) if settings <= run.items()]
     found = []
     for method, size, label, color in _GROUPS:
         runs = [run for run in records if (run["method"], run["bytes"]) == (method, size)]

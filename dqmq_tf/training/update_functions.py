@@ -85,7 +85,7 @@ def _update_step(optimizer: Any) -> Callable[[Any, Any, Any], None]:
     }
     functions: dict[tuple[Any, ...], Callable[..., Any] | None] = {}
 
-    def updated(gradient: tf.Tensor, rate: tf.Tensor, *values: tf.Tensor) -> list[tf.Tensor]:
+    def updated(rate: tf.Tensor, gradient: tf.Tensor, *values: tf.Tensor) -> list[tf.Tensor]:
         variable, *others = map(_Slot, values)
         stand_in = object.__new__(type(optimizer))
         vars(stand_in).update(vars(optimizer), _get_variable_index=lambda variable: _INDEX)
@@ -95,9 +95,9 @@ def _update_step(optimizer: Any) -> Callable[[Any, Any, Any], None]:
 
     def function(signature: tuple[Any, ...]) -> Callable[..., Any] | None:
         if signature not in functions:
-            rank, *dtypes = signature
+            rank, rate, *dtypes = signature
             specs = [tf.TensorSpec([None] * rank, dtype) for dtype in dtypes]
-            specs[1] = tf.TensorSpec([], dtypes[1])
+            specs.insert(0, tf.TensorSpec([], rate))
             traced: Any = graph_function(updated, specs, compiled=False)
             try:
                 traced.get_concrete_function()
@@ -111,14 +111,14 @@ def _update_step(optimizer: Any) -> Callable[[Any, Any, Any], None]:
         for gradient, variable in zip(gradients, variables):
             index = optimizer._get_variable_index(variable)
             targets = [variable.value, *(values[index].value for values in slots.values())]
-            dtypes = (gradient.dtype, rate.dtype, *(target.dtype for target in targets))
+            dtypes = (rate.dtype, gradient.dtype, *(target.dtype for target in targets))
             # The rows of an embedding have gradients of their own kind.
             is_dense = not isinstance(gradient, tf.IndexedSlices)
             update = function((len(variable.shape), *dtypes)) if is_dense else None
             if update is None:
                 optimizer.update_step(gradient, variable.value, learning_rate)
                 continue
-            results = update(gradient, rate, *map(tf.convert_to_tensor, targets))
+            results = update(rate, gradient, *map(tf.convert_to_tensor, targets))
             for target, result in zip(targets, results):
                 target.assign(result, read_value=False)
 

@@ -30,9 +30,9 @@ def variables(shapes=SHAPES):
     return [keras.Variable(random.normal(size=shape).astype("float32")) for shape in shapes]
 
 
-def gradients(seed, shapes=SHAPES):
+def gradients(seed):
     random = np.random.default_rng(seed)
-    return [tf.constant(random.normal(size=shape), "float32") for shape in shapes]
+    return [tf.constant(random.normal(size=shape), "float32") for shape in SHAPES]
 
 
 def trained(optimizer, of_gradients=gradients, shared=True, graph=True):
@@ -51,14 +51,18 @@ def trained(optimizer, of_gradients=gradients, shared=True, graph=True):
     return [variable.numpy() for variable in (*values, *optimizer.variables)], nodes
 
 
+def assert_close(found, expected):
+    """The graph optimizer may join a product and a sum into one rounding."""
+    for value, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_variables_and_slots_are_those_of_keras(kind):
     optimizer = KINDS[kind]()
     found, _ = trained(optimizer)
     expected, _ = trained(KINDS[kind](), shared=False)
-    for value, other in zip(found, expected, strict=True):
-        # XLA and the graph optimizer may join a product and a sum into one rounding.
-        np.testing.assert_allclose(value, other, rtol=1e-6, atol=1e-8)
+    assert_close(found, expected)
     assert not {"update_step", "_backend_update_step"} & vars(optimizer).keys()
 
 
@@ -82,8 +86,7 @@ def test_rows_of_an_embedding_are_updated_as_by_keras():
 
     found, _ = trained(KINDS["adam"](), sparse)
     expected, _ = trained(KINDS["adam"](), sparse, shared=False)
-    for value, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(value, other, rtol=1e-6, atol=1e-8)
+    assert_close(found, expected)
 
 
 def test_a_subclass_may_do_anything_in_its_update():
@@ -105,8 +108,7 @@ def test_slots_that_are_not_found_are_those_of_keras(monkeypatch):
     monkeypatch.setattr(update_functions, "_OPTIMIZERS", (Tuples,))
     found, nodes = trained(Tuples(0.01))
     expected, _ = trained(KINDS["adam"](), shared=False)
-    for value, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(value, other, rtol=1e-6, atol=1e-8)
+    assert_close(found, expected)
     assert not any(node.type == "StatefulPartitionedCall" for node in nodes)
 
 
