@@ -23,6 +23,7 @@ from dqmq_tf.layers import (
     UserActivationQuantizer,
     is_chainable,
     is_fusible,
+    shapes_worth_compiling,
 )
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
 from dqmq_tf.policy.quality_encoder import QualityEncoder
@@ -83,6 +84,7 @@ class GraphAssembly:
         self.wrappers: dict[str, QuantizeWrapper] = {}
         self._nested: dict[str, keras.Model] = {}
         self._fused: dict[str, FusedBatchNormalization] = {}
+        self._compiled_shapes = shapes_worth_compiling(_normalized_shapes(inlined))
         # A file stores one normalization. Only simulation can have one that follows each input.
         follows_quality = config.quality_aware and config.quality_normalization
         self._has_affines = follows_quality and not costs.target.deployable
@@ -210,7 +212,8 @@ class GraphAssembly:
             outputs = layer(*args, **kwargs)
             return affine(outputs, decision["embedding"]) if affine else outputs
         if node.path not in self._fused:
-            self._fused[node.path] = FusedBatchNormalization(layer, affine)
+            compiled = x.shape[1:] in self._compiled_shapes
+            self._fused[node.path] = FusedBatchNormalization(layer, affine, compiled)
         quality = {"z": decision["embedding"]} if affine else {}
         return self._fused[node.path](*args, **quality, **kwargs)
 
@@ -283,6 +286,16 @@ class GraphAssembly:
         """Quantizes what a slot computes, if it has a quantizer."""
         quantizer = self._quantizer_of.get(slot)
         return x if quantizer is None else _quantize(quantizer, quantizer, x, decision)
+
+
+def _normalized_shapes(graph: Graph) -> list[tuple[int | None, ...]]:
+    """Returns the shape, without the batch, of the input of each batch normalization that is fused."""
+    inputs = [(node.layer, tensor) for node in graph.nodes for tensor in node.inputs[:1]]
+    return [
+        graph.shapes[tensor][1:]
+        for layer, tensor in inputs
+        if is_fusible(layer, graph.shapes[tensor], graph.dtypes[tensor])
+    ]
 
 
 def _new_quantizers(costs: CostModel) -> list[ActivationQuantizer]:

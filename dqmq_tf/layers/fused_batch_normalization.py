@@ -1,5 +1,8 @@
 """Batch normalization in few passes over an activation, optionally scaled by quality."""
 
+import collections
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -11,9 +14,10 @@ from dqmq_tf.layers.quality_affine import QualityAffine
 
 # The smallest epsilon that the fused operation accepts on a GPU.
 _SMALLEST_EPSILON = 1.001e-5
-# Values per sample from which a compiled loop is clearly faster than TensorFlow's fused operation.
-# Each shape costs up to three compilations of half a second.
-_LARGE = 65_536
+# Each shape of an activation costs three compilations, two to three seconds of processor time in all.
+# That pays where a sample has this many values, and where the shape holds this share of the values
+# of all normalized activations in the network.
+_LARGE, _SHARE = 24_576, 0.08
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -23,7 +27,7 @@ class FusedBatchNormalization(keras.layers.Layer):
     Keras builds a batch normalization from about fifteen operations, each of which reads and writes
     a whole activation. On a CPU that is a third of the training step of a small convolutional
     network. Here, XLA compiles its loops, together with the quantizer behind it (`Normalization`);
-    smaller activations without an affine take TensorFlow's fused operation. Outputs, gradients and
+    other activations without an affine take TensorFlow's fused operation. Outputs, gradients and
     moving statistics agree with Keras up to rounding. Inference calls the Keras layer.
 
     With a `QualityAffine` behind it, the gradient of both layers takes no more passes over the
@@ -33,6 +37,8 @@ class FusedBatchNormalization(keras.layers.Layer):
     Args:
         layer: A built `BatchNormalization` for which `is_fusible` is true.
         affine: The `QualityAffine` that follows the layer, or None.
+        compiled: Whether XLA compiles the loops (see `shapes_worth_compiling`). With an affine it
+            does so from 4,096 values per sample.
 
     Input: a tensor `[batch, height, width, channels]` and, with an `affine`, the quality embedding
     `[batch, d]`. Output: like the tensor.
@@ -42,13 +48,14 @@ class FusedBatchNormalization(keras.layers.Layer):
         self,
         layer: keras.layers.BatchNormalization,
         affine: QualityAffine | None = None,
+        compiled: bool = False,
         **kwargs: Any,
     ) -> None:
         # The affine keeps learning if the normalization is frozen.
         trainable = layer.trainable or affine is not None
         kwargs = {"name": layer.name, "trainable": trainable, **kwargs, "autocast": False}
         super().__init__(**kwargs)
-        self.layer, self.affine = layer, affine
+        self.layer, self.affine, self.compiled = layer, affine, compiled
         self.supports_masking = True
         self.built = affine is None
 
@@ -71,9 +78,9 @@ class FusedBatchNormalization(keras.layers.Layer):
         channels = [x.shape[-1]]
         gamma = tf.convert_to_tensor(layer.gamma) if layer.scale else tf.ones(channels)
         beta = tf.convert_to_tensor(layer.beta) if layer.center else tf.zeros(channels)
-        is_large = worth_compiling(x, _LARGE) or self.affine is not None and worth_compiling(x)
+        pays = self.compiled or self.affine is not None and worth_compiling(x)
         # Calibration calls each layer once, outside of a graph. Compilation would take longer.
-        compiled = is_large and not tf.executing_eagerly()
+        compiled = pays and not tf.executing_eagerly()
         if compiled or self.affine is not None:
             factors = None if self.affine is None else self.affine.factors(z)
             normalization = Normalization(x, gamma, beta, layer.epsilon, factors, compiled)
@@ -96,6 +103,7 @@ class FusedBatchNormalization(keras.layers.Layer):
         return {
             **super().get_config(),
             **{k: v and keras.saving.serialize_keras_object(v) for k, v in layers.items()},
+            "compiled": self.compiled,
         }
 
     @classmethod
@@ -105,6 +113,20 @@ class FusedBatchNormalization(keras.layers.Layer):
             for saved in (config.pop("layer"), config.pop("affine"))
         )
         return cls(layer, affine, **config)
+
+
+def shapes_worth_compiling(
+    shapes: Iterable[tuple[int | None, ...]],
+) -> set[tuple[int | None, ...]]:
+    """Returns the shapes for which compiled loops save more time in training than they cost before it.
+
+    Args:
+        shapes: The shape `[height, width, channels]` of each normalized activation in a network.
+    """
+    counts = collections.Counter(shapes)
+    sizes = {shape: math.prod(n or 1 for n in shape) for shape in counts}
+    least = _SHARE * sum(counts[shape] * size for shape, size in sizes.items())
+    return {s for s, size in sizes.items() if size >= _LARGE and counts[s] * size >= least}
 
 
 def is_fusible(layer: keras.layers.Layer, shape: tuple[int | None, ...], dtype: str) -> bool:

@@ -82,14 +82,9 @@ def graph_function(
     )
 
 
-def worth_compiling(x: tf.Tensor, least: int = _WORTH_COMPILING) -> bool:
-    """Returns whether XLA should compile an element-wise function of a tensor `[batch, ...]`.
-
-    Args:
-        x: The tensor.
-        least: The smallest number of values per sample for which it should.
-    """
-    return math.prod(n or 1 for n in x.shape[1:]) >= least
+def worth_compiling(x: tf.Tensor) -> bool:
+    """Returns whether XLA should compile an element-wise function of a tensor `[batch, ...]`."""
+    return math.prod(n or 1 for n in x.shape[1:]) >= _WORTH_COMPILING
 
 
 def _with_shape(y: tf.Tensor, like: tf.Tensor) -> tf.Tensor:

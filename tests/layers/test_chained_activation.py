@@ -35,7 +35,7 @@ def new_layers(activation):
         quantizer(seen)
         quantizer.calibrate()
     layer = ChainedActivation(keras.layers.Activation(activation))
-    return FusedBatchNormalization(norm), first, layer, second
+    return FusedBatchNormalization(norm, compiled=True), first, layer, second
 
 
 def output_and_gradients(layers, sources, decision, upstream, together):

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dqmq_tf.layers import FusedBatchNormalization, QualityAffine, is_fusible
+import dqmq_tf
+from dqmq_tf.layers import (
+    FusedBatchNormalization,
+    QualityAffine,
+    is_fusible,
+    shapes_worth_compiling,
+)
 
 SHAPE = (6, 5, 4, 3)
 
@@ -167,11 +173,11 @@ def test_layers_that_the_operation_does_not_support_stay_with_keras(kwargs, shap
 
 
 @pytest.mark.parametrize("by_quality", [False, True])
-@pytest.mark.parametrize("size", [16, 64])
-def test_large_activations_and_those_with_an_affine_take_the_compiled_loops(size, by_quality):
-    shape = (2, size, size, 16)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_compiled_layers_and_those_with_an_affine_take_the_loops(compiled, by_quality):
+    shape = (2, 16, 16, 16)
     layer, affine = norm_and_affine(shape, 0)
-    fused = FusedBatchNormalization(layer, affine if by_quality else None)
+    fused = FusedBatchNormalization(layer, affine if by_quality else None, compiled)
     z = {"z": tf.zeros((2, 5))} if by_quality else {}
 
     @tf.function(input_signature=[tf.TensorSpec(shape)])
@@ -179,4 +185,27 @@ def test_large_activations_and_those_with_an_affine_take_the_compiled_loops(size
         return fused(x, training=True, **z)
 
     types = {op.type for op in run.get_concrete_function().graph.get_operations()}
-    assert ("FusedBatchNormV3" in types) == (size == 16 and not by_quality)
+    assert ("FusedBatchNormV3" in types) == (not compiled and not by_quality)
+
+
+def test_loops_are_compiled_for_shapes_that_hold_a_large_share_of_a_network():
+    large, many, small = (112, 112, 32), (28, 28, 64), (16, 16, 32)
+    assert shapes_worth_compiling([large, many, small]) == {large, many}
+    # Beside a much larger shape, `many` pays only where several layers have it.
+    larger = (112, 112, 64)
+    assert shapes_worth_compiling([larger, many]) == {larger}
+    assert shapes_worth_compiling([larger, *2 * [many]]) == {larger, many}
+    # However many layers have them, small activations do not.
+    assert shapes_worth_compiling([small] * 50) == set()
+    assert shapes_worth_compiling([(None, None, 64)]) == set()
+    assert shapes_worth_compiling([]) == set()
+
+
+def test_a_model_compiles_the_loops_of_such_shapes():
+    layers = keras.layers
+    inputs = keras.Input((64, 64, 3))
+    x = layers.BatchNormalization(name="large")(layers.Conv2D(16, 3, padding="same")(inputs))
+    x = layers.BatchNormalization(name="small")(layers.Conv2D(8, 3, strides=4)(x))
+    outputs = layers.Dense(2)(layers.GlobalAveragePooling2D()(x))
+    qmodel = dqmq_tf.quantize_model(keras.Model(inputs, outputs))
+    assert qmodel.get_layer("large").compiled and not qmodel.get_layer("small").compiled

@@ -79,7 +79,7 @@ def test_one_loop_computes_what_the_layers_compute_one_after_the_other(fields, b
     results = []
     for together in (True, False):
         layer, affine, quantizer, rectifier = new_layers(by_quality, ceiling)
-        fused = FusedBatchNormalization(layer, affine)
+        fused = FusedBatchNormalization(layer, affine, compiled=True)
         weights = [layer.gamma, layer.beta, *(affine.trainable_weights if affine else [])]
         sources = [x, decision, quantizer.log_step.value, *(w.value for w in weights)]
         parts = fused, rectifier, together
@@ -92,7 +92,7 @@ def test_one_loop_computes_what_the_layers_compute_one_after_the_other(fields, b
 
 def test_the_gradient_keeps_no_activation_but_the_input():
     layer, _, _, rectifier = new_layers(False, np.inf)
-    fused = FusedBatchNormalization(layer)
+    fused = FusedBatchNormalization(layer, compiled=True)
     decision = decisions(SHAPE[0], 1)
 
     @tf.function(input_signature=[tf.TensorSpec(SHAPE), tf.TensorSpec(SHAPE)])
