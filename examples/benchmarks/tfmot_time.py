@@ -132,7 +132,7 @@ def measure(name):
     model = network()
     try:
         trained = compiled(quantized(network()))
-    except (ValueError, RuntimeError) as error:
+    except (AttributeError, RuntimeError, ValueError) as error:
         return Row(network=name, refusal=str(error).splitlines()[0])
     plain, other = in_a_process(name, "float"), in_a_process(name, "tfmot")
     data = batches(model, batch_size)
