@@ -14,7 +14,7 @@ from dqmq_tf.layers.quality_affine import QualityAffine
 
 # The smallest epsilon that the fused operation accepts on a GPU.
 _SMALLEST_EPSILON = 1.001e-5
-# Each shape of an activation costs three compilations, two to three seconds of processor time in all.
+# Each shape of an activation costs three compilations, about two seconds of processor time in all.
 # That pays where a sample has this many values, and where the shape holds this share of the values
 # of all normalized activations in the network.
 _LARGE, _SHARE = 24_576, 0.08

@@ -17,6 +17,7 @@ import time
 
 import keras
 import matplotlib.pyplot as plt
+import own_process
 import start_time
 from absl import app, flags, logging
 
@@ -85,7 +86,7 @@ def measure(kind, blocks):
 def in_a_process(kind, blocks):
     """Returns the `Row` that a new process measures."""
     command = [sys.executable, __file__, f"--run={kind},{blocks}", f"--steps={_STEPS.value}"]
-    return Row(**start_time.json_of(command))
+    return Row(**own_process.json_of(command))
 
 
 def median_of(rows):

@@ -13,12 +13,12 @@ import itertools
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 
 import keras
 import networks
+import own_process
 import rich.table
 from absl import app, flags, logging
 from training_steps import random_batch
@@ -126,15 +126,7 @@ def in_a_process(name, kind, jit_compile):
         f"--batch_size={_BATCH_SIZE.value}",
         f"--jit_compile={jit_compile}",
     ]
-    return json_of(command)
-
-
-def json_of(command):
-    """Runs a program and returns what its last line says in JSON."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return own_process.json_of(command)
 
 
 def measure(name, jit_compile):

@@ -16,8 +16,9 @@ import rich.console
 import rich.table
 import tensorflow as tf
 from absl import app, flags
+from searching_model import searching
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
-from training_steps import compiled, random_batch, searching, step_function
+from training_steps import compiled, random_batch, step_function
 
 _NAME = flags.DEFINE_enum(
     "network", "MobileNetV3Small, 224 x 224", list(networks.NETWORKS), "The network to train."

@@ -14,17 +14,18 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import subprocess
 import sys
 
 import keras
 import networks
+import own_process
 import paired_times
 import rich.console
 import rich.table
 from absl import app, flags
+from searching_model import searching
 from study import architectures
-from training_steps import compiled, random_batch, searching, step_function
+from training_steps import compiled, random_batch, step_function
 
 # Each network, with the number of images per step.
 _NETWORKS = {
@@ -98,8 +99,7 @@ def compare(float_step, quantized_step):
 def peak_of_process(name, variant):
     """Returns the peak memory, in MB, of a new process that trains one variant."""
     command = [sys.executable, __file__, f"--memory_of={variant}", f"--network={name}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
+    return own_process.json_of(command)
 
 
 def peak_of_this(name, variant):
@@ -112,9 +112,7 @@ def peak_of_this(name, variant):
         batch,
         _WARMUP.value,
     )
-    # Not getrusage: on Linux a process inherits the peak of its parent.
-    status = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) // 1024
+    return own_process.peak_of_this()
 
 
 def measure(name, target):

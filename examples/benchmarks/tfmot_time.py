@@ -15,21 +15,20 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"
 import dataclasses
 import json
 import pathlib
-import subprocess
 import sys
 import time
 
-import numpy as np
+import own_process
 import paired_times
 import rich.console
 import rich.table
-import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 from absl import app, flags
 from study import architectures
+from training_steps import compiled, random_batch, step_function
 
-_CLASSES = 10
+_CLASSES, _WARMUP = 10, 3
 
 
 def _application(name, side, **options):
@@ -38,13 +37,12 @@ def _application(name, side, **options):
     return lambda: build(input_shape=(side, side, 3), weights=None, classes=_CLASSES, **options)
 
 
-# Each network by its name in other results, with the images of a step and of a start.
+# Each network by its name in other results, with the number of images per step.
 _NETWORKS = {
     "ResNet-8": (lambda: architectures.resnet8(tf_keras), 128),
     "MobileNetV2 0.35, 96 x 96": (_application("MobileNetV2", 96, alpha=0.35), 32),
     "MobileNetV3Small, 224 x 224": (_application("MobileNetV3Small", 224), 32),
     "EfficientNetB0, 224 x 224": (_application("EfficientNetB0", 224), 32),
-    "ResNet50, 224 x 224": (_application("ResNet50", 224), 8),
 }
 
 _NAMES = flags.DEFINE_multi_enum("network", list(_NETWORKS), list(_NETWORKS), "Networks to train.")
@@ -76,31 +74,6 @@ class Row:
     tfmot_mb: int | None = None
 
 
-def compiled(model):
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
-
-
-def batches(model, size):
-    """Returns an endless iterator over one batch of random images."""
-    random = np.random.default_rng(0)
-    images = random.uniform(0, 255, (size, *model.input_shape[1:])).astype("float32")
-    labels = random.integers(0, _CLASSES, size)
-    return iter(tf.data.Dataset.from_tensors((images, labels)).repeat())
-
-
-def step_function(model, data, warmup=3):
-    """Returns a function that takes one training step to its end."""
-    train = model.make_train_function()
-
-    def step():
-        float(train(data)["loss"])
-
-    for _ in range(warmup):
-        step()
-    return step
-
-
 def quantized(model):
     return tfmot.quantization.keras.quantize_model(model)
 
@@ -111,19 +84,16 @@ def of_this_process(name, kind):
     model = network()
     started = time.process_time()
     model = compiled(quantized(model) if kind == "tfmot" else model)
-    step_function(model, batches(model, _START_BATCH.value), warmup=1)
+    step_function(model, random_batch(model, _START_BATCH.value), warmup=1)
     seconds = time.process_time() - started
-    step_function(model, batches(model, batch_size))
-    status = pathlib.Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) // 1024
-    return {"seconds": seconds, "mb": peak}
+    step_function(model, random_batch(model, batch_size), _WARMUP)
+    return {"seconds": seconds, "mb": own_process.peak_of_this()}
 
 
 def in_a_process(name, kind):
     """Returns what `of_this_process` measures in a new process."""
     command = [sys.executable, __file__, f"--only={kind}", f"--network={name}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return own_process.json_of(command)
 
 
 def measure(name):
@@ -135,8 +105,8 @@ def measure(name):
     except (AttributeError, RuntimeError, ValueError) as error:
         return Row(network=name, refusal=str(error).splitlines()[0])
     plain, other = in_a_process(name, "float"), in_a_process(name, "tfmot")
-    data = batches(model, batch_size)
-    steps = (step_function(m, data) for m in (compiled(model), trained))
+    batch = random_batch(model, batch_size)
+    steps = (step_function(m, batch, _WARMUP) for m in (compiled(model), trained))
     return Row(
         network=name,
         start_ratio=other["seconds"] / plain["seconds"],

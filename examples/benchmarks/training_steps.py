@@ -1,9 +1,7 @@
-"""Models and functions that run one training step at a time, on random images."""
+"""Functions that run one training step at a time, on random images, for both Keras 3 and tf_keras."""
 
 import numpy as np
 import tensorflow as tf
-
-import dqmq_tf
 
 
 def random_batch(model, batch_size):
@@ -17,14 +15,6 @@ def compiled(model):
     """Compiles a model in the most common way, and returns it."""
     model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
-
-
-def searching(model, target, images):
-    """Returns a `DQMQModel` in its search phase, calibrated with images."""
-    quantized = compiled(dqmq_tf.quantize_model(model, target=target))
-    quantized.calibrate(images)
-    quantized._training.begin(1_000_000)
-    return quantized
 
 
 def step_function(model, batch, warmup):
