@@ -73,13 +73,17 @@ def graph_function(
         with custom_gradients.shared():
             return function(*args)
 
-    return tf.function(
+    node = tf.function(
         traced,
         input_signature=signature,
         autograph=False,
         jit_compile=compiled or None,
         experimental_attributes={"_noinline": True},
     )
+    # Each is traced once. TensorFlow counts all that share their code as one function, and would
+    # warn users of its repeated tracing.
+    node._omit_frequent_tracing_warning = True
+    return node
 
 
 def worth_compiling(x: tf.Tensor) -> bool:

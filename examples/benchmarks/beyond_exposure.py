@@ -65,7 +65,7 @@ def start(seed, images, labels):
         seed,
         fronts.standardized(images.astype("float32")),
         labels,
-        resnet=data_flags.RESNET.value,
+        body=data_flags.RESNET.value,
         cache=_CACHE.value,
         steps=_START_STEPS.value,
     )

@@ -1,13 +1,13 @@
 """Compares `.tflite` files behind nothing, behind a preprocessing, and behind `layers.Exposure`.
 
 The data are the German traffic signs of Stallkamp et al. 2012, "Man vs. computer", whose quality varies
-by nature: night, haze, blur, distance. MLPerf Tiny's ResNet-8, or a small MobileNetV2 (`--network`), is
-trained on them in float, then with static bits for the target `android`, and each file is scored in LiteRT
-on one thread. Every method gets the same
-steps, images in the same order and bytes. The bytes of `Exposure` count. Those of a standardization or of
-CLAHE (`--methods=clahe`) do not, as it runs before the file. With `--methods=beside` the network sees both
-the image and what `Exposure` makes of it. With `--methods=lsq,hawq` nothing is in front, and the bits are
-not learned: they are uniform, or those of HAWQ-V3's way. The float network of a seed is trained
+by nature: night, haze, blur, distance. MLPerf Tiny's ResNet-8, or a small MobileNetV2 (`--network`), both
+trained on CIFAR-10, is trained on them in float, then with static bits for the target `android`, and each
+file is scored in LiteRT on one thread. Every method gets the same steps, images in the same order and
+bytes. The bytes of `Exposure` count. Those of a standardization or of CLAHE (`--methods=clahe`) do not, as
+it runs before the file. With `--methods=beside` the network sees both the image and what `Exposure` makes
+of it. With `--methods=lsq,hawq` nothing is in front, and the bits are not learned: they are uniform, or
+those of HAWQ-V3's way. The float network of a seed is trained
 
 - with `--start=own` behind the method itself,
 - with `--start=common` behind nothing. The other methods then change the images that it is used to.
@@ -70,6 +70,7 @@ _FLOAT_STEPS = flags.DEFINE_integer("float_steps", 0, "Further float steps with 
 _STEPS = flags.DEFINE_integer("steps", 500, "Steps of each method with quantization.")
 _RATE = flags.DEFINE_float("learning_rate", 0.001, "Initial learning rate with quantization.")
 
+_MOBILENET = "examples/benchmarks/starts/mobilenet_v2.keras"
 _CALIBRATION_IMAGES = 512
 # Methods behind nothing whose bits are not learned, and the batches for the Hessian of HAWQ.
 _GIVEN_BITS = ("lsq", "hawq")
@@ -90,10 +91,9 @@ def start(method, seed, train):
         start_seed(seed),
         train.x,
         train.y,
-        resnet=data_flags.RESNET.value,
+        body=data_flags.RESNET.value if _NETWORK.value == "resnet8" else _MOBILENET,
         cache=_CACHE.value,
         steps=_START_STEPS.value,
-        network=_NETWORK.value,
     )
 
 

@@ -66,7 +66,7 @@ def of_cifar10():
 def of_signs():
     """Yields the case of traffic signs, whose light varies by nature."""
     train, held_back = (signs.read(data_flags.DATA_DIR.value, n) for n in ("train", "validation"))
-    start = {"resnet": data_flags.RESNET.value, "cache": _CACHE.value, "steps": 900}
+    start = {"body": data_flags.RESNET.value, "cache": _CACHE.value, "steps": 900}
     model = compiled(signs.float_start("nothing", 1000, train.x, train.y, **start))
     batches = signs.batches(train.x, train.y, 7, _STEPS)
     others = tf.data.Dataset.from_tensor_slices((held_back.x.astype("float32"), held_back.y))

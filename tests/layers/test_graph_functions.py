@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dqmq_tf.layers.graph_functions import one_node
+from dqmq_tf.layers.graph_functions import graph_function, one_node
 
 SIGNATURE = [tf.TensorSpec([None, None]), tf.TensorSpec([None, 1]), tf.TensorSpec([])]
 
@@ -59,3 +59,15 @@ def test_a_call_adds_few_nodes_and_keeps_shapes(traced):
     calls = [op for op in operations if "Call" in op.type]
     assert len(calls) == 2
     assert not {"Tanh", "Square", "TanhGrad"} & {op.type for op in operations}
+
+
+def test_one_function_for_each_of_many_shapes_causes_no_warning_of_repeated_tracing(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(tf.get_logger(), "warning", lambda *args: warnings.append(args))
+
+    def doubled(x):
+        return 2 * x
+
+    for width in range(1, 8):
+        graph_function(doubled, [tf.TensorSpec([None, width])], False)(tf.ones([1, width]))
+    assert not warnings

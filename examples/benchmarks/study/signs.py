@@ -7,11 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from study import architectures, float_networks, fronts
+from study import float_networks, fronts
 
 BATCH, _CLASSES, _SHIFT = 128, 43, 2
-# Rate of the float training. Only the ResNet-8 begins with weights that were trained on other images.
-_FLOAT_RATES = {"resnet8": 0.002, "mobilenet_v2": 0.003}
+_FLOAT_RATE = 0.002
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,31 +74,28 @@ def with_layers(method, model, images):
     return put(model, images) if put else model
 
 
-def float_start(method, seed, images, labels, *, resnet, cache, steps, network="resnet8"):
+def float_start(method, seed, images, labels, *, body, cache, steps):
     """Returns a float network that was trained behind a method. It is trained once and cached.
+
+    It begins as a network for CIFAR-10, whose last layer is replaced.
 
     Args:
         method: What is in front: `"nothing"`, `fronts.CLAHE`, `fronts.BESIDE` or one of `fronts.FRONTS`.
         seed: Seed of the training.
         images, labels: Training images, as a preprocessing leaves them, and classes.
-        resnet: File of MLPerf Tiny's ResNet-8.
+        body: File of the network for CIFAR-10.
         cache: Folder of the trained networks.
         steps: Training steps.
-        network: One of `float_networks.NETWORKS`.
     """
-    name = method if network == "resnet8" else f"{network}_{method}"
-    path = pathlib.Path(cache) / f"{name}_{seed}_{steps}.keras"
+    name = pathlib.Path(body).stem
+    path = pathlib.Path(cache) / f"{name}_{method}_{seed}_{steps}.keras"
     if not path.exists():
         keras.utils.set_random_seed(seed)
-        if network == "resnet8":
-            body = keras.models.load_model(resnet, compile=False)
-        else:
-            body = architectures.mobilenet_v2(keras)
+        model = keras.models.load_model(body, compile=False)
         classes = keras.layers.Dense(_CLASSES, activation="softmax", name="classes")
-        model = keras.Model(body.inputs, classes(body.layers[-2].output), name=network)
+        model = keras.Model(model.inputs, classes(model.layers[-2].output), name=name)
         model = with_layers(method, model, images)
-        rate = _FLOAT_RATES[network]
-        float_networks.train(model, batches(images, labels, seed, steps), steps, rate)
+        float_networks.train(model, batches(images, labels, seed, steps), steps, _FLOAT_RATE)
         path.parent.mkdir(parents=True, exist_ok=True)
         model.save(path, include_optimizer=False)
     return keras.models.load_model(path, compile=False)
