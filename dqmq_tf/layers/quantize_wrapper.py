@@ -1,7 +1,6 @@
 """One wrapper that quantizes the kernels of any layer."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,8 +10,8 @@ from keras import ops
 
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.graph.kernels import variable_names
-from dqmq_tf.layers import grid_search, lsq, step_fitting
-from dqmq_tf.layers.graph_functions import one_node
+from dqmq_tf.layers import grid_search, step_fitting
+from dqmq_tf.layers.kernel_quantizer import kernel_quantizer
 from dqmq_tf.layers.user_quantizer import UserQuantizer
 from dqmq_tf.policy import decision_tensor
 
@@ -287,7 +286,7 @@ class QuantizeWrapper(keras.layers.Layer):
         for point, log_step in zip(self._learned, self.log_steps):
             kernel = self.kernel(point["variable"])
             row = decision[point["column"]]
-            quantizer = _kernel_quantizer(
+            quantizer = kernel_quantizer(
                 tuple(i for i, n in enumerate(log_step.shape[1:]) if n == 1),
                 len(kernel.shape),
                 tuple(point["bit_widths"]),
@@ -346,49 +345,6 @@ class QuantizeWrapper(keras.layers.Layer):
     def from_config(cls, config: dict[str, Any]) -> "QuantizeWrapper":
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         return cls(layer, **config)
-
-
-@functools.cache
-def _kernel_quantizer(
-    reduced_axes: tuple[int, ...], rank: int, candidates: tuple[int, ...], fields: int
-) -> Callable[..., tf.Tensor]:
-    """Returns a function of a kernel, its step sizes and a decision row.
-
-    Args:
-        reduced_axes: The axes of the kernel that share a step.
-        rank: The rank of the kernel.
-        candidates: The K candidate bit-widths.
-        fields: The number of fields in the decision row `[fields]`.
-
-    Returns:
-        A function `(weights, log_step, row) -> quantized weights`; `log_step` has shape `[K, ...]`.
-    """
-    scalar_shape = (1,) * rank
-    step_shape = [1 if axis in reduced_axes else None for axis in range(rank)]
-
-    def quantize(weights: tf.Tensor, log_step: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
-        bits = decision_tensor.bit_widths_of(row)
-        table = tf.reshape(log_step, (len(candidates), -1))
-        steps = tf.unstack(tf.exp(decision_tensor.look_up(table, candidates, bits)))
-        steps = [tf.reshape(step, tf.shape(log_step)[1:]) for step in steps]
-        parameters = []
-        for step, bit_width in zip(steps, tf.unstack(bits)):
-            q_min, q_max = (tf.reshape(q, scalar_shape) for q in lsq.weight_limits(bit_width))
-            parameters.append((tf.ensure_shape(step, step_shape), q_min, q_max))
-        if fields == 1:
-            return lsq.quantize(weights, *parameters[0])
-        slope, mean = (
-            tf.reshape(row[i], scalar_shape) for i in (decision_tensor.SLOPE, decision_tensor.MEAN)
-        )
-        executed, low, high = parameters
-        return lsq.relaxed_quantize(weights, executed, low, high, mean, slope)
-
-    signature = [
-        tf.TensorSpec([None] * rank),
-        tf.TensorSpec([len(candidates), *step_shape]),
-        tf.TensorSpec([fields]),
-    ]
-    return one_node(quantize, signature)
 
 
 def _pick(results: Sequence[tf.Tensor], group: tf.Tensor) -> tf.Tensor:
