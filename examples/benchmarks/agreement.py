@@ -13,7 +13,6 @@ bound is missed.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import sys
@@ -25,6 +24,7 @@ import numpy as np
 import rich.table
 import tensorflow as tf
 from absl import app, flags, logging
+from recorded_rows import RecordedRows
 
 import dqmq_tf
 from dqmq_tf import quality
@@ -257,15 +257,15 @@ def main(argv):
     # TensorFlow's exporter logs its progress at the level INFO.
     logging.set_verbosity(logging.ERROR)
     started, rows = time.perf_counter(), []
+    record = RecordedRows(_OUTPUT.value, "network", "target", "runtime")
     batch = next(iter(images("test").batch(_SAMPLES.value)))
     test, labels = np.float32(batch[0]), batch[1].numpy()
     for network in _NETWORKS.value:
         model = float_network(network)
         for target in _TARGETS.value:
-            rows += measure(network, model, target, test, labels)
-            if _OUTPUT.value:
-                record = [dataclasses.asdict(row) | {"verdict": row.verdict} for row in rows]
-                pathlib.Path(_OUTPUT.value).write_text(json.dumps(record, indent=2) + "\n")
+            for row in measure(network, model, target, test, labels):
+                rows.append(row)
+                record.add(row, verdict=row.verdict)
     rich.print(table_of(rows))
     print(f"{time.perf_counter() - started:.0f} s")
     sys.exit(any(row.verdict == "MISSED" for row in rows))

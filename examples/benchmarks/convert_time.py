@@ -6,7 +6,6 @@ Each network is converted in its own process.
 """
 
 import dataclasses
-import json
 import multiprocessing
 import pathlib
 import resource
@@ -17,6 +16,7 @@ import time
 import networks
 import rich.table
 from absl import app, flags, logging
+from recorded_rows import RecordedRows
 
 import dqmq_tf
 
@@ -117,13 +117,11 @@ def table_of(rows):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
-    rows = []
+    rows, record = [], RecordedRows(_OUTPUT.value, "network")
     for name in _NAMES.value:
         rows.append(in_a_child(name, _TARGET.value))
+        record.add(rows[-1])
         print(f"{name}: {rows[-1].seconds:.1f} s", flush=True)
-    if _OUTPUT.value:
-        record = [dataclasses.asdict(row) for row in rows]
-        pathlib.Path(_OUTPUT.value).write_text(json.dumps(record, indent=2) + "\n")
     rich.console.Console(width=110).print(table_of(rows))
     sys.exit(0 if all(row.kept for row in rows) else 1)
 

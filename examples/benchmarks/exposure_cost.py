@@ -7,13 +7,12 @@ LiteRT with XNNPACK on one thread, as in `latency.py`.
 """
 
 import dataclasses
-import json
-import pathlib
 
 import keras
 import latency
 import networks
 from absl import app, flags, logging
+from recorded_rows import RecordedRows
 
 import dqmq_tf
 
@@ -83,12 +82,10 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
     logging.set_verbosity(logging.ERROR)
-    rows = []
+    record = RecordedRows(_EXPOSURE_OUTPUT.value, "network")
     for name, make in _NETWORKS.items():
-        rows.append(dataclasses.asdict(compare(name, make())))
-        print(json.dumps(rows[-1]), flush=True)
-    if _EXPOSURE_OUTPUT.value:
-        pathlib.Path(_EXPOSURE_OUTPUT.value).write_text(json.dumps(rows, indent=2) + "\n")
+        record.add(compare(name, make()))
+        print(record.rows[-1], flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ their own that alternate, and what is counted is processor time.
 
 import dataclasses
 import json
-import pathlib
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ import matplotlib.pyplot as plt
 import own_process
 import start_time
 from absl import app, flags, logging
+from recorded_rows import RecordedRows
 
 _BLOCKS = flags.DEFINE_list("blocks", ["1", "6", "20", "56"], "Residual blocks of each network.")
 _STEPS = flags.DEFINE_integer("steps", 15, "Timed steps of each model.", lower_bound=3)
@@ -125,17 +125,15 @@ def main(argv):
         kind, blocks = _RUN.value
         print(json.dumps(dataclasses.asdict(measure(kind, int(blocks)))))
         return
-    rows = []
+    rows, record = [], RecordedRows(flags.FLAGS.output, "blocks", "kind")
     for blocks in _BLOCKS.value:
         rounds = [
             [in_a_process(kind, blocks) for kind in _KINDS] for _ in range(flags.FLAGS.rounds)
         ]
         rows.extend(map(median_of, zip(*rounds)))
         for row in rows[-len(_KINDS) :]:
+            record.add(row)
             print(row, flush=True)
-        if flags.FLAGS.output:
-            record = [dataclasses.asdict(row) for row in rows]
-            pathlib.Path(flags.FLAGS.output).write_text(json.dumps(record, indent=2) + "\n")
     if _PLOT.value:
         draw(rows, _PLOT.value)
 

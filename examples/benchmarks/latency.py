@@ -10,8 +10,6 @@ save: the size of the file after deflate (see also `size.py`).
 
 import dataclasses
 import functools
-import json
-import pathlib
 import sys
 
 import networks
@@ -19,6 +17,7 @@ import numpy as np
 import paired_times
 import rich.table
 from absl import app, flags, logging
+from recorded_rows import RecordedRows
 
 from dqmq_tf.flatbuffer import file_size
 from dqmq_tf.runtimes import in_process
@@ -137,13 +136,11 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
     logging.set_verbosity(logging.ERROR)
-    rows = []
+    rows, record = [], RecordedRows(_OUTPUT.value, "network")
     for name in _NAMES.value:
         rows.append(compare(name, networks.NETWORKS[name]()))
         print(f"{name}: {rows[-1].ratio:.3f} times the int8 file", flush=True)
-        if _OUTPUT.value:
-            record = [dataclasses.asdict(row) for row in rows]
-            pathlib.Path(_OUTPUT.value).write_text(json.dumps(record, indent=2) + "\n")
+        record.add(rows[-1])
     rich.console.Console(width=110).print(table_of(rows))
     sys.exit(0 if all(row.ratio <= _BOUND for row in rows) else 1)
 

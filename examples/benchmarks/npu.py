@@ -7,12 +7,11 @@ Vela measured, half-way between the costs at 2 and at 8 bits.
 """
 
 import dataclasses
-import json
-import pathlib
 
 import networks
 import rich.table
 from absl import app, flags, logging
+from recorded_rows import RecordedRows
 
 import dqmq_tf
 from dqmq_tf.runtimes import vela
@@ -74,9 +73,9 @@ def main(argv):
     logging.set_verbosity(logging.ERROR)
     rows = list(by_bits(networks.resnet8()))
     rows.extend(by_budget(networks.resnet8(), rows))
-    if _OUTPUT.value:
-        records = [dataclasses.asdict(row) for row in rows]
-        pathlib.Path(_OUTPUT.value).write_text(json.dumps(records, indent=2) + "\n")
+    record = RecordedRows(_OUTPUT.value, "accelerator", "asked")
+    for row in rows:
+        record.add(row)
     table = rich.table.Table(title="ResNet-8, 77,360 weights", title_justify="left")
     for name in ("NPU", "asked", "mean bits", "cycles", "flash", "SRAM"):
         table.add_column(name, justify="left" if name in ("NPU", "asked") else "right")

@@ -14,7 +14,6 @@ Files run in LiteRT's reference kernels. Vela compiles each for Ethos-U55-128, a
 import contextlib
 import dataclasses
 import io
-import json
 import pathlib
 import tempfile
 
@@ -24,6 +23,7 @@ import rich.table
 from absl import app, flags, logging
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from litert_quantizer import qtyping, quantizer, recipe_manager
+from recorded_rows import RecordedRows
 
 import dqmq_tf
 from dqmq_tf import quality
@@ -290,16 +290,14 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
     logging.set_verbosity(logging.ERROR)
-    rows = []
+    rows, record = [], RecordedRows(_OUTPUT.value, "task", "file")
     for task in tasks():
         if _TASK.value not in (None, task.name):
             continue
         for row in rows_of(task):
             rows.append(row)
+            record.add(row)
             print(f"{row.task}, {row.file}: {row.score:.3f} {row.unit}", flush=True)
-    if _OUTPUT.value:
-        records = [dataclasses.asdict(row) for row in rows]
-        pathlib.Path(_OUTPUT.value).write_text(json.dumps(records, indent=2) + "\n")
     table = rich.table.Table(title="Ethos-U55-128", title_justify="left")
     for name in ("task", "file", "score", "cycles", "SRAM", "flash", "on the CPU"):
         table.add_column(name, justify="left" if name in ("task", "file") else "right")

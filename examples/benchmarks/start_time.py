@@ -11,7 +11,6 @@ counted is the processor time of the process.
 import dataclasses
 import itertools
 import json
-import pathlib
 import statistics
 import sys
 import time
@@ -21,6 +20,7 @@ import networks
 import own_process
 import rich.table
 from absl import app, flags, logging
+from recorded_rows import RecordedRows
 from training_steps import random_batch
 
 import dqmq_tf
@@ -178,13 +178,11 @@ def main(argv):
         stages, _, _ = start(network, target, _BATCH_SIZE.value, jit_compile)
         print(json.dumps(stages))
         return
-    rows = []
+    rows, record = [], RecordedRows(_OUTPUT.value, "network", "target", "jit_compile")
     for name, jit_compile in itertools.product(_NAMES.value, _JIT.value):
         rows.append(measure(name, jit_compile))
         print(f"{name}, {jit_compile}: {rows[-1].ratio:.1f} times the float step", flush=True)
-        if _OUTPUT.value:
-            record = [dataclasses.asdict(row) for row in rows]
-            pathlib.Path(_OUTPUT.value).write_text(json.dumps(record, indent=2) + "\n")
+        record.add(rows[-1])
     rich.console.Console(width=140).print(table_of(rows))
 
 

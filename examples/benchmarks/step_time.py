@@ -6,14 +6,10 @@ that other load on the machine affects both, and the result is the median of the
 steps. Tracing and compilation are not counted. Memory is the peak of a process that took a few steps.
 
     python examples/benchmarks/step_time.py --output=examples/benchmarks/results/step_time.json
-
-With `--output`, rows of other networks and targets stay in the file.
 """
 
 import dataclasses
 import itertools
-import json
-import pathlib
 import sys
 
 import keras
@@ -23,6 +19,7 @@ import paired_times
 import rich.console
 import rich.table
 from absl import app, flags
+from recorded_rows import RecordedRows
 from searching_model import searching
 from study import architectures
 from training_steps import compiled, random_batch, step_function
@@ -169,27 +166,18 @@ def table_of(rows):
     return table
 
 
-def recorded():
-    """Returns the rows in `--output`."""
-    path = _OUTPUT.value and pathlib.Path(_OUTPUT.value)
-    return json.loads(path.read_text()) if path and path.exists() else []
-
-
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
     if _MEMORY_OF.value:
         print(peak_of_this(_NAMES.value[0], _MEMORY_OF.value))
         return
-    rows = recorded()
+    record = RecordedRows(_OUTPUT.value, "network", "target", "phase")
     for name, target in itertools.product(_NAMES.value, _TARGETS.value):
-        rows = [row for row in rows if (row["network"], row["target"]) != (name, target)]
         for row in measure(name, target):
-            rows.append(dataclasses.asdict(row))
+            record.add(row)
             print(f"{name}, {target}, {row.phase}: {row.ratio:.2f} times float", flush=True)
-        if _OUTPUT.value:
-            pathlib.Path(_OUTPUT.value).write_text(json.dumps(rows, indent=2) + "\n")
-    rich.console.Console(width=150).print(table_of(rows))
+    rich.console.Console(width=150).print(table_of(record.rows))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
 import dataclasses
 import json
-import pathlib
 import sys
 import time
 
@@ -25,6 +24,7 @@ import rich.table
 import tensorflow_model_optimization as tfmot
 import tf_keras
 from absl import app, flags
+from recorded_rows import RecordedRows
 from study import architectures
 from training_steps import compiled, random_batch, step_function
 
@@ -134,13 +134,11 @@ def main(argv):
     if _ONLY.value:
         print(json.dumps(of_this_process(_NAMES.value[0], _ONLY.value)))
         return
-    rows = []
+    rows, record = [], RecordedRows(_OUTPUT.value, "network")
     for name in _NAMES.value:
         rows.append(measure(name))
         print(rows[-1], flush=True)
-        if _OUTPUT.value:
-            record = [dataclasses.asdict(row) for row in rows]
-            pathlib.Path(_OUTPUT.value).write_text(json.dumps(record, indent=2) + "\n")
+        record.add(rows[-1])
     rich.console.Console(width=140).print(table_of(rows))
 
 
