@@ -16,7 +16,7 @@ from dqmq_tf.layers.slices import in_slices, restored
 from dqmq_tf.policy import decision_tensor
 from dqmq_tf.precision import INT16_BITS
 
-# The values of an activation that are kept of a call in calibration, and for fitting its steps.
+# The most values of an activation that calibration keeps of a call, and of all calls together.
 _MAX_VALUES_PER_CALL = 65_536
 _MAX_VALUES = 2 * (_MAX_VALUES_PER_CALL + 2)
 
@@ -56,6 +56,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self.range = range
         self.supports_masking = True
         self._observed: list[np.ndarray] | None = None
+        self._kept = _MAX_VALUES_PER_CALL
         count = (len(self.bit_widths),)
         is_learned = range == "affine"
         # A fixed range is known before any data, so that a file can be written to learn its size.
@@ -133,7 +134,7 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def observe(self) -> None:
         """Starts calibration: eager calls record the tensor and return it unchanged."""
-        self._observed = []
+        self._observed, self._kept = [], _MAX_VALUES_PER_CALL
 
     def calibrate(self, for_training: bool = False) -> None:
         """Ends `observe` and fits the step sizes and zero points of all candidates.
@@ -149,7 +150,6 @@ class ActivationQuantizer(keras.layers.Layer):
             return
         values = np.concatenate(observed)
         self._check_finite(values)
-        values = _sampled(values, _MAX_VALUES, len(observed))
         bits = np.array(self.bit_widths, "float32")
         step, zero_point = fixed_grid(self.range, bits)
         if self.range == "affine":
@@ -169,8 +169,11 @@ class ActivationQuantizer(keras.layers.Layer):
     def _observe(self, x: tf.Tensor) -> None:
         assert self._observed is not None
         values = ops.convert_to_numpy(ops.cast(x, "float32")).ravel()
-        values = _sampled(values, _MAX_VALUES_PER_CALL, len(self._observed))
-        self._observed.append(values)
+        self._observed.append(_sampled(values, self._kept, len(self._observed)))
+        # Of each of many calls fewer values are kept, so that memory does not grow with them.
+        while sum(map(len, self._observed)) > _MAX_VALUES and self._kept > 1:
+            self._kept //= 2
+            self._observed = [_sampled(v, self._kept, n) for n, v in enumerate(self._observed)]
 
     def get_config(self) -> dict[str, Any]:
         return {

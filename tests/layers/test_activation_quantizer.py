@@ -75,6 +75,19 @@ def test_calibration_sees_all_batches_and_all_channels():
     assert 255 * step == pytest.approx(10.0, rel=0.05)
 
 
+def test_many_calls_keep_no_more_values_than_two_and_all_extremes():
+    layer = ActivationQuantizer(BITS, column=0)
+    layer.observe()
+    random = np.random.default_rng(0)
+    for call in range(40):
+        layer(random.uniform(0, 1 + call / 10, (1, 70_000)).astype("float32"))
+        assert sum(map(len, layer._observed)) <= 2 * (65_536 + 2)
+    sizes = {len(values) for values in layer._observed}
+    assert len(sizes) == 1 and sizes.pop() > 1_000
+    step, _ = (layer.calibrate(), layer.values(8))[1]
+    assert 255 * step == pytest.approx(4.9, rel=0.05)
+
+
 def test_calibration_without_an_observation_changes_nothing(data):
     layer = calibrated(data)
     before = layer.get_weights()
