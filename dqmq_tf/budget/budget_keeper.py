@@ -220,6 +220,8 @@ class BudgetKeeper:
         """
         parts = self._parts
         if parts.costs.in_bytes:
+            if parts.costs.table is None:  # The model was loaded or copied.
+                self.measure()
             return self.largest_file()
         return assignment.assigned_cost(parts.policy, parts.costs, seen)
 

@@ -111,3 +111,19 @@ def test_moving_averages_of_weights_pair_with_the_optimizer():
 
 def test_parameters_are_those_of_the_network(settled):
     assert settled.count_params() == small_model().count_params()
+
+
+@pytest.mark.parametrize("is_frozen", [False, True], ids=["settled", "frozen"])
+@pytest.mark.parametrize("target", ["android", "android_small", "microcontroller"])
+def test_a_loaded_model_whose_bits_are_fixed_trains_on(target, is_frozen, tmp_path):
+    qmodel = dqmq_tf.quantize_model(small_model(), target=target)
+    qmodel.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    qmodel.fit(IMAGES, LABELS, batch_size=16, epochs=4, verbose=0)
+    if is_frozen:
+        qmodel.freeze(profiles=1)
+    qmodel.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded._training.figures()["cost"] == pytest.approx(
+        qmodel._training.figures()["cost"], rel=0.02
+    )
+    assert len(loaded.fit(IMAGES, LABELS, batch_size=16, epochs=2, verbose=0).epoch) == 2
