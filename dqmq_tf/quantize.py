@@ -77,6 +77,13 @@ def quantize_model(
         for wrapper in parts.wrappers.values():
             wrapper.fit_steps()
         qmodel._training.agreement.remember(model)
+    if paths := _layers_of_zeros(parts):
+        warnings.warn(
+            f"{model.name!r}: all weights of {', '.join(map(repr, paths))} are 0, so nothing says which "
+            "range they and their outputs will need, and they hardly learn. Train the float model "
+            "before quantize_model.",
+            stacklevel=2,
+        )
     keeper = qmodel._training.keeper
     keeper.set_budget(budget)
     if keeper.refusal is not None:
@@ -162,6 +169,15 @@ def _checked_config(model: Any, config: Any, data: Any) -> DQMQConfig:
             "out, or set exposure."
         )
     return config
+
+
+def _layers_of_zeros(parts: Any) -> list[str]:
+    """Returns the paths of the layers with a quantized variable that is 0 everywhere."""
+    return [
+        path
+        for path, wrapper in parts.wrappers.items()
+        if any(not wrapper.kernel(point["variable"]).numpy().any() for point in wrapper.points)
+    ]
 
 
 def _holds_quantized_layers(model: Any) -> bool:

@@ -19,7 +19,7 @@ from dqmq_tf.lowering.bias_grid import snap_biases
 from dqmq_tf.lowering.float_template import FloatTemplate
 from dqmq_tf.lowering.npu_cost import NpuCost, measure_on_npu, require_vela
 from dqmq_tf.lowering.write_file import firmware_bytes, write_unverified
-from dqmq_tf.policy.policy_state import SEARCH
+from dqmq_tf.policy.policy_state import FROZEN, SEARCH, SETTLED
 from dqmq_tf.terminal import stages
 
 # The largest number of files that are written when bits are settled. A second one is written if the
@@ -53,8 +53,12 @@ class BudgetKeeper:
         self._template = FloatTemplate()
 
     def measure(self) -> None:
-        """Measures the bytes of each kernel at each bit-width, for budgets in bytes."""
+        """Measures the bytes of each kernel at each bit-width, for budgets in bytes.
+
+        Step sizes that training does not move follow the weights first.
+        """
         costs, policy = self._parts.costs, self._parts.policy
+        self._fit_stale_steps()
         if costs.on_npu:
             self._measure_on_npu()
             return
@@ -260,6 +264,19 @@ class BudgetKeeper:
         costs.learn_file(sizes[costs.kind], bits[count:], bits[:count])
         self._parts.policy.file_constant = costs.file_constant
         return True
+
+    def _fit_stale_steps(self) -> None:
+        """Fits the step sizes that suit the weights no more, except those of bits that are fixed."""
+        parts = self._parts
+        if parts.policy.phase == FROZEN:
+            return
+        used: dict[str, dict[str, list[int]]] = {path: {} for path in parts.wrappers}
+        if parts.policy.phase == SETTLED:
+            columns = self._assigned()[:, parts.policy.activation_count :].T
+            for point, bits in zip(parts.costs.weights, columns):
+                used[point.path][point.variable] = bits.tolist()
+        for path, wrapper in parts.wrappers.items():
+            wrapper.fit_steps(used[path])
 
     def _show_tables(self) -> None:
         """Gives the policy the cost of each weight point at each bit-width."""

@@ -1,6 +1,6 @@
 """One wrapper that quantizes the kernels of any layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -93,14 +93,32 @@ class QuantizeWrapper(keras.layers.Layer):
         """Returns a float variable of the layer by its name."""
         return variable_names(self.layer)[name]
 
-    def fit_steps(self) -> None:
-        """Sets all step sizes to those with the least squared error for the current weights."""
+    def fit_steps(self, kept: Mapping[str, Collection[int]] | None = None) -> None:
+        """Sets step sizes to those with the least squared error for the current weights.
+
+        Args:
+            kept: The bit-widths of each variable that keep their step sizes. Training moves the step
+                sizes of the bit-widths that it runs, and those of the others stay, whatever becomes
+                of the weights. So all others are set if they suit the weights no more. None to set
+                all.
+        """
         for point, log_step in zip(self._learned, self.log_steps):
-            weights = ops.convert_to_numpy(self.kernel(point["variable"]))
-            steps = step_fitting.fit_weight_steps(
-                weights.astype("float32"), point["channel_axes"], point["bit_widths"]
-            )
-            log_step.assign(np.log(np.maximum(steps, 1e-12)))
+            name, bit_widths = point["variable"], point["bit_widths"]
+            weights, rows = self._weights(name), ops.convert_to_numpy(log_step).copy()
+            if kept is not None and step_fitting.spans(weights, np.exp(rows[-1]), bit_widths[-1]):
+                continue
+            fitted = step_fitting.fit_weight_steps(weights, point["channel_axes"], bit_widths)
+            for row, best, bits in zip(rows, fitted, bit_widths):
+                if kept is None or (
+                    bits not in kept.get(name, ())
+                    and step_fitting.is_stale(weights, np.exp(row), best, bits)
+                ):
+                    row[...] = np.log(np.maximum(best, 1e-12))
+            log_step.assign(rows)
+
+    def _weights(self, variable: str) -> np.ndarray:
+        """Returns the float32 values of a variable of the layer."""
+        return ops.convert_to_numpy(self.kernel(variable)).astype("float32")
 
     def step(self, variable: str, bit_width: int) -> np.ndarray:
         """Returns the step sizes of a kernel at a bit-width.
@@ -122,7 +140,7 @@ class QuantizeWrapper(keras.layers.Layer):
         """Returns what `integers` and `step` do, of a user's own quantizer by one search for a grid."""
         if variable in self.user_quantizers:
             return self._user_integers_and_step(variable, bit_width)
-        weights = ops.convert_to_numpy(self.kernel(variable)).astype("float32")
+        weights = self._weights(variable)
         step = self.step(variable, bit_width)
         return step_fitting.weight_integers(weights, step, bit_width), step
 
@@ -312,9 +330,7 @@ class QuantizeWrapper(keras.layers.Layer):
 
     def _user_grid(self, variable: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns what `weight_grid` finds in the weights that the user's quantizer makes."""
-        weights = self.user_quantizers[variable].result(
-            ops.convert_to_numpy(self.kernel(variable)).astype("float32")
-        )
+        weights = self.user_quantizers[variable].result(self._weights(variable))
         return grid_search.weight_grid(weights, self._channel_axes(variable))
 
     def _user_integers_and_step(
@@ -328,7 +344,7 @@ class QuantizeWrapper(keras.layers.Layer):
         grid = self._user_grid(variable)
         if grid is not None:
             return np.maximum(grid[0], -127), grid[1]
-        weights = ops.convert_to_numpy(self.kernel(variable)).astype("float32")
+        weights = self._weights(variable)
         axes = self._channel_axes(variable)
         (step,) = step_fitting.fit_weight_steps(weights, axes, [bit_width])
         step = np.maximum(step, 1e-12)

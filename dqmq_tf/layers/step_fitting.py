@@ -7,6 +7,10 @@ import numpy as np
 from dqmq_tf.layers.lsq import weight_limits
 from dqmq_tf.precision import INT16_BITS
 
+# Steps are stale if they have this many times the least squared error. That need not be measured
+# while the range of the most bits ends this close to the largest weight.
+_STALE, _CLOSE = 2.0, 0.03
+
 
 def weight_integers(weights: np.ndarray, step: np.ndarray, bit_width: int) -> np.ndarray:
     """Returns the int32 integers of weights at a step size and bit-width."""
@@ -49,6 +53,35 @@ def fit_weight_steps(
         q_min, q_max = weight_limits(float(bit_width))
         steps.append(_least_error_steps(channels, largest, q_min, q_max).reshape(shape))
     return np.stack(steps).astype("float32")
+
+
+def spans(weights: np.ndarray, step: np.ndarray, bit_width: int) -> bool:
+    """Returns whether the range of integers with these steps ends at about the largest weight.
+
+    Args:
+        weights: The weights, of any shape.
+        step: The step sizes, which broadcast against the weights.
+        bit_width: The bit-width.
+    """
+    largest = float(np.abs(weights).max())
+    end = float(step.max()) * weight_limits(float(bit_width))[1]
+    return abs(end - largest) < _CLOSE * largest
+
+
+def is_stale(weights: np.ndarray, step: np.ndarray, fitted: np.ndarray, bit_width: int) -> bool:
+    """Returns whether step sizes suit the weights no more.
+
+    Args:
+        weights: The weights, of any shape.
+        step: The step sizes, which broadcast against the weights.
+        fitted: The step sizes with the least squared error, shaped like `step`.
+        bit_width: The bit-width.
+    """
+
+    def error(step: np.ndarray) -> float:
+        return float(np.square(weight_integers(weights, step, bit_width) * step - weights).sum())
+
+    return error(step) > _STALE * error(fitted)
 
 
 def fit_activation_range(

@@ -120,3 +120,35 @@ def test_operations_are_brought_back_when_the_encoder_has_moved():
     assert not 4.3 <= cost() <= 4.5
     qmodel._training.keep_budget()
     assert 4.3 <= cost() <= 4.5
+
+
+def test_step_sizes_follow_the_weights_where_no_bits_are_fixed(settled):
+    policy, points = settled._parts.policy, settled._parts.costs.weights
+    bits = policy.assigned.numpy()[0, policy.activation_count :].astype(int)
+    wrappers = [settled._parts.wrappers[point.path] for point in points]
+
+    def steps():
+        return [
+            {b: wrapper.step(point.variable, b) for b in point.bit_widths}
+            for wrapper, point in zip(wrappers, points)
+        ]
+
+    for wrapper in wrappers:
+        wrapper.fit_steps()
+    before = steps()
+    settled._training.measure()
+    for found, expected in zip(steps(), before):
+        np.testing.assert_equal(found, expected)
+    for wrapper, point in zip(wrappers, points):
+        kernel = wrapper.kernel(point.variable)
+        kernel.assign(10 * kernel)
+    settled._training.measure()
+    for found, expected, fixed in zip(steps(), before, bits):
+        for b, step in found.items():
+            factor = 1 if b == fixed else 10
+            np.testing.assert_allclose(step, factor * expected[b], rtol=1e-4)
+    policy.phase = "search"
+    kernel.assign(0.01 * kernel)
+    settled._training.measure()
+    for b, step in steps()[-1].items():
+        np.testing.assert_allclose(step, 0.1 * before[-1][b], rtol=1e-4)
