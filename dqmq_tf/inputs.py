@@ -10,7 +10,6 @@ the same data:
 Whether an element is a batch or a single sample is told by the shapes of `model.inputs`.
 """
 
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -58,7 +57,7 @@ def batches(
             part = [array[: samples - count] for array in part]
         if len(part[0]):
             count += len(part[0])
-            yield _cast(part, model)
+            yield cast(part, model)
         if samples is not None and count >= samples:
             return
     if not count:
@@ -96,7 +95,7 @@ def labeled_batches(
             )
         if len(part[0]):
             is_empty = False
-            yield _cast(part, model), rest
+            yield cast(part, model), rest
     if is_empty:
         raise ValueError(f"`{argument}` holds no inputs: pass at least one.")
 
@@ -108,7 +107,7 @@ def collect(
 
     Args and errors are those of `batches`.
     """
-    return _joined(list(batches(data, model, samples=samples, argument=argument)))
+    return joined(list(batches(data, model, samples=samples, argument=argument)))
 
 
 def structured(arrays: list[np.ndarray], model: keras.Model) -> Any:
@@ -146,58 +145,6 @@ def without_lists(
     return _without_lists(x, counts[0]), _without_lists(y, counts[1]), options
 
 
-def peek(x: Any, model: keras.Model) -> tuple[Any, Any]:
-    """Returns the training data, and its first element; a generator is put together again.
-
-    Raises:
-        ValueError: If there is no first batch, or if it does not fit the model's inputs.
-    """
-    if isinstance(x, keras.utils.PyDataset):
-        first = None if x.num_batches == 0 else x[0]
-    elif hasattr(x, "__next__"):
-        first = next(x, None)
-        x = _chained(first, x)
-    elif _is_dataset(x):
-        first = next(iter(x), None)
-    else:
-        return x, x
-    if first is None:
-        raise ValueError("The dataset is empty: there is no batch to train on.")
-    if not _matched(first, model, "x")[2]:
-        raise ValueError("`x` has single samples: put them into batches with x.batch(batch_size).")
-    return x, first
-
-
-def finite(x: Any) -> Any:
-    """Returns the inputs with a check that fails at run time if they hold NaN or infinity."""
-
-    def check(leaf: Any) -> tf.Tensor:
-        # In eager mode, `train_on_batch` passes NumPy arrays.
-        if isinstance(leaf, np.ndarray):
-            leaf = tf.convert_to_tensor(leaf)
-        if not leaf.dtype.is_floating:
-            return leaf
-        return tf.debugging.check_numerics(leaf, "the images hold NaN or infinity")
-
-    return keras.tree.map_structure(check, x)
-
-
-def checked_finite(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Returns arrays that hold neither NaN nor infinity.
-
-    Raises:
-        ValueError: If they do.
-    """
-    for array in arrays:
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            count = int((~np.isfinite(array)).sum())
-            raise ValueError(
-                f"The images hold {count} values that are NaN or infinite in the first batch "
-                f"(shape {array.shape}): clean the data first."
-            )
-    return arrays
-
-
 def _check_finite_length(data: Any, argument: str) -> None:
     if isinstance(data, tf.data.Dataset):
         if data.cardinality() == tf.data.INFINITE_CARDINALITY:
@@ -206,7 +153,7 @@ def _check_finite_length(data: Any, argument: str) -> None:
             )
 
 
-def _cast(arrays: list[Any], model: keras.Model) -> list[np.ndarray]:
+def cast(arrays: list[Any], model: keras.Model) -> list[np.ndarray]:
     # NumPy keeps strings as objects.
     dtypes = [object if x.dtype == "string" else x.dtype for x in model.inputs]
     return [np.asarray(array).astype(dtype) for array, dtype in zip(arrays, dtypes)]
@@ -227,7 +174,7 @@ def _parts(
     """
     waiting: list[_Part] = []
     for element in _elements(data, argument):
-        arrays, rest, is_batch = _matched(element, model, argument)
+        arrays, rest, is_batch = matched(element, model, argument)
         part = (arrays, tuple(map(_as_arrays, rest)) if keeps_rest else ())
         if is_batch:
             yield from _cut(part, batch_size) if _is_arrays(data) else [part]
@@ -248,25 +195,25 @@ def _elements(data: Any, argument: str) -> Iterable[Any]:
         if data.num_batches is None:
             raise ValueError(f"`{argument}` is a PyDataset without an end: give it a length.")
         return (data[index] for index in range(data.num_batches))
-    if _is_dataset(data) or hasattr(data, "__next__"):
+    if is_dataset(data) or hasattr(data, "__next__"):
         return data
     if data is None:
         raise ValueError(f"`{argument}` must be {_FORMS}. Found None.")
     return [data]
 
 
-def _is_dataset(data: Any) -> bool:
+def is_dataset(data: Any) -> bool:
     distributed = (tf.distribute.DistributedDataset, tf.distribute.DistributedIterator)
     return isinstance(data, (tf.data.Dataset, *distributed))
 
 
 def _is_arrays(data: Any) -> bool:
     return not (
-        _is_dataset(data) or isinstance(data, keras.utils.PyDataset) or hasattr(data, "__next__")
+        is_dataset(data) or isinstance(data, keras.utils.PyDataset) or hasattr(data, "__next__")
     )
 
 
-def _matched(
+def matched(
     element: Any, model: keras.Model, argument: str
 ) -> tuple[list[Any], tuple[Any, ...], bool]:
     """Returns the inputs in an element, what follows them, and whether it is a batch.
@@ -375,7 +322,7 @@ def _joined_parts(parts: list[_Part]) -> _Part:
     )
 
 
-def _joined(parts: list[list[np.ndarray]]) -> list[np.ndarray]:
+def joined(parts: list[list[np.ndarray]]) -> list[np.ndarray]:
     return [np.concatenate(arrays) for arrays in zip(*parts)]
 
 
@@ -392,8 +339,3 @@ def _described(element: Any) -> str:
         keys = f" with keys {sorted(map(str, element))}" if isinstance(element, dict) else ""
         return f"a {type(element).__name__}{keys} of {inner}"
     return f"{type(element).__name__} of shape {text(element)}"
-
-
-def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    # Keras takes generators, not iterators of other kinds.
-    yield from itertools.chain([first], rest)

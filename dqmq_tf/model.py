@@ -17,7 +17,7 @@ from dqmq_tf.precision import Precision
 from dqmq_tf.saving import QuantizedSaving, check_parts
 from dqmq_tf.targets import Target
 from dqmq_tf.terminal import silence
-from dqmq_tf.training import optimizers, steps
+from dqmq_tf.training import fit_data, optimizers, steps
 from dqmq_tf.training.bit_training import BitTraining
 from dqmq_tf.training.custom_training import CustomTraining
 from dqmq_tf.training.fit_callbacks import with_own_callbacks
@@ -159,7 +159,7 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
         x, y, kwargs = inputs.without_lists(self, x, y, kwargs)
         with silence(verbose == 0):
             if not self._training.is_calibrated and epochs:
-                x, first = inputs.peek(x, self)
+                x, first = fit_data.peek(x, self, self._training.calibration_samples)
                 self._training.calibrate(first, for_training=True)
             callbacks = with_own_callbacks(self, callbacks, epochs, kwargs.get("steps_per_epoch"))
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
@@ -188,7 +188,8 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
 
         For a budget in bytes, it also estimates how much the rounding of each kernel increases the
         loss, if any kernel has a choice of bit-widths. Before the first search, the policy then
-        starts at the best bits by this measure. `fit` calibrates on its first batch.
+        starts at the best bits by this measure. `fit` calibrates on its first batches, up to 128 samples
+        or as many as one run of the model holds.
 
         Args:
             x: The inputs, as arrays or as a dataset of any kind that `dqmq_tf.inputs` lists. At

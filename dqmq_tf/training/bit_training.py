@@ -10,15 +10,18 @@ from keras import ops
 from dqmq_tf import inputs
 from dqmq_tf.budget import sensitivity
 from dqmq_tf.budget.budget_keeper import BudgetKeeper
+from dqmq_tf.graph.samples_at_once import samples_at_once
 from dqmq_tf.layers.custom_gradients import CustomGradients
 from dqmq_tf.policy.policy_state import SEARCH, SETTLED
 from dqmq_tf.terminal import stages
-from dqmq_tf.training import optimizers, range_calibration
+from dqmq_tf.training import fit_data, optimizers, range_calibration
 from dqmq_tf.training.float_agreement import FloatAgreement
 from dqmq_tf.training.policy_search import PolicySearch, mean_bits
 from dqmq_tf.training.several_workers import agree
 
 _CALIBRATION_SAMPLES = 256
+# The same for `fit`, if its first batch is smaller.
+_FIT_SAMPLES = 128
 
 
 class BitTraining:
@@ -76,6 +79,14 @@ class BitTraining:
         """The planned number of training steps, including the fine-tuning; 0 if unknown."""
         return float(self.parts.policy.search_total.numpy())
 
+    def calibration_samples(self, arrays: list[np.ndarray]) -> int:
+        """Returns the number of samples that `fit` calibrates on.
+
+        Args:
+            arrays: The inputs of a batch, which tell sizes that the model leaves open.
+        """
+        return min(samples_at_once(self.parts.graph, arrays), _FIT_SAMPLES)
+
     def calibrate(self, x: Any, for_training: bool = False) -> None:
         """Sets ranges and step sizes from data; see `DQMQModel.calibrate`.
 
@@ -87,7 +98,7 @@ class BitTraining:
         with stages("Calibrating") as stage:
             stage("reading data")
             arrays = inputs.collect(x, self.model, samples=_CALIBRATION_SAMPLES)
-            x = inputs.structured(inputs.checked_finite(arrays), self.model)
+            x = inputs.structured(fit_data.checked_finite(arrays), self.model)
             stage("fitting the ranges of activations")
             state = range_calibration.set_ranges(parts, x, for_training)
             if not self.has_begun:

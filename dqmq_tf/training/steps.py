@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from dqmq_tf import inputs
-from dqmq_tf.training import objective, optimizers
+from dqmq_tf.training import fit_data, objective, optimizers
 from dqmq_tf.training.several_workers import reducible
 
 
@@ -31,7 +31,7 @@ def train_step(model: Any, data: Any) -> dict[str, Any]:
     scale = model.optimizer.scale_loss(ops.ones(()))
     parts.policy.loss_scale.assign(scale / replicas)
     with tf.GradientTape() as tape:
-        result = parts.instrumented(inputs.finite(x), training=True)
+        result = parts.instrumented(fit_data.finite(x), training=True)
         outputs = result["outputs"]
         loss = _task_loss(model, x, y, outputs, sample_weight, training=True)
         total = loss
@@ -66,7 +66,7 @@ def test_step(model: Any, data: Any) -> dict[str, Any]:
         data: A batch, see `train_step`.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    outputs = model(inputs.finite(x), training=False)
+    outputs = model(fit_data.finite(x), training=False)
     loss = _task_loss(model, x, y, outputs, sample_weight, training=False)
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     return _logs(model, x, y, outputs, sample_weight, loss * replicas)
