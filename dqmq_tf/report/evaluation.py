@@ -117,7 +117,15 @@ def _scores(
         correct = _classes(labels, prediction) == prediction.argmax(axis=-1)
         return correct.reshape(len(correct), -1).mean(axis=1)
     labels = keras.tree.map_structure(ops.convert_to_tensor, labels)
-    return ops.convert_to_numpy(per_sample_losses(qmodel.loss, labels, prediction))
+    losses = per_sample_losses(
+        qmodel.loss,
+        labels,
+        prediction,
+        loss_weights=qmodel._loss_weights,
+        names=qmodel.output_names,
+        separately=True,
+    )
+    return ops.convert_to_numpy(losses)
 
 
 def _labels_and_quality(

@@ -76,6 +76,10 @@ def try_exposure(
     pays if the loss on other samples is lower with it, by more than twice the standard error of the
     difference. Both are float models: where activations get few bits, `Exposure` may bring more.
 
+    The standard error needs a loss for each sample. A loss function of your own that returns one value
+    for a batch is therefore computed for one sample at a time. That is right for means and sums over
+    samples, and wrong for a loss that compares the samples of a batch with each other.
+
     `quantize_model` does this with `DQMQConfig(exposure="auto")`.
 
     Args:
@@ -115,11 +119,14 @@ def try_exposure(
         first.append(batch)
     exposed = _behind_exposure(model, name, first)
     rivals = [copy_model(model), exposed]
+    # Keras's `get_compile_config` has them too, but fails for a loss that cannot be serialized.
+    loss_weights = model._compile_config.config["loss_weights"]
     for rival in rivals:
         schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
         rival.compile(
             keras.optimizers.Adam(schedule),
             loss=model.loss,
+            loss_weights=loss_weights,
             run_eagerly=model.run_eagerly,
             jit_compile=model.jit_compile,
         )
@@ -143,7 +150,7 @@ def try_exposure(
             f"Exposure cannot be tried with {done} batches to train on and {_count(held_back)} samples "
             f"to compare: give more data, at least one batch and {_LEAST_SAMPLES} samples."
         )
-    losses = [_losses(rival, model.loss, held_back) for rival in rivals]
+    losses = [_losses(rival, loss_weights, held_back) for rival in rivals]
     gains = losses[0] - losses[1]
     gain, error = float(gains.mean()), float(gains.std(ddof=1) / len(gains) ** 0.5)
     pays = gain > _CLEAR * error
@@ -228,7 +235,7 @@ def _count(batches: list[_Batch]) -> int:
     return sum(len(keras.tree.flatten(batch[0])[0]) for batch in batches)
 
 
-def _losses(model: keras.Model, loss: Any, batches: list[_Batch]) -> np.ndarray:
+def _losses(model: keras.Model, loss_weights: Any, batches: list[_Batch]) -> np.ndarray:
     """Returns the loss of each sample."""
     parts = []
     # A Sequential model has one output, which needs no name.
@@ -237,6 +244,8 @@ def _losses(model: keras.Model, loss: Any, batches: list[_Batch]) -> np.ndarray:
         y, *weights = keras.tree.map_structure(keras.ops.convert_to_tensor, rest)
         prediction = model(x, training=False)
         weight = weights[0] if weights else None
-        values = per_sample_losses(loss, y, prediction, weight, names=names)
+        values = per_sample_losses(
+            model.loss, y, prediction, weight, loss_weights, names, separately=True
+        )
         parts.append(keras.ops.convert_to_numpy(values))
     return np.concatenate(parts)

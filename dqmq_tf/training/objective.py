@@ -79,8 +79,12 @@ def per_sample_losses(
     sample_weight: Any = None,
     loss_weights: Any = None,
     names: Sequence[str] | None = None,
+    separately: bool = False,
 ) -> Any:
     """Returns the task loss of each sample, summed over outputs.
+
+    A loss may reduce a batch to one value. That is then the loss of each sample or, if these are to be
+    independent of each other, the loss of a sample is that of a batch of this sample alone.
 
     Args:
         loss: The `loss` that was passed to `compile`: a name, a `keras.losses.Loss` or a function,
@@ -90,9 +94,12 @@ def per_sample_losses(
         loss_weights: The weights of the outputs that were passed to `compile`.
         names: The names of the outputs. They are needed if `loss` is a dictionary and `y_pred` is a
             list.
+        separately: Whether to compute a loss that reduces a batch to one value for one sample at a
+            time. It needs eager execution.
 
     Returns:
-        A tensor of shape `[B]`.
+        A tensor of shape `[B]`. A scalar if every loss reduces a batch to one value and is not
+        computed separately.
     """
     keys = list(y_pred) if isinstance(y_pred, dict) else list(names or ())
     predictions = (
@@ -106,7 +113,11 @@ def per_sample_losses(
     for prediction, function, target, weight, scale in zip(predictions, *arguments):
         if function is None:
             continue
-        values = _unreduced(keras.losses.get(function), target, prediction)
+        function = keras.losses.get(function)
+        values = _unreduced(function, target, prediction)
+        if separately and not len(values.shape):
+            rows = [slice(index, index + 1) for index in range(len(prediction))]
+            values = ops.stack([_unreduced(function, target[r], prediction[r]) for r in rows])
         if weight is not None:
             weight = ops.cast(weight, values.dtype)
             shape = tuple(weight.shape)[: len(values.shape)]

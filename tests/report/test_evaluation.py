@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.summarized_models import SAMPLES, small_network
+from keras import ops
 
 import dqmq_tf
+from dqmq_tf.report import evaluation
 from dqmq_tf.report.summary import summary
 
 
@@ -126,6 +128,63 @@ class TestQualities:
         squared = np.mean((qmodel.predict_on_batch(x) - y[:, :2]) ** 2)
         assert found.qualities[0].loss == pytest.approx(squared, rel=1e-5)
         assert "loss" in str(found)
+
+
+@keras.saving.register_keras_serializable(package="test_evaluation")
+class MeanOfBatch(keras.losses.Loss):
+    """A loss that returns one value for a batch."""
+
+    def call(self, y_true, y_pred):
+        return ops.mean(ops.abs(y_true - y_pred))
+
+
+def line_model(outputs="list", loss="mse", loss_weights=None):
+    """Returns a calibrated model with the outputs `kind` (3 classes) and `size`, and its data."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
+    a = keras.Input((6,))
+    kind = keras.layers.Dense(3, activation="softmax", name="kind")(a)
+    size = keras.layers.Dense(1, name="size")(a)
+    structure = {"list": [kind, size], "dict": {"z": kind, "a": size}, "one": size}[outputs]
+    qmodel = dqmq_tf.quantize_model(keras.Model(a, structure), target="simulation")
+    qmodel.compile("adam", loss, loss_weights)
+    qmodel.calibrate(x)
+    return qmodel, x, np.arange(40) % 3, x[:, :1] ** 2
+
+
+CROSS_ENTROPY = "sparse_categorical_crossentropy"
+
+
+class TestLosses:
+    """The loss of a summary is the one that `evaluate` shows."""
+
+    @pytest.mark.parametrize(
+        ("outputs", "loss", "loss_weights", "labels"),
+        [
+            ("list", {"kind": CROSS_ENTROPY, "size": "mse"}, None, lambda k, s: [k, s]),
+            ("list", {"kind": CROSS_ENTROPY, "size": "mse"}, [1.0, 1000.0], lambda k, s: [k, s]),
+            (
+                "list",
+                {"kind": CROSS_ENTROPY, "size": MeanOfBatch()},
+                {"kind": 10.0, "size": 2.0},
+                lambda k, s: {"kind": k, "size": s},
+            ),
+            ("one", {"size": "mse"}, None, lambda k, s: s),
+            ("one", MeanOfBatch(), None, lambda k, s: s),
+            ("one", lambda y, p: ops.mean(ops.abs(y - p)), [5.0], lambda k, s: s),
+        ],
+    )
+    def test_every_form_of_losses_labels_and_weights(self, outputs, loss, loss_weights, labels):
+        qmodel, x, kind, size = line_model(outputs, loss, loss_weights)
+        expected = qmodel.evaluate(x, labels(kind, size), verbose=0, return_dict=True)["loss"]
+        (row,) = summary(qmodel, (x, labels(kind, size))).qualities
+        assert row.loss == pytest.approx(expected, rel=1e-4)
+
+    def test_inputs_have_losses_of_their_own_where_a_loss_has_one_value_for_a_batch(self):
+        qmodel, x, _, size = line_model("one", MeanOfBatch())
+        found = evaluation.evaluate(qmodel, (x, size)).scores
+        errors = np.abs(qmodel.predict_on_batch(x) - size)[:, 0]
+        np.testing.assert_allclose(found, errors, rtol=1e-4, atol=1e-6)
 
 
 class TestErrors:

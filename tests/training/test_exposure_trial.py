@@ -149,6 +149,37 @@ def test_quantize_model_keeps_it_where_it_pays(trained, digits, night, tmp_path)
     assert sum(name.endswith("gray:kernel") for name in again.decision_points) == 1
 
 
+def test_losses_with_one_value_for_a_batch_have_one_for_each_sample(night):
+    def mean_of_batch(y, p):
+        return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y, p))
+
+    loss, held_back = "sparse_categorical_crossentropy", first(night, 64)
+    trials = [
+        dqmq_tf.try_exposure(compiled(classifier(), loss), night, held_back, steps=3)
+        for loss in (loss, mean_of_batch)
+    ]
+    assert trials[1].samples == 64
+    for name in ("loss", "exposed_loss", "gain", "error"):
+        found, expected = (getattr(trial, name) for trial in reversed(trials))
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-6), name
+
+
+def test_the_weights_of_the_losses_count(night):
+    x, y = night
+    keras.utils.set_random_seed(0)
+    image = keras.Input(SHAPE)
+    features = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(image))
+    digit = keras.layers.Dense(10, activation="softmax", name="digit")(features)
+    light = keras.layers.Dense(1, name="light")(features)
+    model = keras.Model(image, [digit, light])
+    losses = {"digit": "sparse_categorical_crossentropy", "light": "mse"}
+    model.compile("adam", losses, loss_weights={"digit": 3.0, "light": 0.0})
+    labels = [y, np.full(len(x), 1e3, "float32")]
+    trial = dqmq_tf.try_exposure(model, (x, labels), (x[:64], [y[:64], labels[1][:64]]), steps=3)
+    # Without weights, the second loss is about a million.
+    assert 0 < trial.loss < 30 and 0 < trial.exposed_loss < 30
+
+
 def test_wrong_use(trained, night):
     x, y = night
     with pytest.raises(ValueError, match=r"data=\.\.\., the labeled training data"):
