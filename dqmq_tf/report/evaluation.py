@@ -140,7 +140,8 @@ def _labels_and_quality(
             elements without labels as well.
     """
     quality = None
-    if rest and isinstance(rest[-1], dict) and not set(rest[-1]) <= set(qmodel.output_names):
+    outputs = {*qmodel.output_names, *(qmodel.output if isinstance(qmodel.output, dict) else ())}
+    if rest and isinstance(rest[-1], dict) and not set(rest[-1]) <= outputs:
         *others, last = rest
         rest = tuple(others)
         quality = {name: np.asarray(values) for name, values in last.items()}

@@ -169,6 +169,7 @@ class TestLosses:
                 {"kind": 10.0, "size": 2.0},
                 lambda k, s: {"kind": k, "size": s},
             ),
+            ("dict", {"z": CROSS_ENTROPY, "a": "mse"}, None, lambda k, s: {"z": k, "a": s}),
             ("one", {"size": "mse"}, None, lambda k, s: s),
             ("one", MeanOfBatch(), None, lambda k, s: s),
             ("one", lambda y, p: ops.mean(ops.abs(y - p)), [5.0], lambda k, s: s),
