@@ -31,7 +31,8 @@ class Evaluation:
     Attributes:
         embeddings: The quality embeddings, shape `[N, d]`.
         metric: What `scores` holds: `"accuracy"`, `"loss"` or None.
-        scores: The accuracy or loss of each input, shape `[N]`. None without a metric.
+        scores: The accuracy or loss of each input, shape `[N]`. None without a metric. Labels of the
+            `ignore_class` of the loss do not count. The accuracy of an input without others is NaN.
         shuffled: The same if each input has the quality of another input of its batch. None without a
             metric, or if nothing follows the quality.
         kinds: The kind and the severity of each input, shape `[N, 2]`. None if they are unknown.
@@ -114,8 +115,11 @@ def _scores(
 ) -> np.ndarray:
     """Returns the accuracy or the loss of each input of a batch."""
     if metric == "accuracy":
-        correct = _classes(labels, prediction) == prediction.argmax(axis=-1)
-        return correct.reshape(len(correct), -1).mean(axis=1)
+        classes = _classes(labels, prediction)
+        counts = classes != _ignored_class(qmodel)
+        is_right = (classes == prediction.argmax(axis=-1)) & counts
+        right, counted = (x.reshape(len(x), -1).sum(axis=1) for x in (is_right, counts))
+        return np.divide(right, counted, out=np.full(len(right), np.nan), where=counted > 0)
     labels = keras.tree.map_structure(ops.convert_to_tensor, labels)
     losses = per_sample_losses(
         qmodel.loss,
@@ -126,6 +130,12 @@ def _scores(
         separately=True,
     )
     return ops.convert_to_numpy(losses)
+
+
+def _ignored_class(qmodel: DQMQModel) -> int | None:
+    """Returns the class that the loss of a model with one output leaves out, if there is one."""
+    losses = keras.tree.flatten(getattr(qmodel, "loss", None))
+    return next((getattr(loss, "ignore_class", None) for loss in losses), None)
 
 
 def _labels_and_quality(

@@ -88,8 +88,8 @@ class ScoreRow:
 
     Attributes:
         samples: The number of inputs.
-        accuracy: The share of correctly classified inputs. None if the task is not a
-            classification.
+        accuracy: The share of correctly classified inputs, without labels of the `ignore_class` of the
+            loss. None if the task is not a classification.
         loss: The mean of the compiled loss. A loss that returns one value for a batch is computed for
             one input at a time. None for a classification or without a compiled loss.
         shuffled: The accuracy or the loss if each input has the quality of another input of its batch

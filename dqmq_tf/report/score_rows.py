@@ -68,10 +68,18 @@ def _score_row(
     macs = costs.macs if costs.macs.sum() else np.ones_like(costs.macs)
     weights, inputs = statistics.weights[members], statistics.inputs[members]
 
-    def mean(scores: np.ndarray | None) -> float | None:
-        return None if scores is None else float(scores[members].mean())
+    metric = evaluation.metric
 
-    score, metric = mean(evaluation.scores), evaluation.metric
+    def mean(scores: np.ndarray | None) -> float | None:
+        if scores is None:
+            return None
+        values = scores[members]
+        if metric == "accuracy":
+            # An input without labels that count has no accuracy.
+            values = values[~np.isnan(values)]
+        return float(values.mean()) if len(values) else math.nan
+
+    score = mean(evaluation.scores)
     return {
         "samples": len(weights),
         "accuracy": score if metric == "accuracy" else None,

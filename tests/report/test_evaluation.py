@@ -187,6 +187,23 @@ class TestLosses:
         errors = np.abs(qmodel.predict_on_batch(x) - size)[:, 0]
         np.testing.assert_allclose(found, errors, rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.parametrize("ignored", [255, -1])
+    def test_labels_that_the_loss_ignores_do_not_count(self, ignored):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4, 4, 2)), keras.layers.Conv2D(3, 1)])
+        x = np.random.default_rng(0).normal(size=(8, 4, 4, 2)).astype("float32")
+        qmodel = dqmq_tf.quantize_model(model, target="simulation")
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored)
+        qmodel.compile("adam", loss)
+        qmodel.calibrate(x)
+        y = qmodel.predict_on_batch(x).argmax(-1)
+        y[:, 0] = (y[:, 0] + 1) % 3
+        y[:, 1:3] = ignored
+        # One half of the labels that count is right. The last image has none.
+        y[-1] = ignored
+        (row,) = summary(qmodel, (x, y)).qualities
+        assert row.accuracy == pytest.approx(0.5) and row.samples == 8
+
 
 class TestErrors:
     def test_data_needs_a_calibrated_model(self, data):
