@@ -17,7 +17,7 @@ from dqmq_tf.precision import Precision
 from dqmq_tf.saving import QuantizedSaving, check_parts
 from dqmq_tf.targets import Target
 from dqmq_tf.terminal import silence
-from dqmq_tf.training import fit_data, optimizers, steps
+from dqmq_tf.training import bit_logs, fit_data, optimizers, steps
 from dqmq_tf.training.bit_training import BitTraining
 from dqmq_tf.training.custom_training import CustomTraining
 from dqmq_tf.training.fit_callbacks import with_own_callbacks
@@ -129,8 +129,9 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
         """Configures the training; the arguments are those of `keras.Model.compile`.
 
         `optimizer` trains the network. The policy and the encoder have their own optimizers, whose
-        learning rate is `DQMQConfig.policy_learning_rate`.
+        learning rate is `DQMQConfig.policy_learning_rate`. No metric may be named as a figure of `fit`.
         """
+        bit_logs.check_metrics(self, *args[:2], **kwargs)
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
         self._loss_weights = loss_weights
         self._metrics_have_variables = False

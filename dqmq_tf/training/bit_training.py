@@ -36,6 +36,7 @@ class BitTraining:
         keeper: The `BudgetKeeper`, which fixes bits within the budget.
         gradients: The `CustomGradients` of the graphs that are traced for the model.
         agreement: The `FloatAgreement`, which compares the model with the float one.
+        figure_names: The names of the figures that `fit` adds to the logs.
         policy_optimizer: The optimizer of the policy and of the quality normalization. None before
             the model is compiled.
         encoder_optimizer: The optimizer of the quality encoder. None before the model is compiled.
@@ -46,8 +47,8 @@ class BitTraining:
         self.search, self.keeper = PolicySearch(parts), BudgetKeeper(parts)
         self.gradients = CustomGradients(model)
         self.agreement = FloatAgreement(parts)
-        names = [*self.search.term_names, "pathwise", "cost", "multiplier", "mean_bits"]
-        self._figures = {name: keras.metrics.Mean(name=name) for name in names}
+        self.figure_names = (*self.search.term_names, "pathwise", "cost", "multiplier", "mean_bits")
+        self._figures = {name: keras.metrics.Mean(name=name) for name in self.figure_names}
         self._settled_cost: float | None = None
         self._begun = False
         # Set by `compile`, or by `DQMQModel.custom_training`.
