@@ -35,6 +35,9 @@ DEGRADATIONS: dict[str, _Degradation] = {
 
 KINDS = tuple(DEGRADATIONS)
 SEVERITIES = (1, 2, 3, 4, 5)
+# An array of 3 axes is one image if it has at most so many channels. If it has more, it is more likely
+# a batch of gray images without an axis of channels, which would be degraded as one image.
+_MOST_CHANNELS = 4
 
 
 def check_kind(kind: Any) -> None:
@@ -64,6 +67,12 @@ def check_image_shape(shape: tf.TensorShape) -> None:
         raise ValueError(
             f"`images` must have a known number of channels. Found shape {shape}. Set it with "
             "`tf.ensure_shape`."
+        )
+    if shape.rank == 3 and shape[-1] > _MOST_CHANNELS:
+        raise ValueError(
+            f"`images` of shape {shape} would be one image with {shape[-1]} channels. If they are gray "
+            "images, add the axis of the channels: images[..., None], in a dataset with `dataset.map`. "
+            f"If it is one image with {shape[-1]} channels, put it into a batch: images[None]."
         )
     if 0 in shape[-3:]:
         raise ValueError(
@@ -113,7 +122,8 @@ def degrade(
 
     Args:
         images: An image `[height, width, channels]` or a batch `[batch, height, width, channels]` of
-            integers or floats, of any size and with any number of channels.
+            integers or floats, of any size. A batch may have any number of channels, an image outside
+            of a batch at most 4.
         kind: One of `KINDS`.
         severity: 1 (mild) to 5 (strong).
         seed: An int or a scalar int tensor. The same seed gives the same result. The images of a batch

@@ -93,6 +93,11 @@ def test_works_in_a_map_with_unknown_sizes(kind):
             ValueError,
             r"must contain pixels. Found shape \(0, 8, 3\)",
         ),
+        (
+            dict(images=np.zeros([6, 28, 28], np.uint8)),
+            ValueError,
+            r"shape \(6, 28, 28\) would be one image with 28 channels.*images\[\.\.\., None\]",
+        ),
         (dict(images=np.zeros([8, 8, 3], bool)), TypeError, "Found bool"),
         (dict(images=np.full([8, 8, 3], 200.0)), tf.errors.InvalidArgumentError, "value_range"),
     ],

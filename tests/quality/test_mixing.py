@@ -181,6 +181,11 @@ def test_invalid_arguments_are_rejected(digits, change, error, message):
         ),
         (lambda data: data.batch(2).batch(2), ValueError, "Found shape"),
         (
+            lambda data: data.batch(8).map(lambda image, label: (image[..., 0], label)),
+            ValueError,
+            r"\(None, 16, 16\) would be one image with 16 channels.*images\[\.\.\., None\]",
+        ),
+        (
             lambda data: data.map(lambda image, label: (image > 0, label)),
             TypeError,
             "Found bool",
