@@ -10,10 +10,12 @@ import tensorflow as tf
 from dqmq_tf import quality
 from dqmq_tf.command_line.argument_types import ImageSource
 from dqmq_tf.export.preprocessing import Preprocessing
+from dqmq_tf.graph.kernels import PIXELS
 
 _SHUFFLED = 2_000
 # Those that `keras.utils.image_dataset_from_directory` reads.
 _IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
+_PIXEL_RANGE = (0.0, 255.0)
 _COLOR_MODES = {1: "grayscale", 3: "rgb", 4: "rgba"}
 
 
@@ -54,7 +56,7 @@ class InputFormat:
         """Returns images with values from 0 to 255 in the type and range of the model."""
         images = tf.cast(images, tf.float32)
         low, high = self.value_range
-        if (low, high) != (0.0, 255.0):
+        if (low, high) != _PIXEL_RANGE:
             images = low + images * ((high - low) / 255.0)
         if tf.as_dtype(self.dtype).is_integer:
             images = tf.round(images)
@@ -84,7 +86,8 @@ def input_format(
         crop: See `InputFormat`.
 
     Raises:
-        ValueError: If the model does not take one image, or if the size is unknown or another one.
+        ValueError: If the model does not take one image, if the size is unknown or another one, or if
+            the model takes pixels in another range than theirs.
     """
     shape = model.inputs[0].shape[1:]
     if len(model.inputs) != 1 or len(shape) != 3 or shape[2] not in _COLOR_MODES:
@@ -104,10 +107,16 @@ def input_format(
             f"--image_size={size[0]},{size[1]}: model {model.name!r} takes images of "
             f"{shape[0]} x {shape[1]} pixels. Omit the option."
         )
+    dtype = str(model.inputs[0].dtype)
+    if dtype == PIXELS and value_range != _PIXEL_RANGE:
+        raise ValueError(
+            f"--value_range={value_range[0]:g},{value_range[1]:g}: model {model.name!r} takes {dtype} "
+            "images, which are pixels from 0 to 255. Omit the option."
+        )
     return InputFormat(
         size=(int(size[0]), int(size[1])),
         channels=int(shape[2]),
-        dtype=str(model.inputs[0].dtype),
+        dtype=dtype,
         value_range=value_range,
         crop=crop,
     )

@@ -193,5 +193,19 @@ def test_models_that_are_no_classifiers_of_images_are_named(tmp_path, place, cap
     assert "model.keras cannot be loaded" in capsys.readouterr().err
 
 
+def test_a_model_that_takes_pixels_takes_them_in_their_own_range(tmp_path, place, capsys):
+    layers = keras.layers
+    model = keras.Sequential([layers.Input((8, 8, 1), dtype="uint8"), layers.Rescaling(1 / 255)])
+    model.add(layers.Flatten())
+    model.add(layers.Dense(3))
+    model.save(tmp_path / "pixels.keras")
+    words = (tmp_path / "pixels.keras", tmp_path / "x.tflite", f"--data={place / 'images'}")
+    assert call("quantize", *words, "--epochs=1", "--value_range=0,1") == commands.WRONG_USE
+    error = capsys.readouterr().err
+    assert "--value_range=0,1: model" in error and "takes uint8 images" in error
+    assert "Float model" not in error
+    assert image_data.input_format(model, None, (0.0, 255.0), False).dtype == "uint8"
+
+
 def test_the_help_has_every_kind_of_degradation():
     assert argument_types.KINDS == quality.KINDS
