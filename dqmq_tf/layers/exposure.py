@@ -199,10 +199,17 @@ class Exposure(SplitLayer):
             batch_size: How many images of an array are read at once.
 
         Raises:
-            ValueError: If there is no image, or if all images are constant.
+            ValueError: If there is no image, if images have another number of axes, or if all images
+                are constant.
         """
         means, spreads = [], []
         for batch in _batches(images, batch_size):
+            if batch.ndim != 4:
+                raise ValueError(
+                    f"Exposure {self.name!r} adapts to images [N, height, width, channels]. Found the "
+                    f"shape {batch.shape}. Add the missing axis, such as images[..., None] for gray "
+                    "images, or put a dataset into batches."
+                )
             gray = batch.mean(axis=-1)
             block = max(1, min(gray.shape[1:]) // _MEASURED_SIZE)
             height, width = (size // block for size in gray.shape[1:])

@@ -194,5 +194,7 @@ def test_what_is_no_image_is_refused():
         Exposure()(np.ones((2, 8)))
     with pytest.raises(ValueError, match="uint8.*Rescaling"):
         Exposure()(np.ones((2, 8, 8, 3), "uint8"))
+    with pytest.raises(ValueError, match=r"adapts to images.*\(2, 8, 8\).*images\[\.\.\., None\]"):
+        Exposure().adapt(np.ones((2, 8, 8)))
     with pytest.raises(ValueError, match="without contrast"):
         Exposure().adapt(np.ones((2, 8, 8, 3)))
