@@ -64,6 +64,7 @@ class CustomTraining:
         if training.is_searching and training.progress() >= parts.config.settle:
             training.settle()
         searching = training.is_searching
+        optimizers.spare_steps(optimizer, self._model.trainable_variables)
         shares = [(optimizer, self._model.trainable_variables), *optimizers.shares(self._model)[1:]]
         variables = [v for _, share in shares for v in share]
         gradients = tape.gradient(loss, variables)

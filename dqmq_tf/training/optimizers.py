@@ -4,7 +4,7 @@ The learning rate that suits a network, such as 0.001 for one or 0.1 with moment
 nothing about how fast its bit-widths should adapt to the quality.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -36,7 +36,25 @@ def compile_own(model: keras.Model) -> None:
     set_rate(model, model.config.policy_learning_rate or _FIRST_RATE)
     for optimizer, variables in shares(model):
         if optimizer is not None:
+            spare_steps(optimizer, variables)
             optimizer.build(variables)
+
+
+def spare_steps(optimizer: Any, variables: Sequence[Any]) -> None:
+    """Takes step sizes out of the weight decay of an optimizer, which would pull their logarithms to 0.
+
+    Args:
+        optimizer: A `keras.optimizers.Optimizer`.
+        variables: The variables that it trains.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if not getattr(optimizer, "weight_decay", None):
+        return
+    # `exclude_from_weight_decay` would replace what the user excludes.
+    known = vars(optimizer).setdefault("_exclude_from_weight_decay_cache", {})
+    for variable in variables:
+        if variable.name.startswith("log_step"):
+            known[optimizer._var_key(variable)] = False
 
 
 def set_rate(model: keras.Model, rate: float) -> None:

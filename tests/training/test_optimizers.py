@@ -80,3 +80,24 @@ def test_the_rate_stays_in_the_search_and_falls_to_nothing_in_the_fine_tuning(ra
     again = Rates()
     fit(model, epochs=2, callbacks=[again])
     assert again.found["settled"][0] > settled[-1] and not again.found["search"]
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_weight_decay_leaves_step_sizes_and_what_the_user_excludes(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = dqmq_tf.quantize_model(network())
+    finally:
+        keras.config.set_dtype_policy("float32")
+    # So little that the steps of kernels are not fitted again.
+    optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.2)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    model.compile(optimizer, lambda y, p: 0.0 * keras.ops.sum(p, axis=-1), auto_scale_loss=True)
+    model.calibrate(IMAGES)
+    biases = [v for v in model.trainable_variables if v.name == "bias"]
+    biases[0].assign(biases[0] + 1.0)
+    before = {v.path: v.numpy() for v in model.trainable_variables}
+    fit(model)
+    moved = {v.path for v in model.trainable_variables if (v.numpy() != before[v.path]).any()}
+    assert moved and not any("log_step" in path or path.endswith("bias") for path in moved)
+    assert all(v.path in moved for v in model.trainable_variables if v.name == "kernel")
