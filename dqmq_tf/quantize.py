@@ -9,6 +9,7 @@ from absl import logging
 
 from dqmq_tf import assembly, targets
 from dqmq_tf.config import Budget, DQMQConfig
+from dqmq_tf.graph.overrides import warn_of_training_methods
 from dqmq_tf.graph.resizing import with_input_shapes
 from dqmq_tf.layers import QuantizeWrapper
 from dqmq_tf.model import DQMQModel
@@ -46,11 +47,14 @@ def quantize_model(
 
     Returns:
         A `DQMQModel`, ready for `compile` and `fit`. For a deployable target, its file is written
-        once to learn its size. If `convert` would reject the model, a warning says why.
+        once to learn its size. If `convert` would reject the model, a warning says why. Another
+        one names the methods for training that the class of the model overrides, such as
+        `train_step`: the quantized model does not have them.
 
     Raises:
-        ValueError: If the model is subclassed, quantized or not a Keras 3 model, if a rule asks for bit-widths
-            that the target does not support, or if the budget is below the smallest possible cost.
+        ValueError: If the model is subclassed, quantized or not a Keras 3 model, if its class or that
+            of a model inside overrides `call`, if a rule asks for bit-widths that the target does not
+            support, or if the budget is below the smallest possible cost.
         RuntimeError: If Keras does not run on the TensorFlow backend.
 
     Example:
@@ -65,6 +69,7 @@ def quantize_model(
             f"{keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow before importing keras."
         )
     config, target = _checked_config(model, config, data), targets.get(target)
+    warn_of_training_methods(model)
     if config.exposure == "auto" and not has_exposure(model):
         trial = try_exposure(model, data, validation_data)
         logging.info("%s", trial)

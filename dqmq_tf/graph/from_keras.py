@@ -10,6 +10,7 @@ import keras
 from dqmq_tf.graph.cloning import lambdas_allowed
 from dqmq_tf.graph.deep_graphs import deep_graphs
 from dqmq_tf.graph.graph import CallArguments, Graph, Node, inline
+from dqmq_tf.graph.overrides import overridden
 
 # `(name of the operation, number of the call, number of the output)` of a tensor, as in a config.
 _Key = tuple[str, int, int]
@@ -26,7 +27,8 @@ def trace(model: keras.Model) -> Graph:
         A `Graph` without subgraphs, in execution order.
 
     Raises:
-        ValueError: If the model is subclassed, not built, or not made of Keras 3 layers.
+        ValueError: If the model is subclassed, not built, or not made of Keras 3 layers, or if it
+            or a model inside overrides `call`.
 
     Example:
 
@@ -283,6 +285,12 @@ def _functional(model: keras.Model) -> keras.Model:
             f"Model {model.name!r} is subclassed ({type(model).__name__}), so its layers cannot be "
             "seen. Build it as keras.Sequential or with the functional API, "
             "keras.Model(inputs, outputs)."
+        )
+    if overridden(model, ("call",)):
+        raise ValueError(
+            f"Model {model.name!r} is of class {type(model).__name__}, which overrides `call`, so its "
+            "layers do not say what it computes. Move what `call` does into layers, and build the "
+            "model as keras.Sequential or with the functional API, keras.Model(inputs, outputs)."
         )
     if isinstance(model, keras.Sequential):
         return keras.Model(inputs[0], outputs[0], name=model.name)

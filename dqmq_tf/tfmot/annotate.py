@@ -12,6 +12,7 @@ from dqmq_tf.config import Budget, DQMQConfig, LayerRule
 from dqmq_tf.graph.cloning import clone_layer, copy_state
 from dqmq_tf.graph.fusion import fused_tensors
 from dqmq_tf.graph.kernels import kernel_variables
+from dqmq_tf.graph.overrides import warn_of_training_methods
 from dqmq_tf.graph.rebuild import rebuild
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quantize import quantize_model
@@ -159,6 +160,7 @@ def quantize_annotate_model(model: keras.Model) -> keras.Model:
     nodes = graphs.trace(model).nodes
     if not any(isinstance(n.layer, QuantizeAnnotate) or _has_kernel(n.layer) for n in nodes):
         raise ValueError(f"Model {model.name!r} has no layer with a kernel to annotate.")
+    warn_of_training_methods(model)
 
     def annotate(layer: keras.layers.Layer, copy: _Copy) -> keras.layers.Layer:
         if isinstance(layer, QuantizeAnnotate):
@@ -223,6 +225,7 @@ def quantize_apply(
             "quantize_annotate_layer, or all of them with quantize_annotate_model, or call "
             "quantize_model to quantize the whole model."
         )
+    warn_of_training_methods(model)
     config = config or DQMQConfig()
     rules = (*_rules(graphs.trace(plain), annotations), *config.rules)
     config = dataclasses.replace(config, rules=rules)
