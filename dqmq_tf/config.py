@@ -22,6 +22,23 @@ def _check(is_valid: bool, argument: str, value: object, hint: str) -> None:
         raise ValueError(f"{argument}={value!r} is not valid: {hint}.")
 
 
+# In Python, True and False are numbers.
+def _is_integer(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Integral)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def _check_switches(settings: Any) -> None:
+    """Raises `ValueError` if a field whose default is True or False has another value."""
+    for field in dataclasses.fields(settings):
+        if isinstance(field.default, bool):
+            value = getattr(settings, field.name)
+            _check(isinstance(value, bool), field.name, value, "give True or False")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
     """The largest cost that the quantized model may have, in one of six units.
@@ -41,7 +58,8 @@ class Budget:
         bit_ops: Bit operations per input, averaged over the inputs: the sum over all layers of
             multiply-accumulates x weight bits x input bits.
         mean_bit_width: Average bit-width: the square root of the mean of weight bits x activation
-            bits, weighted by the multiply-accumulates of the layers.
+            bits, weighted by the multiply-accumulates of the layers. It is above 8 where activations
+            have 16 bits or stay in floating point, which counts as 32 bits.
 
     Raises:
         ValueError: If not exactly one argument is given, or if it is not a positive, finite number.
@@ -67,9 +85,8 @@ class Budget:
                 f"Budget got {', '.join(given) or 'no argument'}: "
                 f"give exactly one of {', '.join(BUDGET_KINDS)}."
             )
-        value: object = self.value
-        is_number = isinstance(value, numbers.Real) and math.isfinite(value)
-        _check(is_number and self.value > 0, self.kind, value, "give a positive, finite number")
+        is_positive = _is_number(self.value) and self.value > 0
+        _check(is_positive, self.kind, self.value, "give a positive, finite number")
 
     @property
     def kind(self) -> str:
@@ -104,8 +121,8 @@ class LayerRule:
             learned ones. `quantize_annotate_layer` sets them.
 
     Raises:
-        ValueError: If `pattern` is not a regular expression, or if `weight_bits` or
-            `activation_bits` is empty.
+        ValueError: If `pattern` is not a regular expression, if `weight_bits` or `activation_bits`
+            is empty, or if a value is of another type.
 
     Example:
 
@@ -125,6 +142,7 @@ class LayerRule:
     def __post_init__(self) -> None:
         is_text = isinstance(self.pattern, str)
         _check(is_text, "pattern", self.pattern, "give a regular expression as a string")
+        _check_switches(self)
         try:
             re.compile(self.pattern)
         except re.error as error:
@@ -134,16 +152,17 @@ class LayerRule:
             ) from error
         for name in ("weight_bits", "activation_bits", "weights"):
             value = getattr(self, name)
-            if isinstance(value, (int, str)):
+            if value is None:
+                continue
+            if isinstance(value, str) or not isinstance(value, Iterable):
                 value = (value,)
-            if value is not None:
-                value = tuple(sorted(set(value)))
-                kind = str if name == "weights" else numbers.Integral
-                is_of_kind = all(isinstance(item, kind) for item in value)
-                _check(is_of_kind, name, value, "give names" if kind is str else "give integers")
-                if name != "weights":
-                    _check(len(value) > 0, name, value, "give at least one, or None for all")
-                object.__setattr__(self, name, value)
+            value = tuple(value)
+            if name == "weights":
+                _check(all(isinstance(item, str) for item in value), name, value, "give names")
+            else:
+                _check(all(map(_is_integer, value)), name, value, "give integers")
+                _check(len(value) > 0, name, value, "give at least one, or None for all")
+            object.__setattr__(self, name, tuple(sorted(set(value))))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the rule as plain data for `from_dict`."""
@@ -181,6 +200,9 @@ class ObjectiveTerms:
         model_cost: The expected cost, which keeps the bits within the budget.
         entropy: The entropy bonus, which keeps the distributions from narrowing too early.
 
+    Raises:
+        ValueError: If a value is neither True nor False.
+
     Example:
 
     >>> terms = dqmq_tf.ObjectiveTerms(score_function=False)
@@ -193,6 +215,9 @@ class ObjectiveTerms:
     score_function: bool = True
     model_cost: bool = True
     entropy: bool = True
+
+    def __post_init__(self) -> None:
+        _check_switches(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,22 +302,24 @@ class DQMQConfig:
         is_ordered = 0 <= self.warmup < settle <= 1
         shares = (self.warmup, settle)
         _check(is_ordered, "warmup, settle", shares, "give 0 <= warmup < settle <= 1")
-        sigmas = [sigma for sigma in (self.initial_sigma, self.final_sigma) if sigma is not None]
-        is_positive = all(sigma > 0 for sigma in sigmas)
-        _check(is_positive, "initial_sigma, final_sigma", sigmas, "give positive widths")
+        for name in ("initial_sigma", "final_sigma", "policy_learning_rate"):
+            value = getattr(self, name)
+            _check(value is None or value > 0, name, value, "give a positive number")
+        for name in ("score_coefficient", "entropy_coefficient"):
+            value = getattr(self, name)
+            _check(value >= 0, name, value, "give 0 or more")
 
     def _check_types(self) -> None:
         """Raises `ValueError` if an argument is of another type than its default."""
+        _check_switches(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in ("profiles", "embedding_size", "seed"):
-                is_integer = isinstance(value, numbers.Integral)
-                _check(is_integer, field.name, value, "give an integer")
-            elif isinstance(field.default, bool):
-                _check(isinstance(value, bool), field.name, value, "give True or False")
+                _check(_is_integer(value), field.name, value, "give an integer")
             elif field.name not in ("rules", "terms", "exposure"):
-                is_number = isinstance(value, numbers.Real) or value is field.default
-                _check(is_number, field.name, value, "give a number")
+                is_number = value is field.default or _is_number(value)
+                is_switch = isinstance(field.default, bool)
+                _check(is_number or is_switch, field.name, value, "give a number")
         is_terms = isinstance(self.terms, ObjectiveTerms)
         _check(is_terms, "terms", self.terms, "give dqmq_tf.ObjectiveTerms")
 

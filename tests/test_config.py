@@ -24,7 +24,7 @@ def test_budget_with_no_or_several_kinds_is_an_error(given):
         Budget(**given)
 
 
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "5"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "5", True])
 def test_budget_that_is_not_a_positive_number_is_an_error(value):
     with pytest.raises(ValueError, match=r"bit_ops=.*positive"):
         Budget(bit_ops=value)
@@ -43,6 +43,7 @@ def test_rule_sorts_its_candidates_and_accepts_single_values():
     assert rule.activation_bits == (8,)
     assert rule.weights == ("kernel",)
     assert LayerRule(pattern="x", weights=()).weights == ()
+    assert LayerRule(pattern="x", weight_bits=np.int64(4)).weight_bits == (4,)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,11 @@ def test_rule_sorts_its_candidates_and_accepts_single_values():
         ({"pattern": "("}, "not a regular expression"),
         ({"pattern": "x", "weight_bits": ()}, "weight_bits"),
         ({"pattern": "x", "activation_bits": ()}, "activation_bits"),
+        ({"pattern": "x", "quantize": "no"}, "quantize='no'.*True or False"),
+        ({"pattern": "x", "weight_bits": True}, "weight_bits=.*integers"),
+        ({"pattern": "x", "weight_bits": 4.5}, "weight_bits=.*integers"),
+        ({"pattern": "x", "activation_bits": (8, "16")}, "activation_bits=.*integers"),
+        ({"pattern": "x", "weights": 8}, "weights=.*names"),
     ],
 )
 def test_rule_with_an_invalid_argument_is_an_error(arguments, message):
@@ -83,12 +89,29 @@ def test_a_layer_name_may_contain_characters_that_are_special_in_regular_express
         ("settle", 1.2),
         ("initial_sigma", 0.0),
         ("final_sigma", -1.0),
+        ("final_sigma", float("inf")),
+        ("policy_learning_rate", -1.0),
+        ("policy_learning_rate", 0),
+        ("policy_learning_rate", float("nan")),
+        ("policy_learning_rate", True),
+        ("score_coefficient", -0.1),
+        ("score_coefficient", float("nan")),
+        ("entropy_coefficient", -0.1),
+        ("warmup", False),
+        ("profiles", True),
+        ("embedding_size", True),
+        ("seed", True),
         ("rules", ("conv2d",)),
     ],
 )
 def test_the_error_for_an_argument_out_of_range_names_the_argument(argument, value):
     with pytest.raises(ValueError, match=argument):
         DQMQConfig(**{argument: value})
+
+
+def test_a_term_that_is_neither_on_nor_off_is_an_error():
+    with pytest.raises(ValueError, match="pathwise='no'.*True or False"):
+        ObjectiveTerms(pathwise="no")
 
 
 def test_config_can_be_restored_from_json():
