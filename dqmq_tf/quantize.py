@@ -1,14 +1,16 @@
 """`quantize_model` makes a `DQMQModel` of a float model, `change_input_shape` gives it another size."""
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 from absl import logging
 
 from dqmq_tf import assembly, targets
-from dqmq_tf.config import Budget, DQMQConfig
+from dqmq_tf.config import Budget, DQMQConfig, LayerRule
+from dqmq_tf.graph import trace
 from dqmq_tf.graph.overrides import warn_of_training_methods
 from dqmq_tf.graph.resizing import with_input_shapes
 from dqmq_tf.layers import QuantizeWrapper
@@ -49,7 +51,8 @@ def quantize_model(
         A `DQMQModel`, ready for `compile` and `fit`. For a deployable target, its file is written
         once to learn its size. If `convert` would reject the model, a warning says why. Another
         one names the methods for training that the class of the model overrides, such as
-        `train_step`: the quantized model does not have them.
+        `train_step`: the quantized model does not have them. A rule that matches no layer causes
+        a warning as well.
 
     Raises:
         ValueError: If the model is subclassed, quantized or not a Keras 3 model, if its class or that
@@ -82,13 +85,12 @@ def quantize_model(
         for wrapper in parts.wrappers.values():
             wrapper.fit_steps()
         qmodel._training.agreement.remember(model)
-    if paths := _layers_of_zeros(parts):
-        warnings.warn(
-            f"{model.name!r}: all weights of {', '.join(map(repr, paths))} are 0, so nothing says which "
-            "range they and their outputs will need, and they hardly learn. Train the float model "
-            "before quantize_model.",
-            stacklevel=2,
-        )
+    _warn_of_zeros(model.name, parts)
+    if config.rules:
+        graph = trace(model)
+        # A rule may also name a part of a layer that was split.
+        nodes = (*graph.nodes, *parts.graph.nodes)
+        _warn_of_unmatched(config.rules, [*graph.input_names, *(node.path for node in nodes)])
     keeper = qmodel._training.keeper
     keeper.set_budget(budget)
     if keeper.refusal is not None:
@@ -176,13 +178,34 @@ def _checked_config(model: Any, config: Any, data: Any) -> DQMQConfig:
     return config
 
 
-def _layers_of_zeros(parts: Any) -> list[str]:
-    """Returns the paths of the layers with a quantized variable that is 0 everywhere."""
-    return [
-        path
+def _warn_of_zeros(name: str, parts: Any) -> None:
+    """Warns, at the caller of `quantize_model`, of layers with a quantized variable of zeros."""
+    paths = [
+        repr(path)
         for path, wrapper in parts.wrappers.items()
         if any(not wrapper.kernel(point["variable"]).numpy().any() for point in wrapper.points)
     ]
+    if paths:
+        warnings.warn(
+            f"{name!r}: all weights of {', '.join(paths)} are 0, so nothing says which range they and "
+            "their outputs will need, and they hardly learn. Train the float model before "
+            "quantize_model.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_unmatched(rules: Iterable[LayerRule], paths: Sequence[str]) -> None:
+    """Warns, at the caller of `quantize_model`, of each rule that matches none of the paths."""
+    for rule in rules:
+        if any(re.fullmatch(rule.pattern, path) for path in paths):
+            continue
+        likely = sorted(dict.fromkeys(paths), key=lambda path: not re.search(rule.pattern, path))
+        warnings.warn(
+            f"LayerRule(pattern={rule.pattern!r}) matches no layer, so it changes nothing. A pattern "
+            f"must match the whole path of a layer or input, such as {', '.join(likely[:4])}. "
+            f'".*{rule.pattern}.*" matches every path that contains it.',
+            stacklevel=3,
+        )
 
 
 def _holds_quantized_layers(model: Any) -> bool:

@@ -1,5 +1,7 @@
 """`quantize_model`: the models that it takes, what it returns, and what it refuses."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -161,6 +163,23 @@ class TestRules:
         assert "conv_0" not in qmodel._parts.wrappers
         bits = {point.path: point.bit_widths for point in qmodel._parts.costs.weights}
         assert bits["conv_1"] == (2, 4, 8) and bits["classes"] == (2, 3, 4, 5, 6, 7, 8)
+
+    def test_a_rule_that_matches_no_layer_is_named_in_a_warning(self):
+        rules = [dqmq_tf.LayerRule(pattern=p, weight_bits=8) for p in ("conv", "conv_0", "image")]
+        expected = r"pattern='conv'\) matches no layer.*whole path.*such as conv_0, conv_1, conv_2"
+        with pytest.warns(UserWarning, match=expected) as caught:
+            dqmq_tf.quantize_model(network(), config=dqmq_tf.DQMQConfig(rules=rules))
+        assert [w.filename for w in caught if w.category is UserWarning] == [__file__]
+
+    def test_rules_for_a_whole_layer_or_for_a_part_of_it_cause_no_warning(self):
+        image = keras.Input((8, 8, 3))
+        x = layers.SeparableConv2D(4, 3, activation="silu", name="sep")(image)
+        model = keras.Model(image, layers.Dense(2, name="classes")(layers.Flatten()(x)))
+        names = ("sep", "sep_pointwise", "sep_activation", ".*")
+        rules = [dqmq_tf.LayerRule(pattern=name) for name in names]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            dqmq_tf.quantize_model(model, config=dqmq_tf.DQMQConfig(rules=rules))
 
     def test_a_rule_with_bits_that_the_target_lacks_is_an_error(self):
         rules = [dqmq_tf.LayerRule(pattern="relu_0", activation_bits=(4,))]
