@@ -9,6 +9,7 @@ from keras import ops
 from dqmq_tf import assembly, inputs
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.graph.deep_graphs import deep_graphs
+from dqmq_tf.graph.finite_weights import check_finite_weights
 from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.policy.decision_table import DecisionTable
@@ -275,6 +276,7 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
 
         Raises:
             ValueError: If `profiles` is out of range, or if the model has not seen data yet.
+            ConversionError: If a layer has weights that are NaN or infinity.
 
         Example:
 
@@ -287,6 +289,7 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
             raise ValueError(
                 "The model cannot be frozen because it has not seen data. Call fit or calibrate."
             )
+        check_finite_weights(self._parts.graph)
         self._training.warn_if_new()
         self._training.keeper.freeze(self._training.seen(data), count)
         self._training.refresh_functions()
@@ -314,8 +317,7 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
         """Returns whether a function was traced in another phase, and records the current one."""
         with self.distribute_strategy.scope():
             current = self._parts.policy.graph_key
-        previous = self._traced.get(name, current)
-        self._traced[name] = current
+        previous, self._traced[name] = self._traced.get(name, current), current
         return previous != current
 
     # Decisions.
@@ -354,6 +356,7 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
 
         Raises:
             ValueError: If the model is not frozen, or if it has no such profile.
+            ConversionError: If a layer has weights that are NaN or infinity.
 
         Example:
 
@@ -367,13 +370,13 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
                 f"profile={profile!r} does not exist: the model is frozen to {self.frozen_profiles} "
                 f"profiles. Pass 0 to {self.frozen_profiles - 1}."
             )
+        check_finite_weights(self._parts.graph)
         return precision_of(self._parts, ops.convert_to_numpy(self._parts.policy.assigned)[profile])
 
     # Saving: the float architecture and how it was quantized. The model is built from these again.
 
     def get_config(self) -> dict[str, Any]:
-        body = keras.saving.serialize_keras_object(self._parts.body)
-        return {"model": body, **self._settings()}
+        return {"model": keras.saving.serialize_keras_object(self._parts.body), **self._settings()}
 
     def _settings(self) -> dict[str, Any]:
         """Returns the config without the float model."""

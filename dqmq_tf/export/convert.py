@@ -96,8 +96,9 @@ def convert(
     Raises:
         UnsupportedLayerError: If a layer cannot be converted.
         ConversionError: If the target has no runtime or does not support the routing, if its runtime
-            lacks an operator, if the file (of each profile, for an adaptive file) exceeds the budget,
-            or if an artifact does not suit the target.
+            lacks an operator, if a layer has weights that are NaN or infinity, if the file (of each
+            profile, for an adaptive file) exceeds the budget, or if an artifact does not suit the
+            target.
         VerificationError: If the file does not compute what the model computes.
         ImportError: If weights are stored in lookup tables or a C array is requested, and the
             `tflite-micro` wheel, which checks and measures them, is not installed.

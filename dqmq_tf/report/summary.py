@@ -11,6 +11,7 @@ import numpy as np
 from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.config import Budget
 from dqmq_tf.errors import check_quantized
+from dqmq_tf.graph.finite_weights import check_finite_weights
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quality.degradations import KINDS
 from dqmq_tf.report import evaluation, score_rows
@@ -161,6 +162,7 @@ def summary(qmodel: DQMQModel, data: Any = None) -> Summary:
         those of inference with the model's current weights.
 
     Raises:
+        ConversionError: If a layer has weights that are NaN or infinity.
         ValueError: If `qmodel` is not a `DQMQModel`, if `data` is empty, endless or of another
             form, or if there is `data` but the model has not seen any data yet.
 
@@ -172,6 +174,7 @@ def summary(qmodel: DQMQModel, data: Any = None) -> Summary:
     >>> report.plot("bits.png")
     """
     check_quantized(qmodel)
+    check_finite_weights(qmodel._parts.graph)
     evaluated, source = _evaluate(qmodel, data)
     costs = qmodel._parts.costs
     statistics = DecisionStatistics(qmodel, evaluated.embeddings)

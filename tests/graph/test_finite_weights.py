@@ -1,0 +1,60 @@
+"""`dqmq_tf.graph.finite_weights`: weights that a training has made NaN are refused by name."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from helpers.small_networks import images, network
+
+import dqmq_tf
+from dqmq_tf.graph import trace
+from dqmq_tf.graph.finite_weights import check_finite_weights
+
+MESSAGE = "Layer 'conv_0': 324 of the weights in 'kernel' are NaN or infinity.*learning rate"
+
+
+@pytest.fixture(scope="module")
+def diverged():
+    qmodel = dqmq_tf.quantize_model(network())
+    qmodel.compile("sgd", "mse")
+    qmodel.fit(images(), np.full((64, 10), np.nan), verbose=0)
+    return qmodel
+
+
+@pytest.mark.parametrize("data", [None, (images(8), np.zeros(8, int))], ids=["", "data"])
+def test_summary_names_the_layer_whose_training_diverged(diverged, data):
+    with pytest.raises(dqmq_tf.ConversionError, match=MESSAGE):
+        dqmq_tf.summary(diverged, data)
+
+
+def test_freeze_and_convert_name_it_before_they_cast_anything(diverged, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for use in (diverged.freeze, lambda: dqmq_tf.convert(diverged, tmp_path / "m.tflite")):
+            with pytest.raises(dqmq_tf.ConversionError, match=MESSAGE):
+                use()
+
+
+def test_a_frozen_model_is_checked_too():
+    qmodel = dqmq_tf.quantize_model(network())
+    qmodel.calibrate(images())
+    qmodel.freeze()
+    kernel = qmodel._parts.wrappers["classes"].kernel("kernel")
+    kernel.assign(np.full(kernel.shape, np.inf))
+    with pytest.raises(dqmq_tf.ConversionError, match="Layer 'classes'"):
+        qmodel.precision()
+
+
+def test_a_mask_that_is_not_trained_may_hold_infinity():
+    class Masked(keras.layers.Layer):
+        def build(self, shape):
+            self.mask = self.add_weight(
+                shape=shape[1:], initializer=keras.initializers.Constant(-np.inf), trainable=False
+            )
+
+        def call(self, x):
+            return keras.ops.maximum(x, self.mask)
+
+    x = keras.Input((3,))
+    check_finite_weights(trace(keras.Model(x, Masked()(keras.layers.Dense(3)(x)))))
