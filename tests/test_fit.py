@@ -41,6 +41,16 @@ def test_fit_takes_a_generator_of_unknown_length_with_a_warning():
     assert qmodel._parts.policy.phase == "settled"
 
 
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_data_without_labels_is_an_error_that_says_so(run_eagerly):
+    qmodel = dqmq_tf.quantize_model(small_model(), target="simulation")
+    loss, metrics = "sparse_categorical_crossentropy", ["accuracy"]
+    qmodel.compile("sgd", loss, metrics=metrics, run_eagerly=run_eagerly)
+    for use in (qmodel.fit, qmodel.train_on_batch, qmodel.evaluate):
+        with pytest.raises(ValueError, match="needs labels, but found none in the data"):
+            use(IMAGES)
+
+
 def test_train_on_batch_moves_the_policy_also_after_the_search_is_resumed():
     qmodel = eager_model()
     before = qmodel._parts.policy.mean.numpy()

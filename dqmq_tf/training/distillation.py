@@ -39,8 +39,9 @@ def distill_labels(
         A `tf.data.Dataset` like `dataset`, with float32 labels `[batch, classes]`.
 
     Raises:
-        ValueError: If the model has several outputs or an output of another shape, if the dataset
-            does not consist of labeled batches that fit the model, or if `share` is out of range.
+        ValueError: If the model is quantized or subclassed, if it has several outputs or an output
+            of another shape, if `dataset` is not a dataset of labeled batches that fit the model, or
+            if `share` is out of range.
 
     Example:
 
@@ -53,9 +54,19 @@ def distill_labels(
             f"share={share!r} is not a share of the label. Pass a number from 0 (the old label) to 1 "
             "(the prediction)."
         )
-    classes = _class_count(model)
-    sparse = _has_sparse_labels(dataset, model, classes)
+    if not isinstance(dataset, tf.data.Dataset):
+        raise ValueError(
+            f"distill_labels takes a tf.data.Dataset of batches. Found {type(dataset).__name__}. Arrays "
+            "become one by tf.data.Dataset.from_tensor_slices((images, labels)).batch(32)."
+        )
+    if hasattr(model, "float_model"):
+        raise ValueError(
+            f"distill_labels takes the predictions of a float model, but {model.name!r} is quantized. "
+            "Pass the model that was quantized, or what qmodel.float_model() returned before training."
+        )
     teacher = copy_model(model)
+    classes = _class_count(teacher)
+    sparse = _has_sparse_labels(dataset, teacher, classes)
     gives_probabilities = last_activation(model.outputs[0]) in ("softmax", "sigmoid")
 
     def mix_labels(x: Any, y: Any, *weights: Any) -> tuple[Any, ...]:

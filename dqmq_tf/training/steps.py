@@ -74,6 +74,11 @@ def test_step(model: Any, data: Any) -> dict[str, Any]:
 
 def _task_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> Any:
     """Returns the compiled loss of the user."""
+    if y is None and any(loss is not None for loss in keras.tree.flatten(model.loss)):
+        raise ValueError(
+            f"{model.name!r} is compiled with a loss, which needs labels, but found none in the data. "
+            "Pass arrays x and y, or a dataset with elements (x, y)."
+        )
     if not model._metrics_have_variables:
         model._metrics_have_variables = True
         _create_variables_of_metrics(model, y, y_pred, sample_weight)

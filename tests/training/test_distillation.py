@@ -95,3 +95,13 @@ def test_what_does_not_go_together_is_refused(digits):
     two = keras.Model(model.input, [model.output, model.output])
     with pytest.raises(ValueError, match="one output"):
         dqmq_tf.distill_labels(data, two)
+
+
+def test_arrays_and_quantized_models_are_refused_by_name(digits):
+    data, batch = digits
+    with pytest.raises(ValueError, match=r"tf.data.Dataset of batches. Found tuple.*slices"):
+        dqmq_tf.distill_labels(batch, classifier())
+    with pytest.raises(ValueError, match=r"float model, but .* is quantized.*float_model\(\)"):
+        dqmq_tf.distill_labels(data, dqmq_tf.quantize_model(classifier()))
+    with pytest.raises(ValueError, match="subclassed"):
+        dqmq_tf.distill_labels(data, type("Own", (keras.Model,), {})())
