@@ -189,9 +189,8 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
         For new ones, which a training follows, they are for the statistics of the data.
 
         For a budget in bytes, it also estimates how much the rounding of each kernel increases the
-        loss, if any kernel has a choice of bit-widths. Before the first search, the policy then
-        starts at the best bits by this measure. `fit` calibrates on its first batches, up to 128 samples
-        or as many as one run of the model holds.
+        loss. Before the first search, the policy starts at the best bits by this measure. `fit`
+        calibrates on its first batches.
 
         Args:
             x: The inputs, as arrays or as a dataset of any kind that `dqmq_tf.inputs` lists. At
@@ -319,8 +318,6 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
             current = self._parts.policy.graph_key
         previous, self._traced[name] = self._traced.get(name, current), current
         return previous != current
-
-    # Decisions.
 
     def decisions(self, images: Any) -> DecisionTable:
         """Returns the bit-width of each decision point for each input.

@@ -297,3 +297,11 @@ def test_embeddings_and_upsampling_networks_train_on_every_target(tmp_path):
         assert steps["up"] == (1, 1, 3, 1)
         # Token indices are not quantized.
         assert "embedding" in [point.name for point in qmodel._parts.costs.activations][0]
+
+
+def test_kernels_of_zeros_cause_a_warning_that_names_their_layers():
+    image = keras.Input((4,))
+    hidden = keras.layers.Dense(3, name="hidden")(image)
+    head = keras.layers.Dense(2, kernel_initializer="zeros", name="head")(hidden)
+    with pytest.warns(UserWarning, match=r"all weights of 'head' are 0.*Train the float model"):
+        dqmq_tf.quantize_model(keras.Model(image, head))
