@@ -7,7 +7,8 @@ the same data:
 - a `tf.data.Dataset`, batched or not, of inputs, `(inputs, labels)` or `(inputs, labels, ...)`;
 - a `keras.utils.PyDataset`, or a generator of batches, with elements of the same forms.
 
-Whether an element is a batch or a single sample is told by the shapes of `model.inputs`.
+Whether an element is a batch or a single sample is told by the shapes of `model.inputs`. A batch may
+lack a last axis of one, as in Keras.
 """
 
 from collections.abc import Iterable, Iterator
@@ -119,10 +120,10 @@ def first_input(x: Any, model: keras.Model) -> Any:
     """Returns the first of the inputs of a model, from a batch in the structure that Keras takes."""
     structure = _input_structure(model)
     if isinstance(x, dict) and not isinstance(structure, dict):
-        return x[model.inputs[0].name]
-    if isinstance(x, dict):
+        x = x[model.inputs[0].name]
+    elif isinstance(x, dict):
         x = {key: x[key] for key in structure}
-    return keras.tree.flatten(x)[0]
+    return _with_rank(keras.tree.flatten(x)[0], model.inputs[0].shape)
 
 
 def without_lists(
@@ -228,9 +229,13 @@ def matched(
         arrays = _flat(candidate, model)
         if arrays is None:
             continue
+        shapes = [x.shape for x in model.inputs]
         for is_batch in (True, False):
-            if all(_fits(a, x.shape, is_batch) for a, x in zip(arrays, model.inputs)):
+            if all(_fits(array, shape, is_batch) for array, shape in zip(arrays, shapes)):
                 return arrays, rest, is_batch
+        arrays = list(map(_with_rank, arrays, shapes))
+        if all(_fits(array, shape, True) for array, shape in zip(arrays, shapes)):
+            return arrays, rest, True
     wanted = ", ".join(f"{x.name} {list(x.shape[1:])}" for x in model.inputs)
     raise ValueError(
         f"`{argument}` must be {_FORMS}, for inputs {wanted} of model {model.name!r}, each with or "
@@ -287,6 +292,15 @@ def _fits(array: Any, shape: tuple[int | None, ...], is_batch: bool) -> bool:
     wanted = shape[1:]
     found = tuple(array.shape)[1:] if is_batch else tuple(array.shape)
     return len(found) == len(wanted) and all(w in (None, f) for f, w in zip(found, wanted))
+
+
+def _with_rank(array: Any, shape: tuple[int | None, ...]) -> Any:
+    """Returns a batch with a last axis of one added or removed, as functional models of Keras do it."""
+    if len(array.shape) == len(shape) - 1 and shape[-1] == 1:
+        return keras.ops.expand_dims(array, -1)
+    if len(array.shape) == len(shape) + 1 and array.shape[-1] == 1:
+        return keras.ops.squeeze(array, -1)
+    return array
 
 
 def _input_structure(model: keras.Model) -> Any:

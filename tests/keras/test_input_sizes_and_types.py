@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers.eight_bits import converted, quantized, trained
 from keras import layers, ops
 
@@ -110,3 +111,23 @@ def test_a_size_that_a_layer_does_not_accept_is_refused():
         dqmq_tf.change_input_shape(qmodel, (16, 16))
     with pytest.raises(ValueError, match="one shape for each"):
         dqmq_tf.change_input_shape(qmodel)
+
+
+@pytest.mark.parametrize("shape, given", [((8, 8, 1), (8, 8)), ((1,), ()), ((6,), (6, 1))])
+def test_a_last_axis_of_one_may_be_missing_or_added_as_in_keras(shape, given):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(shape)
+    x = layers.Dense(4, activation="relu")(layers.Flatten()(inputs))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+    x = np.random.default_rng(0).random((16, *shape)).astype("float32")
+    same, y = x.reshape(16, *given), np.zeros(16, int)
+    qmodels = []
+    for data in (x, same, tf.data.Dataset.from_tensor_slices((same, y)).batch(16)):
+        qmodels.append(dqmq_tf.quantize_model(model, target="simulation"))
+        qmodels[-1].compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+        labels = () if isinstance(data, tf.data.Dataset) else (y,)
+        qmodels[-1].fit(data, *labels, epochs=2, batch_size=16, shuffle=False, verbose=0)
+        qmodels[-1].calibrate(data)
+        np.testing.assert_array_equal(qmodels[-1].predict(same), qmodels[0].predict(x))
+        decided = [qmodels[-1].decisions(d).bits for d in (same, x)]
+        np.testing.assert_array_equal(*decided)
