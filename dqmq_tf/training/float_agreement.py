@@ -99,8 +99,8 @@ class FloatAgreement:
         if at_8_bits:
             warnings.warn(
                 f"At 8 bits and on the calibration data, {at_8_bits}, and so do the predictions. "
-                "Check that the data is like that of training. If the values of the layer spread "
-                "over several orders of magnitude, keep it in floating point with "
+                "Check that the data is like that of training. If the values of the layer, or of the "
+                "input that is named, spread over several orders of magnitude, keep it in floating point with "
                 "dqmq_tf.LayerRule(pattern=..., quantize=False).",
                 stacklevel=4,
             )
@@ -148,13 +148,17 @@ def _departure_at_8_bits(parts: Any, arrays: list[np.ndarray], state: State) -> 
         return None
     inputs_of_nodes = dict(_inputs(graph, arrays))
     for node, values in _run(graph, arrays, state):
-        rounded_inputs = {t: rounding(t, inputs_of_nodes[t]) for t in node.inputs}
-        found = _call(node, rounded_inputs, rounding.state)
-        found = [rounding(tensor, value) for tensor, value in zip(node.outputs, found)]
-        inputs_of_nodes |= zip(node.outputs, values)
-        error = max(map(rounding.error, node.outputs, values, found), default=0.0)
+        rounded = {t: rounding(t, inputs_of_nodes[t]) for t in node.inputs}
+        error = _error_at_8_bits(node, rounded, values, rounding)
         if error > _LAYER_LIMIT:
+            names = [repr(n) for t, n in zip(graph.inputs, graph.input_names) if t in node.inputs]
+            exact = _error_at_8_bits(node, inputs_of_nodes, values, rounding)
+            if names and exact <= _LAYER_LIMIT:
+                return (
+                    f"input {', '.join(names)} is rounded too coarsely: {_described(node, error)}"
+                )
             return _described(node, error)
+        inputs_of_nodes |= zip(node.outputs, values)
     return None
 
 
@@ -232,6 +236,14 @@ def _run(
         outputs = list(map(rounding, node.outputs, _call(node, values, state)))
         values.update(zip(node.outputs, outputs))
         yield node, outputs
+
+
+def _error_at_8_bits(
+    node: Node, tensors: Mapping[int, Any], values: Iterable[Any], rounding: _Rounding
+) -> float:
+    """Returns the relative error of the outputs of a node, given its inputs and exact outputs."""
+    found = map(rounding, node.outputs, _call(node, tensors, rounding.state))
+    return max(map(rounding.error, node.outputs, values, found), default=0.0)
 
 
 def _inputs(graph: Graph, arrays: Iterable[np.ndarray]) -> Iterator[tuple[int, Any]]:

@@ -112,6 +112,19 @@ def test_values_that_no_grid_of_8_bits_holds_are_named():
     assert "At 8 bits" in message
 
 
+def test_an_input_whose_features_differ_by_orders_of_magnitude_is_named():
+    data = DATA * np.array([1.0, 0.01, 1e4], "float32")
+    scaled = layers.Normalization(name="scaled")
+    scaled.adapt(data)
+    features = keras.Input((3,), name="features")
+    hidden = layers.Dense(8, "relu")(scaled(features))
+    model = keras.Model(features, layers.Dense(4, "softmax")(hidden))
+    (message,) = departures(dqmq_tf.quantize_model(model, target="simulation"), data)
+    assert "input 'features' is rounded too coarsely" in message and "'scaled'" in message
+    config = dqmq_tf.DQMQConfig(rules=[dqmq_tf.LayerRule(pattern="features", quantize=False)])
+    assert not departures(dqmq_tf.quantize_model(model, target="simulation", config=config), data)
+
+
 def canceling():
     """Gives 0.085 where all inputs are 1, because its terms cancel."""
     model = chain((3,), layers.Dense(1))
