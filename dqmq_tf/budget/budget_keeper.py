@@ -57,16 +57,8 @@ class BudgetKeeper:
 
         Step sizes that training does not move follow the weights first.
         """
-        costs, policy = self._parts.costs, self._parts.policy
         self._fit_stale_steps()
-        if costs.on_npu:
-            self._measure_on_npu()
-            return
-        wrappers, points = self._parts.wrappers, costs.weights
-        costs.measure(lambda i, bits: wrappers[points[i].path].integers(points[i].variable, bits))
-        if costs.in_bytes:
-            self._show_tables()
-            costs.file_constant = policy.file_constant
+        self._measure()
 
     def set_budget(self, budget: Budget | None) -> None:
         """Sets the budget, or the default one, after measuring the file that the model becomes.
@@ -225,7 +217,7 @@ class BudgetKeeper:
         parts = self._parts
         if parts.costs.in_bytes:
             if parts.costs.table is None:  # The model was loaded or copied.
-                self.measure()
+                self._measure()
             return self.largest_file()
         return assignment.assigned_cost(parts.policy, parts.costs, seen)
 
@@ -264,6 +256,18 @@ class BudgetKeeper:
         costs.learn_file(sizes[costs.kind], bits[count:], bits[:count])
         self._parts.policy.file_constant = costs.file_constant
         return True
+
+    def _measure(self) -> None:
+        """Does what `measure` does with the step sizes as they are."""
+        costs, policy = self._parts.costs, self._parts.policy
+        if costs.on_npu:
+            self._measure_on_npu()
+            return
+        wrappers, points = self._parts.wrappers, costs.weights
+        costs.measure(lambda i, bits: wrappers[points[i].path].integers(points[i].variable, bits))
+        if costs.in_bytes:
+            self._show_tables()
+            costs.file_constant = policy.file_constant
 
     def _fit_stale_steps(self) -> None:
         """Fits the step sizes that suit the weights no more, except those of bits that are fixed."""

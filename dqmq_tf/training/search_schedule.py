@@ -64,7 +64,9 @@ class SearchSchedule(keras.callbacks.Callback):
         if training.is_searching:
             resumed = resumed and first_step <= steps_searched <= first_step + steps
             start = 0 if resumed else first_step
-            if not resumed:
+            if resumed:
+                training.measure()
+            else:
                 training.begin(self.total - first_step)
             self.settled_at = start + self.settle * (self.total - start)
         else:

@@ -2,6 +2,8 @@
 
 import keras
 import numpy as np
+import pytest
+from helpers.frozen_models import small_model
 from helpers.small_networks import compiled, network
 
 import dqmq_tf
@@ -52,3 +54,39 @@ def test_bits_within_the_budget_stay():
     settled = qmodel._parts.policy.assigned.numpy()
     qmodel.fit(_IMAGES, _LABELS, batch_size=16, epochs=2, verbose=0)
     np.testing.assert_array_equal(qmodel._parts.policy.assigned.numpy(), settled)
+
+
+class Growth(keras.callbacks.Callback):
+    """Doubles the kernels after every epoch, so that step sizes of bits that do not run get stale."""
+
+    def __init__(self, stop_at=None):
+        super().__init__()
+        self.stop_at = stop_at
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.stop_at:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch, logs=None):
+        for wrapper in self.model._parts.wrappers.values():
+            wrapper.layer.kernel.assign(2 * wrapper.layer.kernel)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_step_sizes_that_follow_the_weights_are_resumed_too(stop_at, tmp_path):
+    def trained(*callbacks):
+        config = dqmq_tf.DQMQConfig(settle=0.5)
+        qmodel = dqmq_tf.quantize_model(small_model(), target="android", config=config)
+        qmodel.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+        images, labels = _IMAGES[:32, :8, :8], _LABELS[:32] % 4
+        options = {"batch_size": 16, "epochs": 4, "shuffle": False, "verbose": 0}
+        qmodel.fit(images, labels, callbacks=list(callbacks), **options)
+        return qmodel
+
+    whole = trained(Growth())
+    folder = str(tmp_path / "backup")
+    with pytest.raises(KeyboardInterrupt):
+        trained(Growth(stop_at), keras.callbacks.BackupAndRestore(folder))
+    resumed = trained(Growth(), keras.callbacks.BackupAndRestore(folder))
+    for found, expected in zip(resumed.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)
