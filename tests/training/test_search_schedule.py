@@ -72,8 +72,7 @@ class Growth(keras.callbacks.Callback):
             wrapper.layer.kernel.assign(2 * wrapper.layer.kernel)
 
 
-@pytest.mark.parametrize("stop_at", [1, 3])
-def test_step_sizes_that_follow_the_weights_are_resumed_too(stop_at, tmp_path):
+def test_step_sizes_that_follow_the_weights_are_resumed_too(tmp_path):
     def trained(*callbacks):
         config = dqmq_tf.DQMQConfig(settle=0.5)
         qmodel = dqmq_tf.quantize_model(small_model(), target="android", config=config)
@@ -86,7 +85,7 @@ def test_step_sizes_that_follow_the_weights_are_resumed_too(stop_at, tmp_path):
     whole = trained(Growth())
     folder = str(tmp_path / "backup")
     with pytest.raises(KeyboardInterrupt):
-        trained(Growth(stop_at), keras.callbacks.BackupAndRestore(folder))
+        trained(Growth(stop_at=1), keras.callbacks.BackupAndRestore(folder))
     resumed = trained(Growth(), keras.callbacks.BackupAndRestore(folder))
     for found, expected in zip(resumed.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_array_equal(found, expected)
