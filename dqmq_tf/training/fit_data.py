@@ -36,7 +36,7 @@ def peek(x: Any, model: keras.Model, enough: Callable[[list[np.ndarray]], int]) 
         return x, x
     taken: list[Any] = []
     parts: list[list[np.ndarray]] = []
-    samples = 0
+    samples = wanted = 0
     for element in elements:
         taken.append(element)
         arrays, _, is_batch = inputs.matched(element, model, "x")
@@ -48,9 +48,11 @@ def peek(x: Any, model: keras.Model, enough: Callable[[list[np.ndarray]], int]) 
         # Images of different sizes cannot be in one batch.
         if parts and [a.shape[1:] for a in arrays] != [a.shape[1:] for a in parts[0]]:
             break
+        if not parts:
+            wanted = enough(arrays)
         parts.append(arrays)
         samples += len(arrays[0])
-        if samples >= enough(parts[0]):
+        if samples >= wanted:
             break
     if not parts:
         raise ValueError("The dataset is empty: there is no batch to train on.")

@@ -100,8 +100,8 @@ class FloatAgreement:
             warnings.warn(
                 f"At 8 bits and on the calibration data, {at_8_bits}, and so do the predictions. "
                 "Check that the data is like that of training. If the values of the layer, or of the "
-                "input that is named, spread over several orders of magnitude, keep it in floating point with "
-                "dqmq_tf.LayerRule(pattern=..., quantize=False).",
+                "input that is named, spread over several orders of magnitude, keep it in floating "
+                "point with dqmq_tf.LayerRule(pattern=..., quantize=False).",
                 stacklevel=4,
             )
 
