@@ -38,7 +38,7 @@ class VerificationError(DQMQError, RuntimeError):
 
 
 class FloatOnly(Exception):
-    """A layer has no integer kernel, for the reason in the message. Never leaves the lowering."""
+    """A layer has no integer kernel, for the reason in the message. Never leaves the package."""
 
 
 def check_quantized(qmodel: Any) -> None:

@@ -15,6 +15,7 @@ from dqmq_tf.budget.default_budget import allowed_bit_ops, budget_kind
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.graph import Graph, decision_points, inline, splitting, trace, trace_nested
 from dqmq_tf.graph.aliases import with_aliases
+from dqmq_tf.graph.constant_merging import merge_constants
 from dqmq_tf.graph.deep_graphs import deep_graphs
 from dqmq_tf.graph.rebuild import connect_again, forget_calls
 from dqmq_tf.layers import ActivationQuantizer, QualityAffine, QuantizeWrapper
@@ -135,6 +136,9 @@ def build(
     """
     body, parts_of_layers = splitting.split_layers(model)
     config = splitting.with_part_rules(config, parts_of_layers)
+    if aliases is None:
+        # A saved model has merged layers already, or is of a version that did not merge them.
+        body = merge_constants(body)
     nested = trace_nested(body)
     graph = dataclasses.replace(inline(nested), functions_share_scales=functions_share_scales)
     if aliases is not None:

@@ -17,8 +17,9 @@ from dqmq_tf.export.qonnx_writer import QonnxWriter, refuse
 from dqmq_tf.graph import Graph, Node
 from dqmq_tf.graph.activations import is_relu
 from dqmq_tf.graph.aliases import sources_of
+from dqmq_tf.graph.constant_maps import Affine
 from dqmq_tf.graph.fusion import pool_size
-from dqmq_tf.lowering.folding import Affine, as_float64
+from dqmq_tf.lowering.folding import as_float64
 
 _layers = keras.layers
 # Writes a node and returns its output, before the quantizer.

@@ -11,7 +11,7 @@ from dqmq_tf.errors import UnsupportedLayerError
 from dqmq_tf.export.qonnx_graph import QonnxGraph, Value
 from dqmq_tf.graph import Graph, Node
 from dqmq_tf.graph.activations import relu_ceiling
-from dqmq_tf.lowering.folding import Affine
+from dqmq_tf.graph.constant_maps import Affine
 from dqmq_tf.precision import WeightPrecision
 
 

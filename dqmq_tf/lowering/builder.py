@@ -45,6 +45,8 @@ class LoweringBuilder:
             `(path, "float")`.
         weights: `FoldedWeights` by the path of their layer, `StoredWeights` by the path or by
             `"path:variable"`, in execution order.
+        padded: `{padded tensor: tensor before}` of zero padding that a convolution does itself. The
+            padded tensor has no value.
         tensors, paths, marked, quantization, floating, vocabulary, float_layers, pixels: See
             `LoweredModel`.
 
@@ -70,6 +72,7 @@ class LoweringBuilder:
         self.vocabulary: dict[str, int] = {}
         self.float_layers: dict[str, str] = {}
         self.pixels: set[str] = set()
+        self.padded: dict[int, int] = {}
         self._fused = fused_tensors(graph)
         layers = {node.path: node.layer for node in graph.nodes}
         self._folded_layers = {linear: layers[path] for path, linear in graph.folds.items()}
@@ -106,6 +109,10 @@ class LoweringBuilder:
             The `keras.layers.Layer`. None if none is folded into it.
         """
         return self._folded_layers.get(path)
+
+    def source(self, node: Node) -> int:
+        """Returns the tensor that the operator of a node with one input reads."""
+        return self.padded.get(node.inputs[0], node.inputs[0])
 
     def input_step(self, tensor: int) -> float:
         """Returns the step of a tensor of the graph, 1.0 if it is not quantized."""

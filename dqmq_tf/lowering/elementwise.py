@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -12,6 +11,7 @@ import tensorflow as tf
 from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
 from dqmq_tf.graph import Node
 from dqmq_tf.graph.activations import grid_ceiling, is_relu
+from dqmq_tf.graph.constant_maps import Affine, constant_map
 from dqmq_tf.lowering import folding
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
 from dqmq_tf.precision import INT16_BITS, ActivationPrecision
@@ -21,6 +21,9 @@ from dqmq_tf.precision import INT16_BITS, ActivationPrecision
 _FUSED = ("linear", "relu", "relu6")
 # Activations for which TFLite has a separate integer operator.
 _STANDALONE = ("relu", "softmax", "sigmoid", "tanh", "hard_silu", "gelu", "leaky_relu")
+# Images with fewer channels than this, and at least so many positions, are convolved several columns
+# at once: so many that there are this many channels side by side (measured on x86-64).
+_FEW_CHANNELS, _MANY_POSITIONS, _SIDE_BY_SIDE = 8, 1024, 32
 _ZERO_TO_ONE = ActivationPrecision(step=1 / 256, zero_point=0, bit_width=8)
 _INT16_GRID = ActivationPrecision(step=2.0**-15, zero_point=2**15, bit_width=INT16_BITS)
 # Activations whose integer kernels support only one quantization of the output.
@@ -143,23 +146,12 @@ def rescaling(builder: LoweringBuilder, node: Node) -> None:
     if node.path in builder.graph.folds:
         builder.emit(node.outputs[0], builder.values[node.inputs[0]])
         return
-    channels = builder.values[node.inputs[0]].shape[-1]
-    _lower_affine(builder, node, "scale", folding.layer_affine(node.layer, channels))
+    _lower_affine(builder, node, "scale", constant_map(builder.graph, node))
 
 
 def normalization(builder: LoweringBuilder, node: Node) -> None:
     """Lowers `Normalization` of the last axis, or of all axes by one mean and variance."""
-    layer = node.layer
-    rank = len(builder.values[node.inputs[0]].shape)
-    if tuple(axis % rank for axis in layer.axis) not in ((), (rank - 1,)) or layer.invert:
-        raise FloatOnly("it normalizes other axes than the last, or inverts a normalization")
-    channels = builder.values[node.inputs[0]].shape[-1]
-    mean, variance = (
-        np.broadcast_to(keras.ops.convert_to_numpy(value).astype(np.float64).ravel(), (channels,))
-        for value in (layer.mean, layer.variance)
-    )
-    multiplier = 1 / np.maximum(np.sqrt(variance), keras.config.epsilon())
-    _lower_affine(builder, node, "variance", folding.Affine(multiplier, -mean * multiplier))
+    _lower_affine(builder, node, "variance", constant_map(builder.graph, node))
 
 
 def compute_values(builder: LoweringBuilder, node: Node) -> None:
@@ -183,69 +175,12 @@ def product(builder: LoweringBuilder, node: Node) -> None:
     compute_values(builder, node)
 
 
-def arithmetic(
-    multiplier: Callable[[np.ndarray, bool], np.ndarray | float],
-    offset: Callable[[np.ndarray, bool], np.ndarray | float],
-) -> Lowering:
-    """Returns the function that lowers an operator of two tensors, or of a tensor and a constant.
-
-    An operator of a tensor and a constant is the map `multiplier * x + offset` of each channel.
-
-    Args:
-        multiplier: `multiplier(constant, is_first)` returns the multiplier of each channel, or one
-            for all, from the constant of each channel. `is_first` tells whether the constant is
-            the first operand.
-        offset: `offset(constant, is_first)` returns the offset likewise.
-    """
-
-    def lower(builder: LoweringBuilder, node: Node) -> None:
-        if len(node.inputs) == 2:
-            compute_values(builder, node)
-            return
-        args, kwargs = node.arguments(builder.values)
-        operands = [*args, *kwargs.values()]
-        (position,) = [i for i, x in enumerate(operands) if not keras.backend.is_keras_tensor(x)]
-        channels = builder.values[node.inputs[0]].shape[-1]
-        constant = _constant_of_channels(builder, node, operands[position])
-        multipliers, offsets = (
-            np.broadcast_to(np.float64(function(constant, position == 0)), (channels,))
-            for function in (multiplier, offset)
-        )
-        _lower_affine(builder, node, "constant", folding.Affine(multipliers, offsets))
-
-    return lower
-
-
-def _constant_of_channels(builder: LoweringBuilder, node: Node, constant: Any) -> np.ndarray:
-    """Returns the constant operand of each channel, shape `(channels,)`.
-
-    Raises:
-        FloatOnly: If the constant differs between positions.
-    """
-    shape = builder.graph.shapes[node.inputs[0]]
-    values = np.asarray(keras.ops.convert_to_numpy(constant), np.float64)
-    is_of_channels = values.size == 1 or values.shape[-1:] == (values.size,) == shape[-1:]
-    if not is_of_channels or builder.graph.shapes[node.outputs[0]] != shape:
-        raise FloatOnly("its constant tensor differs between positions")
-    return np.broadcast_to(values.ravel(), (shape[-1] or 0,))
-
-
-def divisor(constant: np.ndarray, is_first: bool) -> np.ndarray:
-    """Returns the multiplier of `x / constant`.
-
-    Raises:
-        FloatOnly: If the constant is divided by the tensor.
-    """
-    if is_first or not np.all(constant):
-        raise FloatOnly("it divides by a tensor or by 0")
-    return 1 / constant
-
-
-def negative(builder: LoweringBuilder, node: Node) -> None:
-    """Lowers `-x`."""
-    channels = builder.values[node.inputs[0]].shape[-1]
-    affine = folding.Affine(np.full(channels, -1.0), np.zeros(channels))
-    _lower_affine(builder, node, "constant", affine)
+def arithmetic(builder: LoweringBuilder, node: Node) -> None:
+    """Lowers an operator of two tensors, or of a tensor and a constant of each channel."""
+    if len(node.inputs) == 2:
+        compute_values(builder, node)
+    else:
+        _lower_affine(builder, node, "constant", constant_map(builder.graph, node))
 
 
 def call_copy(builder: LoweringBuilder, node: Node) -> Any:
@@ -314,9 +249,7 @@ def _lower_leaky_relu(builder: LoweringBuilder, node: Node, slope: float) -> Non
     builder.emit(node.outputs[0], layer(builder.values[node.inputs[0]]))
 
 
-def _lower_affine(
-    builder: LoweringBuilder, node: Node, variable: str, affine: folding.Affine
-) -> None:
+def _lower_affine(builder: LoweringBuilder, node: Node, variable: str, affine: Affine) -> None:
     """Lowers a per-channel map to a depthwise convolution of 1 x 1, which is exact.
 
     Args:
@@ -327,13 +260,17 @@ def _lower_affine(
     """
     source, target = node.inputs[0], node.outputs[0]
     value = builder.values[source]
-    rank = len(value.shape)
-    if rank > 4:
-        raise FloatOnly(f"no runtime convolves a tensor of rank {rank}")
-    image = value
-    if rank < 4:
-        image = keras.ops.reshape(value, (-1, *(1,) * (4 - rank), *value.shape[1:]))
+    shape = value.shape[1:]
+    if len(shape) > 3:
+        raise FloatOnly(f"no runtime convolves a tensor of rank {len(shape) + 1}")
+    columns = _columns_as_channels(shape)
+    image_shape = (*(1,) * (3 - len(shape)), *shape)
+    if columns > 1:
+        image_shape = (shape[0], shape[1] // columns, columns * shape[2])
+    is_reshaped = image_shape != shape
+    image = keras.ops.reshape(value, (-1, *image_shape)) if is_reshaped else value
     if node.path not in builder.layers:
+        affine = Affine(np.tile(affine.multiplier, columns), np.tile(affine.offset, columns))
         weights = folding.affine_weights(
             node.path, variable, affine, builder.input_step(source), builder.runs_in_int16(node)
         )
@@ -345,15 +282,30 @@ def _lower_affine(
             scales = weights.scales * np.float32(1 + 2**-22)
             weights = dataclasses.replace(weights, scales=scales)
         layer = keras.layers.DepthwiseConv2D(1)
-        layer.build((None, 1, 1, value.shape[-1]))
+        layer.build((None, 1, 1, image_shape[-1]))
         layer.kernel.assign(weights.values.reshape(layer.kernel.shape))
         layer.bias.assign(weights.bias)
         builder.layers[node.path] = layer
         builder.weights[node.path] = weights
     result = builder.layers[node.path](image)
-    if rank < 4:
-        result = keras.ops.reshape(result, (-1, *value.shape[1:]))
+    if is_reshaped:
+        result = keras.ops.reshape(result, (-1, *shape))
     builder.emit(target, result)
+
+
+def _columns_as_channels(shape: tuple[int, ...]) -> int:
+    """Returns how many columns of an image one convolution of single positions takes as channels.
+
+    Kernels compute many channels at once. With the three of an image they compute three, which takes
+    three times as long as all else that MobileNetV3Small's first layer does.
+
+    Args:
+        shape: The shape without the batch.
+    """
+    if len(shape) != 3 or shape[2] >= _FEW_CHANNELS or shape[0] * shape[1] < _MANY_POSITIONS:
+        return 1
+    divisors = (n for n in range(1, shape[1] + 1) if shape[1] % n == 0)
+    return next((n for n in divisors if n * shape[2] >= _SIDE_BY_SIDE), shape[1])
 
 
 def _label(function: Any) -> Any:

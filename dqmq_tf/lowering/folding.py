@@ -19,6 +19,7 @@ import keras
 import numpy as np
 
 from dqmq_tf.errors import ConversionError
+from dqmq_tf.graph.constant_maps import Affine, of_channels
 from dqmq_tf.precision import WeightPrecision
 
 CONVOLUTION = "CONV_2D"
@@ -52,19 +53,6 @@ def data_operand(kind: str) -> int:
         kind: One of `KINDS`.
     """
     return 2 if kind == TRANSPOSED else 0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Affine:
-    """A per-channel map `y = multiplier * x + offset`.
-
-    Attributes:
-        multiplier: A float64 array, shape `(channels,)`.
-        offset: A float64 array, shape `(channels,)`.
-    """
-
-    multiplier: np.ndarray
-    offset: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,8 +141,7 @@ def layer_affine(layer: Any, channels: int) -> Affine:
     """
     if isinstance(layer, keras.layers.BatchNormalization):
         return batch_norm_affine(layer)
-    scale, offset = (np.asarray(value, np.float64) for value in (layer.scale, layer.offset))
-    return Affine(np.broadcast_to(scale, (channels,)), np.broadcast_to(offset, (channels,)))
+    return Affine(of_channels(layer.scale, channels), of_channels(layer.offset, channels))
 
 
 def fold_weights(

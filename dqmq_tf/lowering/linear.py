@@ -41,19 +41,26 @@ def check_dilation(node: Node) -> None:
         )
 
 
+def check_convolution(node: Node) -> None:
+    """Raises `FloatOnly` for a convolution that no integer kernel computes."""
+    elementwise.check_data_format(node)
+    elementwise.check_fused(node.layer.activation)
+    groups = getattr(node.layer, "groups", 1)
+    if groups != 1:
+        raise FloatOnly(f"no runtime has an integer kernel for {groups} groups of channels")
+
+
 def convolution(builder: LoweringBuilder, node: Node) -> None:
     """Lowers a convolution of signals or images, depthwise and transposed ones included."""
+    check_convolution(node)
     layer, kind = node.layer, _CONVOLUTIONS[op_kind(node.layer)]
-    elementwise.check_data_format(node)
-    elementwise.check_fused(layer.activation)
-    if getattr(layer, "groups", 1) != 1:
-        raise FloatOnly(f"no runtime has an integer kernel for {layer.groups} groups of channels")
-    value = builder.values[node.inputs[0]]
+    pads = node.inputs[0] in builder.padded
+    value = builder.values[builder.source(node)]
     is_signal = len(value.shape) == 3
     if is_signal:
         value = _as_image(layer, value)
     if node.path not in builder.layers:
-        new_layer = _image_convolution(layer, kind, is_signal)
+        new_layer = _image_convolution(layer, kind, is_signal, pads)
         new_layer.build((None, *value.shape[1:]))
         integers, step, bias = _kernel_and_bias(builder, node)
         if is_signal:
@@ -257,7 +264,7 @@ def _set_folded_weights(
         WeightPrecision(integers=integers, step=steps, bit_width=precision.bit_width),
         bias,
         None if folded_layer is None else folding.layer_affine(folded_layer, channels),
-        builder.input_step(node.inputs[0]),
+        builder.input_step(builder.source(node)),
         builder.runs_in_int16(node),
     )
     new_layer.kernel.assign(folding.keras_kernel(weights, new_layer.kernel.shape))
@@ -275,13 +282,14 @@ def _as_image(layer: Any, value: Any) -> Any:
     return value
 
 
-def _image_convolution(layer: Any, kind: str, is_signal: bool) -> Any:
+def _image_convolution(layer: Any, kind: str, is_signal: bool, pads: bool) -> Any:
     """Returns a new layer that convolves images as a layer does, without its activation.
 
     Args:
         layer: A convolution of signals or images.
         kind: Its TFLite operator, one of `folding.KINDS`.
         is_signal: Whether it convolves signals. The new layer then convolves images of height 1.
+        pads: Whether it pads its input in place of a layer before it (see `padding`).
     """
 
     def for_image(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -291,7 +299,7 @@ def _image_convolution(layer: Any, kind: str, is_signal: bool) -> Any:
         "kernel_size": for_image(layer.kernel_size),
         "strides": for_image(layer.strides),
         # `_as_image` pads the input of a causal convolution.
-        "padding": "valid" if layer.padding == "causal" else layer.padding,
+        "padding": "same" if pads else "valid" if layer.padding == "causal" else layer.padding,
         "dilation_rate": for_image(layer.dilation_rate),
     }
     if kind == folding.DEPTHWISE:

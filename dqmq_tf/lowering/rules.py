@@ -11,7 +11,7 @@ from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
 from dqmq_tf.graph import Graph, Node
 from dqmq_tf.graph.aliases import sources_of
 from dqmq_tf.graph.kernels import is_float
-from dqmq_tf.lowering import data_movement, elementwise, float_fallback, functions, linear
+from dqmq_tf.lowering import data_movement, elementwise, float_fallback, functions, linear, padding
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
 
 
@@ -129,8 +129,10 @@ _LOWERINGS: dict[type, Lowering] = {
     _layers.RepeatVector: functions.repeat,
     _layers.Reshape: data_movement.move_values,
     _layers.Permute: data_movement.move_values,
-    _layers.ZeroPadding1D: data_movement.as_image_layer(_layers.ZeroPadding2D, "padding"),
-    _layers.ZeroPadding2D: data_movement.move_values,
+    _layers.ZeroPadding1D: padding.zero_padding(
+        data_movement.as_image_layer(_layers.ZeroPadding2D, "padding")
+    ),
+    _layers.ZeroPadding2D: padding.zero_padding(data_movement.move_values),
     _layers.Cropping1D: data_movement.as_image_layer(_layers.Cropping2D, "cropping"),
     _layers.Cropping2D: data_movement.move_values,
     _layers.UpSampling1D: data_movement.upsampling_of_signals,
@@ -139,14 +141,12 @@ _LOWERINGS: dict[type, Lowering] = {
 }
 # By class name, as Keras does not export the classes of its operations.
 _OPERATIONS: dict[str, Lowering] = {
-    "Add": elementwise.arithmetic(lambda c, is_first: 1.0, lambda c, is_first: c),
-    "Subtract": elementwise.arithmetic(
-        lambda c, is_first: -1.0 if is_first else 1.0, lambda c, is_first: c if is_first else -c
-    ),
-    "Multiply": elementwise.arithmetic(lambda c, is_first: c, lambda c, is_first: 0.0),
-    "Divide": elementwise.arithmetic(elementwise.divisor, lambda c, is_first: 0.0),
-    "TrueDivide": elementwise.arithmetic(elementwise.divisor, lambda c, is_first: 0.0),
-    "Negative": elementwise.negative,
+    "Add": elementwise.arithmetic,
+    "Subtract": elementwise.arithmetic,
+    "Multiply": elementwise.arithmetic,
+    "Divide": elementwise.arithmetic,
+    "TrueDivide": elementwise.arithmetic,
+    "Negative": elementwise.arithmetic,
     "Matmul": elementwise.product,
     "Relu": elementwise.activation_function("relu"),
     "Relu6": elementwise.activation_function("relu6"),

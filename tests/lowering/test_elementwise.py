@@ -136,6 +136,21 @@ def test_batch_norm_that_no_kernel_does(shape, axis, why):
     assert why in lowered.float_layers["norm"]
 
 
+@pytest.mark.parametrize(
+    "shape, channels", [((32, 40, 3), 60), ((33, 37, 1), 37), ((64, 64, 2), 32)]
+)
+def test_columns_of_a_large_image_are_channels_of_one_convolution(shape, channels, tmp_path):
+    scale = [0.5, -2.0, 1.0][: shape[-1]]
+    qmodel = frozen(shape, layers.Rescaling(scale, offset=0.25), layers.Conv2D(2, 3))
+    assert not assert_simulates(qmodel).float_layers
+    model, report = written(qmodel, tmp_path)
+    kinds = ["QUANTIZE", "RESHAPE", "DEPTHWISE_CONV_2D", "RESHAPE", "CONV_2D", "DEQUANTIZE"]
+    assert names(model) == kinds
+    assert report.weights[0].count == channels
+    assert report.verification.different_numbers == 0
+    assert report.verification.largest_quanta <= 1.01
+
+
 @pytest.mark.parametrize("scale, offset", [(0.5, 0.1), (-1.0, 0.1)])
 def test_rescaling_is_folded_into_the_layer_before(scale, offset):
     parts = conv(), layers.Rescaling(scale, offset), layers.ReLU(), layers.Dense(2)

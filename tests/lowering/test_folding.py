@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from dqmq_tf.errors import ConversionError
+from dqmq_tf.graph.constant_maps import Affine
 from dqmq_tf.lowering import folding
 from dqmq_tf.precision import WeightPrecision
 
@@ -79,7 +80,7 @@ def test_dead_channel_has_a_bias_that_fits_into_int32():
 
 
 def test_affine_weights_round_nothing():
-    affine = folding.Affine(np.array([0.5, -2.0, 0.0]), np.array([1.0, 0.0, -1.0]))
+    affine = Affine(np.array([0.5, -2.0, 0.0]), np.array([1.0, 0.0, -1.0]))
     folded = folding.affine_weights("norm", "gamma", affine, 0.1)
     np.testing.assert_allclose(folded.values.ravel(), affine.multiplier, rtol=1e-6)
     assert set(np.abs(folded.integers).ravel()) <= {0, 127}
