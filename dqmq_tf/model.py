@@ -160,9 +160,9 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
         """
         x, y, kwargs = inputs.without_lists(self, x, y, kwargs)
         with silence(verbose == 0):
-            if not self._training.is_calibrated and epochs:
+            if epochs and not self._training.is_prepared:
                 x, first = fit_data.peek(x, self, self._training.calibration_samples)
-                self._training.calibrate(first, for_training=True)
+                self._training.prepare(first)
             callbacks = with_own_callbacks(self, callbacks, epochs, kwargs.get("steps_per_epoch"))
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
@@ -178,9 +178,10 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
 
         The first call calibrates the model on its batch.
         """
-        if not self._training.is_calibrated:
-            self._training.calibrate(x, for_training=True)
-        return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
+        self._training.prepare(x)
+        logs = super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
+        self._training.follow_values(int(self.optimizer.iterations.numpy()))
+        return logs
 
     def calibrate(self, x: Any) -> None:
         """Sets the ranges of activations and the normalization of the encoder from data.

@@ -57,8 +57,21 @@ class BudgetKeeper:
 
         Step sizes that training does not move follow the weights first.
         """
-        self._fit_stale_steps()
+        self.fit_stale_steps()
         self._measure()
+
+    def fit_stale_steps(self) -> None:
+        """Fits the step sizes that suit the weights no more, except those of bits that are fixed."""
+        parts = self._parts
+        if parts.policy.phase == FROZEN:
+            return
+        used: dict[str, dict[str, list[int]]] = {path: {} for path in parts.wrappers}
+        if parts.policy.phase == SETTLED:
+            columns = self._assigned()[:, parts.policy.activation_count :].T
+            for point, bits in zip(parts.costs.weights, columns):
+                used[point.path][point.variable] = bits.tolist()
+        for path, wrapper in parts.wrappers.items():
+            wrapper.fit_steps(used[path])
 
     def set_budget(self, budget: Budget | None) -> None:
         """Sets the budget, or the default one, after measuring the file that the model becomes.
@@ -268,19 +281,6 @@ class BudgetKeeper:
         if costs.in_bytes:
             self._show_tables()
             costs.file_constant = policy.file_constant
-
-    def _fit_stale_steps(self) -> None:
-        """Fits the step sizes that suit the weights no more, except those of bits that are fixed."""
-        parts = self._parts
-        if parts.policy.phase == FROZEN:
-            return
-        used: dict[str, dict[str, list[int]]] = {path: {} for path in parts.wrappers}
-        if parts.policy.phase == SETTLED:
-            columns = self._assigned()[:, parts.policy.activation_count :].T
-            for point, bits in zip(parts.costs.weights, columns):
-                used[point.path][point.variable] = bits.tolist()
-        for path, wrapper in parts.wrappers.items():
-            wrapper.fit_steps(used[path])
 
     def _show_tables(self) -> None:
         """Gives the policy the cost of each weight point at each bit-width."""

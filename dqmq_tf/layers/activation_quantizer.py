@@ -158,6 +158,24 @@ class ActivationQuantizer(keras.layers.Layer):
         self.zero_point.assign(zero_point)
         self.calibrated.assign(1.0)
 
+    def follow(self) -> None:
+        """Ends `observe`, and fits again the candidates whose grids suit the recorded tensors no more.
+
+        A fixed range stays as it is. So does any range if a tensor contains NaN or infinity.
+        """
+        observed, self._observed = self._observed, None
+        values = np.concatenate(observed or [np.empty(0, "float32")])
+        if self.range != "affine" or not values.size or not np.isfinite(values).all():
+            return
+        step, zero_point = step_fitting.following_range(
+            values,
+            np.exp(ops.convert_to_numpy(self.log_step)),
+            ops.convert_to_numpy(self.zero_point),
+            self.bit_widths,
+        )
+        self.log_step.assign(np.log(step))
+        self.zero_point.assign(zero_point)
+
     def _check_finite(self, values: np.ndarray) -> None:
         """Raises `ValueError` if recorded values contain NaN or infinity."""
         if not np.isfinite(values).all():

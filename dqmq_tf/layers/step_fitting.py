@@ -10,6 +10,9 @@ from dqmq_tf.precision import INT16_BITS
 # Steps are stale if they have this many times the least squared error. That need not be measured
 # while the range of the most bits ends this close to the largest weight.
 _STALE, _CLOSE = 2.0, 0.03
+# The grid of an activation is fitted again if it has this many times the least squared error, and if
+# that is more than this share of the squared values.
+_LEFT_BEHIND, _LOUD = 4.0, 1e-3
 
 
 def weight_integers(weights: np.ndarray, step: np.ndarray, bit_width: int) -> np.ndarray:
@@ -84,6 +87,39 @@ def is_stale(weights: np.ndarray, step: np.ndarray, fitted: np.ndarray, bit_widt
     return error(step) > _STALE * error(fitted)
 
 
+def activation_error(values: np.ndarray, step: float, zero_point: float, bit_width: int) -> float:
+    """Returns the mean squared error of values on the grid of an activation."""
+    levels = 2.0**bit_width - 1.0
+    q = np.clip(np.round(values / step), -zero_point, levels - zero_point)
+    return float(np.mean(np.square(q * step - values)))
+
+
+def following_range(
+    values: np.ndarray, step: np.ndarray, zero_point: np.ndarray, bit_widths: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps and zero points of an activation, fitted again where they suit it no more.
+
+    Args:
+        values: The values of the tensor now, a flat array.
+        step, zero_point: The grid of each of the K candidates so far, arrays `[K]`.
+        bit_widths: The K candidate bit-widths.
+
+    Returns:
+        `(step, zero_point)`, arrays `[K]`. A grid whose error is small beside the values, or not
+        much larger than it has to be, is the same as before.
+    """
+    step, zero_point = step.copy(), zero_point.copy()
+    loud = _LOUD * float(np.mean(np.square(values)))
+    for i, bit_width in enumerate(bit_widths):
+        error = activation_error(values, step[i], zero_point[i], bit_width)
+        if error <= loud:
+            continue
+        (new_step,), (new_zero_point,) = fit_activation_range(values, [bit_width])
+        if error > _LEFT_BEHIND * activation_error(values, new_step, new_zero_point, bit_width):
+            step[i], zero_point[i] = new_step, new_zero_point
+    return step, zero_point
+
+
 def fit_activation_range(
     values: np.ndarray, bit_widths: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -113,8 +149,7 @@ def fit_activation_range(
         for shrink in np.linspace(0.1, 1.0, 37):
             step = (high - low) * shrink / levels
             zero_point = float(np.clip(np.round(-low * shrink / step), 0, levels))
-            q = np.clip(np.round(values / step), -zero_point, levels - zero_point)
-            error = float(np.mean(np.square(q * step - values)))
+            error = activation_error(values, step, zero_point, bit_width)
             if error < least_error:
                 least_error, best_step, best_zero_point = error, step, zero_point
         steps.append(best_step)

@@ -8,8 +8,9 @@ import keras
 
 from dqmq_tf.errors import FloatOnly
 from dqmq_tf.graph import Graph, Node
-from dqmq_tf.lowering import data_movement, linear
+from dqmq_tf.lowering import linear
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
+from dqmq_tf.lowering.elementwise import check_data_format
 
 # Subclasses may compute something else.
 _CONVOLUTIONS = (
@@ -28,7 +29,7 @@ def zero_padding(lower: Lowering) -> Lowering:
     """
 
     def lower_or_absorb(builder: LoweringBuilder, node: Node) -> None:
-        data_movement.check_data_format(node)
+        check_data_format(node)
         (source,), (target,) = node.inputs, node.outputs
         reader = _only_reader(builder.graph, target)
         if reader is None or not _pads_alike(builder.graph, node, reader):
@@ -53,7 +54,7 @@ def _only_reader(graph: Graph, tensor: int) -> Node | None:
 
 def _pads_alike(graph: Graph, node: Node, reader: Node) -> bool:
     """Whether a convolution with `padding="same"` pads its input as a node does."""
-    layer, sizes = reader.layer, graph.shapes[node.inputs[0]][1:-1]
+    layer, sizes = reader.layer, [n or 0 for n in graph.shapes[node.inputs[0]][1:-1]]
     if layer.padding != "valid" or set(layer.dilation_rate) != {1}:
         return False
     padding = node.layer.padding

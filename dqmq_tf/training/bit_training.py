@@ -17,11 +17,13 @@ from dqmq_tf.terminal import stages
 from dqmq_tf.training import fit_data, optimizers, range_calibration
 from dqmq_tf.training.float_agreement import FloatAgreement
 from dqmq_tf.training.policy_search import PolicySearch, mean_bits
-from dqmq_tf.training.several_workers import agree
+from dqmq_tf.training.several_workers import agree, take_from_first
 
 _CALIBRATION_SAMPLES = 256
 # The same for `fit`, if its first batch is smaller.
 _FIT_SAMPLES = 128
+# The number of samples whose values ranges follow during training.
+_FOLLOWED_SAMPLES = 16
 
 
 class BitTraining:
@@ -51,6 +53,7 @@ class BitTraining:
         self._figures = {name: keras.metrics.Mean(name=name) for name in self.figure_names}
         self._settled_cost: float | None = None
         self._begun = False
+        self._followed: Any = None
         # Set by `compile`, or by `DQMQModel.custom_training`.
         self.policy_optimizer: keras.optimizers.Optimizer | None = None
         self.encoder_optimizer: keras.optimizers.Optimizer | None = None
@@ -100,8 +103,10 @@ class BitTraining:
             stage("reading data")
             arrays = inputs.collect(x, self.model, samples=_CALIBRATION_SAMPLES)
             x = inputs.structured(fit_data.checked_finite(arrays), self.model)
+            self._remember(arrays)
             stage("fitting the ranges of activations")
             state = range_calibration.set_ranges(parts, x, for_training)
+            take_from_first(self.model, self._ranges())
             if not self.has_begun:
                 stage("comparing 8 bits with floating point")
                 self.agreement.check(arrays, state)
@@ -114,6 +119,46 @@ class BitTraining:
                     parts.policy.loss_table.assign(losses)
                 if not self.steps_searched:
                     self.keeper.place_means()
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a training can begin: ranges are set, and there are inputs whose values to follow."""
+        return self.is_calibrated and self._followed is not None
+
+    def prepare(self, x: Any) -> None:
+        """Does what `is_prepared` lacks: calibrates, or keeps inputs if ranges are set, as after loading.
+
+        Args:
+            x: The first inputs of the training, as `calibrate` takes them.
+        """
+        if self.is_prepared:
+            return
+        if self.is_calibrated:
+            self._remember(inputs.collect(x, self.model, samples=_FOLLOWED_SAMPLES))
+        else:
+            self.calibrate(x, for_training=True)
+
+    def _remember(self, arrays: list[np.ndarray]) -> None:
+        """Keeps the first inputs, whose values ranges follow during training."""
+        first = [array[:_FOLLOWED_SAMPLES] for array in arrays]
+        self._followed = inputs.structured(first, self.model)
+
+    def follow_values(self, steps: int, taken: int = 1) -> None:
+        """Fits ranges and steps again that suit the values no more, whenever `steps` has doubled.
+
+        Args:
+            steps: The number of training steps so far.
+            taken: How many of them were taken since the last call.
+        """
+        if self._followed is None or not range_calibration.is_followed(steps - taken, steps):
+            return
+        range_calibration.follow_values(self.parts, self._followed)
+        take_from_first(self.model, self._ranges())
+        self.keeper.fit_stale_steps()
+
+    def _ranges(self) -> list[keras.Variable]:
+        """Returns the variables that hold the ranges of activations."""
+        return [v for q in self.parts.quantizers for v in (q.log_step, q.zero_point)]
 
     def begin(self, total_steps: float) -> None:
         """Starts a new search at step 0.

@@ -6,6 +6,7 @@ import keras
 
 from dqmq_tf.training.batch_statistics import BatchStatistics
 from dqmq_tf.training.bit_logs import BitLogs
+from dqmq_tf.training.range_schedule import RangeSchedule
 from dqmq_tf.training.search_schedule import SearchSchedule
 
 
@@ -15,7 +16,7 @@ def with_own_callbacks(
     """Returns the callbacks of a call of `fit`, in the order in which they run.
 
     The figures of the bits come first, so that the callbacks of the user find them in the logs. The
-    schedule and the batch statistics come last, because a callback of the user may restore weights.
+    schedules and the batch statistics come last, because a callback of the user may restore weights.
 
     Args:
         model: A `DQMQModel`.
@@ -27,6 +28,7 @@ def with_own_callbacks(
     parts = model._parts
     before = [BitLogs()]
     after = [
+        RangeSchedule(),
         SearchSchedule(parts.config.settle, epochs, steps_per_epoch),
         BatchStatistics(parts.norms, epochs, steps_per_epoch),
     ]

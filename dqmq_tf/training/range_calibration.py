@@ -22,9 +22,12 @@ from keras import ops
 from dqmq_tf.graph import Graph
 from dqmq_tf.graph.cloning import layers_inside
 from dqmq_tf.graph.samples_at_once import samples_at_once
+from dqmq_tf.layers import ActivationQuantizer
 
 # Values by the id of the variable that has them.
 State = Mapping[int, Any]
+# The first step of training after which ranges follow the values; a power of two.
+_FIRST_FOLLOWED = 8
 
 
 def set_ranges(parts: Any, x: Any, for_training: bool) -> State:
@@ -57,6 +60,45 @@ def set_ranges(parts: Any, x: Any, for_training: bool) -> State:
         for layer in layers:
             layer.calibrate(for_training)
     return {id(variable): value for variable, value in state}
+
+
+def is_followed(before: int, after: int) -> bool:
+    """Returns whether training came to a step at which ranges follow the values.
+
+    From the eighth step on, they do whenever the number of steps has doubled: a change is noticed
+    before training has taken twice as long.
+
+    Args:
+        before, after: The number of steps that training had taken, and has taken now.
+
+    Example:
+
+    >>> [step for step in range(100) if is_followed(step - 1, step)]
+    [8, 16, 32, 64]
+    """
+    return after >= _FIRST_FOLLOWED and after.bit_length() > before.bit_length()
+
+
+def follow_values(parts: Any, x: Any) -> None:
+    """Fits the ranges again that values have left since they were set.
+
+    Gradients move a range by about 0.1 % in a step, and its zero point not at all. Values that grow
+    faster, such as the logits of a new network, would be clipped, and what is clipped hardly learns.
+
+    Args:
+        parts: The `ModelParts` of a calibrated model.
+        x: A few inputs, in the structure that the model takes.
+    """
+    quantizers = [q for q in parts.quantizers if isinstance(q, ActivationQuantizer)]
+    for layer in (*quantizers, *parts.wrappers.values()):
+        layer.observe()
+    try:
+        _call(parts, x, training=True)
+    finally:
+        for wrapper in parts.wrappers.values():
+            wrapper.calibrate(for_training=True)
+        for quantizer in quantizers:
+            quantizer.follow()
 
 
 def has_new_statistics(parts: Any) -> bool:

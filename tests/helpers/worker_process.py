@@ -41,7 +41,8 @@ def train(index, ports, folder, killed=None):
 
     import dqmq_tf
 
-    keras.utils.set_random_seed(0)
+    # Weights come from the chief, but each worker drops others.
+    keras.utils.set_random_seed(index)
     images = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
     data = tf.data.Dataset.from_tensor_slices((images, np.arange(64) % 3)).batch(16)
     layers = keras.layers
@@ -50,6 +51,7 @@ def train(index, ports, folder, killed=None):
         model.add(layers.BatchNormalization())
         model.add(layers.ReLU())
         model.add(layers.GlobalAveragePooling2D())
+        model.add(layers.Dropout(0.3))
         model.add(layers.Dense(3))
         qmodel = dqmq_tf.quantize_model(model, target="android")
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -189,3 +189,61 @@ def test_a_saved_quantizer_loads_with_its_config_and_weights(data, tmp_path):
     np.testing.assert_array_equal(loaded(inputs), model(inputs))
     copy = ActivationQuantizer.from_config(layer.get_config())
     assert (copy.bit_widths, copy.column, copy.range) == (BITS, 0, "affine")
+
+
+def followed(quantizer, values):
+    """Step and zero point of the candidates after the quantizer followed values."""
+    quantizer.observe()
+    quantizer(keras.ops.convert_to_tensor(values, "float32"))
+    quantizer.follow()
+    return np.exp(quantizer.log_step.numpy()), quantizer.zero_point.numpy()
+
+
+def grids(quantizer):
+    return np.exp(quantizer.log_step.numpy()), quantizer.zero_point.numpy()
+
+
+@pytest.mark.parametrize("factor, offset", [(10.0, 0.0), (1.0, 8.0), (1.0, -8.0), (0.05, 0.0)])
+def test_ranges_follow_values_that_left_them(data, factor, offset):
+    quantizer = calibrated(data, bit_widths=(4, 8))
+    values = factor * data + offset
+    expected = grids(calibrated(values, bit_widths=(4, 8)))
+    for found, fitted in zip(followed(quantizer, values), expected):
+        np.testing.assert_allclose(found, fitted, rtol=1e-5)
+    np.testing.assert_allclose(quantizer(values, executing(8)), values, atol=expected[0][1])
+
+
+@pytest.mark.parametrize("factor", [0.7, 0.9, 1.0, 1.05])
+def test_ranges_that_fit_stay_as_training_left_them(data, factor):
+    quantizer = calibrated(data, bit_widths=(4, 8))
+    quantizer.log_step.assign_add([0.05, 0.02])
+    before = grids(quantizer)
+    for found, expected in zip(followed(quantizer, factor * data), before):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_only_the_candidates_that_need_it_are_fitted_again(data):
+    quantizer = calibrated(data, bit_widths=(4, 8))
+    before = grids(quantizer)
+    quantizer.log_step.assign_add([0.0, -3.0])
+    steps, _ = followed(quantizer, data)
+    assert steps[0] == np.exp(np.log(before[0][0]))
+    np.testing.assert_allclose(steps[1], before[0][1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("range", ["unit", "tanh", "pixels", "0..6.0"])
+def test_fixed_ranges_follow_nothing(data, range):
+    quantizer = calibrated(data, bit_widths=(8,), range=range)
+    before = grids(quantizer)
+    for found, expected in zip(followed(quantizer, 1000 * data), before):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_ranges_do_not_follow_a_training_that_broke_down(data, bad):
+    quantizer = calibrated(data, bit_widths=(8,))
+    before = grids(quantizer)
+    values = 100 * data
+    values[0] = bad
+    for found, expected in zip(followed(quantizer, values), before):
+        np.testing.assert_array_equal(found, expected)

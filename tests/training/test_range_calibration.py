@@ -1,7 +1,9 @@
-"""Calibration of a large network runs it on a part of the data at a time."""
+"""Calibration of a large network, part by part, and ranges that follow the values of a training."""
 
 import keras
 import numpy as np
+import pytest
+import tensorflow as tf
 
 import dqmq_tf
 from dqmq_tf.graph import samples_at_once as limits
@@ -64,3 +66,78 @@ def test_statistics_of_new_layers_are_means_over_the_parts(monkeypatch):
     np.testing.assert_allclose(
         state[id(norm.moving_variance)], values.var(1).mean(0), rtol=1e-3, atol=1e-6
     )
+
+
+def test_ranges_follow_whenever_the_steps_double():
+    taken = [step for step in range(1, 600) if range_calibration.is_followed(step - 1, step)]
+    assert taken == [8, 16, 32, 64, 128, 256, 512]
+    # Several steps in one call of the training function.
+    assert [n for n in range(10, 70, 10) if range_calibration.is_followed(n - 10, n)] == [
+        10,
+        20,
+        40,
+    ]
+
+
+def _growing():
+    """A network whose outputs have to become a hundred times as large, and its data."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(512, 4)).astype("float32")
+    y = 100 * np.tanh(x @ np.array([[1.0], [-1.0], [0.5], [0.0]], "float32"))
+    hidden = keras.layers.Dense(32, activation="relu", name="hidden")
+    model = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(1, name="out")])
+    rules = [dqmq_tf.LayerRule(pattern=".*", weight_bits=(8,))]
+    return dqmq_tf.quantize_model(model, config=dqmq_tf.DQMQConfig(rules=rules)), x, y
+
+
+def _by_fit(qmodel, x, y):
+    qmodel.compile(keras.optimizers.Adam(0.03), "mse")
+    qmodel.fit(x, y, batch_size=64, epochs=40, verbose=0)
+
+
+def _by_loaded_fit(qmodel, x, y):
+    qmodel.compile(keras.optimizers.Adam(0.03), "mse")
+    qmodel.calibrate(x)
+    qmodel._training._followed = None  # What a model that was saved and loaded begins with.
+    qmodel.fit(x, y, batch_size=64, epochs=40, verbose=0)
+
+
+def _by_batches(qmodel, x, y):
+    qmodel.compile(keras.optimizers.Adam(0.03), "mse")
+    for step in range(320):
+        part = slice(step % 8 * 64, step % 8 * 64 + 64)
+        qmodel.train_on_batch(x[part], y[part])
+
+
+def _by_own_loop(qmodel, x, y):
+    optimizer = keras.optimizers.Adam(0.03)
+    with qmodel.custom_training(steps=320, data=x[:256]) as training:
+        for step in range(320):
+            part = slice(step % 8 * 64, step % 8 * 64 + 64)
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(qmodel(x[part], training=True) - y[part]))
+            training.apply_gradients(tape, loss, x[part], optimizer)
+
+
+@pytest.mark.parametrize("train", [_by_fit, _by_loaded_fit, _by_batches, _by_own_loop])
+def test_outputs_grow_as_far_as_training_wants(train):
+    qmodel, x, y = _growing()
+    train(qmodel, x, y)
+    # Outputs whose range does not follow end below 10, with an error of 3,900.
+    error = np.mean(np.square(np.array(qmodel(x)) - y))
+    assert error < 0.05 * np.var(y)
+
+
+def test_a_trained_network_keeps_its_ranges():
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(512, 4)).astype("float32")
+    y = np.sum(x, axis=1, keepdims=True)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, name="out")])
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.fit(x, y, epochs=20, verbose=0)
+    qmodel = dqmq_tf.quantize_model(model)
+    qmodel.calibrate(x[:256])
+    ranges = [v.numpy() for v in qmodel._training._ranges()]
+    qmodel._training.follow_values(8)
+    for variable, value in zip(qmodel._training._ranges(), ranges):
+        np.testing.assert_array_equal(variable.numpy(), value)
