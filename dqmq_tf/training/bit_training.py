@@ -17,7 +17,7 @@ from dqmq_tf.terminal import stages
 from dqmq_tf.training import fit_data, optimizers, range_calibration
 from dqmq_tf.training.float_agreement import FloatAgreement
 from dqmq_tf.training.policy_search import PolicySearch, mean_bits
-from dqmq_tf.training.several_workers import agree, take_from_first
+from dqmq_tf.training.several_workers import agree
 
 _CALIBRATION_SAMPLES = 256
 # The same for `fit`, if its first batch is smaller.
@@ -106,7 +106,6 @@ class BitTraining:
             self._remember(arrays)
             stage("fitting the ranges of activations")
             state = range_calibration.set_ranges(parts, x, for_training)
-            take_from_first(self.model, self._ranges())
             if not self.has_begun:
                 stage("comparing 8 bits with floating point")
                 self.agreement.check(arrays, state)
@@ -153,12 +152,7 @@ class BitTraining:
         if self._followed is None or not range_calibration.is_followed(steps - taken, steps):
             return
         range_calibration.follow_values(self.parts, self._followed)
-        take_from_first(self.model, self._ranges())
         self.keeper.fit_stale_steps()
-
-    def _ranges(self) -> list[keras.Variable]:
-        """Returns the variables that hold the ranges of activations."""
-        return [v for q in self.parts.quantizers for v in (q.log_step, q.zero_point)]
 
     def begin(self, total_steps: float) -> None:
         """Starts a new search at step 0.

@@ -22,7 +22,6 @@ from keras import ops
 from dqmq_tf.graph import Graph
 from dqmq_tf.graph.cloning import layers_inside
 from dqmq_tf.graph.samples_at_once import samples_at_once
-from dqmq_tf.layers import ActivationQuantizer
 
 # Values by the id of the variable that has them.
 State = Mapping[int, Any]
@@ -89,15 +88,14 @@ def follow_values(parts: Any, x: Any) -> None:
         parts: The `ModelParts` of a calibrated model.
         x: A few inputs, in the structure that the model takes.
     """
-    quantizers = [q for q in parts.quantizers if isinstance(q, ActivationQuantizer)]
-    for layer in (*quantizers, *parts.wrappers.values()):
+    for layer in (*parts.quantizers, *parts.wrappers.values()):
         layer.observe()
     try:
         _call(parts, x, training=True)
     finally:
         for wrapper in parts.wrappers.values():
             wrapper.calibrate(for_training=True)
-        for quantizer in quantizers:
+        for quantizer in parts.quantizers:
             quantizer.follow()
 
 

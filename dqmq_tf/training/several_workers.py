@@ -8,7 +8,6 @@ Each worker settles the bits by itself, and must find the same ones. Therefore a
 depend on has to be the same on each worker.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -68,46 +67,12 @@ def agree(model: keras.Model) -> None:
         if not v.trainable and v.aggregation == "none" and keras.backend.is_float_dtype(v.dtype)
     ]
 
-    _reduce(strategy, measured, tf.distribute.ReduceOp.MEAN, lambda value: value)
-
-
-def take_from_first(model: keras.Model, variables: Sequence[keras.Variable]) -> None:
-    """Gives variables the values that they have on the first worker.
-
-    Each worker calibrates on the same data, but its dropout is its own. Without several workers,
-    nothing changes.
-
-    Args:
-        model: A model that was created in the scope of its strategy.
-        variables: Variables of the model.
-    """
-    strategy = model.distribute_strategy
-    if not spans_workers(strategy):
-        return
-
-    def of_first(value: tf.Tensor) -> tf.Tensor:
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return tf.where(tf.equal(replica, 0), value, tf.zeros_like(value))
-
-    _reduce(strategy, variables, tf.distribute.ReduceOp.SUM, of_first)
-
-
-def _reduce(
-    strategy: tf.distribute.Strategy,
-    variables: Sequence[keras.Variable],
-    operation: tf.distribute.ReduceOp,
-    share: Callable[[tf.Tensor], tf.Tensor],
-) -> None:
-    """Gives each variable the sum or mean of what `share` makes of its values on all replicas."""
-    if not variables:
-        return
-
-    def reduced() -> list[tf.Tensor]:
+    def average() -> list[tf.Tensor]:
         context = tf.distribute.get_replica_context()
-        values = [share(tf.convert_to_tensor(v.value)) for v in variables]
-        return context.all_reduce(operation, values)
+        values = [tf.convert_to_tensor(v.value) for v in measured]
+        return context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
 
-    results = strategy.run(reduced)
+    averages = strategy.run(average) if measured else []
     with strategy.scope():
-        for variable, value in zip(variables, results):
+        for variable, value in zip(measured, averages):
             variable.assign(strategy.experimental_local_results(value)[0])

@@ -79,53 +79,62 @@ def test_ranges_follow_whenever_the_steps_double():
     ]
 
 
+_STEPS = 128
+
+
 def _growing():
-    """A network whose outputs have to become a hundred times as large, and its data."""
+    """A network whose outputs have to become sixty times as large, and its data."""
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(size=(512, 4)).astype("float32")
-    y = 100 * np.tanh(x @ np.array([[1.0], [-1.0], [0.5], [0.0]], "float32"))
-    hidden = keras.layers.Dense(32, activation="relu", name="hidden")
-    model = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(1, name="out")])
+    y = 30 * np.tanh(x @ np.array([[1.0], [-1.0], [0.5], [0.0]], "float32"))
+    model = keras.Sequential([keras.Input((4,))])
+    for _ in range(3):
+        model.add(keras.layers.Dense(32, activation="relu"))
+    model.add(keras.layers.Dense(1))
     rules = [dqmq_tf.LayerRule(pattern=".*", weight_bits=(8,))]
     return dqmq_tf.quantize_model(model, config=dqmq_tf.DQMQConfig(rules=rules)), x, y
 
 
+def _batches(x, y):
+    for step in range(_STEPS):
+        part = slice(step % 16 * 32, step % 16 * 32 + 32)
+        yield x[part], y[part]
+
+
 def _by_fit(qmodel, x, y):
-    qmodel.compile(keras.optimizers.Adam(0.03), "mse")
-    qmodel.fit(x, y, batch_size=64, epochs=40, verbose=0)
+    qmodel.compile(keras.optimizers.Adam(0.006), "mse")
+    qmodel.fit(x, y, epochs=_STEPS // 16, verbose=0)
 
 
 def _by_loaded_fit(qmodel, x, y):
-    qmodel.compile(keras.optimizers.Adam(0.03), "mse")
+    qmodel.compile(keras.optimizers.Adam(0.006), "mse")
     qmodel.calibrate(x)
     qmodel._training._followed = None  # What a model that was saved and loaded begins with.
-    qmodel.fit(x, y, batch_size=64, epochs=40, verbose=0)
+    qmodel.fit(x, y, epochs=_STEPS // 16, verbose=0)
 
 
 def _by_batches(qmodel, x, y):
-    qmodel.compile(keras.optimizers.Adam(0.03), "mse")
-    for step in range(320):
-        part = slice(step % 8 * 64, step % 8 * 64 + 64)
-        qmodel.train_on_batch(x[part], y[part])
+    qmodel.compile(keras.optimizers.Adam(0.006), "mse")
+    for inputs, targets in _batches(x, y):
+        qmodel.train_on_batch(inputs, targets)
 
 
 def _by_own_loop(qmodel, x, y):
-    optimizer = keras.optimizers.Adam(0.03)
-    with qmodel.custom_training(steps=320, data=x[:256]) as training:
-        for step in range(320):
-            part = slice(step % 8 * 64, step % 8 * 64 + 64)
+    optimizer = keras.optimizers.Adam(0.006)
+    with qmodel.custom_training(steps=_STEPS, data=x[:256]) as training:
+        for inputs, targets in _batches(x, y):
             with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(tf.square(qmodel(x[part], training=True) - y[part]))
-            training.apply_gradients(tape, loss, x[part], optimizer)
+                loss = tf.reduce_mean(tf.square(qmodel(inputs, training=True) - targets))
+            training.apply_gradients(tape, loss, inputs, optimizer)
 
 
 @pytest.mark.parametrize("train", [_by_fit, _by_loaded_fit, _by_batches, _by_own_loop])
 def test_outputs_grow_as_far_as_training_wants(train):
     qmodel, x, y = _growing()
     train(qmodel, x, y)
-    # Outputs whose range does not follow end below 10, with an error of 3,900.
+    # Where ranges do not follow, 90 % of the variance are left. In floating point, 1 % is.
     error = np.mean(np.square(np.array(qmodel(x)) - y))
-    assert error < 0.05 * np.var(y)
+    assert error < 0.1 * np.var(y)
 
 
 def test_a_trained_network_keeps_its_ranges():
@@ -137,7 +146,7 @@ def test_a_trained_network_keeps_its_ranges():
     model.fit(x, y, epochs=20, verbose=0)
     qmodel = dqmq_tf.quantize_model(model)
     qmodel.calibrate(x[:256])
-    ranges = [v.numpy() for v in qmodel._training._ranges()]
+    before = qmodel.get_weights()
     qmodel._training.follow_values(8)
-    for variable, value in zip(qmodel._training._ranges(), ranges):
-        np.testing.assert_array_equal(variable.numpy(), value)
+    for found, expected in zip(qmodel.get_weights(), before):
+        np.testing.assert_array_equal(found, expected)
