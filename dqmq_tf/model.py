@@ -9,7 +9,6 @@ from keras import ops
 from dqmq_tf import assembly, inputs
 from dqmq_tf.config import Budget, DQMQConfig
 from dqmq_tf.graph.deep_graphs import deep_graphs
-from dqmq_tf.graph.finite_weights import check_finite_weights
 from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.layers.trained_precision import precision_of
 from dqmq_tf.policy.decision_table import DecisionTable
@@ -289,7 +288,7 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
             raise ValueError(
                 "The model cannot be frozen because it has not seen data. Call fit or calibrate."
             )
-        check_finite_weights(self._parts.graph)
+        self._parts.check_finite()
         self._training.warn_if_new()
         self._training.keeper.freeze(self._training.seen(data), count)
         self._training.refresh_functions()
@@ -368,7 +367,7 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
                 f"profile={profile!r} does not exist: the model is frozen to {self.frozen_profiles} "
                 f"profiles. Pass 0 to {self.frozen_profiles - 1}."
             )
-        check_finite_weights(self._parts.graph)
+        self._parts.check_finite()
         return precision_of(self._parts, ops.convert_to_numpy(self._parts.policy.assigned)[profile])
 
     # Saving: the float architecture and how it was quantized. The model is built from these again.

@@ -17,6 +17,7 @@ from dqmq_tf.graph import Graph, decision_points, inline, splitting, trace, trac
 from dqmq_tf.graph.aliases import with_aliases
 from dqmq_tf.graph.constant_merging import merge_constants
 from dqmq_tf.graph.deep_graphs import deep_graphs
+from dqmq_tf.graph.finite_weights import check_finite_weights
 from dqmq_tf.graph.rebuild import connect_again, forget_calls
 from dqmq_tf.layers import ActivationQuantizer, QualityAffine, QuantizeWrapper
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
@@ -84,6 +85,15 @@ class ModelParts:
         """Returns the names of the decision points, activations first."""
         activations = [self.costs.activations[i].name for i in self.costs.decided]
         return (*activations, *(point.name for point in self.costs.weights))
+
+    def check_finite(self) -> None:
+        """Raises `ConversionError` if training made weights or ranges NaN or infinite."""
+        check_finite_weights(self.graph, self.log_steps())
+
+    def log_steps(self) -> dict[str, keras.Variable]:
+        """Returns `{name of an activation point: logarithm of its steps}`."""
+        names = [point.name for point in self.costs.activations]
+        return {name: q.log_step for name, q in zip(names, self.quantizers, strict=True)}
 
     def decide(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the decision of the policy for values `[batch, ...]` of the model's first input."""

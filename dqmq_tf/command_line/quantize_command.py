@@ -15,6 +15,7 @@ import tensorflow as tf
 from dqmq_tf import export, quality
 from dqmq_tf.command_line import image_data
 from dqmq_tf.config import BUDGET_KINDS, Budget, DQMQConfig
+from dqmq_tf.graph.resizing import with_input_shapes
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quantize import quantize_model
 from dqmq_tf.report.summary import Summary, summary
@@ -87,6 +88,10 @@ def quantize(arguments: argparse.Namespace) -> QuantizeReport:
         form = image_data.input_format(
             model, arguments.image_size, arguments.value_range, arguments.crop
         )
+        if None in model.inputs[0].shape[1:]:
+            # A file has inputs of fixed size.
+            batch = model.inputs[0].shape[0]
+            model = with_input_shapes(model, [(batch, *form.size, form.channels)])
         keras.utils.set_random_seed(arguments.seed)
         try:
             return _train_and_convert(arguments, model, form)

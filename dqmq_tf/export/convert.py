@@ -14,7 +14,7 @@ from dqmq_tf.export import atomic_write, conversion_report, device_checks
 from dqmq_tf.export.artifacts import artifact_paths, check_artifacts, render_artifacts
 from dqmq_tf.export.conversion_report import AdaptiveReport, ConversionReport
 from dqmq_tf.export.file_paths import checked_path
-from dqmq_tf.export.preprocessing import Preprocessing, input_facts
+from dqmq_tf.export.preprocessing import Preprocessing, input_facts, warn_of_other_ranges
 from dqmq_tf.export.verification_report import AdaptiveVerificationReport, VerificationReport
 from dqmq_tf.export.verify import check_single_process, compare_file
 from dqmq_tf.flatbuffer import TFLiteFile, editing, file_size, metadata, standard_metadata
@@ -138,6 +138,11 @@ def convert(
         if adaptive is not None:
             adaptives.check_ends(networks)
         _warn_of_clipped_weights(qmodel)
+        grids = {
+            n: networks[0].quantization.get(k)
+            for n, k in zip(networks[0].input_names, networks[0].inputs)
+        }
+        warn_of_other_ranges(grids, given, stacklevel=2)
         decoder = write_file.uses_decoder(networks, target)
         if decoder:
             tflite_micro.require()

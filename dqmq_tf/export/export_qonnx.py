@@ -12,6 +12,7 @@ from dqmq_tf.export.qonnx_graph import Value, onnx_module
 from dqmq_tf.export.qonnx_layers import quality_affine
 from dqmq_tf.export.qonnx_writer import QonnxWriter, static_shape
 from dqmq_tf.graph.fusion import tensor_slots
+from dqmq_tf.lowering.lowered_model import output_names_of
 from dqmq_tf.model import DQMQModel
 
 
@@ -88,9 +89,8 @@ def export_qonnx(qmodel: DQMQModel, path: str | os.PathLike[str], profile: int =
     if not qmodel.frozen_profiles:
         qmodel.freeze(profiles=1)
     writer, inputs = _written(qmodel, profile)
-    outputs = [
-        (name, writer.values[tensor]) for name, tensor in zip(qmodel.output_names, graph.outputs)
-    ]
+    names = output_names_of(graph, qmodel.output_names)
+    outputs = [(name, writer.values[tensor]) for name, tensor in zip(names, graph.outputs)]
     model = writer.file.model(outputs)
     contents = model.SerializeToString()
     atomic_write.write_together({path: contents})

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import numbers
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,11 @@ from dqmq_tf.flatbuffer import metadata
 from dqmq_tf.graph import Graph
 from dqmq_tf.graph.kernels import PIXELS
 from dqmq_tf.graph.plain_pixels import IMAGE_RANK
+from dqmq_tf.precision import ActivationPrecision
 from dqmq_tf.targets import COLORS, RESIZES
 
+# Photographs seldom fill the whole range. A range that differs by more is another unit.
+_LARGEST_RATIO = 8.0
 _CHANNELS = {"RGB": 3, "BGR": 3, "GRAY": 1}
 
 
@@ -92,6 +96,34 @@ def input_facts(
     if labels is not None:
         facts["labels"] = _checked_labels(graph, labels)
     return facts
+
+
+def warn_of_other_ranges(
+    grids: Mapping[str, ActivationPrecision | None], facts: Mapping[str, Any], stacklevel: int
+) -> None:
+    """Warns where an app that follows the preprocessing feeds values unlike those of the calibration.
+
+    Args:
+        grids: `{name of an input: its ActivationPrecision, or None}`.
+        facts: What `input_facts` returned.
+        stacklevel: That of `warnings.warn`, seen from the caller.
+    """
+    for name, entry in facts.get("inputs", {}).items():
+        grid = grids.get(name)
+        if grid is None:
+            continue
+        seen = grid.step * (2**grid.bit_width - 1)
+        fed = 255.0 / max(entry["std"])
+        if max(seen / fed, fed / seen) > _LARGEST_RATIO:
+            low = 0.0 - grid.step * grid.zero_point
+            ends = [f"{(pixel - entry['mean'][0]) / entry['std'][0]:g}" for pixel in (0, 255)]
+            warnings.warn(
+                f"Input {name!r}: an app that follows the preprocessing feeds values from "
+                f"{' to '.join(ends)}, but the model was calibrated on values from {low:.3g} to "
+                f"{low + seen:.3g}. Give the mean and std by which pixels became the values that the "
+                "model was trained on, or leave preprocessing out if it takes pixels.",
+                stacklevel=stacklevel + 1,
+            )
 
 
 def _by_input(

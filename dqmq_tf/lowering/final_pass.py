@@ -1,5 +1,6 @@
 """The last edits of a quantized file: storage of weights, inputs and outputs, names, metadata."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ def finish(
     _restore_float_outputs(model, graph)
     _read_integer_outputs(model, graph)
     integer_kernels.merge_kernels(model, graph, merged, grids, lowered)
+    _round_between_float_layers(model, graph, lowered)
     integer_kernels.store_weights(model, graph, lowered)
     _merge_equal_scales(graph, lowered)
     _store_in_containers(model, graph, containers)
@@ -102,6 +104,46 @@ def _read_integer_outputs(model: ModelT, graph: SubGraphT) -> None:
         types = {flatbuffer.type_name(graph.tensors[i]) for i in operator.outputs}
         if "INT8" in types and flatbuffer.operator_name(model, operator) != "QUANTIZE":
             operator.inputs = [integers.get(int(i), i) for i in operator.inputs]
+
+
+def _round_between_float_layers(model: ModelT, graph: SubGraphT, lowered: LoweredModel) -> None:
+    """Lets operators in floating point read the rounded values that training gave their layers.
+
+    An integer kernel reads integers in any case. Between an input or an operator in floating point
+    and another such operator there would be none.
+    """
+    computed = {int(i) for operator in graph.operators for i in operator.outputs}
+    for index in range(len(graph.tensors)):
+        key = flatbuffer.text(graph.tensors[index].name)
+        precision = lowered.quantization.get(key)
+        # Pixels are integers as they are.
+        if (
+            precision is None
+            or key in lowered.pixels
+            or not (index in computed or index in graph.inputs)
+        ):
+            continue
+        if flatbuffer.type_name(graph.tensors[index]) != "FLOAT32":
+            continue
+        readers = [o for o in graph.operators if index in o.inputs]
+        quantize = [o for o in readers if flatbuffer.operator_name(model, o) == "QUANTIZE"]
+        in_float = [o for o in readers if o not in quantize]
+        if not in_float:
+            continue
+        if quantize:
+            integers = int(quantize[0].outputs[0])
+        else:
+            integers = editing.add_integer_tensor(graph, index, precision)
+            quantize = [editing.new_operator(model, "QUANTIZE", [index], [integers])]
+        rounded = editing.add_tensor(graph, copy.copy(graph.tensors[index]))
+        graph.tensors[rounded].name = f"{key}r".encode()
+        for operator in in_float:
+            operator.inputs = [rounded if i == index else i for i in operator.inputs]
+        graph.operators = [o for o in graph.operators if o is not quantize[0]]
+        makers = [n for n, o in enumerate(graph.operators) if index in o.outputs]
+        dequantize = editing.new_operator(model, "DEQUANTIZE", [integers], [rounded])
+        position = max(makers, default=-1) + 1
+        graph.operators[position:position] = [quantize[0], dequantize]
 
 
 def _store_in_containers(model: ModelT, graph: SubGraphT, containers: Mapping[str, str]) -> None:

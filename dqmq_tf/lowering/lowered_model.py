@@ -116,8 +116,7 @@ def lower_graph(
         simulate: Whether to round every quantized activation to its grid, so that the model
             computes what the file should compute. Such a model has no markers and cannot be
             converted.
-        output_names: The names of the outputs, in the model's order. None for the paths of the
-            layers that compute them.
+        output_names: See `output_names_of`.
 
     Returns:
         A `LoweredModel`.
@@ -126,7 +125,7 @@ def lower_graph(
         UnsupportedLayerError: If a file cannot hold a layer.
         ConversionError: If a file cannot hold a shape, a dtype or a quantization.
     """
-    with _in_float32():
+    with _as_in_files():
         builder = LoweringBuilder(graph, precision, simulate)
         for node in graph.nodes:
             rules.lower(builder, node)
@@ -143,12 +142,28 @@ def lower_graph(
         inputs=tuple(tensor_key(tensor) for tensor in graph.inputs),
         outputs=tuple(tensor_key(tensor) for tensor in graph.outputs),
         input_names=tuple(graph.input_names),
-        output_names=_unique(_output_paths(graph) if output_names is None else output_names),
+        output_names=output_names_of(graph, output_names),
         vocabulary=builder.vocabulary,
         float_layers=dict(builder.float_layers),
         pixels=frozenset(builder.pixels),
         plain_pixels=plain_pixel_inputs(graph),
     )
+
+
+def output_names_of(graph: Graph, names: Iterable[str] | None = None) -> tuple[str, ...]:
+    """Returns the names of the outputs in a file.
+
+    Args:
+        graph: The `dqmq_tf.graph.Graph` of the model.
+        names: The names to use unless the model returns a dictionary, whose keys they are then. None
+            for the paths of the layers that compute the outputs.
+    """
+    structure = graph.output_structure
+    if isinstance(structure, dict) and all(isinstance(t, int) for t in structure.values()):
+        keys = {tensor: key for key, tensor in structure.items()}
+        if set(keys) == set(graph.outputs) and len(keys) == len(graph.outputs):
+            return tuple(keys[tensor] for tensor in graph.outputs)
+    return _unique(_output_paths(graph) if names is None else names)
 
 
 def probe_inputs(lowered: LoweredModel, count: int) -> list[np.ndarray]:
@@ -181,14 +196,16 @@ def _input_range(lowered: LoweredModel, key: str) -> tuple[float, float] | range
 
 
 @contextlib.contextmanager
-def _in_float32() -> Iterator[None]:
-    """Creates layers in float32, even if the training uses a mixed-precision policy."""
-    policy = keras.config.dtype_policy()
+def _as_in_files() -> Iterator[None]:
+    """Creates layers as files have them, whatever the defaults of the user: float32, channels last."""
+    policy, data_format = keras.config.dtype_policy(), keras.config.image_data_format()
     keras.config.set_dtype_policy("float32")
+    keras.config.set_image_data_format("channels_last")
     try:
         yield
     finally:
         keras.config.set_dtype_policy(policy)
+        keras.config.set_image_data_format(data_format)
 
 
 def _output_paths(graph: Graph) -> list[str]:

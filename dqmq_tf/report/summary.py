@@ -11,7 +11,6 @@ import numpy as np
 from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.config import Budget
 from dqmq_tf.errors import check_quantized
-from dqmq_tf.graph.finite_weights import check_finite_weights
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quality.degradations import KINDS
 from dqmq_tf.report import evaluation, score_rows
@@ -174,7 +173,7 @@ def summary(qmodel: DQMQModel, data: Any = None) -> Summary:
     >>> report.plot("bits.png")
     """
     check_quantized(qmodel)
-    check_finite_weights(qmodel._parts.graph)
+    qmodel._parts.check_finite()
     evaluated, source = _evaluate(qmodel, data)
     costs = qmodel._parts.costs
     statistics = DecisionStatistics(qmodel, evaluated.embeddings)

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from dqmq_tf import inputs
@@ -76,7 +77,9 @@ class BitTraining:
     @property
     def steps_searched(self) -> float:
         """The number of training steps that the search has taken."""
-        return float(self.parts.policy.search_step.numpy())
+        # The user may call the model in a `tf.function`.
+        with tf.init_scope():
+            return float(self.parts.policy.search_step.numpy())
 
     @property
     def total_steps(self) -> float:

@@ -59,7 +59,16 @@ class CustomTraining:
             x: The inputs of this step, in the structure that the model takes.
             optimizer: The optimizer of the network's variables, `model.trainable_variables`. Policy
                 and encoder have optimizers of their own.
+
+        Raises:
+            RuntimeError: In a `tf.function`.
         """
+        if not tf.executing_eagerly():
+            raise RuntimeError(
+                "apply_gradients was called in a tf.function, but it decides about the bits in "
+                "Python. Call it outside, and put @tf.function around the forward pass alone, such "
+                "as `forward = tf.function(lambda x: qmodel(x, training=True))`."
+            )
         training, parts = self._training, self._training.parts
         if training.is_searching and training.progress() >= parts.config.settle:
             training.settle()

@@ -1,8 +1,12 @@
 """Lets ranges follow the values that training moves, during `fit`."""
 
+import warnings
 from typing import Any
 
 import keras
+import numpy as np
+
+from dqmq_tf.graph.finite_weights import lost_range, not_finite
 
 
 class RangeSchedule(keras.callbacks.Callback):
@@ -11,6 +15,10 @@ class RangeSchedule(keras.callbacks.Callback):
     The steps of the optimizer count: a training that is resumed does what an undisturbed one does.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_warned = False
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         # A callback may have restored a backup by now.
         self._first_step = self._steps_taken = int(self.model.optimizer.iterations.numpy())
@@ -18,3 +26,10 @@ class RangeSchedule(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         before, self._steps_taken = self._steps_taken, self._first_step + batch + 1
         self.model._training.follow_values(self._steps_taken, self._steps_taken - before)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        # The loss may stay finite: a range that is NaN holds nothing. If it does not, that says enough.
+        lost = not_finite(self.model._parts.log_steps())
+        if lost and not self._has_warned and np.isfinite((logs or {}).get("loss", 0.0)):
+            self._has_warned = True
+            warnings.warn(lost_range(lost[0]), stacklevel=2)

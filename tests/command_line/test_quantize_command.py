@@ -72,6 +72,18 @@ def test_the_commands_of_the_guide_run_and_quantize_keeps_the_accuracy(place, mo
     assert json.loads(shown["targets"].out)["targets"]
 
 
+def test_a_model_of_any_size_gets_the_size_that_is_given(place, tmp_path):
+    keras.utils.set_random_seed(0)
+    stack = [keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3, activation="relu")]
+    stack += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, activation="softmax")]
+    keras.Sequential([keras.Input((None, None, 1)), *stack]).save(tmp_path / "any.keras")
+    path, data = tmp_path / "small.tflite", f"--data={place / 'images'}"
+    options = ("--epochs=1", "--image_size=12,10")
+    assert call("quantize", str(tmp_path / "any.keras"), str(path), data, *options) == 0
+    (signature,) = dqmq_tf.export.inspect_file(path).signatures.values()
+    assert list(signature["inputs"].values()) == ["FLOAT32 1x12x10x1"]
+
+
 def test_a_folder_is_read_as_the_model_takes_its_images(place):
     data = image_data.read(
         argument_types.ImageSource(str(place / "images"), True), None, "train",

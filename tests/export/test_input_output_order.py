@@ -160,3 +160,18 @@ def test_verify_refuses_outputs_that_are_exchanged_by_index(tmp_path):
     path.write_bytes(file.sealed().contents)
     with pytest.raises(VerificationError, match="outputs of signature 'serving_default'.*order"):
         export.verify(qmodel, path, x)
+
+
+def test_outputs_of_a_dictionary_have_its_keys(tmp_path):
+    model = outputs_model()
+    by_key = dict(zip(("zoo", "bar", "foo"), model.outputs))
+    qmodel = freeze(keras.Model(model.inputs, by_key))
+    path = tmp_path / "model.tflite"
+    export.convert(qmodel, path, data=images(qmodel))
+    from ai_edge_litert.interpreter import Interpreter
+
+    run = Interpreter(model_path=str(path)).get_signature_runner()
+    found, expected = run(x=images(qmodel)[:1]), qmodel.predict(images(qmodel)[:1], verbose=0)
+    assert set(found) == set(expected) == {"zoo", "bar", "foo"}
+    for key, values in expected.items():
+        np.testing.assert_allclose(found[key], values, atol=1 / 128)

@@ -322,3 +322,39 @@ def test_nothing_is_written_or_frozen_for_a_wrong_request(tmp_path):
     with pytest.raises(ValueError, match="3 names, but the output"):
         export.convert(qmodel, tmp_path / "model.tflite", labels=LABELS[:3])
     assert not list(tmp_path.iterdir()) and not qmodel.frozen_profiles
+
+
+@pytest.mark.parametrize(
+    "preprocessing, fed",
+    [
+        (
+            Preprocessing(std=255),
+            "from 0 to 1, but the model was calibrated on values from 0 to 25",
+        ),
+        (Preprocessing(mean=127.5, std=127.5), "from -1 to 1"),
+    ],
+)
+def test_preprocessing_that_contradicts_the_calibration_causes_a_warning(
+    pixels, preprocessing, fed, tmp_path
+):
+    model, data = pixels
+    with pytest.warns(UserWarning, match=f"Input 'digit'.* {fed}"):
+        export.convert(
+            model, tmp_path / "m.tflite", data=data, preprocessing=preprocessing, verify=False
+        )
+
+
+def test_so_does_a_rule_of_resizing_alone_for_images_that_are_no_pixels(small, tmp_path):
+    preprocessing = Preprocessing(resize="bilinear")
+    with pytest.warns(UserWarning, match="Input 'image'.* from 0 to 255"):
+        export.convert(small, tmp_path / "m.tflite", preprocessing=preprocessing, verify=False)
+
+
+@pytest.mark.parametrize("preprocessing", [None, Preprocessing(resize="area")])
+def test_preprocessing_that_suits_the_calibration_causes_none(pixels, preprocessing, tmp_path):
+    model, data = pixels
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*preprocessing")
+        export.convert(
+            model, tmp_path / "m.tflite", data=data, preprocessing=preprocessing, verify=False
+        )

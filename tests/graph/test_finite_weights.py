@@ -58,3 +58,28 @@ def test_a_mask_that_is_not_trained_may_hold_infinity():
 
     x = keras.Input((3,))
     check_finite_weights(trace(keras.Model(x, Masked()(keras.layers.Dense(3)(x)))))
+
+
+def test_a_range_that_became_nan_is_named_in_fit_and_by_convert(tmp_path):
+    # 8 bits round what the logarithm reads to 0, and its gradient to infinity.
+    x = np.exp(1.5 * np.random.default_rng(0).normal(size=(256, 8))).astype("float32")
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,))
+    shifted = keras.layers.Rescaling(1.0, offset=1e-3, name="shifted")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.ops.log(shifted)))
+    qmodel = dqmq_tf.quantize_model(model)
+    qmodel.compile("adam", "mse")
+    message = "The range of the output of 'shifted' became NaN.*LayerRule\\(pattern='shifted'"
+    with pytest.warns(UserWarning, match=message):
+        history = qmodel.fit(x, x[:, :2], epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    with pytest.raises(dqmq_tf.ConversionError, match=message):
+        dqmq_tf.convert(qmodel, tmp_path / "m.tflite")
+
+
+def test_a_training_that_diverged_is_not_blamed_on_a_range():
+    qmodel = dqmq_tf.quantize_model(network())
+    qmodel.compile("sgd", "mse")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*became NaN")
+        qmodel.fit(images(), np.full((64, 10), np.nan), verbose=0)

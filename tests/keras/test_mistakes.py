@@ -130,6 +130,35 @@ def test_a_training_loop_of_no_steps(qmodel, steps):
         qmodel.custom_training(steps)
 
 
+def test_a_step_of_a_training_loop_in_a_graph():
+    model = dqmq_tf.quantize_model(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+    x, optimizer = np.ones((8, 4), "float32"), keras.optimizers.SGD(0.01)
+
+    @tf.function
+    def outside(x):
+        return model(x, training=True)
+
+    with pytest.raises(ValueError, match="its search of bit-widths has not begun"):
+        outside(x)
+    with model.custom_training(4, x) as training:
+        forward = tf.function(lambda x: tf.reduce_sum(tf.square(model(x, training=True))))
+
+        @tf.function
+        def step(x):
+            with tf.GradientTape() as tape:
+                loss = forward(x)
+            training.apply_gradients(tape, loss, x, optimizer)
+
+        with pytest.raises(RuntimeError, match="Call it outside, and put @tf.function around the"):
+            step(x)
+        before = model.get_weights()
+        for _ in range(4):
+            with tf.GradientTape() as tape:
+                loss = forward(x)
+            training.apply_gradients(tape, loss, x, optimizer)
+    assert any((a != b).any() for a, b in zip(model.get_weights(), before))
+
+
 @pytest.mark.parametrize("profiles", [IMAGES, "2", 2.0, 0])
 def test_freezing_to_what_is_no_number_of_profiles(qmodel, profiles):
     with pytest.raises(ValueError, match="pass 1, 2, 3 or 4"):

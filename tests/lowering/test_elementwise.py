@@ -216,3 +216,16 @@ def test_sums_of_signals_of_one_channel(tmp_path):
     model = keras.Model(inputs, [layers.Dense(2)(y), layers.Dense(2)(layers.SimpleRNN(2)(x))])
     file, _ = written(freeze(model), tmp_path)
     assert names(file).count("ADD") >= 2
+
+
+def test_defaults_of_the_user_change_nothing_in_a_file(tmp_path):
+    keras.config.set_image_data_format("channels_first")
+    try:
+        last = {"data_format": "channels_last"}
+        stack = [layers.Rescaling(0.5, offset=1.0), layers.Conv2D(4, 3, **last)]
+        qmodel = frozen((8, 8, 3), *stack, layers.GlobalAveragePooling2D(**last))
+        assert not assert_simulates(qmodel).float_layers
+        assert written(qmodel, tmp_path)[1].verification.different_numbers == 0
+        assert keras.config.image_data_format() == "channels_first"
+    finally:
+        keras.config.set_image_data_format("channels_last")

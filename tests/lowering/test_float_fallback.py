@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from helpers.frozen_models import freeze, images
 from helpers.networks import assert_simulates, chain, frozen, names, written
+from helpers.predictions import predicted
 
-from dqmq_tf import flatbuffer, graph, runtimes
+from dqmq_tf import export, flatbuffer, graph, runtimes
 from dqmq_tf.errors import UnsupportedLayerError
 from dqmq_tf.lowering import rules
 from dqmq_tf.lowering.lowered_model import lower_graph
@@ -214,3 +215,32 @@ def test_states_are_refused_by_name():
     model = keras.Model(inputs, layers.LSTM(4, stateful=True, name="it")(inputs))
     with pytest.raises(UnsupportedLayerError, match="'it' .LSTM: stateful=True"):
         rules.check_supported(graph.trace(model))
+
+
+@pytest.mark.parametrize("first", [layers.LayerNormalization(), keras.ops.exp, "log of a log"])
+@pytest.mark.parametrize("io_dtype", ["float32", "int8"])
+def test_a_float_layer_reads_what_training_rounded(first, io_dtype, tmp_path):
+    # Over several orders of magnitude, 8 bits change what such a layer makes of its input.
+    data = np.exp(np.random.default_rng(0).normal(size=(128, 8))).astype("float32")
+    stack = [first if callable(first) else keras.ops.log1p]
+    if not callable(first):
+        stack.append(keras.ops.sqrt)
+    qmodel = freeze(chain((8,), *stack, layers.Dense(4)), data=data)
+    assert_simulates(qmodel, data)
+    export.convert(qmodel, tmp_path / "model.tflite", data=data, io_dtype=io_dtype)
+    file = tmp_path / "model.tflite"
+    run = runtimes.in_process.interpreter(file.read_bytes()).get_signature_runner()
+    ((name, details),) = run.get_input_details().items()
+    fed = data
+    if io_dtype == "int8":
+        scale, zero = details["quantization"]
+        fed = np.clip(np.rint(data / scale) + zero, -128, 127).astype("int8")
+    (output,) = run.get_output_details().values()
+    found = np.concatenate([next(iter(run(**{name: row[None]}).values())) for row in fed])
+    if io_dtype == "int8":
+        scale, zero = output["quantization"]
+        found = (found.astype("float32") - zero) * scale
+    expected = predicted(qmodel, data)
+    step = qmodel.precision().activations[graph.trace(qmodel.float_model()).outputs[0]].step
+    off = np.abs(found - expected) / step
+    assert off.max() < 1.01 and (off > 0.5).mean() < 0.03
