@@ -23,7 +23,10 @@ def check_finite_weights(graph: Graph, log_steps: Mapping[str, Any] | None = Non
             _check(node.path, variable)
     lost = not_finite(log_steps or {})
     if lost:
-        raise ConversionError(lost_range(lost[0]) + " Then train again.")
+        raise ConversionError(
+            f"The range of the output of {lost[0]!r} became NaN or infinite. {advice(lost[0])} Then "
+            "train again."
+        )
     for node in graph.nodes:
         for variable in getattr(node.layer, "trainable_variables", ()):
             _check(node.path, variable)
@@ -34,12 +37,12 @@ def not_finite(variables: Mapping[str, Any]) -> list[str]:
     return [name for name, variable in variables.items() if _count(variable)]
 
 
-def lost_range(path: str) -> str:
-    """Returns what to say about an output whose range became NaN."""
+def advice(path: str) -> str:
+    """Returns what to do about an output whose range became NaN."""
     return (
-        f"The range of the output of {path!r} became NaN or infinite. Its gradient is: the layer that "
-        "reads it may compute a logarithm, a root or a quotient of values that 8 bits round to 0. Keep "
-        f"it in floating point with dqmq_tf.LayerRule(pattern={path!r}, quantize=False)."
+        "Its gradient is: the layer that reads it may compute a logarithm, a root or a quotient of "
+        "values that 8 bits round to 0. Keep it in floating point with "
+        f"dqmq_tf.LayerRule(pattern={path!r}, quantize=False)."
     )
 
 

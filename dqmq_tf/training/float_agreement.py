@@ -98,10 +98,10 @@ class FloatAgreement:
             )
         if at_8_bits:
             warnings.warn(
-                f"At 8 bits and on the calibration data, {at_8_bits}, and so do the predictions. "
-                "Check that the data is like that of training. If the values of the layer, or of the "
-                "input that is named, spread over several orders of magnitude, keep it in floating "
-                "point with dqmq_tf.LayerRule(pattern=..., quantize=False).",
+                f"At 8 bits and on the calibration data, {at_8_bits[0]}, and so do the predictions. "
+                "Check that the data is like that of training. If the values of "
+                f"{at_8_bits[1]!r} spread over several orders of magnitude, keep it in floating "
+                f"point with dqmq_tf.LayerRule(pattern={at_8_bits[1]!r}, quantize=False).",
                 stacklevel=4,
             )
 
@@ -130,12 +130,14 @@ def _departure_of_copy(
     )
 
 
-def _departure_at_8_bits(parts: Any, arrays: list[np.ndarray], state: State) -> str | None:
-    """Returns a description of how a model at 8 bits departs from itself, or None.
+def _departure_at_8_bits(
+    parts: Any, arrays: list[np.ndarray], state: State
+) -> tuple[str, str] | None:
+    """Returns how a model at 8 bits departs from itself, and which layer or input is to blame.
 
     The error of predictions decides whether it does. The description names the first layer that
     causes a large error by itself: the many small errors of a deep network may add up to a large
-    one before it is trained, and no layer is to blame then.
+    one before it is trained, and no layer is to blame then: it returns None.
     """
     graph = parts.graph
     rounding = _Rounding.of(parts, graph, state)
@@ -151,13 +153,12 @@ def _departure_at_8_bits(parts: Any, arrays: list[np.ndarray], state: State) -> 
         rounded = {t: rounding(t, inputs_of_nodes[t]) for t in node.inputs}
         error = _error_at_8_bits(node, rounded, values, rounding)
         if error > _LAYER_LIMIT:
-            names = [repr(n) for t, n in zip(graph.inputs, graph.input_names) if t in node.inputs]
+            names = [n for t, n in zip(graph.inputs, graph.input_names) if t in node.inputs]
             exact = _error_at_8_bits(node, inputs_of_nodes, values, rounding)
             if names and exact <= _LAYER_LIMIT:
-                return (
-                    f"input {', '.join(names)} is rounded too coarsely: {_described(node, error)}"
-                )
-            return _described(node, error)
+                culprit = f"input {', '.join(map(repr, names))} is rounded too coarsely"
+                return f"{culprit}: {_described(node, error)}", "|".join(names)
+            return _described(node, error), node.path
         inputs_of_nodes |= zip(node.outputs, values)
     return None
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from dqmq_tf.graph.finite_weights import lost_range, not_finite
+from dqmq_tf.graph.finite_weights import advice, not_finite
 
 
 class RangeSchedule(keras.callbacks.Callback):
@@ -32,4 +32,8 @@ class RangeSchedule(keras.callbacks.Callback):
         lost = not_finite(self.model._parts.log_steps())
         if lost and not self._has_warned and np.isfinite((logs or {}).get("loss", 0.0)):
             self._has_warned = True
-            warnings.warn(lost_range(lost[0]), stacklevel=2)
+            warnings.warn(
+                f"The range of the output of {lost[0]!r} became NaN or infinite, although the loss is "
+                f"finite. {advice(lost[0])}",
+                stacklevel=2,
+            )
