@@ -44,7 +44,9 @@ def test_what_sees_the_quality_does_not_wait_for_the_networks_rate():
     def moved(variables):
         return [bool((v.numpy() != before[v.path]).any()) for v in variables]
 
-    assert model._parts.affines and not any(moved(network_))
+    # Ranges follow what the readers change.
+    weights = [v for v in network_ if not v.path.endswith("log_step")]
+    assert model._parts.affines and len(weights) > 5 and not any(moved(weights))
     assert all(moved(readers)) and all(moved(encoder))
 
 
