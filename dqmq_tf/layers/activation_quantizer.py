@@ -167,13 +167,13 @@ class ActivationQuantizer(keras.layers.Layer):
         values = np.concatenate(observed or [np.empty(0, "float32")])
         if self.range != "affine" or not values.size or not np.isfinite(values).all():
             return
+        log_step = ops.convert_to_numpy(self.log_step)
+        before = np.exp(log_step)
         step, zero_point = step_fitting.following_range(
-            values,
-            np.exp(ops.convert_to_numpy(self.log_step)),
-            ops.convert_to_numpy(self.zero_point),
-            self.bit_widths,
+            values, before, ops.convert_to_numpy(self.zero_point), self.bit_widths
         )
-        self.log_step.assign(np.log(step))
+        # The logarithm of an exponential may be the next number.
+        self.log_step.assign(np.where(step == before, log_step, np.log(step)))
         self.zero_point.assign(zero_point)
 
     def _check_finite(self, values: np.ndarray) -> None:

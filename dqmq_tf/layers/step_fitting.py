@@ -106,7 +106,7 @@ def following_range(
 
     Returns:
         `(step, zero_point)`, arrays `[K]`. A grid whose error is small beside the values, or not
-        much larger than it has to be, is the same as before.
+        much larger than it has to be, is exactly the same as before.
     """
     step, zero_point = step.copy(), zero_point.copy()
     loud = _LOUD * float(np.mean(np.square(values)))

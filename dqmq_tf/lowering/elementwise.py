@@ -296,8 +296,8 @@ def _lower_affine(builder: LoweringBuilder, node: Node, variable: str, affine: A
 def _columns_as_channels(shape: tuple[int, ...]) -> int:
     """Returns how many columns of an image one convolution of single positions takes as channels.
 
-    Kernels compute many channels at once. With the three of an image they compute three, which takes
-    three times as long as all else that MobileNetV3Small's first layer does.
+    Kernels compute many channels at once. Of an image they would compute only three, and a rescaling
+    would take longer than the convolution behind it.
 
     Args:
         shape: The shape without the batch.
