@@ -178,8 +178,9 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
         The first call calibrates the model on its batch.
         """
         self._training.prepare(x)
+        before = self._training.steps_taken
         logs = super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
-        self._training.follow_values(int(self.optimizer.iterations.numpy()))
+        self._training.follow_values(before, self._training.steps_taken)
         return logs
 
     def calibrate(self, x: Any) -> None:

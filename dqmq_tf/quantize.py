@@ -34,7 +34,8 @@ def quantize_model(
 
     A layer that needs several kernels on a device, such as a separable convolution, is split into
     several layers. `dqmq_tf.graph.splitting.split_layers` lists their names. A rule for such a
-    layer holds for all its parts.
+    layer holds for all its parts. Multiplications and additions of constants in a row become one
+    layer, with the name of the last (`dqmq_tf.graph.constant_merging`).
 
     Args:
         model: A Sequential or functional model of Keras 3. It may contain nested models, shared

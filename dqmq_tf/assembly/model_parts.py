@@ -148,7 +148,7 @@ def build(
     config = splitting.with_part_rules(config, parts_of_layers)
     if aliases is None:
         # A saved model has merged layers already, or is of a version that did not merge them.
-        body = merge_constants(body)
+        body = merge_constants(body, config)
     nested = trace_nested(body)
     graph = dataclasses.replace(inline(nested), functions_share_scales=functions_share_scales)
     if aliases is not None:

@@ -97,7 +97,13 @@ def _keras_router(
         )(x)
     filters = encoder.filters
     convolution = keras.layers.Conv2D(
-        len(gain), 3, encoder.stride, padding="same", use_bias=True, name="response"
+        len(gain),
+        3,
+        encoder.stride,
+        padding="same",
+        data_format="channels_last",
+        use_bias=True,
+        name="response",
     )
     response = convolution(x)
     convolution.kernel.assign(folding.keras_kernel(weights, convolution.kernel.shape))

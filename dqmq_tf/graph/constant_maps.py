@@ -64,7 +64,10 @@ def constant_map(graph: Graph, node: Node) -> Affine:
         multiplier, offset = _of_normalization(layer, len(shape))
     else:
         multiplier, offset = _of_operation(graph, node)
-    return Affine(*(of_channels(value, shape[-1]) for value in (multiplier, offset)))
+    try:
+        return Affine(*(of_channels(value, shape[-1]) for value in (multiplier, offset)))
+    except ValueError as error:
+        raise FloatOnly("its constants are not one number for each channel") from error
 
 
 def of_channels(value: Any, channels: int | None) -> np.ndarray:

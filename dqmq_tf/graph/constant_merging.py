@@ -14,14 +14,16 @@ from typing import Any
 import keras
 import numpy as np
 
+from dqmq_tf.config import DQMQConfig, LayerRule
 from dqmq_tf.errors import FloatOnly
 from dqmq_tf.graph.activations import is_relu, relu_ceiling
 from dqmq_tf.graph.constant_maps import Affine, constant_map, is_constant_map
 from dqmq_tf.graph.fold_rules import is_foldable
 from dqmq_tf.graph.from_keras import trace_nested
-from dqmq_tf.graph.graph import Graph, Node
+from dqmq_tf.graph.graph import Graph, Node, inline
 from dqmq_tf.graph.kernels import is_float
 from dqmq_tf.graph.rebuild import rebuild
+from dqmq_tf.graph.splitting import has_masks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,13 +41,15 @@ class _Step:
     ceiling: float = float("inf")
 
 
-def merge_constants(model: keras.Model) -> keras.Model:
+def merge_constants(model: keras.Model, config: DQMQConfig | None = None) -> keras.Model:
     """Returns a model with fewer layers and operations of constants, which computes the same.
 
-    A layer that takes the place of several has the name of the last of them.
+    A layer that takes the place of several has the name of the last of them. Models with masks, and
+    models for channels first, stay as they are.
 
     Args:
         model: A Sequential or functional model.
+        config: A `DQMQConfig`. Layers for which different rules hold are not merged.
 
     Returns:
         A functional model with the other layers of `model`, or `model` itself if nothing merges.
@@ -58,7 +62,10 @@ def merge_constants(model: keras.Model) -> keras.Model:
     ['InputLayer', 'Rescaling']
     """
     graph = trace_nested(model)
-    layers = _replacements(graph)
+    # Operations of Keras drop a mask, and layers pass it on.
+    if keras.config.image_data_format() == "channels_first" or has_masks(inline(graph)):
+        return model
+    layers = _replacements(graph, config or DQMQConfig())
     if not layers:
         return model
 
@@ -77,7 +84,7 @@ def merge_constants(model: keras.Model) -> keras.Model:
     return rebuild(graph, model.name, call)
 
 
-def _replacements(graph: Graph) -> dict[int, list[keras.layers.Layer]]:
+def _replacements(graph: Graph, config: DQMQConfig) -> dict[int, list[keras.layers.Layer]]:
     """Returns `{id of a node: layers to call in its place}` of a graph and its nested models.
 
     The last node of a row has all layers of the row, the others have none.
@@ -88,7 +95,7 @@ def _replacements(graph: Graph) -> dict[int, list[keras.layers.Layer]]:
     for part in _parts(graph):
         names = {*part.input_names, *(node.layer.name for node in part.nodes)}
         for node in part.nodes:
-            row = [] if id(node) in seen else _row(part, node, calls)
+            row = [] if id(node) in seen else _row(part, node, calls, config)
             seen.update(map(id, row))
             steps = _merged(part, row, names) if row else None
             if steps:
@@ -110,11 +117,19 @@ def _parts(graph: Graph) -> Iterator[Graph]:
         found |= inner
 
 
-def _row(graph: Graph, first: Node, calls: collections.Counter[int]) -> list[Node]:
+def _row(
+    graph: Graph, first: Node, calls: collections.Counter[int], config: DQMQConfig
+) -> list[Node]:
     """Returns the nodes from `first` on of which each is the only reader of the one before."""
     row: list[Node] = []
     node: Node | None = first
-    while node is not None and calls[id(node.layer)] == 1 and _is_step(graph, node):
+    rule = _rule_of(config, first)
+    while (
+        node is not None
+        and calls[id(node.layer)] == 1
+        and _rule_of(config, node) is rule
+        and _is_step(graph, node)
+    ):
         row.append(node)
         (tensor,) = node.outputs
         readers = [] if tensor in graph.outputs else graph.consumers.get(tensor, [])
@@ -122,19 +137,27 @@ def _row(graph: Graph, first: Node, calls: collections.Counter[int]) -> list[Nod
     return row
 
 
+def _rule_of(config: DQMQConfig, node: Node) -> LayerRule | None:
+    """Returns the rule of the user that holds for a node. None if there is none."""
+    rule = config.rule_for(node.path)
+    return next((other for other in config.rules if other is rule), None)
+
+
 def _is_step(graph: Graph, node: Node) -> bool:
     """Whether a node computes a map of constants or a relu in floating point."""
     if len(node.inputs) != 1 or len(node.outputs) != 1 or node.subgraph is not None:
         return False
-    if not is_float(graph.dtypes[node.outputs[0]]):
+    before, after = (graph.dtypes[tensors[0]] for tensors in (node.inputs, node.outputs))
+    is_layer = isinstance(node.layer, keras.layers.Layer)
+    # A layer may read integers. A sum of integers may overflow, and float16 has another range.
+    if not is_float(after) or before != after and (is_float(before) or not is_layer):
         return False
-    if isinstance(node.layer, keras.layers.Layer) and node.layer.activity_regularizer is not None:
+    if is_layer and node.layer.activity_regularizer is not None:
         return False
     if not is_constant_map(node):
-        return is_relu(node.layer) or _is_hard_sigmoid(node.layer)
-    is_layer = isinstance(node.layer, keras.layers.Layer)
-    if not is_layer and not is_float(graph.dtypes[node.inputs[0]]):
-        return False
+        # A subclass may compute something else.
+        is_plain = not is_layer or type(node.layer) in (keras.layers.ReLU, keras.layers.Activation)
+        return is_plain and (is_relu(node.layer) or _is_hard_sigmoid(node.layer))
     try:
         affine = constant_map(graph, node)
     except FloatOnly:
@@ -145,7 +168,7 @@ def _is_step(graph: Graph, node: Node) -> bool:
 
 def _is_hard_sigmoid(layer: Any) -> bool:
     """Whether a layer or operation is `relu6(x + 3) / 6`."""
-    if isinstance(layer, keras.layers.Activation):
+    if type(layer) is keras.layers.Activation:
         return layer.activation is keras.activations.hard_sigmoid
     return type(layer).__name__ == "HardSigmoid"
 
@@ -201,7 +224,7 @@ def _append(steps: list[_Step], step: _Step, folds: bool) -> None:
         steps.append(step)
     elif last.affine is not None:
         steps[-1] = _Step(name=step.name, affine=_composed(last.affine, step.affine))
-    elif _is_positive(step.affine) and (folds if len(steps) == 1 else steps[-2].affine is not None):
+    elif _is_positive(step.affine) and _moves(steps, folds):
         # k * relu(x) = relu(k * x): the map moves to where it merges or folds.
         factor = step.affine.multiplier.flat[0]
         steps.pop()
@@ -209,6 +232,18 @@ def _append(steps: list[_Step], step: _Step, folds: bool) -> None:
         steps.append(_Step(name=step.name, ceiling=_rounded(float(last.ceiling * factor))))
     else:
         steps.append(step)
+
+
+def _moves(steps: Sequence[_Step], folds: bool) -> bool:
+    """Whether a multiplication moves across the relu at the end of a row.
+
+    The range of a relu with another ceiling than 6 is fixed. It suits a hard sigmoid, which adds a
+    constant first. Other values may need only a part of it.
+    """
+    before = steps[-2].affine if len(steps) > 1 else None
+    if np.isinf(steps[-1].ceiling):
+        return folds if len(steps) == 1 else before is not None
+    return before is not None and bool(np.any(before.offset))
 
 
 def _composed(first: Affine, second: Affine) -> Affine:

@@ -142,6 +142,11 @@ def makes_mask(layer: Any) -> bool:
     return isinstance(layer, keras.layers.Masking) or bool(getattr(layer, "mask_zero", False))
 
 
+def has_masks(graph: Graph) -> bool:
+    """Whether a layer of an inlined graph makes or defines a mask."""
+    return any(makes_mask(node.layer) or _has_own_mask(node.layer) for node in graph.nodes)
+
+
 def _rule_of(part: Part, rule: LayerRule) -> LayerRule:
     """Returns the rule of a layer for one of its parts."""
     weights = rule.weights
@@ -190,7 +195,6 @@ def _splitters(graph: Graph) -> dict[int, _Splitter]:
     """Returns `{id of a layer: what is called in its place}`."""
     inlined = inline(graph)
     nodes = inlined.nodes
-    has_masks = any(makes_mask(node.layer) or _has_own_mask(node.layer) for node in nodes)
     calls: dict[int, list[Node]] = collections.defaultdict(list)
     for node in nodes:
         calls[id(node.layer)].append(node)
@@ -200,7 +204,9 @@ def _splitters(graph: Graph) -> dict[int, _Splitter]:
         kind = _splitter_of(layer)
         if kind is None:
             continue
-        if kind is SplitAttention and (has_masks or not all(map(_attends_plainly, layer_calls))):
+        if kind is SplitAttention and (
+            has_masks(inlined) or not all(map(_attends_plainly, layer_calls))
+        ):
             continue
         scopes = [names[n.path[: len(n.path) - len(layer.name)]] for n in layer_calls]
         name_part = functools.partial(_free_name, layer, scopes)

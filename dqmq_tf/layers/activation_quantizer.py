@@ -158,13 +158,20 @@ class ActivationQuantizer(keras.layers.Layer):
         self.zero_point.assign(zero_point)
         self.calibrated.assign(1.0)
 
-    def follow(self) -> None:
-        """Ends `observe`, and fits again the candidates whose grids suit the recorded tensors no more.
-
-        A fixed range stays as it is. So does any range if a tensor contains NaN or infinity.
-        """
+    def take_observed(self) -> list[np.ndarray]:
+        """Ends `observe` and returns the recorded values."""
         observed, self._observed = self._observed, None
-        values = np.concatenate(observed or [np.empty(0, "float32")])
+        return observed or []
+
+    def follow(self, observed: list[np.ndarray]) -> None:
+        """Fits again the candidates whose grids suit the values of the tensor no more.
+
+        A fixed range stays as it is. So does any range if there are no values, NaN or infinity.
+
+        Args:
+            observed: What `take_observed` returned.
+        """
+        values = np.concatenate([np.empty(0, "float32"), *observed])
         if self.range != "affine" or not values.size or not np.isfinite(values).all():
             return
         log_step = ops.convert_to_numpy(self.log_step)

@@ -94,9 +94,10 @@ class UserActivationQuantizer(ActivationQuantizer):
         if recorded:
             self.calibrated.assign(1.0)
 
-    def follow(self) -> None:
+    def take_observed(self) -> list[np.ndarray]:
         """Ends `observe`. The quantizers see all data of a training by themselves."""
         self._recorded = None
+        return []
 
     def values(self, bit_width: int) -> tuple[float, int]:
         """Returns `(step, zero_point)` of the quantizers at inference.

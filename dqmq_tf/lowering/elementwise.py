@@ -22,8 +22,8 @@ _FUSED = ("linear", "relu", "relu6")
 # Activations for which TFLite has a separate integer operator.
 _STANDALONE = ("relu", "softmax", "sigmoid", "tanh", "hard_silu", "gelu", "leaky_relu")
 # Images with fewer channels than this, and at least so many positions, are convolved several columns
-# at once: so many that there are this many channels side by side (measured on x86-64).
-_FEW_CHANNELS, _MANY_POSITIONS, _SIDE_BY_SIDE = 8, 1024, 32
+# at once: as many as there are with no more channels than this side by side (measured on x86-64).
+_FEW_CHANNELS, _MANY_POSITIONS, _SIDE_BY_SIDE = 8, 1024, 64
 _ZERO_TO_ONE = ActivationPrecision(step=1 / 256, zero_point=0, bit_width=8)
 _INT16_GRID = ActivationPrecision(step=2.0**-15, zero_point=2**15, bit_width=INT16_BITS)
 # Activations whose integer kernels support only one quantization of the output.
@@ -263,7 +263,7 @@ def _lower_affine(builder: LoweringBuilder, node: Node, variable: str, affine: A
     shape = value.shape[1:]
     if len(shape) > 3:
         raise FloatOnly(f"no runtime convolves a tensor of rank {len(shape) + 1}")
-    columns = _columns_as_channels(shape)
+    columns = _columns_as_channels(shape) if builder.graph.calls[node.path] == 1 else 1
     image_shape = (*(1,) * (3 - len(shape)), *shape)
     if columns > 1:
         image_shape = (shape[0], shape[1] // columns, columns * shape[2])
@@ -304,8 +304,8 @@ def _columns_as_channels(shape: tuple[int, ...]) -> int:
     """
     if len(shape) != 3 or shape[2] >= _FEW_CHANNELS or shape[0] * shape[1] < _MANY_POSITIONS:
         return 1
-    divisors = (n for n in range(1, shape[1] + 1) if shape[1] % n == 0)
-    return next((n for n in divisors if n * shape[2] >= _SIDE_BY_SIDE), shape[1])
+    possible = range(1, max(_SIDE_BY_SIDE // shape[2], 1) + 1)
+    return max(n for n in possible if shape[1] % n == 0)
 
 
 def _label(function: Any) -> Any:

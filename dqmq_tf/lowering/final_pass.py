@@ -134,6 +134,9 @@ def _round_between_float_layers(model: ModelT, graph: SubGraphT, lowered: Lowere
             integers = int(quantize[0].outputs[0])
         else:
             integers = editing.add_integer_tensor(graph, index, precision)
+            # Later steps know the tensor in floating point by its key.
+            graph.tensors[integers].name = f"{key}{_QUANTIZER_SUFFIXES[0]}".encode()
+            graph.tensors[index].name = key.encode()
             quantize = [editing.new_operator(model, "QUANTIZE", [index], [integers])]
         rounded = editing.add_tensor(graph, copy.copy(graph.tensors[index]))
         graph.tensors[rounded].name = f"{key}r".encode()

@@ -159,7 +159,9 @@ def output_names_of(graph: Graph, names: Iterable[str] | None = None) -> tuple[s
             for the paths of the layers that compute the outputs.
     """
     structure = graph.output_structure
-    if isinstance(structure, dict) and all(isinstance(t, int) for t in structure.values()):
+    if isinstance(structure, dict) and all(
+        isinstance(key, str) and isinstance(tensor, int) for key, tensor in structure.items()
+    ):
         keys = {tensor: key for key, tensor in structure.items()}
         if set(keys) == set(graph.outputs) and len(keys) == len(graph.outputs):
             return tuple(keys[tensor] for tensor in graph.outputs)

@@ -45,7 +45,9 @@ def zero_padding(lower: Lowering) -> Lowering:
 def _only_reader(graph: Graph, tensor: int) -> Node | None:
     """Returns the convolution that alone reads a tensor, and is called once. None without one."""
     readers = graph.consumers.get(tensor, [])
-    if len(readers) != 1 or tensor in graph.outputs:
+    # Another layer of padding may compute the same tensor.
+    is_shared = tensor in graph.outputs or tensor in graph.aliases.values()
+    if len(readers) != 1 or is_shared:
         return None
     (reader,) = readers
     is_single = type(reader.layer) in _CONVOLUTIONS and graph.calls[reader.path] == 1

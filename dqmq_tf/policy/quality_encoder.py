@@ -171,7 +171,9 @@ class QualityEncoder(keras.layers.Layer):
         if len(x.shape) != 4:
             x = ops.reshape(x, (-1, *[n if n else -1 for n in as_image_shape(x.shape)[1:]]))
         kernel = ops.concatenate([self.kernel, pixel_taps(x.shape[-1])], axis=-1)
-        response = ops.conv(x, kernel, strides=self.stride, padding="same")
+        response = ops.conv(
+            x, kernel, strides=self.stride, padding="same", data_format="channels_last"
+        )
         # Split once, because the gradient of each slice would pad a tensor of its own.
         edges, pixels = ops.split(response, [self.filters], axis=-1)
         magnitude = ops.mean(ops.abs(edges), axis=(1, 2)) + EPSILON

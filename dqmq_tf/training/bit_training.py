@@ -23,8 +23,8 @@ from dqmq_tf.training.several_workers import agree
 _CALIBRATION_SAMPLES = 256
 # The same for `fit`, if its first batch is smaller.
 _FIT_SAMPLES = 128
-# The number of samples whose values ranges follow during training.
-_FOLLOWED_SAMPLES = 16
+# The number of samples whose values ranges follow during training, and the fewest that they follow.
+_FOLLOWED_SAMPLES, _FEWEST_FOLLOWED = 16, 8
 
 
 class BitTraining:
@@ -54,7 +54,7 @@ class BitTraining:
         self._figures = {name: keras.metrics.Mean(name=name) for name in self.figure_names}
         self._settled_cost: float | None = None
         self._begun = False
-        self._followed: Any = None
+        self._followed: list[np.ndarray] = []
         # Set by `compile`, or by `DQMQModel.custom_training`.
         self.policy_optimizer: keras.optimizers.Optimizer | None = None
         self.encoder_optimizer: keras.optimizers.Optimizer | None = None
@@ -87,12 +87,13 @@ class BitTraining:
         return float(self.parts.policy.search_total.numpy())
 
     def calibration_samples(self, arrays: list[np.ndarray]) -> int:
-        """Returns the number of samples that `fit` calibrates on.
+        """Returns the number of samples that `fit` calibrates on, or that it follows after loading.
 
         Args:
             arrays: The inputs of a batch, which tell sizes that the model leaves open.
         """
-        return min(samples_at_once(self.parts.graph, arrays), _FIT_SAMPLES)
+        wanted = _FOLLOWED_SAMPLES if self.is_calibrated else _FIT_SAMPLES
+        return min(samples_at_once(self.parts.graph, arrays), wanted)
 
     def calibrate(self, x: Any, for_training: bool = False) -> None:
         """Sets ranges and step sizes from data; see `DQMQModel.calibrate`.
@@ -106,6 +107,7 @@ class BitTraining:
             stage("reading data")
             arrays = inputs.collect(x, self.model, samples=_CALIBRATION_SAMPLES)
             x = inputs.structured(fit_data.checked_finite(arrays), self.model)
+            self._followed = []
             self._remember(arrays)
             stage("fitting the ranges of activations")
             state = range_calibration.set_ranges(parts, x, for_training)
@@ -124,11 +126,11 @@ class BitTraining:
 
     @property
     def is_prepared(self) -> bool:
-        """Whether a training can begin: ranges are set, and there are inputs whose values to follow."""
-        return self.is_calibrated and self._followed is not None
+        """Whether ranges are set, and there are enough inputs whose values they follow."""
+        return bool(self._followed) and len(self._followed[0]) >= _FOLLOWED_SAMPLES
 
     def prepare(self, x: Any) -> None:
-        """Does what `is_prepared` lacks: calibrates, or keeps inputs if ranges are set, as after loading.
+        """Calibrates before a training. If ranges are set, as after loading, it keeps inputs to follow.
 
         Args:
             x: The first inputs of the training, as `calibrate` takes them.
@@ -141,20 +143,26 @@ class BitTraining:
             self.calibrate(x, for_training=True)
 
     def _remember(self, arrays: list[np.ndarray]) -> None:
-        """Keeps the first inputs, whose values ranges follow during training."""
-        first = [array[:_FOLLOWED_SAMPLES] for array in arrays]
-        self._followed = inputs.structured(first, self.model)
+        """Keeps the first inputs of a training, whose values ranges follow."""
+        joined = [np.concatenate(pair) for pair in zip(self._followed, arrays)] or arrays
+        self._followed = [array[:_FOLLOWED_SAMPLES] for array in joined]
 
-    def follow_values(self, steps: int, taken: int = 1) -> None:
-        """Fits ranges and steps again that suit the values no more, whenever `steps` has doubled.
+    @property
+    def steps_taken(self) -> int:
+        """The number of steps that the optimizer has taken."""
+        return int(self.model.optimizer.iterations.numpy())
+
+    def follow_values(self, before: int, after: int) -> None:
+        """Fits ranges and steps again that suit the values no more, whenever the steps have doubled.
 
         Args:
-            steps: The number of training steps so far.
-            taken: How many of them were taken since the last call.
+            before, after: The number of steps that training had taken, and has taken now.
         """
-        if self._followed is None or not range_calibration.is_followed(steps - taken, steps):
+        count = len(self._followed[0]) if self._followed else 0
+        # Of one or two samples, a batch normalization leaves nothing.
+        if count < _FEWEST_FOLLOWED or not range_calibration.is_followed(before, after):
             return
-        range_calibration.follow_values(self.parts, self._followed)
+        range_calibration.follow_values(self.parts, inputs.structured(self._followed, self.model))
         self.keeper.fit_stale_steps()
 
     def begin(self, total_steps: float) -> None:

@@ -86,7 +86,8 @@ class CustomTraining:
                 with shared_updates(share_optimizer):
                     share_optimizer.apply_gradients(pairs)
         self._steps_done += 1
-        training.follow_values(self._steps_done)
+        training.prepare(x)
+        training.follow_values(self._steps_done - 1, self._steps_done)
         if searching:
             training.search.advance()
             parts.encoder.adapt(inputs.first_input(x, self._model))

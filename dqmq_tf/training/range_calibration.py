@@ -88,15 +88,17 @@ def follow_values(parts: Any, x: Any) -> None:
         parts: The `ModelParts` of a calibrated model.
         x: A few inputs, in the structure that the model takes.
     """
-    for layer in (*parts.quantizers, *parts.wrappers.values()):
-        layer.observe()
     try:
+        for layer in (*parts.quantizers, *parts.wrappers.values()):
+            layer.observe()
         _call(parts, x, training=True)
     finally:
+        # Also after an interruption, no layer may go on observing.
         for wrapper in parts.wrappers.values():
             wrapper.calibrate(for_training=True)
-        for quantizer in parts.quantizers:
-            quantizer.follow()
+        observed = [quantizer.take_observed() for quantizer in parts.quantizers]
+    for quantizer, values in zip(parts.quantizers, observed):
+        quantizer.follow(values)
 
 
 def has_new_statistics(parts: Any) -> bool:

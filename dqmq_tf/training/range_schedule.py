@@ -21,11 +21,11 @@ class RangeSchedule(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         # A callback may have restored a backup by now.
-        self._first_step = self._steps_taken = int(self.model.optimizer.iterations.numpy())
+        self._steps_taken = self.model._training.steps_taken
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        before, self._steps_taken = self._steps_taken, self._first_step + batch + 1
-        self.model._training.follow_values(self._steps_taken, self._steps_taken - before)
+        before, self._steps_taken = self._steps_taken, self.model._training.steps_taken
+        self.model._training.follow_values(before, self._steps_taken)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         # The loss may stay finite: a range that is NaN holds nothing. If it does not, that says enough.

@@ -162,6 +162,12 @@ def test_verify_refuses_outputs_that_are_exchanged_by_index(tmp_path):
         export.verify(qmodel, path, x)
 
 
+def test_keys_that_are_no_names_are_not_used(tmp_path):
+    model = outputs_model()
+    qmodel = freeze(keras.Model(model.inputs, dict(enumerate(model.outputs))))
+    export.convert(qmodel, tmp_path / "model.tflite", data=images(qmodel))
+
+
 def test_outputs_of_a_dictionary_have_its_keys(tmp_path):
     model = outputs_model()
     by_key = dict(zip(("zoo", "bar", "foo"), model.outputs))

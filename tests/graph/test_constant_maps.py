@@ -50,6 +50,7 @@ def test_a_map_computes_what_its_layer_does(name):
     [
         (lambda x: x + np.ones((4, 5, 3), "float32"), "differs between positions"),
         (lambda x: x + np.ones((5, 1), "float32"), "differs between positions"),
+        (layers.Rescaling([1.0, 2.0]), "not one number for each channel"),
         (lambda x: 1.0 / x, "divides by a tensor"),
         (lambda x: x / np.array([1.0, 0.0, 1.0], "float32"), "or by 0"),
         (layers.Normalization(axis=1, mean=[1.0] * 4, variance=[1.0] * 4), "other axes"),

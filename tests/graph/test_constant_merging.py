@@ -22,6 +22,16 @@ def conv(filters=3, **options):
     return layers.Conv2D(filters, 3, padding="same", **options)
 
 
+class OwnReLU(layers.ReLU):
+    def call(self, x):
+        return ops.relu(x) + 1.0
+
+
+class OwnActivation(layers.Activation):
+    def call(self, x):
+        return 2.0 * super().call(x)
+
+
 def hard_sigmoid(x):
     return layers.ReLU(6.0, name="clip")(x + 3.0) * (1 / 6)
 
@@ -59,7 +69,10 @@ MERGED = {
     ),
     "hard sigmoid as a function": ([keras.activations.hard_sigmoid], ["Rescaling", "ReLU"]),
     "scaled relu": ([conv(), lambda x: ops.relu(x) * 0.25], ["Conv2D", "Rescaling", "ReLU"]),
-    "scaled relu6": ([conv(), lambda x: ops.relu6(x) / 3.0], ["Conv2D", "Rescaling", "ReLU"]),
+    "scaled and shifted relu6": (
+        [conv(), lambda x: ops.relu6(x - 1.0) / 3.0],
+        ["Conv2D", "Rescaling", "ReLU"],
+    ),
     "relu between maps": (
         [layers.Rescaling(2.0, offset=1.0), layers.ReLU(), lambda x: 1.0 - x],
         None,
@@ -131,6 +144,10 @@ UNCHANGED = {
     "maps of channels behind a kernel": [conv(), lambda x: x * CHANNELS],
     "a relu": [conv(), layers.ReLU(6.0)],
     "a relu and a negative number": [layers.ReLU(6.0), lambda x: x * -1.0],
+    # The range of a relu with another ceiling is fixed, whatever part of it the values need.
+    "a scaled relu6": [conv(), layers.ReLU(6.0), lambda x: x * 2.0],
+    "a subclass of a relu": [conv(), OwnReLU(), lambda x: x * 2.0],
+    "a subclass of an activation": [conv(), OwnActivation("hard_sigmoid")],
     "a relu of the image and a number": [layers.ReLU(6.0), lambda x: x * 0.5],
     "an activity regularizer": [
         layers.Rescaling(2.0),
@@ -162,6 +179,39 @@ def test_integers_stay():
     # Their sum overflows, and their division by an integer is in floating point.
     inputs = keras.Input((6,), dtype="int32")
     model = keras.Model(inputs, (inputs + 1) * 2)
+    assert merge_constants(model) is model
+
+
+def test_layers_with_different_rules_stay():
+    model = model_of(layers.Rescaling(2.0, name="a"), layers.Rescaling(0.5, offset=1.0, name="b"))
+    both, one = (
+        dqmq_tf.LayerRule(pattern=".*", weight_bits=8),
+        dqmq_tf.LayerRule(pattern="a", quantize=False),
+    )
+    assert merge_constants(model, dqmq_tf.DQMQConfig(rules=[one, both])) is model
+    assert kinds(merge_constants(model, dqmq_tf.DQMQConfig(rules=[both]))) == ["Rescaling"]
+
+
+def test_models_with_masks_stay():
+    inputs = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(7, 4, mask_zero=True)(inputs) * 2.0 + 1.0
+    model = keras.Model(inputs, layers.GlobalAveragePooling1D()(x))
+    assert merge_constants(model) is model
+
+
+def test_models_for_channels_first_stay():
+    keras.config.set_image_data_format("channels_first")
+    try:
+        model = model_of(lambda x: x * 2.0 + 1.0)
+        assert merge_constants(model) is model
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
+def test_a_change_of_type_stays():
+    inputs = keras.Input((6,))
+    half = layers.Rescaling(2.0, dtype="float16")
+    model = keras.Model(inputs, half(inputs / 1e5))
     assert merge_constants(model) is model
 
 

@@ -195,7 +195,7 @@ def followed(quantizer, values):
     """Step and zero point of the candidates after the quantizer followed values."""
     quantizer.observe()
     quantizer(keras.ops.convert_to_tensor(values, "float32"))
-    quantizer.follow()
+    quantizer.follow(quantizer.take_observed())
     return np.exp(quantizer.log_step.numpy()), quantizer.zero_point.numpy()
 
 

@@ -137,7 +137,7 @@ def test_batch_norm_that_no_kernel_does(shape, axis, why):
 
 
 @pytest.mark.parametrize(
-    "shape, channels", [((32, 40, 3), 60), ((33, 37, 1), 37), ((64, 64, 2), 32)]
+    "shape, channels", [((32, 40, 3), 60), ((33, 37, 1), 37), ((64, 64, 2), 64)]
 )
 def test_columns_of_a_large_image_are_channels_of_one_convolution(shape, channels, tmp_path):
     scale = [0.5, -2.0, 1.0][: shape[-1]]
@@ -216,6 +216,21 @@ def test_sums_of_signals_of_one_channel(tmp_path):
     model = keras.Model(inputs, [layers.Dense(2)(y), layers.Dense(2)(layers.SimpleRNN(2)(x))])
     file, _ = written(freeze(model), tmp_path)
     assert names(file).count("ADD") >= 2
+
+
+@pytest.mark.parametrize("sizes", [(64, 40), (32, 16)])
+def test_a_rescaling_of_images_of_two_sizes_is_one_layer(sizes, tmp_path):
+    inputs = [keras.Input((size, size, 3)) for size in sizes]
+    scale, conv = layers.Rescaling(0.5, offset=0.25), layers.Conv2D(2, 3)
+    outputs = [layers.GlobalAveragePooling2D()(conv(scale(x))) for x in inputs]
+    qmodel = freeze(keras.Model(inputs, outputs))
+    assert written(qmodel, tmp_path)[1].verification.different_numbers == 0
+
+
+@pytest.mark.parametrize("width", [37, 41])
+def test_images_without_a_suitable_divisor_grow_no_file(width, tmp_path):
+    qmodel = frozen((32, width, 3), layers.Rescaling(0.5, offset=0.25), layers.Conv2D(2, 3))
+    assert written(qmodel, tmp_path)[1].weights[0].count == 3
 
 
 def test_defaults_of_the_user_change_nothing_in_a_file(tmp_path):

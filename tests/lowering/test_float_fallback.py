@@ -217,6 +217,14 @@ def test_states_are_refused_by_name():
         rules.check_supported(graph.trace(model))
 
 
+def test_an_output_that_a_float_layer_reads_may_be_int8(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    a = keras.ops.sin(inputs)
+    qmodel = freeze(keras.Model(inputs, [layers.Conv2D(2, 3)(keras.ops.cos(a)), a]))
+    export.convert(qmodel, tmp_path / "m.tflite", data=images(qmodel), io_dtype="int8")
+    export.convert(qmodel, tmp_path / "m.tflite", data=images(qmodel))
+
+
 @pytest.mark.parametrize("first", [layers.LayerNormalization(), keras.ops.exp, "log of a log"])
 @pytest.mark.parametrize("io_dtype", ["float32", "int8"])
 def test_a_float_layer_reads_what_training_rounded(first, io_dtype, tmp_path):

@@ -91,6 +91,16 @@ def test_a_padded_tensor_with_other_readers_is_a_tensor(tmp_path):
     assert "PAD" in names(written(qmodel, tmp_path)[0])
 
 
+def test_two_equal_paddings_are_one_tensor(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    outputs = [layers.Conv2D(n, 3)(layers.ZeroPadding2D(1)(inputs)) for n in (2, 4)]
+    qmodel = freeze(keras.Model(inputs, outputs))
+    assert_simulates(qmodel)
+    model, report = written(qmodel, tmp_path)
+    assert names(model).count("PAD") == 1
+    assert report.verification.different_numbers == 0
+
+
 def test_a_convolution_that_is_called_twice_pads_nothing(tmp_path):
     inputs, conv = keras.Input((8, 8, 3)), layers.Conv2D(3, 3, name="conv")
     x = conv(layers.ZeroPadding2D(1)(inputs))

@@ -109,7 +109,7 @@ def _by_fit(qmodel, x, y):
 def _by_loaded_fit(qmodel, x, y):
     qmodel.compile(keras.optimizers.Adam(0.006), "mse")
     qmodel.calibrate(x)
-    qmodel._training._followed = None  # What a model that was saved and loaded begins with.
+    qmodel._training._followed = []  # What a model that was saved and loaded begins with.
     qmodel.fit(x, y, epochs=_STEPS // 16, verbose=0)
 
 
@@ -137,6 +137,57 @@ def test_outputs_grow_as_far_as_training_wants(train):
     assert error < 0.1 * np.var(y)
 
 
+def test_an_interruption_leaves_no_layer_observing(monkeypatch):
+    qmodel, x, _ = _growing()
+    qmodel.calibrate(x)
+    expected = np.array(qmodel(x[:8]))
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    for place in (
+        (range_calibration, "_call"),
+        (dqmq_tf.layers.ActivationQuantizer, "follow"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(*place, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                qmodel._training.follow_values(7, 8)
+        np.testing.assert_array_equal(qmodel.predict(x[:8], verbose=0), expected)
+
+
+def test_few_samples_are_not_followed():
+    # A batch normalization makes 0 of a single sample.
+    keras.utils.set_random_seed(0)
+    stack = [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.ReLU()]
+    qmodel = dqmq_tf.quantize_model(
+        keras.Sequential([keras.Input((4,)), *stack, keras.layers.Dense(2)])
+    )
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    qmodel.calibrate(x)
+    qmodel.compile(keras.optimizers.SGD(0.0), "mse")
+    steps = {v.path: v.numpy() for v in qmodel.variables if v.path.endswith("log_step")}
+    qmodel._training._followed = []
+    for step in range(20):
+        qmodel.train_on_batch(x[step : step + 1], np.zeros((1, 2)))
+    assert len(qmodel._training._followed[0]) == 16
+    for variable in qmodel.variables:
+        if variable.path in steps:
+            assert np.abs(variable.numpy() - steps[variable.path]).max() < 1
+
+
+@pytest.mark.parametrize("accumulated", [None, 4])
+def test_steps_of_the_optimizer_count(accumulated, monkeypatch):
+    qmodel, x, y = _growing()
+    followed = []
+    monkeypatch.setattr(range_calibration, "follow_values", lambda *_: followed.append(1))
+    optimizer = keras.optimizers.SGD(0.0, gradient_accumulation_steps=accumulated)
+    qmodel.compile(optimizer, "mse", steps_per_execution=2)
+    qmodel.fit(x, y, batch_size=16, epochs=3, verbose=0)
+    steps = int(optimizer.iterations.numpy())
+    assert len(followed) == steps.bit_length() - 3
+
+
 def test_a_trained_network_keeps_its_ranges():
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(size=(512, 4)).astype("float32")
@@ -147,6 +198,6 @@ def test_a_trained_network_keeps_its_ranges():
     qmodel = dqmq_tf.quantize_model(model)
     qmodel.calibrate(x[:256])
     before = qmodel.get_weights()
-    qmodel._training.follow_values(8)
+    qmodel._training.follow_values(7, 8)
     for found, expected in zip(qmodel.get_weights(), before):
         np.testing.assert_array_equal(found, expected)
