@@ -10,6 +10,7 @@ from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.flatbuffer import (
     ModelT,
+    OperatorT,
     SubGraphT,
     TFLiteFile,
     bit_packing,
@@ -22,6 +23,8 @@ from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.precision import ActivationPrecision
 
 _PACK = {"INT4": bit_packing.pack_int4, "INT2": bit_packing.pack_int2}
+# Operators that only move values.
+_MOVES = {"EXPAND_DIMS", "RESHAPE", "SQUEEZE", "TRANSPOSE"}
 # What litert-quantizer appends to the names of the tensors that it adds.
 _QUANTIZER_SUFFIXES = ("_quantized", "_dequant")
 
@@ -112,7 +115,12 @@ def _round_between_float_layers(model: ModelT, graph: SubGraphT, lowered: Lowere
     An integer kernel reads integers in any case. Between an input or an operator in floating point
     and another such operator there would be none.
     """
-    computed = {int(i) for operator in graph.operators for i in operator.outputs}
+    computed = {
+        int(i)
+        for operator in graph.operators
+        for i in operator.outputs
+        if flatbuffer.operator_name(model, operator) != "DEQUANTIZE"
+    }
     for index in range(len(graph.tensors)):
         key = flatbuffer.text(graph.tensors[index].name)
         precision = lowered.quantization.get(key)
@@ -127,7 +135,7 @@ def _round_between_float_layers(model: ModelT, graph: SubGraphT, lowered: Lowere
             continue
         readers = [o for o in graph.operators if index in o.inputs]
         quantize = [o for o in readers if flatbuffer.operator_name(model, o) == "QUANTIZE"]
-        in_float = [o for o in readers if o not in quantize]
+        in_float = [o for o in readers if not _leads_to_integers(model, graph, o)]
         if not in_float:
             continue
         if quantize:
@@ -147,6 +155,20 @@ def _round_between_float_layers(model: ModelT, graph: SubGraphT, lowered: Lowere
         dequantize = editing.new_operator(model, "DEQUANTIZE", [integers], [rounded])
         position = max(makers, default=-1) + 1
         graph.operators[position:position] = [quantize[0], dequantize]
+
+
+def _leads_to_integers(model: ModelT, graph: SubGraphT, operator: OperatorT) -> bool:
+    """Whether an operator rounds its input, or moves its values to operators that do."""
+    name = flatbuffer.operator_name(model, operator)
+    if name not in _MOVES:
+        return name == "QUANTIZE"
+    readers = [o for o in graph.operators if operator.outputs[0] in o.inputs]
+    is_output = operator.outputs[0] in graph.outputs
+    return (
+        bool(readers)
+        and not is_output
+        and all(_leads_to_integers(model, graph, reader) for reader in readers)
+    )
 
 
 def _store_in_containers(model: ModelT, graph: SubGraphT, containers: Mapping[str, str]) -> None:

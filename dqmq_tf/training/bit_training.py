@@ -127,7 +127,8 @@ class BitTraining:
     @property
     def is_prepared(self) -> bool:
         """Whether ranges are set, and there are enough inputs whose values they follow."""
-        return bool(self._followed) and len(self._followed[0]) >= _FOLLOWED_SAMPLES
+        has_samples = bool(self._followed) and len(self._followed[0]) >= _FOLLOWED_SAMPLES
+        return has_samples and self.is_calibrated
 
     def prepare(self, x: Any) -> None:
         """Calibrates before a training. If ranges are set, as after loading, it keeps inputs to follow.
