@@ -138,11 +138,7 @@ def convert(
         if adaptive is not None:
             adaptives.check_ends(networks)
         _warn_of_clipped_weights(qmodel)
-        grids = {
-            n: networks[0].quantization.get(k)
-            for n, k in zip(networks[0].input_names, networks[0].inputs)
-        }
-        warn_of_other_ranges(grids, given, stacklevel=2)
+        warn_of_other_ranges(networks[0], given, stacklevel=2)
         decoder = write_file.uses_decoder(networks, target)
         if decoder:
             tflite_micro.require()

@@ -11,7 +11,7 @@ from dqmq_tf.flatbuffer import metadata
 from dqmq_tf.graph import Graph
 from dqmq_tf.graph.kernels import PIXELS
 from dqmq_tf.graph.plain_pixels import IMAGE_RANK
-from dqmq_tf.precision import ActivationPrecision
+from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.targets import COLORS, RESIZES
 
 # Photographs seldom fill the whole range. A range that differs by more is another unit.
@@ -98,18 +98,17 @@ def input_facts(
     return facts
 
 
-def warn_of_other_ranges(
-    grids: Mapping[str, ActivationPrecision | None], facts: Mapping[str, Any], stacklevel: int
-) -> None:
+def warn_of_other_ranges(lowered: LoweredModel, facts: Mapping[str, Any], stacklevel: int) -> None:
     """Warns where an app that follows the preprocessing feeds values unlike those of the calibration.
 
     Args:
-        grids: `{name of an input: its ActivationPrecision, or None}`.
+        lowered: The `LoweredModel`, whose inputs have the ranges of the calibration.
         facts: What `input_facts` returned.
         stacklevel: That of `warnings.warn`, seen from the caller.
     """
+    keys = dict(zip(lowered.input_names, lowered.inputs))
     for name, entry in facts.get("inputs", {}).items():
-        grid = grids.get(name)
+        grid = lowered.quantization.get(keys[name])
         if grid is None:
             continue
         seen = grid.step * (2**grid.bit_width - 1)

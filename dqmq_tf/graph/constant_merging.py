@@ -23,7 +23,7 @@ from dqmq_tf.graph.from_keras import trace_nested
 from dqmq_tf.graph.graph import Graph, Node, inline
 from dqmq_tf.graph.kernels import is_float
 from dqmq_tf.graph.rebuild import rebuild
-from dqmq_tf.graph.splitting import has_masks
+from dqmq_tf.graph.splitting import free_name, has_masks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,11 +202,7 @@ def _steps_of(graph: Graph, node: Node, names: set[str]) -> list[_Step]:
         return [_Step(name=name, affine=constant_map(graph, node))]
     if not _is_hard_sigmoid(node.layer):
         return [_Step(name=name, ceiling=relu_ceiling(node.layer))]
-    scale_name, number = f"{name}_scale", 0
-    while scale_name in names:
-        number += 1
-        scale_name = f"{name}_scale_{number}"
-    names.add(scale_name)
+    scale_name = free_name(node.layer, [names], "scale")
     sixth = Affine(np.full(1, 1 / 6), np.full(1, 0.5))
     return [_Step(name=scale_name, affine=sixth), _Step(name=name, ceiling=1.0)]
 

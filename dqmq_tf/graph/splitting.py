@@ -194,7 +194,7 @@ def _check_weights(path: str, rule: LayerRule, parts: Iterable[Part]) -> None:
 def _splitters(graph: Graph) -> dict[int, _Splitter]:
     """Returns `{id of a layer: what is called in its place}`."""
     inlined = inline(graph)
-    nodes = inlined.nodes
+    nodes, is_masked = inlined.nodes, has_masks(inlined)
     calls: dict[int, list[Node]] = collections.defaultdict(list)
     for node in nodes:
         calls[id(node.layer)].append(node)
@@ -204,12 +204,10 @@ def _splitters(graph: Graph) -> dict[int, _Splitter]:
         kind = _splitter_of(layer)
         if kind is None:
             continue
-        if kind is SplitAttention and (
-            has_masks(inlined) or not all(map(_attends_plainly, layer_calls))
-        ):
+        if kind is SplitAttention and (is_masked or not all(map(_attends_plainly, layer_calls))):
             continue
         scopes = [names[n.path[: len(n.path) - len(layer.name)]] for n in layer_calls]
-        name_part = functools.partial(_free_name, layer, scopes)
+        name_part = functools.partial(free_name, layer, scopes)
         lengths = [_lengths(inlined, layer_calls)] if kind is SplitAttention else []
         splitters[key] = kind(layer, name_part, *lengths)
     return splitters
@@ -280,7 +278,7 @@ def _names(graph: Graph, prefix: str = "") -> dict[str, set[str]]:
     return names
 
 
-def _free_name(layer: Any, scopes: Iterable[set[str]], part: str) -> str:
+def free_name(layer: Any, scopes: Iterable[set[str]], part: str) -> str:
     """Returns `<name>_<part>`, with a number if a model has a layer of that name already."""
     base = name = f"{layer.name}_{part}"
     number = 0

@@ -145,7 +145,7 @@ class ActivationQuantizer(keras.layers.Layer):
         Raises:
             ValueError: If the recorded tensors contain NaN or infinity.
         """
-        observed, self._observed = self._observed, None
+        observed = self.take_observed()
         if not observed:
             return
         values = np.concatenate(observed)
