@@ -1,5 +1,6 @@
 """`README.md` as a new user reads it: its quick start runs, and its links lead somewhere."""
 
+import json
 import os
 import pathlib
 import re
@@ -41,3 +42,20 @@ def test_its_links_lead_to_files():
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", README) if "://" not in link]
     assert "docs/pictures/fifths.png" in links
     assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_its_figures_are_those_that_the_benchmarks_recorded():
+    results = ROOT / "examples" / "benchmarks" / "results"
+    ratios = {
+        row["network"].split(",")[0]: row["ratio"]
+        for row in json.loads((results / "latency.json").read_text("utf-8"))
+    }
+    latency = re.search(r"^\| latency of the `android` file .*$", README, re.M)[0]
+    stated = re.findall(r"([\d.]+) \((\w+)\)", latency)
+    assert [(f"{ratios[name]:.2f}", name) for _, name in stated] == stated
+    cifar = json.loads((results / "quickstart_cifar10.json").read_text("utf-8"))
+    accuracies = " / ".join(f"{100 * cifar[f'{of}_accuracy']:.2f}" for of in ("float", "dqmq"))
+    assert (
+        f"| {accuracies} % of 10,000 mixed-quality images; {cifar['deflated_bytes']:,} bytes;"
+        in README
+    )

@@ -84,7 +84,11 @@ class GraphAssembly:
         self.wrappers: dict[str, QuantizeWrapper] = {}
         self._nested: dict[str, keras.Model] = {}
         self._fused: dict[str, FusedBatchNormalization] = {}
-        self._compiled_shapes = shapes_worth_compiling(_normalized_shapes(inlined))
+        self._compiled_shapes = shapes_worth_compiling(
+            _normalized_shapes(inlined),
+            FusedBatchNormalization.COMPILED_SHARE,
+            FusedBatchNormalization.COMPILED_VALUES,
+        )
         # A file stores one normalization. Only simulation can have one that follows each input.
         follows_quality = config.quality_aware and config.quality_normalization
         self._has_affines = follows_quality and not costs.target.deployable
@@ -301,6 +305,8 @@ def _normalized_shapes(graph: Graph) -> list[tuple[int | None, ...]]:
 def _new_quantizers(costs: CostModel) -> list[ActivationQuantizer]:
     """Returns an `ActivationQuantizer` for each activation point."""
     columns = {point: column for column, point in enumerate(costs.decided)}
+    shapes = [point.shape[1:] for point in costs.activations]
+    compiled_shapes = shapes_worth_compiling(shapes, ActivationQuantizer.COMPILED_SHARE)
     quantizers: list[ActivationQuantizer] = []
     for i, point in enumerate(costs.activations):
         is_input = all(call == INPUT_CALL for _, call, _ in point.slots)
@@ -322,6 +328,7 @@ def _new_quantizers(costs: CostModel) -> list[ActivationQuantizer]:
                 point.bit_widths,
                 column=columns.get(i),
                 range=point.range,
+                compiled=point.shape[1:] in compiled_shapes,
                 # A calibrated step is enough for images at 8 bits. Without a trained step, the
                 # first layer needs no gradient to its input, which would be the most expensive one
                 # of the network.

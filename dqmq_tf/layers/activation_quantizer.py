@@ -38,22 +38,29 @@ class ActivationQuantizer(keras.layers.Layer):
             and of tanh (step `2**(1-b)` around 0). `"pixels"` is the range of uint8 images (step
             `2**(8-b)` from 0), and `"0..c"` that of a relu with the ceiling c. At 16 bits, all
             ranges are symmetric, and those of softmax and sigmoid are that of tanh.
+        compiled: Whether XLA compiles the loops (see `shapes_worth_compiling`).
 
     Input shape: any float tensor `[batch, ...]`. Output shape: the same. If `call` gets a
     `ceiling`, it applies a ReLU or ReLU6 first (see `RectifiedQuantizer`).
     """
+
+    # Each shape of an activation costs two compilations, about half a second of processor time. That
+    # pays where the shape holds this share of all quantized values in the network.
+    COMPILED_SHARE = 0.03
 
     def __init__(
         self,
         bit_widths: Sequence[int],
         column: int | None = None,
         range: str = "affine",
+        compiled: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{**kwargs, "autocast": False})
         self.bit_widths = tuple(int(b) for b in bit_widths)
         self.column = column
         self.range = range
+        self.compiled = compiled
         self.supports_masking = True
         self._observed: list[np.ndarray] | None = None
         self._kept = _MAX_VALUES_PER_CALL
@@ -107,7 +114,8 @@ class ActivationQuantizer(keras.layers.Layer):
             quantize = _quantizing(4, self.bit_widths, fields, ceiling)
             signature = _signature(self.bit_widths, rows, fields)
             return normalization.then(quantize, signature, *args).output()
-        compiled = worth_compiling(x)
+        # Tensors that share a scale may have other shapes.
+        compiled = self.compiled and worth_compiling(x)
         values = in_slices(x) if compiled else x
         # XLA compiles one loop for each shape, other functions take all shapes.
         shape = (None, values.shape[1], None) if compiled else (None,) * len(x.shape)
@@ -206,6 +214,7 @@ class ActivationQuantizer(keras.layers.Layer):
             "bit_widths": self.bit_widths,
             "column": self.column,
             "range": self.range,
+            "compiled": self.compiled,
         }
 
 

@@ -1,8 +1,5 @@
 """Batch normalization in few passes over an activation, optionally scaled by quality."""
 
-import collections
-import math
-from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -14,10 +11,6 @@ from dqmq_tf.layers.quality_affine import QualityAffine
 
 # The smallest epsilon that the fused operation accepts on a GPU.
 _SMALLEST_EPSILON = 1.001e-5
-# Each shape of an activation costs three compilations, about two seconds of processor time in all.
-# That pays where a sample has this many values, and where the shape holds this share of the values
-# of all normalized activations in the network.
-_LARGE, _SHARE = 24_576, 0.08
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -43,6 +36,11 @@ class FusedBatchNormalization(keras.layers.Layer):
     Input: a tensor `[batch, height, width, channels]` and, with an `affine`, the quality embedding
     `[batch, d]`. Output: like the tensor.
     """
+
+    # Each shape of an activation costs three compilations, about two seconds of processor time in
+    # all. That pays where a sample has this many values, and where the shape holds this share of the
+    # values of all normalized activations in the network.
+    COMPILED_VALUES, COMPILED_SHARE = 24_576, 0.08
 
     def __init__(
         self,
@@ -113,20 +111,6 @@ class FusedBatchNormalization(keras.layers.Layer):
             for saved in (config.pop("layer"), config.pop("affine"))
         )
         return cls(layer, affine, **config)
-
-
-def shapes_worth_compiling(
-    shapes: Iterable[tuple[int | None, ...]],
-) -> set[tuple[int | None, ...]]:
-    """Returns the shapes for which compiled loops save more time in training than they cost before it.
-
-    Args:
-        shapes: The shape `[height, width, channels]` of each normalized activation in a network.
-    """
-    counts = collections.Counter(shapes)
-    sizes = {shape: math.prod(n or 1 for n in shape) for shape in counts}
-    least = _SHARE * sum(counts[shape] * size for shape, size in sizes.items())
-    return {s for s, size in sizes.items() if size >= _LARGE and counts[s] * size >= least}
 
 
 def is_fusible(layer: keras.layers.Layer, shape: tuple[int | None, ...], dtype: str) -> bool:

@@ -5,9 +5,10 @@ network quantizes hundreds of tensors. Traced in place, each took up to 250 node
 of DenseNet121 had 104,000 nodes, and tracing and first execution took 70 s.
 """
 
+import collections
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -89,6 +90,29 @@ def graph_function(
 def worth_compiling(x: tf.Tensor) -> bool:
     """Returns whether XLA should compile an element-wise function of a tensor `[batch, ...]`."""
     return math.prod(n or 1 for n in x.shape[1:]) >= _WORTH_COMPILING
+
+
+def shapes_worth_compiling(
+    shapes: Iterable[tuple[int | None, ...]],
+    least_share: float,
+    least_values: int = _WORTH_COMPILING,
+) -> set[tuple[int | None, ...]]:
+    """Returns the shapes for which compiled loops save more time in training than they cost before it.
+
+    Args:
+        shapes: The shape, without the batch, of each activation of a network that may be compiled.
+        least_share: The least share that a shape must hold of the values of all these activations.
+        least_values: The fewest values of a sample for which compilation pays.
+
+    Example:
+
+    >>> shapes_worth_compiling([(32, 32, 16), (32, 32, 16), (2, 2, 64)], least_share=0.03)
+    {(32, 32, 16)}
+    """
+    counts = collections.Counter(shapes)
+    sizes = {shape: math.prod(n or 1 for n in shape) for shape in counts}
+    least = least_share * sum(counts[shape] * size for shape, size in sizes.items())
+    return {s for s, size in sizes.items() if size >= least_values and counts[s] * size >= least}
 
 
 def _with_shape(y: tf.Tensor, like: tf.Tensor) -> tf.Tensor:

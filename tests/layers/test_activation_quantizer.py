@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
+import dqmq_tf
 from dqmq_tf.layers import ActivationQuantizer
 from dqmq_tf.policy.decision_tensor import EXECUTED, FIELDS, HIGH, LOW, MEAN, SLOPE
 
@@ -248,3 +249,17 @@ def test_ranges_do_not_follow_a_training_that_broke_down(data, bad):
     values[0] = bad
     for found, expected in zip(followed(quantizer, values), before):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_model_compiles_the_quantizers_of_shapes_that_hold_a_large_share_of_it():
+    layers = keras.layers
+    inputs = keras.Input((64, 64, 3))
+    x = layers.Conv2D(32, 3, padding="same", name="large")(inputs)
+    x = layers.Conv2D(4, 3, strides=2, padding="same", name="small")(x)
+    outputs = layers.Dense(2)(layers.GlobalAveragePooling2D()(x))
+    qmodel = dqmq_tf.quantize_model(keras.Model(inputs, outputs))
+    quantizers = {q.name.removesuffix("_quantizer"): q for q in qmodel._parts.quantizers}
+    assert quantizers["large"].compiled and not quantizers["small"].compiled
+    # 4,096 values of a sample are enough for a compilation, but few beside the others.
+    assert not ActivationQuantizer.from_config(quantizers["small"].get_config()).compiled
+    assert ActivationQuantizer.from_config(quantizers["large"].get_config()).compiled

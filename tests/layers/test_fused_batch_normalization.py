@@ -6,12 +6,7 @@ import pytest
 import tensorflow as tf
 
 import dqmq_tf
-from dqmq_tf.layers import (
-    FusedBatchNormalization,
-    QualityAffine,
-    is_fusible,
-    shapes_worth_compiling,
-)
+from dqmq_tf.layers import FusedBatchNormalization, QualityAffine, is_fusible
 
 SHAPE = (6, 5, 4, 3)
 
@@ -186,19 +181,6 @@ def test_compiled_layers_and_those_with_an_affine_take_the_loops(compiled, by_qu
 
     types = {op.type for op in run.get_concrete_function().graph.get_operations()}
     assert ("FusedBatchNormV3" in types) == (not compiled and not by_quality)
-
-
-def test_loops_are_compiled_for_shapes_that_hold_a_large_share_of_a_network():
-    large, many, small = (112, 112, 32), (28, 28, 64), (16, 16, 32)
-    assert shapes_worth_compiling([large, many, small]) == {large, many}
-    # Beside a much larger shape, `many` pays only where several layers have it.
-    larger = (112, 112, 64)
-    assert shapes_worth_compiling([larger, many]) == {larger}
-    assert shapes_worth_compiling([larger, *2 * [many]]) == {larger, many}
-    # However many layers have them, small activations do not.
-    assert shapes_worth_compiling([small] * 50) == set()
-    assert shapes_worth_compiling([(None, None, 64)]) == set()
-    assert shapes_worth_compiling([]) == set()
 
 
 def test_a_model_compiles_the_loops_of_such_shapes():

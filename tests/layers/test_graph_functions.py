@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dqmq_tf.layers.graph_functions import graph_function, one_node
+from dqmq_tf.layers.graph_functions import graph_function, one_node, shapes_worth_compiling
 
 SIGNATURE = [tf.TensorSpec([None, None]), tf.TensorSpec([None, 1]), tf.TensorSpec([])]
 
@@ -71,3 +71,18 @@ def test_one_function_for_each_of_many_shapes_causes_no_warning_of_repeated_trac
     for width in range(1, 8):
         graph_function(doubled, [tf.TensorSpec([None, width])], False)(tf.ones([1, width]))
     assert not warnings
+
+
+def test_loops_are_compiled_for_shapes_that_hold_a_large_share_of_a_network():
+    large, many, small = (112, 112, 32), (28, 28, 64), (16, 16, 32)
+    normalizations = {"least_share": 0.08, "least_values": 24_576}
+    assert shapes_worth_compiling([large, many, small], **normalizations) == {large, many}
+    # Beside a much larger shape, `many` pays only where several layers have it.
+    larger = (112, 112, 64)
+    assert shapes_worth_compiling([larger, many], **normalizations) == {larger}
+    assert shapes_worth_compiling([larger, *2 * [many]], **normalizations) == {larger, many}
+    # However many layers have them, small activations do not.
+    assert shapes_worth_compiling([small] * 50, **normalizations) == set()
+    assert shapes_worth_compiling([small, (4, 4, 64)], 0.01) == {small}
+    assert shapes_worth_compiling([(None, None, 64)], 0.01) == set()
+    assert shapes_worth_compiling([], 0.01) == set()

@@ -46,7 +46,7 @@ def test_values_and_gradients_are_those_of_a_relu_followed_by_the_quantizer(
     ceiling, relu, shape, fields
 ):
     x, upstream = tensors(shape)
-    quantizer = ActivationQuantizer(BITS, column=0)
+    quantizer = ActivationQuantizer(BITS, column=0, compiled=True)
     fused = RectifiedQuantizer(quantizer, ceiling)
 
     def apart(x, decision):
