@@ -7,6 +7,9 @@ runtime of its target. The benchmark takes about half an hour on two cores.
 
     python examples/benchmarks/agreement.py --output=agreement.json
 
+`--networks` also takes the names of `networks.NETWORKS`. These have random weights of 4 bits on average
+and random images, so their classes lie close together, and the differences in steps say more.
+
 `tflite-runtime` 2.14 is measured if `DQMQ_TFLITE_RUNTIME_PYTHON` is set to the Python of an environment
 that has it. TFLite Micro is measured if the wheel `tflite-micro` is installed. The exit code is 1 if a
 bound is missed.
@@ -20,6 +23,7 @@ import tempfile
 import time
 
 import keras
+import networks
 import numpy as np
 import rich.table
 import tensorflow as tf
@@ -40,7 +44,10 @@ _DATA_DIR = flags.DEFINE_string(
     "Folder of prepared tensorflow-datasets. If it does not exist, CIFAR-10 is downloaded to the "
     "default folder.",
 )
-_NETWORKS = flags.DEFINE_list("networks", ["resnet8", "mobilenet_v2"], "Networks to run.")
+_TRAINED = ("resnet8", "mobilenet_v2")
+_NETWORKS = flags.DEFINE_multi_enum(
+    "networks", _TRAINED, [*_TRAINED, *networks.NETWORKS], "Networks to run."
+)
 _TARGETS = flags.DEFINE_list("targets", ["android", "microcontroller"], "Targets to run.")
 _SAMPLES = flags.DEFINE_integer("samples", 2_000, "Test images.", lower_bound=1)
 _STEPS = flags.DEFINE_integer(
@@ -51,7 +58,7 @@ _FLOAT_STEPS = flags.DEFINE_integer(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
-_BATCH_SIZE = 128
+_BATCH_SIZE, _RANDOM_SAMPLES = 128, 64
 _EPOCHS = 4
 _SEED = 0
 # Enough for every runtime to run all images.
@@ -78,6 +85,8 @@ class Row:
         latency_ms: Median time of one image, 1 thread.
         arena_bytes: Tensor arena that TFLite Micro needs; None for other runtimes.
         accuracy: Share of the images that the quantized and frozen Keras model classifies correctly.
+            None without labels.
+        different_numbers: Numbers in the file that differ from the model's.
         file_bytes: Size of the file.
         bit_widths: Weight bit-widths in the file.
     """
@@ -93,9 +102,10 @@ class Row:
     mean_quanta: float | None
     latency_ms: float | None
     arena_bytes: int | None
-    accuracy: float
+    accuracy: float | None
     file_bytes: int
     bit_widths: list
+    different_numbers: int
 
     @property
     def verdict(self):
@@ -179,9 +189,8 @@ def float_network(name):
     return model
 
 
-def measure(network, model, target, test, labels):
-    """Quantizes, trains, converts and verifies a network. Returns a `Row` per runtime."""
-    print(f"\n{network} for {target}", flush=True)
+def trained(model, target):
+    """Returns a quantized and trained model."""
     kind = _KINDS.get(target, "size_bytes")
     budget = int(_BYTES_PER_PARAMETER[kind] * model.count_params()) + 10_000
     qmodel = dqmq_tf.quantize_model(
@@ -191,9 +200,13 @@ def measure(network, model, target, test, labels):
         config=dqmq_tf.DQMQConfig(seed=_SEED),
     )
     train(qmodel, _STEPS.value)
-    qmodel.freeze(profiles=1)
+    return qmodel.freeze(profiles=1)
+
+
+def measure(network, qmodel, target, test, labels=None):
+    """Converts and verifies a frozen network. Returns a `Row` per runtime."""
     with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / f"{network}.tflite"
+        path = pathlib.Path(folder) / "model.tflite"
         converted = dqmq_tf.convert(qmodel, path, data=test, verify=False)
         # No tolerance: the benchmark reports the figures, whatever they are.
         report = dqmq_tf.verify(
@@ -206,7 +219,9 @@ def measure(network, model, target, test, labels):
             seconds=_SECONDS,
         )
     rich.print(report)
-    accuracy = float((qmodel.predict(test, verbose=0).argmax(-1) == labels).mean())
+    accuracy = None
+    if labels is not None:
+        accuracy = float((qmodel.predict(test, verbose=0).argmax(-1) == labels).mean())
     return [
         Row(
             network=network,
@@ -223,6 +238,7 @@ def measure(network, model, target, test, labels):
             accuracy=accuracy,
             file_bytes=converted.size_bytes,
             bit_widths=sorted({tensor.bit_width for tensor in converted.weights}),
+            different_numbers=report.different_numbers,
         )
         for row in report.rows
     ]
@@ -251,19 +267,26 @@ def main(argv):
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
     if "resnet8" in _NETWORKS.value and not pathlib.Path(_RESNET.value).exists():
         raise app.UsageError(f"--resnet={_RESNET.value} does not exist.")
-    unknown = set(_NETWORKS.value) - {"resnet8", "mobilenet_v2"}
-    if unknown:
-        raise app.UsageError(f"--networks={unknown.pop()}: choose from resnet8 and mobilenet_v2.")
     # TensorFlow's exporter logs its progress at the level INFO.
     logging.set_verbosity(logging.ERROR)
     started, rows = time.perf_counter(), []
     record = RecordedRows(_OUTPUT.value, "network", "target", "runtime")
-    batch = next(iter(images("test").batch(_SAMPLES.value)))
-    test, labels = np.float32(batch[0]), batch[1].numpy()
     for network in _NETWORKS.value:
-        model = float_network(network)
+        is_trained = network in _TRAINED
+        if is_trained:
+            model = float_network(network)
+            batch = next(iter(images("test").batch(_SAMPLES.value)))
+            test, labels = np.float32(batch[0]), batch[1].numpy()
+        else:
+            model, labels = networks.NETWORKS[network](), None
+            test = networks.images(model, min(_SAMPLES.value, _RANDOM_SAMPLES), seed=1)
         for target in _TARGETS.value:
-            for row in measure(network, model, target, test, labels):
+            print(f"\n{network} for {target}", flush=True)
+            if is_trained:
+                qmodel = trained(model, target)
+            else:
+                qmodel = networks.frozen(model, target, networks.mixed_bits(model, 4))
+            for row in measure(network, qmodel, target, test, labels):
                 rows.append(row)
                 record.add(row, verdict=row.verdict)
     rich.print(table_of(rows))
