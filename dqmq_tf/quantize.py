@@ -16,9 +16,14 @@ from dqmq_tf.graph.resizing import with_input_shapes
 from dqmq_tf.layers import QuantizeWrapper
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
+from dqmq_tf.policy.policy_state import SEARCH
 from dqmq_tf.targets import Target
 from dqmq_tf.terminal import stages
 from dqmq_tf.training.exposure_trial import has_exposure, try_exposure
+
+_ESTIMATED = (
+    " Until a file can be written, the budget holds for an estimate of its size: leave some room."
+)
 
 
 def quantize_model(
@@ -97,7 +102,8 @@ def quantize_model(
     if keeper.refusal is not None:
         warnings.warn(
             f"{model.name!r} can be trained, but in its current form it cannot be converted for "
-            f"target {qmodel.target.name!r}: {keeper.refusal}",
+            f"target {qmodel.target.name!r}: {keeper.refusal}"
+            + (_ESTIMATED if budget is not None and parts.costs.in_bytes else ""),
             stacklevel=2,
         )
     return qmodel
@@ -150,11 +156,28 @@ def change_input_shape(qmodel: DQMQModel, *input_shapes: Sequence[int | None]) -
             "Pass other shapes, or use layers that accept any size, such as global pooling before "
             "the first Dense layer."
         ) from error
+    keeper = resized._training.keeper
+    keeper.meet_new_file()
+    largest = keeper.largest_file()
+    if resized._parts.policy.phase != SEARCH and largest > resized.budget.value:
+        warnings.warn(
+            f"With its present bits, the file of {qmodel.name!r} takes about {largest:,.0f} bytes, but "
+            f"its budget is {resized.budget.value:,g}: the size of the inputs was not known in "
+            "training. Call fit, which lowers the bits and fine-tunes. convert alone lowers them and "
+            "loses accuracy.",
+            stacklevel=2,
+        )
     return resized
 
 
 def _checked_config(model: Any, config: Any, data: Any) -> DQMQConfig:
     """Returns the configuration. Raises `ValueError` if it or the model cannot be used."""
+    if keras.config.floatx() != "float32":
+        raise ValueError(
+            f"keras.config.floatx() is {keras.config.floatx()!r}, but quantization needs float32. Call "
+            'keras.config.set_floatx("float32") before you build the model. To train in half '
+            'precision, use keras.mixed_precision.set_global_policy("mixed_float16").'
+        )
     if _holds_quantized_layers(model):
         raise ValueError(
             f"Model {model.name!r} is quantized already, or contains layers of a quantized model. "

@@ -65,7 +65,7 @@ def test_train_on_batch_moves_the_policy_also_after_the_search_is_resumed():
 
 def test_fit_runs_under_a_mirrored_strategy():
     code = (
-        "import tensorflow as tf, numpy as np, keras\n"
+        "import tempfile, tensorflow as tf, numpy as np, keras\n"
         "cpu = tf.config.list_physical_devices('CPU')[0]\n"
         "two = [tf.config.LogicalDeviceConfiguration()] * 2\n"
         "tf.config.set_logical_device_configuration(cpu, two)\n"
@@ -87,6 +87,10 @@ def test_fit_runs_under_a_mirrored_strategy():
         "    assert np.isfinite(h.history['loss']).all(), h.history\n"
         "    assert q._parts.policy.phase == 'settled'\n"
         "    print('steps', float(q._parts.policy.search_step.numpy()), target)\n"
+        "    assert q(x[:4]).shape == (4, 3)\n"
+        "    assert 'accuracy' in str(dqmq_tf.summary(q, (x, y)))\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    dqmq_tf.convert(q, folder + '/model.tflite', data=x)\n"
         "assert q._parts.policy.file_constant\n"
     )
     found = in_new_process(code).split("steps")[1:]

@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from helpers.eight_bits import converted, largest_error, quantized
 from helpers.new_process import in_bare_process
 from helpers.small_networks import network
 
@@ -305,3 +306,56 @@ def test_kernels_of_zeros_cause_a_warning_that_names_their_layers():
     head = keras.layers.Dense(2, kernel_initializer="zeros", name="head")(hidden)
     with pytest.warns(UserWarning, match=r"all weights of 'head' are 0.*Train the float model"):
         dqmq_tf.quantize_model(keras.Model(image, head))
+
+
+def test_a_nested_model_that_was_frozen_trains_when_it_is_unfrozen():
+    inputs = keras.Input((8, 8, 3))
+    base = keras.Model(inputs, keras.layers.Conv2D(4, 3, name="conv")(inputs), name="base")
+    base.trainable = False
+    image = keras.Input((8, 8, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(base(image))
+    model = keras.Model(image, keras.layers.Dense(2, name="head")(pooled))
+    qmodel = dqmq_tf.quantize_model(model)
+
+    def trained():
+        return {v.path for v in qmodel.trainable_variables if v.path.endswith("kernel")}
+
+    assert len(trained()) == 1
+    nested = qmodel.get_layer("base")
+    assert not nested.trainable
+    nested.trainable = True
+    assert len(trained()) == 2
+    # What was quantized unfrozen can be frozen and unfrozen.
+    nested.trainable = False
+    assert len(trained()) == 1
+
+
+def test_subclasses_of_layers_are_not_taken_for_the_originals(tmp_path):
+    class Capped(keras.layers.ReLU):
+        def call(self, x):
+            return keras.ops.minimum(super().call(x), 0.25) + 0.5
+
+    class Shifted(keras.layers.BatchNormalization):
+        def call(self, x, training=None, mask=None):
+            return super().call(x, training=training, mask=mask) + 1.0
+
+    class Twice(keras.layers.Activation):
+        def call(self, x):
+            return 2 * super().call(x)
+
+    class Brighter(keras.layers.Rescaling):
+        def call(self, x):
+            return super().call(x) + 0.5
+
+    keras.utils.set_random_seed(0)
+    custom = {c.__name__: c for c in (Capped, Shifted, Twice, Brighter)}
+    x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
+    for layer in (Capped(), Shifted(), Twice("relu"), Brighter(0.5), Twice("softmax")):
+        inputs = keras.Input((6,))
+        hidden = keras.layers.Dense(5)(inputs)
+        model = keras.Model(inputs, keras.layers.Dense(3)(layer(hidden)))
+        with keras.saving.custom_object_scope(custom):
+            qmodel = quantized(model, x)
+            assert largest_error(model, qmodel, x) < 0.1
+            report = converted(qmodel, x, tmp_path)
+        assert list(report.float_layers) == [layer.name]

@@ -261,9 +261,11 @@ class GraphAssembly:
             inner = dict(zip(names, entries))
             values = dict(zip(subgraph.inputs, inputs))
             outputs = replay(subgraph, values, lambda *call: self._call(inner, *call))
-            self._nested[node.path] = keras.Model(
-                [*inputs, *entries], single(outputs), name=node.layer.name
-            )
+            nested = keras.Model([*inputs, *entries], single(outputs), name=node.layer.name)
+            # `trainable = True` has no effect on a model that says it is trainable. Through the
+            # public attribute, a frozen model would freeze its quantizers as well.
+            nested._trainable = node.layer.trainable
+            self._nested[node.path] = nested
         tensors = [
             x for x in keras.tree.flatten((args, kwargs)) if keras.backend.is_keras_tensor(x)
         ]
@@ -331,7 +333,7 @@ def _new_quantizers(costs: CostModel) -> list[ActivationQuantizer]:
                 compiled=point.shape[1:] in compiled_shapes,
                 # A calibrated step is enough for images at 8 bits. Without a trained step, the
                 # first layer needs no gradient to its input, which would be the most expensive one
-                # of the network.
+                # of the network, and which augmentation in front may not have.
                 trainable=point.decided or not is_input,
                 name=name,
             )

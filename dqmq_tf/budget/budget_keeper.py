@@ -96,6 +96,21 @@ class BudgetKeeper:
         parts.budget_is_default = budget is None
         self.place_means()
 
+    def meet_new_file(self) -> None:
+        """Learns the size of the file of a model whose inputs got another shape.
+
+        A file has inputs of a known size, so that this may be the first file of the model. A default
+        budget grows by what the file takes beside the weights, and with the bits that are settled.
+        """
+        parts, costs = self._parts, self._parts.costs
+        if not costs.in_bytes or costs.on_npu:
+            return
+        self.measure()
+        if self._learn_file_overhead(self._assigned()[0]) and parts.budget_is_default:
+            default = default_budget.checked_budget(None, costs)
+            fixed = 0.0 if parts.policy.phase == SEARCH else self.largest_file() / _MEASURED_FROM
+            parts.budget = Budget(**{costs.kind: max(default.value, fixed)})
+
     def place_means(self) -> None:
         """Sets the policy's means to the bits that suit the layers and meet the budget."""
         parts = self._parts

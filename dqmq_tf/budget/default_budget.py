@@ -1,5 +1,7 @@
 """The default budget of a model, and the check of a budget that the user gives."""
 
+import math
+
 from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.config import VELA_KINDS, Budget
 from dqmq_tf.targets import VELA, Target
@@ -94,10 +96,15 @@ def checked_budget(budget: Budget | None, costs: CostModel) -> Budget:
         raise ValueError(
             f"Budget {costs.kind}={budget.value:,g} is below the smallest possible cost: with every "
             f"decision point at its fewest bits on target {costs.target.name!r} the cost is "
-            f"{smallest:,.6g}. Raise the budget, use a smaller network, or choose another target."
+            f"{_rounded_up(smallest)}. Raise the budget, use a smaller network, or choose another target."
             + (hint if costs.overhead and not costs.in_bytes else "")
         )
     return budget
+
+
+def _rounded_up(cost: float) -> str:
+    """Returns a cost with at most three decimals, as a budget that is no smaller."""
+    return f"{math.ceil(cost * 1000) / 1000:,.3f}".rstrip("0").rstrip(".")
 
 
 def _default_budget(costs: CostModel, smallest: float) -> Budget:

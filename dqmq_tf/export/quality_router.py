@@ -22,6 +22,8 @@ from dqmq_tf.precision import ActivationPrecision, WeightPrecision
 PROFILE, SCORE = "profile", "score"
 # The largest responses are rare. Clipping them gives the others a finer grid.
 _CLIPPED_PERCENT = 99.9
+# Smaller responses are rounding errors.
+_SMALLEST_GAIN = 1e-6
 _RESPONSE = ActivationPrecision(step=float(np.float32(1 / 127)), zero_point=128, bit_width=8)
 _SAMPLES = 256
 
@@ -57,6 +59,7 @@ def _kernel_and_gain(encoder: Any, inputs: np.ndarray) -> tuple[np.ndarray, np.n
     """Returns filters `[3, 3, C, F + C]` for raw inputs and their gains `[F + C]`.
 
     The filters are scaled so that responses reach 1. A gain is the true value of a response of 1.
+    Filters that do not respond, such as horizontal ones on inputs of one column, become 0.
     """
     scale = float(ops.convert_to_numpy(encoder.input_scale))
     shape = [n or -1 for n in quality_encoder.as_image_shape((None, *inputs.shape[1:]))[1:]]
@@ -67,13 +70,15 @@ def _kernel_and_gain(encoder: Any, inputs: np.ndarray) -> tuple[np.ndarray, np.n
     response = np.abs(ops.convert_to_numpy(response)).reshape(-1, kernel.shape[-1])
     gain = np.percentile(response, _CLIPPED_PERCENT, axis=0)
     gain[encoder.filters :] = response[:, encoder.filters :].max()
-    gain = np.maximum(gain, 1e-6)
-    return kernel / gain, gain.astype("float32")
+    responds = gain > _SMALLEST_GAIN
+    gain = np.where(responds, gain, 1.0)
+    return kernel * responds / gain, gain.astype("float32")
 
 
 def _quantized(kernel: np.ndarray, input_step: float) -> folding.FoldedWeights:
     """Returns the filters as int8 `FoldedWeights`, one scale per filter."""
-    step = np.maximum(np.abs(kernel).max(axis=(0, 1, 2), keepdims=True), 1e-9) / 127
+    largest = np.abs(kernel).max(axis=(0, 1, 2), keepdims=True)
+    step = np.where(largest > 0, largest, 1.0) / 127
     precision = WeightPrecision(
         integers=np.rint(kernel / step).astype("int32"), step=step.astype("float32"), bit_width=8
     )

@@ -85,7 +85,8 @@ def describe(
 
 def _plain_pixels(channels: int) -> dict[str, Any]:
     """Returns the entry of an input that takes pixels from 0 to 255 as they are."""
-    return {"mean": [0] * channels, "std": [1] * channels, "color": DEFAULT_COLORS[channels]}
+    color = {"color": DEFAULT_COLORS[channels]} if channels in DEFAULT_COLORS else {}
+    return {"mean": [0] * channels, "std": [1] * channels, **color}
 
 
 def with_input_facts(facts: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def _equal_tensors(graph: Graph, node: Node) -> dict[int, int]:
 
 
 def _is_known_identity(layer: Any) -> bool:
-    if isinstance(layer, keras.layers.Activation):
+    if type(layer) is keras.layers.Activation:
         return layer.activation is keras.activations.linear
     return type(layer).__name__ in _IDENTITIES
 

@@ -58,9 +58,9 @@ def constant_map(graph: Graph, node: Node) -> Affine:
     array([2., 2., 2., 2.])
     """
     layer, shape = node.layer, graph.shapes[node.inputs[0]]
-    if isinstance(layer, keras.layers.Rescaling):
+    if type(layer) is keras.layers.Rescaling:
         multiplier, offset = layer.scale, layer.offset
-    elif isinstance(layer, keras.layers.Normalization):
+    elif type(layer) is keras.layers.Normalization:
         multiplier, offset = _of_normalization(layer, len(shape))
     else:
         multiplier, offset = _of_operation(graph, node)

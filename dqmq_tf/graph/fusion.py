@@ -152,6 +152,6 @@ def _is_fused(graph: Graph, tensor: int) -> bool:
     is_affine = (
         is_foldable(node.layer)
         or node.path in graph.folds
-        or isinstance(node.layer, keras.layers.BatchNormalization)
+        or type(node.layer) is keras.layers.BatchNormalization
     )
     return is_relu(reader.layer) and (is_affine or type(node.layer).__name__ in _FUSES_RELU)

@@ -6,9 +6,9 @@ import numpy as np
 from dqmq_tf.graph.graph import Graph
 from dqmq_tf.graph.kernels import PIXELS
 
-# An image is `[batch, height, width, channels]`, in gray or in color.
+# An image is `[batch, height, width, channels]`, in gray, in color, or in color with a fourth channel.
 IMAGE_RANK = 4
-IMAGE_CHANNELS = (1, 3)
+_CHANNELS = (1, 3, 4)
 # Pixels have steps of one. A layer that divides them by less than this leaves a range of 32 or more,
 # so it was made for other values: `Rescaling(2, offset=-1)` takes images from 0 to 1.
 _SMALLEST_DIVISOR = 8.0
@@ -36,7 +36,7 @@ def plain_pixel_inputs(graph: Graph) -> dict[str, int]:
     found = {}
     for name, tensor in zip(graph.input_names, graph.inputs):
         shape = graph.shapes[tensor]
-        is_image = len(shape) == IMAGE_RANK and shape[-1] in IMAGE_CHANNELS
+        is_image = len(shape) == IMAGE_RANK and shape[-1] in _CHANNELS
         if is_image and (graph.dtypes[tensor] == PIXELS or _is_rescaled(graph, tensor)):
             assert shape[-1] is not None
             found[name] = shape[-1]
@@ -60,9 +60,9 @@ def _is_rescaled(graph: Graph, tensor: int) -> bool:
 
 def _divisors(layer: object) -> np.ndarray:
     """Returns what a layer divides its input by, 1 if it is not a rescaling."""
-    if isinstance(layer, keras.layers.Rescaling):
+    if type(layer) is keras.layers.Rescaling:
         scale = np.abs(np.asarray(layer.scale, np.float64))
         return np.divide(1.0, scale, out=np.ones_like(scale), where=scale > 0)
-    if isinstance(layer, keras.layers.Normalization) and not layer.invert:
+    if type(layer) is keras.layers.Normalization and not layer.invert:
         return np.sqrt(keras.ops.convert_to_numpy(layer.variance).astype(np.float64))
     return np.ones(1)

@@ -73,7 +73,7 @@ class ActivationQuantizer(keras.layers.Layer):
             shape=count,
             initializer=lambda shape, dtype: np.log(step),
             dtype="float32",
-            trainable=is_learned,
+            trainable=is_learned and self.trainable,
         )
         self.zero_point = self.add_weight(
             name="zero_point",
@@ -108,7 +108,7 @@ class ActivationQuantizer(keras.layers.Layer):
             row = decision[:, self.column]
         rows, fields = (1 if self.column is None else None), row.shape[-1]
         table = ops.stack([self.log_step.value, self.zero_point.value], axis=-1)
-        args = table, self.calibrated.value, row
+        args = table, tf.convert_to_tensor(self.calibrated.value), row
         normalization = normalization_of(x)
         if normalization is not None:
             quantize = _quantizing(4, self.bit_widths, fields, ceiling)

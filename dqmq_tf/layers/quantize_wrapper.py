@@ -311,7 +311,9 @@ class QuantizeWrapper(keras.layers.Layer):
                 row.shape[0],
             )
             weights = ops.cast(kernel.value, "float32")
-            mapping.append((kernel, quantizer(weights, log_step.value, row)))
+            # Under a distribution strategy, a variable is no tensor.
+            steps = tf.convert_to_tensor(log_step.value)
+            mapping.append((kernel, quantizer(weights, steps, row)))
         with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
             result = self.layer(*args, **kwargs)
         for loss in scope.losses:

@@ -76,20 +76,23 @@ def finish(
 
 
 def _restore_float_outputs(model: ModelT, graph: SubGraphT) -> None:
-    """Makes the outputs of the graph those of its signature.
+    """Makes the outputs of the graph and of its signature those that the float file had.
 
     If an integer kernel reads an output that is computed in floating point, litert-quantizer
-    returns the quantized tensor that this kernel reads.
+    returns the quantized tensor that this kernel reads. If an operator in floating point reads an
+    output of an integer kernel, the signature keeps the integers.
     """
-    signature_outputs = {entry.tensorIndex for entry in model.signatureDefs[0].outputs}
-    quantized = {
-        int(operator.outputs[0]): int(operator.inputs[0])
-        for operator in graph.operators
-        if flatbuffer.operator_name(model, operator) == "QUANTIZE"
-    }
-    graph.outputs = [
-        i if i in signature_outputs else quantized.get(int(i), i) for i in graph.outputs
-    ]
+    outputs = set(map(int, graph.outputs))
+    floats: dict[int, int] = {}
+    for operator in graph.operators:
+        if flatbuffer.operator_name(model, operator) == "DEQUANTIZE":
+            source, result = int(operator.inputs[0]), int(operator.outputs[0])
+            if source not in floats or result in outputs:
+                floats[source] = result
+    entries = model.signatureDefs[0].outputs
+    for entry in entries:
+        entry.tensorIndex = floats.get(entry.tensorIndex, entry.tensorIndex)
+    graph.outputs = [entry.tensorIndex for entry in entries]
 
 
 def _read_integer_outputs(model: ModelT, graph: SubGraphT) -> None:

@@ -161,6 +161,36 @@ class Lookup(keras.layers.Layer):
         return (*shape, self.table.shape[-1])
 
 
+class Convolution(keras.layers.Conv2D):
+    """A convolution that becomes one operator, also if it is dilated.
+
+    Keras dilates by moving pixels into the batch and back. The converter turns that into one operator
+    only if no other convolution reads the same tensor.
+    """
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        return tf.nn.conv2d(
+            inputs, kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate
+        )
+
+
+class DepthwiseConvolution(keras.layers.DepthwiseConv2D):
+    """The same of a depthwise convolution."""
+
+    def call(self, inputs: Any) -> Any:
+        if set(self.dilation_rate) == {1}:
+            return super().call(inputs)
+        # `tf.nn.depthwise_conv2d` moves pixels as well.
+        outputs = tf.raw_ops.DepthwiseConv2dNative(
+            input=inputs,
+            filter=self.kernel,
+            strides=[1, 1, 1, 1],
+            padding=self.padding.upper(),
+            dilations=[1, *self.dilation_rate, 1],
+        )
+        return tf.nn.bias_add(outputs, self.bias)
+
+
 def _matrix_product(
     builder: LoweringBuilder,
     node: Node,
@@ -305,7 +335,7 @@ def _image_convolution(layer: Any, kind: str, is_signal: bool, pads: bool) -> An
     if kind == folding.DEPTHWISE:
         # Depthwise kernels need equal strides, and any vertical stride leaves a height of 1 as is.
         strides = layer.strides * 2 if is_signal else layer.strides
-        return keras.layers.DepthwiseConv2D(
+        return DepthwiseConvolution(
             **options | {"strides": strides}, depth_multiplier=layer.depth_multiplier
         )
     if kind == folding.TRANSPOSED:
@@ -314,7 +344,7 @@ def _image_convolution(layer: Any, kind: str, is_signal: bool, pads: bool) -> An
             sizes = [output_padding] if isinstance(output_padding, int) else output_padding
             output_padding = (0, *sizes)
         return keras.layers.Conv2DTranspose(layer.filters, output_padding=output_padding, **options)
-    return keras.layers.Conv2D(layer.filters, **options)
+    return Convolution(layer.filters, **options)
 
 
 def _emit_output(

@@ -169,7 +169,7 @@ class QualityEncoder(keras.layers.Layer):
         """Returns the features before normalization, shape `[batch, 2 * filters + 2]`."""
         x = _as_float32(x) / self.input_scale
         if len(x.shape) != 4:
-            x = ops.reshape(x, (-1, *[n if n else -1 for n in as_image_shape(x.shape)[1:]]))
+            x = ops.reshape(x, as_image_shape(ops.shape(x)))
         kernel = ops.concatenate([self.kernel, pixel_taps(x.shape[-1])], axis=-1)
         response = ops.conv(
             x, kernel, strides=self.stride, padding="same", data_format="channels_last"
@@ -206,15 +206,15 @@ def as_image_shape(
     """Returns the shape `[batch, height, width, channels]` to which an input is reshaped.
 
     Args:
-        shape: The shape of an input of rank 2 or higher, with the batch axis first. From rank 3 on,
-            the last axis is the channels.
+        shape: The shape of an input, with the batch axis first. From rank 3 on, the last axis is the
+            channels.
 
     Returns:
         The shape as an image. The width is -1 if several axes become the width and the size of one
         of them is unknown.
     """
-    if len(shape) == 2:
-        return (shape[0], shape[1], 1, 1)
+    if len(shape) < 3:
+        return (shape[0], *shape[1:], *[1] * (4 - len(shape)))
     channels = shape[-1]
     assert channels is not None, "no layer can be built for an unknown number of channels"
     if len(shape) == 3:

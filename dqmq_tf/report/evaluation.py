@@ -1,6 +1,7 @@
 """Runs data through a model: embeddings, scores and measures of quality of each input."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
@@ -52,6 +53,18 @@ class Evaluation:
         return None if self.kinds is None else np.array(["clean", *KINDS])[self.kinds[:, 0]]
 
 
+def _predictions(qmodel: DQMQModel, x: Sequence[np.ndarray]) -> Any:
+    """Returns the outputs of a model for a batch.
+
+    Args:
+        qmodel: The model.
+        x: The inputs of the model, one array `[N, ...]` each.
+    """
+    outputs = qmodel.predict_on_batch(inputs.structured(x, qmodel))
+    # Under a distribution strategy, each replica has predicted the whole batch.
+    return keras.tree.map_structure(lambda y: y[: len(x[0])], outputs)
+
+
 def evaluate(qmodel: DQMQModel, data: Any) -> Evaluation:
     """Runs the model once over data, and once more with the quality shuffled if something follows it.
 
@@ -77,7 +90,7 @@ def evaluate(qmodel: DQMQModel, data: Any) -> Evaluation:
     batches = inputs.labeled_batches(data, qmodel, batch_size=_BATCH_SIZE)
     for x, rest in with_progress(batches, "Evaluating", _batch_count(qmodel, data)):
         labels, quality = _labels_and_quality(qmodel, rest)
-        prediction = qmodel.predict_on_batch(inputs.structured(x, qmodel))
+        prediction = _predictions(qmodel, x)
         if not embeddings and labels is not None:
             if _classes(labels, prediction) is not None:
                 metric = "accuracy"

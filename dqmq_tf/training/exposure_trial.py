@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from dqmq_tf.graph.from_keras import trace
-from dqmq_tf.graph.plain_pixels import IMAGE_CHANNELS, IMAGE_RANK
+from dqmq_tf.graph.plain_pixels import IMAGE_RANK
 from dqmq_tf.graph.rebuild import copy_model, put_in_front, single
 from dqmq_tf.inputs import labeled_batches, structured
 from dqmq_tf.layers.exposure import Exposure
@@ -20,6 +20,8 @@ from dqmq_tf.training.objective import per_sample_losses
 _Batch = tuple[Any, ...]
 
 _BATCH_SIZE = 32
+# `Exposure` is for gray and color images.
+_CHANNELS = (1, 3)
 # Exposure adapts to this many images.
 _ADAPT_IMAGES = 2048
 # Without validation data, one batch of five is held back, until there are this many samples.
@@ -176,7 +178,7 @@ def _image_input(model: keras.Model) -> str:
     images = [
         x.name
         for x in model.inputs
-        if len(x.shape) == IMAGE_RANK and x.shape[-1] in IMAGE_CHANNELS and "float" in x.dtype
+        if len(x.shape) == IMAGE_RANK and x.shape[-1] in _CHANNELS and "float" in x.dtype
     ]
     is_exposed = has_exposure(model)
     if len(images) != 1 or is_exposed:

@@ -15,7 +15,9 @@ import dqmq_tf
 from dqmq_tf import export, quality
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export import adaptive as adaptives
+from dqmq_tf.export import quality_router
 from dqmq_tf.flatbuffer import TFLiteFile
+from dqmq_tf.precision import ActivationPrecision
 from dqmq_tf.runtimes import in_process
 
 layers = keras.layers
@@ -235,6 +237,23 @@ pairs = [
 ]
 print(np.median([a / b for a, b in pairs]))
 """
+
+
+@pytest.mark.parametrize("shape", [(24,), (24, 3)])
+def test_router_takes_inputs_of_one_column(shape):
+    # Filters for horizontal edges do not respond to them, and XNNPACK takes no scale of 1000.
+    random = np.random.default_rng(0)
+    data = random.normal(size=(64, *shape)) * random.uniform(0.1, 3, (64, *[1] * len(shape)))
+    data = data.astype("float32")
+    model = keras.Sequential([keras.Input(shape), layers.Dense(16), layers.Dense(4)])
+    qmodel = dqmq_tf.quantize_model(model)
+    qmodel.calibrate(data)
+    qmodel.freeze(profiles=2, data=data)
+    step, zero_point = qmodel._parts.quantizers[0].values(8)
+    grid = ActivationPrecision(step=step, zero_point=zero_point, bit_width=8)
+    router = quality_router.build_router(qmodel, data, grid)
+    profile, score, *_ = in_process.signature_outputs(router, [data[:1]])
+    assert profile in (0, 1) and np.isfinite(score).all()
 
 
 def test_router_costs_little_beside_a_mobilenet():

@@ -59,6 +59,7 @@ def test_only_images_have_pixels():
     assert pixels(layers.Rescaling(1 / 255), shape=(6,)) == {}
     assert pixels(layers.Rescaling(1 / 255), shape=(8, 8, 5)) == {}
     assert pixels(layers.Rescaling(1 / 255), shape=(8, 8, 1)) == {"image": 1}
+    assert pixels(layers.Rescaling(1 / 255), shape=(8, 8, 4)) == {"image": 4}
 
 
 def test_an_image_of_dtype_uint8_has_pixels():

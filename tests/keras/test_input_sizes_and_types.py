@@ -131,3 +131,66 @@ def test_a_last_axis_of_one_may_be_missing_or_added_as_in_keras(shape, given):
         np.testing.assert_array_equal(qmodels[-1].predict(same), qmodels[0].predict(x))
         decided = [qmodels[-1].decisions(d).bits for d in (same, x)]
         np.testing.assert_array_equal(*decided)
+
+
+def test_sequences_of_any_length_train_from_batches_that_are_padded():
+    def sequences():
+        random = np.random.default_rng(0)
+        for length in random.integers(4, 9, 12):
+            yield random.normal(size=(length, 3)).astype("float32"), int(length > 6)
+
+    signature = (tf.TensorSpec((None, 3)), tf.TensorSpec((), tf.int32))
+    data = tf.data.Dataset.from_generator(sequences, output_signature=signature).padded_batch(4)
+    inputs = keras.Input((None, 3))
+    x = layers.GlobalMaxPooling1D()(layers.Conv1D(4, 3, activation="relu")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    with pytest.warns(UserWarning, match="change_input_shape"):
+        qmodel = dqmq_tf.quantize_model(model)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    qmodel.compile("sgd", loss, run_eagerly=True)
+    history = qmodel.fit(data, epochs=2, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+
+
+@pytest.mark.parametrize("budget", [None, dqmq_tf.Budget(download_bytes=5_000)])
+def test_a_fixed_size_keeps_settled_bits_or_says_that_the_budget_does_not(budget, tmp_path):
+    signals = np.random.default_rng(0).normal(size=(16, 8, 6)).astype("float32")
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, 6))
+    x = layers.Dense(16)(inputs)
+    x = layers.LayerNormalization()(x + layers.MultiHeadAttention(2, 8)(x, x))
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalMaxPooling1D()(x)))
+    message = "change_input_shape" if budget is None else "leave some room"
+    with pytest.warns(UserWarning, match=message):
+        qmodel = trained(dqmq_tf.quantize_model(model, budget=budget), signals, epochs=2)
+    assert qmodel._parts.policy.phase == "settled"
+    if budget is not None:
+        with pytest.warns(UserWarning, match=r"takes about [\d,]+ bytes, but its budget is 5,000"):
+            dqmq_tf.change_input_shape(qmodel, (8, 6))
+        return
+    bits = ops.convert_to_numpy(qmodel._parts.policy.assigned)
+    moved = dqmq_tf.change_input_shape(qmodel, (8, 6))
+    report = converted(moved, signals, tmp_path)
+    np.testing.assert_array_equal(moved._parts.policy.assigned, bits)
+    assert report.download_bytes <= moved.budget.value
+
+
+def test_a_scalar_is_an_input(tmp_path):
+    age, x = keras.Input((), name="age"), keras.Input((5,), name="x")
+    both = layers.Concatenate()([ops.expand_dims(age, -1), x])
+    model = keras.Model({"age": age, "x": x}, layers.Dense(2)(both))
+    random = np.random.default_rng(0)
+    data = {"age": random.uniform(size=16), "x": random.uniform(size=(16, 5))}
+    data = {name: values.astype("float32") for name, values in data.items()}
+    converted(trained(quantized(model, data), data), data, tmp_path)
+
+
+@pytest.mark.parametrize("floatx", ["float16", "float64"])
+def test_another_type_of_all_weights_is_refused(floatx):
+    model = classifier(8)
+    keras.config.set_floatx(floatx)
+    try:
+        with pytest.raises(ValueError, match=f"floatx.*{floatx!r}.*needs float32"):
+            dqmq_tf.quantize_model(model)
+    finally:
+        keras.config.set_floatx("float32")

@@ -94,3 +94,14 @@ def test_augmentation_changes_training_alone():
     assert largest_error(qmodel, qmodel, data) == 0
     body = qmodel.float_model()
     assert np.ptp(body(data, training=True) - body(data, training=True)) > 0
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_augmentation_without_a_gradient_trains_in_half_precision(policy):
+    # TensorFlow has no bfloat16 gradient of the transform.
+    half = keras.DTypePolicy(policy)
+    inputs = keras.Input((16, 16, 3))
+    x = layers.RandomRotation(0.1, dtype=half)(inputs)
+    x = layers.Conv2D(4, 3, strides=2, dtype=half)(layers.Rescaling(1 / 255, dtype=half)(x))
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    trained(quantized(model, IMAGES), IMAGES)

@@ -119,6 +119,28 @@ def test_skeleton_computes_what_the_layer_does(shape, kinds):
 
 
 @pytest.mark.parametrize(
+    "layer, shape, operator",
+    [
+        (layers.Conv1D(4, 3, padding="same", dilation_rate=2), (11, 3), "CONV_2D"),
+        (layers.Conv1D(4, 3, padding="causal", dilation_rate=2), (11, 3), "CONV_2D"),
+        (layers.Conv2D(4, 3, dilation_rate=(1, 2), activation="relu"), (7, 6, 3), "CONV_2D"),
+        (
+            layers.DepthwiseConv2D(3, padding="same", dilation_rate=2),
+            (7, 6, 3),
+            "DEPTHWISE_CONV_2D",
+        ),
+    ],
+)
+def test_dilated_convolutions_that_read_the_same_are_one_operator_each(
+    layer, shape, operator, tmp_path
+):
+    twins = [[type(layer).from_config({**layer.get_config(), "name": name})] for name in "ab"]
+    model, report = written(freeze(branches(shape, *twins)), tmp_path)
+    assert names(model).count(operator) == 2 and "SPACE_TO_BATCH_ND" not in names(model)
+    assert not report.float_layers and report.verification.different_numbers == 0
+
+
+@pytest.mark.parametrize(
     "shape, stack",
     [
         ((11, 3), (layers.Conv1D(4, 3, padding="causal", dilation_rate=2),)),

@@ -152,3 +152,14 @@ def test_encoder_can_be_saved_and_loaded(digits, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded(digits[:5]), model(digits[:5]))
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (6, 5), (3, 4, 5, 2)])
+def test_inputs_of_any_rank_and_of_unknown_size_have_embeddings(shape):
+    x = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
+    encoder = calibrated(x, size=8, filters=8, stride=1)
+    # As in a dataset of sequences that are padded to the longest of their batch.
+    unknown = [None] * (len(shape) - 1) if len(shape) > 1 else [None] * len(shape)
+    signature = [tf.TensorSpec([None, *unknown, *shape[len(unknown) :]])]
+    run = tf.function(encoder, input_signature=signature)
+    np.testing.assert_allclose(run(x), encoder(x), atol=1e-6)
