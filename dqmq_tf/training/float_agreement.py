@@ -24,6 +24,7 @@ from keras import ops
 from dqmq_tf import inputs
 from dqmq_tf.graph import Graph, Node, trace
 from dqmq_tf.graph.fusion import tensor_slots
+from dqmq_tf.graph.kernels import is_float
 from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.graph.trial_runs import call_at_inference
 from dqmq_tf.training.range_calibration import State
@@ -141,11 +142,12 @@ def _departure_at_8_bits(
     """
     graph = parts.graph
     rounding = _Rounding.of(parts, graph, state)
+    judged = _judged_tensors(graph)
     outputs: dict[int, Any] = {}
     for (node, values), (_, others) in zip(
         _run(graph, arrays, state), _run(graph, arrays, rounding.state, rounding)
     ):
-        outputs |= {t: pair for t, *pair in zip(node.outputs, values, others) if t in graph.outputs}
+        outputs |= {t: pair for t, *pair in zip(node.outputs, values, others) if t in judged}
     if all(rounding.error(tensor, *pair) <= _ROUNDING_LIMIT for tensor, pair in outputs.items()):
         return None
     inputs_of_nodes = dict(_inputs(graph, arrays))
@@ -161,6 +163,21 @@ def _departure_at_8_bits(
             return _described(node, error), node.path
         inputs_of_nodes |= zip(node.outputs, values)
     return None
+
+
+def _judged_tensors(graph: Graph) -> set[int]:
+    """Returns the outputs of a graph, with the tensors that they are computed from for integers.
+
+    An index of a class has no spread, and the smallest error changes it where two classes tie.
+    """
+    judged, waiting = set(), [*graph.outputs]
+    while waiting:
+        tensor = waiting.pop()
+        if is_float(graph.dtypes[tensor]):
+            judged.add(tensor)
+        elif tensor in graph.producers:
+            waiting += graph.producers[tensor].inputs
+    return judged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,7 +230,12 @@ class _Rounding:
         return ops.cast((integers - zero_point) * step, dtype)
 
     def error(self, tensor: int, expected: Any, found: Any) -> float:
-        """Returns the relative error of a tensor beyond what 8 bits cannot avoid."""
+        """Returns the relative error of a tensor beyond what 8 bits cannot avoid.
+
+        Integers have none: see `_judged_tensors`.
+        """
+        if not is_float(expected.dtype):
+            return 0.0
         step = self.grids[tensor][0] if tensor in self.fixed else 0.0
         return _relative_error(expected, found, step, _CONSTANT_ERROR)
 

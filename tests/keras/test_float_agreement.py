@@ -104,6 +104,30 @@ def test_a_kernel_that_is_rounded_wrongly_is_named():
     assert "At 8 bits" in message and "'hidden' (Dense)" in message
 
 
+def test_classes_that_all_but_tie_are_no_departure():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3,))
+    hidden = layers.Dense(8, "relu")(inputs)
+    tiny = keras.initializers.RandomNormal(stddev=1e-5)
+    logits = layers.Dense(10, kernel_initializer=tiny, bias_initializer="ones")(hidden)
+    model = keras.Model(inputs, [ops.argmax(logits, axis=-1), logits])
+    qmodel = dqmq_tf.quantize_model(model, target="android")
+    assert departures(qmodel, DATA) == []
+    classes = [model.predict(DATA, verbose=0)[0] for model in (qmodel, qmodel.float_model())]
+    assert np.mean(classes[0] != classes[1]) > 0.5
+
+
+def test_a_departure_shows_where_only_classes_are_predicted():
+    keras.utils.set_random_seed(0)
+    model = model_with(layers.Dense(6))
+    model = keras.Model(model.inputs, ops.argmax(model.outputs[0], axis=-1))
+    qmodel = dqmq_tf.quantize_model(model, target="android")
+    steps = qmodel._parts.wrappers["hidden"].log_steps[0]
+    steps.assign(steps + 5.0)
+    (message,) = departures(qmodel, DATA)
+    assert "At 8 bits" in message and "'hidden' (Dense)" in message
+
+
 def test_values_that_no_grid_of_8_bits_holds_are_named():
     data = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
     data[::8] *= 1e5
