@@ -10,6 +10,9 @@ from dqmq_tf.flatbuffer import ModelT
 
 # An input is clear if its largest output leads by more than an eighth of the grid.
 _CLEAR_QUANTA = 32.0
+# An output that varies by a smaller share of its largest value is all but constant.
+_LEAST_SPREAD = 1 / 8
+_TINY = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,8 +75,9 @@ def allowed(agreement: float, clear: int) -> int:
 def output_steps(model: ModelT, expected: Sequence[np.ndarray]) -> list[float]:
     """Returns the step of each output's grid.
 
-    For an output in floating point, it is the step of an 8-bit grid over the range of the output. An
-    output of 16 bits counts as one of 8 if the file has other tensors of 8 bits: where runtimes round
+    For an output in floating point, it is the step of an 8-bit grid over the range of the output. If
+    the output is all but constant, the range is a share of its largest value instead, as the rounding
+    of the tensors before it does not become small where the output does not vary. An output of 16 bits counts as one of 8 if the file has other tensors of 8 bits: where runtimes round
     one of these differently, the output differs by the same amount.
 
     Args:
@@ -93,7 +97,23 @@ def _step(model: ModelT, index: int, reference: np.ndarray) -> float:
     quantization = graph.tensors[index].quantization
     if quantization is not None and quantization.scale is not None and len(quantization.scale):
         return float(quantization.scale[0]) * inherited_rounding(model, index)
-    return max(float(np.ptp(reference)), 1e-6) / 255
+    return max(_spreads(reference)) / 255
+
+
+def all_but_constant(expected: Sequence[np.ndarray]) -> list[int]:
+    """Returns the positions of the outputs that are all but constant, whose steps say little.
+
+    Args:
+        expected: The outputs of the model.
+    """
+    spreads = map(_spreads, expected)
+    return [i for i, (spread, least) in enumerate(spreads) if spread < least]
+
+
+def _spreads(reference: np.ndarray) -> tuple[float, float]:
+    """Returns the spread of an output, and the one below which it is all but constant."""
+    values = reference.astype(np.float64)
+    return float(np.ptp(values)), max(_LEAST_SPREAD * float(np.abs(values).max()), _TINY)
 
 
 def inherited_rounding(model: ModelT, index: int) -> float:

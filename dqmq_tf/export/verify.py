@@ -67,7 +67,9 @@ def verify(
             share of each runtime. An input is clear if the model's largest entry leads by more than
             an eighth of the output's grid. For other inputs, rounding alone may change the order. The
             number of disagreements may exceed the expected one by three standard deviations.
-        mean_quanta: The largest mean difference of an output, in steps of its grid. None for 8.
+        mean_quanta: The largest mean difference of an output, in steps of its grid. None for 8. An
+            output in floating point has a grid of 8 bits over its values (at least over an eighth of
+            the largest one).
         seconds: The time limit per runtime in seconds. A slower runtime is compared on fewer inputs.
 
     Returns:
@@ -199,6 +201,7 @@ def compare_file(
             row,
             runtime.agreement if agreement is None else agreement,
             MEAN_QUANTA if mean_quanta is None else mean_quanta,
+            _note_on_constants(expected, written.lowered.output_names),
         )
         if complaint:
             stage("looking for the first tensor that departs")
@@ -350,8 +353,8 @@ def _row(
     )
 
 
-def _complaint(row: RuntimeReport, agreement: float, mean_quanta: float) -> str | None:
-    """Returns how a row exceeds the tolerance, or None if it does not."""
+def _complaint(row: RuntimeReport, agreement: float, mean_quanta: float, note: str) -> str | None:
+    """Returns how a row exceeds the tolerance, with a note on quanta, or None if it does not."""
     assert row.clear_agreement is not None and row.clear is not None
     assert row.top1_agreement is not None
     assert row.mean_quanta is not None and row.largest_quanta is not None
@@ -363,5 +366,20 @@ def _complaint(row: RuntimeReport, agreement: float, mean_quanta: float) -> str 
         f"{wrong} of {row.clear} clear inputs have another top entry (allowed: {allowed}), "
         f"top-1 agreement of all {row.samples} is {100 * row.top1_agreement:.2f} %, mean "
         f"difference {row.mean_quanta:.3g} quanta (allowed: {mean_quanta:g}), largest "
-        f"{row.largest_quanta:.3g}."
+        f"{row.largest_quanta:.3g}." + (note if row.mean_quanta > mean_quanta else "")
+    )
+
+
+def _note_on_constants(expected: list[np.ndarray], names: Sequence[str]) -> str:
+    """Returns a sentence about the outputs whose quanta say little, `""` if there are none."""
+    found = ", ".join(
+        f"{names[i]!r} (from {expected[i].min():.3g} to {expected[i].max():.3g})"
+        for i in output_agreement.all_but_constant(expected)
+    )
+    if not found:
+        return ""
+    return (
+        f" On these data an output is all but constant, so that a quantum of it is next to nothing: "
+        f"{found}. Pass data on which it varies, train the model first, or allow more with "
+        "dqmq_tf.verify(..., mean_quanta=...)."
     )

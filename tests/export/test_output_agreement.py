@@ -51,3 +51,20 @@ def test_steps_are_those_of_the_file(small_file, small):
         tensor.quantization = None
     steps = output_agreement.output_steps(model, [np.array([[0.0, 0.51]])])
     assert steps == [pytest.approx(0.51 / 255)]
+
+
+def test_a_step_of_an_output_that_does_not_vary_follows_from_its_size(small_file):
+    model = flatbuffer.read(small_file[0].read_bytes())
+    for tensor in model.subgraphs[0].tensors:
+        tensor.quantization = None
+    for spread, step in [(0.0, 0.5 / 8 / 255), (0.01, 0.5 / 8 / 255), (0.1, 0.1 / 255)]:
+        output = np.array([[0.5], [0.5 - spread]], np.float32)
+        (found,) = output_agreement.output_steps(model, [output])
+        assert found == pytest.approx(step)
+
+
+def test_outputs_that_do_not_vary_are_found():
+    constant, zero = np.full((4, 1), 0.5, np.float32), np.zeros((4, 1), np.float32)
+    constant[0] += 0.01
+    outputs = [constant, np.eye(4), zero, np.array([True, False])]
+    assert output_agreement.all_but_constant(outputs) == [0, 2]

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.frozen_models import freeze, images, small_model
+from helpers.networks import frozen, written
 from helpers.new_process import in_new_process
+from keras import layers
 
 from dqmq_tf import export, flatbuffer, runtimes, targets
 from dqmq_tf.errors import VerificationError
@@ -189,6 +191,18 @@ class TestDeparture:
             export.verify(
                 small, small_file[0], images(small), runtimes=LITERT[1:2], mean_quanta=0.001
             )
+
+    def test_an_output_that_does_not_vary_is_named(self, tmp_path):
+        qmodel = frozen((4,), layers.Dense(1, name="out"))
+        written(qmodel, tmp_path)
+        path = tmp_path / "model.tflite"
+        data, options = np.ones((8, 4), np.float32), {"runtimes": LITERT[1:2], "mean_quanta": -1}
+        with pytest.raises(VerificationError, match="all but constant.*'out' .*on which it varies"):
+            export.verify(qmodel, path, data, **options)
+        data = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+        with pytest.raises(VerificationError, match=r"allowed: -1\)") as raised:
+            export.verify(qmodel, path, data, **options)
+        assert "all but constant" not in str(raised.value)
 
 
 _MUTATE = """
