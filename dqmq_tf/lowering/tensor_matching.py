@@ -85,9 +85,11 @@ def _key_of(keys: list[str], lowered: LoweredModel) -> str:
     """Returns the key of a tensor of the file, which may be several tensors of the model."""
     grids = {lowered.quantization[key] for key in keys if key in lowered.quantization}
     if len(grids) > 1:
+        paths = [repr(lowered.paths[key]) if lowered.paths[key] else "the input" for key in keys]
         raise ConversionError(
-            f"Tensors {', '.join(keys)} of the model are one tensor of the file, but were trained "
-            "with different quantization. Remove the layer between them, which changes nothing."
+            f"The outputs of {' and '.join(paths)} (tensors {', '.join(keys)}) are one tensor of the "
+            "file, but were trained with different quantization. Remove "
+            f"{' and '.join(dict.fromkeys(paths[1:]))}, which the converter found to change nothing."
         )
     return next((key for key in keys if key in lowered.quantization), keys[0])
 

@@ -97,7 +97,12 @@ def test_equal_tensors_of_different_grids_are_an_error(exported):
     first = graph.operators[names.index("QUANTIZE")]
     final = graph.operators[len(names) - 1 - names[::-1].index("QUANTIZE")]
     final.inputs = first.inputs.copy()
-    with pytest.raises(ConversionError, match=f"{keys[0]}, {keys[1]} .*different quantization"):
+    path = lowered.paths[last]
+    said = (
+        rf"outputs of the input and '{path}' \(tensors {keys[0]}, {keys[1]}\) .*different "
+        rf"quantization. Remove '{path}', which"
+    )
+    with pytest.raises(ConversionError, match=said):
         tensor_matching.match_tensors(model, changed)
 
 
