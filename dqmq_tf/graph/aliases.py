@@ -100,6 +100,17 @@ def sources_of(graph: Graph, node: Node) -> list[int] | None:
     return sources
 
 
+def may_change_nothing(layer: Any) -> bool:
+    """Returns whether a layer may act in training alone, so that it must be tried.
+
+    Args:
+        layer: A layer or a function, such as `keras.layers.RandomCrop`.
+    """
+    kind = type(layer).__name__
+    is_candidate = kind.startswith("Random") or kind in _MAYBE_IDENTITIES
+    return (is_candidate or _runs_custom_code(layer)) and not kernel_variables(layer)
+
+
 def _computation(node: Node, aliases: dict[int, int]) -> Hashable:
     """Returns a key that is equal for calls that compute the same."""
     layer = node.layer
@@ -122,17 +133,11 @@ def _computation(node: Node, aliases: dict[int, int]) -> Hashable:
 
 def _equal_tensors(graph: Graph, node: Node) -> dict[int, int]:
     """Returns the outputs of a node that are equal to one of its inputs or to an earlier output."""
-    layer, kind = node.layer, type(node.layer).__name__
+    layer = node.layer
     if _is_known_identity(layer):
         return {node.outputs[0]: node.inputs[0]}
     is_operation = not isinstance(layer, keras.layers.Layer)
-    may_be_identity = not kernel_variables(layer) and (
-        kind.startswith("Random")
-        or kind in _MAYBE_IDENTITIES
-        or _runs_custom_code(layer)
-        or is_operation
-        and len(node.inputs) == 1
-    )
+    may_be_identity = may_change_nothing(layer) or is_operation and len(node.inputs) == 1
     pairs = [
         (tensor, other)
         for i, tensor in enumerate(node.outputs)

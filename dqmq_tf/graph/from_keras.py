@@ -10,6 +10,7 @@ import keras
 from dqmq_tf.graph.cloning import lambdas_allowed
 from dqmq_tf.graph.deep_graphs import deep_graphs
 from dqmq_tf.graph.graph import CallArguments, Graph, Node, inline
+from dqmq_tf.graph.inference_shapes import InferenceShapes
 from dqmq_tf.graph.overrides import overridden
 
 # `(name of the operation, number of the call, number of the output)` of a tensor, as in a config.
@@ -38,12 +39,22 @@ def trace(model: keras.Model) -> Graph:
     return inline(trace_nested(model))
 
 
-def trace_nested(model: keras.Model, prefix: str = "") -> Graph:
+def trace_nested(model: keras.Model) -> Graph:
     """Returns the `Graph` of a model with nested models kept as nodes with a `subgraph`.
 
     Args:
         model: See `trace`.
+    """
+    return _traced(model, "", InferenceShapes())
+
+
+def _traced(model: keras.Model, prefix: str, inference: InferenceShapes) -> Graph:
+    """Returns the `Graph` of a model.
+
+    Args:
+        model: See `trace`.
         prefix: The beginning of each path, such as `"backbone/"`.
+        inference: Infers the shapes.
     """
     functional = _functional(model)
     operations = {operation.name: operation for operation in functional.operations}
@@ -66,7 +77,7 @@ def trace_nested(model: keras.Model, prefix: str = "") -> Graph:
         if not entry["inbound_nodes"]:
             define((name, 0, 0), operations[name].output)
         elif _is_model(operations[name]):
-            subgraphs[name] = trace_nested(operations[name], prefix=f"{prefix}{name}/")
+            subgraphs[name] = _traced(operations[name], f"{prefix}{name}/", inference)
         calls += [_Call.decoded(name, i, data) for i, data in enumerate(entry["inbound_nodes"])]
     nodes: list[Node] = []
     while calls:
@@ -75,7 +86,8 @@ def trace_nested(model: keras.Model, prefix: str = "") -> Graph:
             if any(key not in ids for key in call.inputs):
                 waiting.append(call)
                 continue
-            results = _results(operations[call.name], *_fill(call.arguments, specs))
+            arguments = _fill(call.arguments, specs)
+            results = inference.results(operations[call.name], prefix + call.name, *arguments)
             outputs = tuple(define((call.name, call.number, i), r) for i, r in enumerate(results))
             nodes.append(
                 Node(
@@ -152,17 +164,6 @@ class _StandIn(keras.Operation):
 
     def get_config(self) -> dict[str, Any]:
         return {"name": self.name}
-
-
-def _results(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Returns the KerasTensors that a call returns."""
-    results = keras.tree.flatten(operation.compute_output_spec(*args, **kwargs))
-    if not isinstance(operation, keras.layers.EinsumDense):
-        return results
-    # An `output_shape` with None leaves out a size that is known from the input.
-    (result,), kernel = results, keras.KerasTensor(operation.kernel.shape)
-    exact = keras.ops.einsum(operation.equation, *keras.tree.flatten((args, kwargs))[:1], kernel)
-    return [keras.KerasTensor(exact.shape, dtype=result.dtype)]
 
 
 @dataclasses.dataclass(frozen=True)
