@@ -88,6 +88,19 @@ def copy_state(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
                 copy.load_assets(folder)
 
 
+def has_variables(source: keras.layers.Layer, clone: keras.layers.Layer) -> bool:
+    """Returns whether a clone has its variables already, so that it can get the state of its layer.
+
+    Layers without a `build` of their own create variables, or those of layers inside, when called.
+
+    Args:
+        source: The layer.
+        clone: Its clone.
+    """
+    pairs = _pairs(source, clone, set())
+    return clone.built and all(copy.built or not original.weights for original, copy in pairs)
+
+
 @contextlib.contextmanager
 def lambdas_allowed() -> Iterator[None]:
     """Silences Keras's warning that a lambda in a config cannot be loaded: nothing is saved here."""
@@ -149,13 +162,24 @@ def _from_config(layer: Any, change: Change | None, name: str, built: bool) -> A
         clone.dtype_policy = layer.dtype_policy
     if "trainable" in dropped:
         clone.trainable = layer.trainable
-    if built and isinstance(layer, keras.layers.Layer) and not clone.built:
+    if built and isinstance(layer, keras.layers.Layer) and _can_build(clone):
         build_config = layer.get_build_config()
         if build_config:
             with keras.saving.custom_object_scope(scope):
                 clone.build_from_config(build_config)
             clone.built = True
     return clone
+
+
+def _can_build(layer: keras.layers.Layer) -> bool:
+    """Whether a layer has yet to be built, and its `build` would create all its variables.
+
+    That of Keras only marks the layer as built. Layers inside are then built by the first call.
+    """
+    is_default = type(layer).build is keras.layers.Layer.build
+    return not layer.built and not (
+        is_default and any(not x.built for x in layers_inside(layer)[1:])
+    )
 
 
 def _by_reference(

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from dqmq_tf.graph.cloning import clone_layer, copy_state
+from dqmq_tf.graph.cloning import clone_layer, copy_state, has_variables
 from dqmq_tf.graph.deep_graphs import deep_graphs
 from dqmq_tf.graph.from_keras import trace_nested
 from dqmq_tf.graph.graph import Graph, Node, replay
@@ -32,7 +32,7 @@ def copy_model(model: keras.Model) -> keras.Model:
         clone = clone_layer(layer)
         if isinstance(layer, keras.layers.Layer):
             # The state may decide the shape of the output, as a vocabulary does.
-            if clone.built:
+            if has_variables(layer, clone):
                 copy_state(layer, clone)
             else:
                 waiting.append((layer, clone))

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from dqmq_tf.errors import UnsupportedLayerError
 from dqmq_tf.graph import Node, kernels
-from dqmq_tf.graph.cloning import clone_layer, copy_state
+from dqmq_tf.graph.cloning import clone_layer, copy_state, has_variables
 from dqmq_tf.lowering import elementwise
 from dqmq_tf.lowering.builder import LoweringBuilder
 from dqmq_tf.lowering.stored_weights import DEQUANTIZED, StoredWeights
@@ -35,11 +35,11 @@ def lower(builder: LoweringBuilder, node: Node, reason: str) -> None:
         layer = _clone_of(builder, node)
         # A call may need the layer's state, so it is copied before. Some layers create their
         # variables in the first call only: for these it is copied after.
-        has_variables = layer.built
-        if has_variables:
+        is_ready = has_variables(node.layer, layer)
+        if is_ready:
             _copy_weights(builder, node)
         results = elementwise.call(layer, args, kwargs)
-        if not has_variables:
+        if not is_ready:
             _copy_weights(builder, node)
     else:
         results = elementwise.call(_for_file(node.layer), args, kwargs)

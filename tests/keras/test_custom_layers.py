@@ -91,6 +91,32 @@ class Cell(layers.Layer):
         return {**super().get_config(), "units": self.units}
 
 
+class Tutorial(layers.Layer):
+    """Creates layers in `__init__` and has no `build`, like those in Keras's tutorials."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.positions = layers.Embedding(5, units)
+        self.inner = keras.Sequential([layers.Dense(4, activation="relu"), layers.Dense(units)])
+
+    def call(self, x):
+        return x + self.positions(ops.arange(5)) + self.inner(x)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+class HalfBuilt(Tutorial):
+    """Builds its own variable alone."""
+
+    def build(self, shape):
+        self.gain = self.add_weight(name="gain", shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        return super().call(x) * self.gain
+
+
 class Decay(keras.regularizers.Regularizer):
     def __call__(self, x):
         return 0.01 * ops.sum(ops.square(x))
@@ -122,8 +148,14 @@ KINDS = {
     "layer": lambda: Mixing(4, name="it"),
     "layer in a wrapper": lambda: layers.TimeDistributed(Mixing(4), name="it"),
     "layer in a layer": lambda: Residual(Mixing(3), name="it"),
+    "layers without build": lambda: Tutorial(3, name="it"),
+    "layers that build leaves out": lambda: HalfBuilt(3, name="it"),
     "cell": lambda: layers.RNN(Cell(4), return_sequences=True, name="it"),
 }
+
+KINDS_IN_FILES = [
+    "lambda with an array", "layer in a layer", "layers without build", "partial function",
+]  # fmt: skip
 
 
 def model_with(layer):
@@ -151,7 +183,7 @@ def test_training_changes_the_copy_alone():
     assert not np.array_equal(weights[2], qmodel.float_model().get_weights()[2])
 
 
-@pytest.mark.parametrize("kind", ["lambda with an array", "layer in a layer", "partial function"])
+@pytest.mark.parametrize("kind", KINDS_IN_FILES)
 def test_a_file_computes_it(kind, tmp_path):
     qmodel = trained(quantized(model_with(KINDS[kind]()), DATA), DATA)
     report = converted(qmodel, DATA, tmp_path)
