@@ -15,6 +15,7 @@ from dqmq_tf.graph.cloning import clone_layer, copy_state, has_variables
 from dqmq_tf.lowering import elementwise
 from dqmq_tf.lowering.builder import LoweringBuilder
 from dqmq_tf.lowering.stored_weights import DEQUANTIZED, StoredWeights
+from dqmq_tf.lowering.whole_kernels import use_whole_kernels
 
 _INDICES = {"Argmax": tf.argmax, "Argmin": tf.argmin}
 
@@ -73,6 +74,7 @@ def _clone_of(builder: LoweringBuilder, node: Node) -> Any:
             builder.layers[key] = clone_layer(node.layer, _for_export, name)
         except ValueError as error:
             raise UnsupportedLayerError(node.path, type(node.layer).__name__, str(error)) from error
+        use_whole_kernels(builder.layers[key])
     return builder.layers[key]
 
 

@@ -5,6 +5,7 @@ marked tensor downstream of it. Names cannot be used, because the converter does
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -162,10 +163,12 @@ def _match_stored(
 def _check_all_matched(unmatched: Sequence[FoldedWeights | StoredWeights]) -> None:
     """Raises an error if weights were not found in the file."""
     if unmatched:
-        paths = ", ".join(repr(weights.path) for weights in unmatched)
+        paths = list(dict.fromkeys(weights.path for weights in unmatched))
+        pattern = "|".join(map(re.escape, paths))
         raise ConversionError(
-            f"The weights of {paths} are not in the converted file: the converter rewrote the "
-            "layer. Keep it in floating point with dqmq_tf.LayerRule(pattern=..., quantize=False)."
+            f"The weights of {', '.join(map(repr, paths))} are not in the converted file: the "
+            "converter rewrote the layer, or the layer computes with parts of a kernel. Keep it in "
+            f"floating point with dqmq_tf.LayerRule(pattern={pattern!r}, quantize=False)."
         )
 
 

@@ -135,12 +135,18 @@ def test_layer_normalization_is_in_floating_point(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "layer",
-    [layers.LSTM(4), layers.GRU(3, return_sequences=True), layers.Bidirectional(layers.LSTM(2))],
-    ids=["LSTM", "GRU", "Bidirectional"],
+    "shape, layer",
+    [
+        ((4, 3), layers.LSTM(4)),
+        ((4, 3), layers.GRU(3, return_sequences=True)),
+        ((4, 3), layers.Bidirectional(layers.LSTM(2))),
+        ((3, 5, 3), layers.ConvLSTM1D(2, 3, strides=2, use_bias=False)),
+        ((3, 4, 5, 3), layers.Bidirectional(layers.ConvLSTM2D(2, 3, padding="same"))),
+    ],
+    ids=["LSTM", "GRU", "Bidirectional", "ConvLSTM1D", "Bidirectional ConvLSTM2D"],
 )
-def test_recurrent_layer_is_unrolled_and_keeps_nothing(layer, tmp_path):
-    qmodel = frozen((4, 3), type(layer).from_config(layer.get_config()), layers.Dense(2))
+def test_recurrent_layer_is_unrolled_and_keeps_nothing(shape, layer, tmp_path):
+    qmodel = frozen(shape, type(layer).from_config(layer.get_config()), layers.Dense(2))
     assert len(assert_simulates(qmodel).float_layers) == 1
     model, _ = written(qmodel, tmp_path)
     assert not {"WHILE", "CALL", "IF"} & set(names(model))

@@ -84,6 +84,28 @@ def test_stored_weights_that_are_not_there_are_an_error(island):
         tensor_matching.match_tensors(model, lowered)
 
 
+class Halves(keras.layers.Layer):
+    """Computes with the halves of two kernels, which the converter stores one by one."""
+
+    def build(self, shape):
+        self.one = self.add_weight(name="one", shape=(shape[-1], 4))
+        self.other = self.add_weight(name="other", shape=(shape[-1], 4))
+
+    def call(self, x):
+        halves = [*keras.ops.split(self.one, 2, axis=1), *keras.ops.split(self.other, 2, axis=1)]
+        return sum(keras.ops.tanh(keras.ops.matmul(x, half)) for half in halves)
+
+
+def test_a_layer_with_several_weights_that_are_not_there_is_named_once_with_its_rule():
+    lowered = lower_model(frozen((3,), Halves(name="it"), keras.layers.Dense(2)), 0)
+    message = (
+        "weights of 'it' are not in the converted file.*parts of a kernel.*"
+        r"LayerRule\(pattern='it', quantize=False\)"
+    )
+    with pytest.raises(ConversionError, match=message):
+        tensor_matching.match_tensors(float_file.export_float(lowered.model).model, lowered)
+
+
 def test_equal_tensors_of_different_grids_are_an_error(exported):
     lowered, data = exported
     last = lowered.marked[-1]
