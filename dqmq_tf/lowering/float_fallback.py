@@ -4,6 +4,7 @@ The layer runs as in training. The file stores its weights as the trained intege
 kernel reads its output, the output is quantized there.
 """
 
+import re
 from typing import Any
 
 import keras
@@ -69,7 +70,8 @@ def _clone_of(builder: LoweringBuilder, node: Node) -> Any:
     """Returns the clone of a node's layer. All calls of a shared layer use the same clone."""
     key = (node.path, "float")
     if key not in builder.layers:
-        name = f"float_{len(builder.layers)}"
+        # The converter's errors name the layer so. The number makes the name unique.
+        name = re.sub(r"\W", "_", f"float_{len(builder.layers)}_{node.path}")
         try:
             builder.layers[key] = clone_layer(node.layer, _for_export, name)
         except ValueError as error:

@@ -10,6 +10,7 @@ import keras
 from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
 from dqmq_tf.graph import Graph, Node
 from dqmq_tf.graph.aliases import sources_of
+from dqmq_tf.graph.hidden_inputs import hidden_input
 from dqmq_tf.graph.kernels import is_float
 from dqmq_tf.lowering import data_movement, elementwise, float_fallback, functions, linear, padding
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
@@ -62,6 +63,14 @@ def check_supported(graph: Graph) -> None:
                 f"{name}: stateful=True",
                 "A file keeps no state from one input to the next: use stateful=False, and make "
                 "the state an input and an output of the model.",
+            )
+        reason = hidden_input(graph, node)
+        if reason is not None:
+            raise UnsupportedLayerError(
+                node.path,
+                f"{name}: {reason}",
+                "A file computes its outputs from its inputs alone: do that only if training=True, "
+                "or make the random numbers or the state an input of the model.",
             )
         linear.check_dilation(node)
         data_movement.check_interpolation(node)

@@ -136,6 +136,22 @@ def test_values_that_no_grid_of_8_bits_holds_are_named():
     assert "At 8 bits" in message
 
 
+class Sampling(layers.Layer):
+    """Draws other numbers at each call, from a state that its copy has too."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.generator = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + 3.0 * keras.random.normal(ops.shape(x), seed=self.generator)
+
+
+def test_random_numbers_are_no_error_at_8_bits():
+    model = chain((3,), layers.Dense(8), Sampling(), layers.Dense(2))
+    assert not departures(dqmq_tf.quantize_model(model, target="simulation"), DATA)
+
+
 def test_an_input_whose_features_differ_by_orders_of_magnitude_is_named():
     data = DATA * np.array([1.0, 0.01, 1e4], "float32")
     scaled = layers.Normalization(name="scaled")

@@ -17,6 +17,26 @@ class Spectrum(layers.Layer):
         return tf.math.real(tf.signal.fft(tf.cast(x, "complex64")))
 
 
+class Sampling(layers.Layer):
+    """Draws random numbers at inference too, as the tutorial of variational autoencoders does."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.generator = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.generator)
+
+
+class Counter(layers.Layer):
+    def build(self, shape):
+        self.count = self.add_weight(name="count", shape=(), trainable=False)
+
+    def call(self, x):
+        self.count.assign_add(1.0)
+        return 2.0 * x
+
+
 # `{name: (target, input shape, layers, part of the message)}`
 REFUSED = {
     "any image size": ("android", (None, None, 3), [layers.Conv2D(4, 3)], "change_input_shape"),
@@ -46,6 +66,14 @@ REFUSED = {
     "operator that the quantizer does not run": (
         "android", (8,), [layers.Dense(4), Spectrum(name="spectrum")],
         "litert-quantizer cannot quantize the file",
+    ),
+    "random numbers": (
+        "android", (8,), [layers.Dense(4), Sampling(name="draws")],
+        "'draws' \\(Sampling: it draws random numbers at inference",
+    ),
+    "state": (
+        "android", (8,), [layers.Dense(4), Counter(name="counts")],
+        "'counts' \\(Counter: it changes its variable 'count' at inference",
     ),
     "strings": (
         "android", (1,), [layers.StringLookup(vocabulary=["3", "5"]), layers.Embedding(4, 3)],

@@ -128,6 +128,8 @@ def test_layer_normalization_is_in_floating_point(tmp_path):
     )
     lowered = assert_simulates(qmodel)
     assert list(lowered.float_layers) == ["norm"]
+    # So the errors of TensorFlow's converter name it.
+    assert [x for x in lowered.model.layers if x.name.endswith("_norm")]
     model, report = written(qmodel, tmp_path)
     assert report.verification.different_numbers == 0
     assert report.verification.largest_quanta <= 1.01
