@@ -47,8 +47,8 @@ class LoweringBuilder:
             `"path:variable"`, in execution order.
         padded: `{padded tensor: tensor before}` of zero padding that a convolution does itself. The
             padded tensor has no value.
-        tensors, paths, marked, quantization, floating, vocabulary, float_layers, pixels: See
-            `LoweredModel`.
+        tensors, paths, marked, quantization, floating, vocabulary, layer_paths, float_layers, pixels:
+            See `LoweredModel`.
 
     Raises:
         ConversionError: If an input of the model has no fixed shape, or a dtype other than float32,
@@ -70,6 +70,7 @@ class LoweringBuilder:
         self.weights: dict[str, FoldedWeights | StoredWeights] = {}
         self.layers: dict[str | tuple[str, str], Any] = {}
         self.vocabulary: dict[str, int] = {}
+        self.layer_paths: dict[str, str] = {}
         self.float_layers: dict[str, str] = {}
         self.pixels: set[str] = set()
         self.padded: dict[int, int] = {}

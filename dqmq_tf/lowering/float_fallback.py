@@ -70,13 +70,14 @@ def _clone_of(builder: LoweringBuilder, node: Node) -> Any:
     """Returns the clone of a node's layer. All calls of a shared layer use the same clone."""
     key = (node.path, "float")
     if key not in builder.layers:
-        # The converter's errors name the layer so. The number makes the name unique.
+        # The name tells where operators come from (see `operator_origins`). The number makes the name unique.
         name = re.sub(r"\W", "_", f"float_{len(builder.layers)}_{node.path}")
         try:
             builder.layers[key] = clone_layer(node.layer, _for_export, name)
         except ValueError as error:
             raise UnsupportedLayerError(node.path, type(node.layer).__name__, str(error)) from error
         use_whole_kernels(builder.layers[key])
+        builder.layer_paths[name] = node.path
     return builder.layers[key]
 
 

@@ -1,7 +1,9 @@
 """Exports the lowered model as a float `.tflite` file, and names its tensors."""
 
 import copy
-from collections.abc import Sequence
+import re
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,10 +15,13 @@ from dqmq_tf.flatbuffer.serialization import SignatureDefT, SubGraphT, schema
 from dqmq_tf.lowering import folding
 from dqmq_tf.lowering.converter_log import quiet_log
 from dqmq_tf.lowering.lowered_model import LoweredModel
+from dqmq_tf.lowering.operator_origins import origins_in_error
 from dqmq_tf.lowering.tensor_matching import Match
 
 
-def export_float(model: keras.Model) -> TFLiteFile:
+def export_float(
+    model: keras.Model, layer_paths: Mapping[str, str] = types.MappingProxyType({})
+) -> TFLiteFile:
     """Converts a Keras model to a float `.tflite` file with a batch size of one.
 
     The converter gets a traced function whose variables it replaces by their values. By the way of a
@@ -24,6 +29,7 @@ def export_float(model: keras.Model) -> TFLiteFile:
 
     Args:
         model: A functional `keras.Model`.
+        layer_paths: `{name of a layer: name to use for it in errors}`.
 
     Returns:
         A `TFLiteFile`. Its signature has the inputs and outputs in the order of the model, with
@@ -43,9 +49,8 @@ def export_float(model: keras.Model) -> TFLiteFile:
         return outputs
 
     with quiet_log():
-        converter = tf.lite.TFLiteConverter.from_concrete_functions(
-            [serve.get_concrete_function()], tf.Module()
-        )
+        function = serve.get_concrete_function()
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
         converter.experimental_lower_to_saved_model = False
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.TFLITE_BUILTINS,
@@ -56,9 +61,14 @@ def export_float(model: keras.Model) -> TFLiteFile:
         try:
             file = TFLiteFile(converter.convert())
         except Exception as error:  # The converter's own error has no public name.
+            text = str(error)
+            paths = origins_in_error(text, function.graph, layer_paths)
+            layers = f"layer {', '.join(map(repr, paths))}" if paths else "a layer of the model"
+            # Between its errors, the converter lists calls in the code of Keras.
+            reason = " ".join(dict.fromkeys(re.findall("error: (.+)", text))) or text
             raise ConversionError(
-                "TensorFlow's converter cannot convert a layer of the model. Replace the layer, or "
-                f"keep it outside the converted model. The converter says: {str(error)[:500]}"
+                f"TensorFlow's converter cannot convert {layers}. Replace the layer, or keep it "
+                f"outside the converted model. The converter says: {reason[:500]}"
             ) from error
     file.model.signatureDefs = [_signature(file.model.subgraphs[0])]
     file.edited()

@@ -53,9 +53,9 @@ class FloatTemplate:
         structure = _structure(lowered, values)
         if structure != self._structure:
             self._structure = structure
-            self._make(lowered.model, values)
+            self._make(lowered, values)
         if self._file is None:
-            return export_float(lowered.model)
+            return export_float(lowered.model, lowered.layer_paths)
         file = self._file.copy()
         numbers = _concatenated(values)
         for index, source in self._sources.items():
@@ -63,7 +63,7 @@ class FloatTemplate:
             file.model.buffers[index].data = filled.reshape(-1).view(np.uint8)
         return file
 
-    def _make(self, model: keras.Model, values: list[np.ndarray]) -> None:
+    def _make(self, lowered: LoweredModel, values: list[np.ndarray]) -> None:
         """Converts a model, and finds out which of its constants hold which variables."""
         self._file, self._sources = None, {}
         count = sum(value.size for value in values if value.dtype == np.float32)
@@ -71,10 +71,10 @@ class FloatTemplate:
             return
         marks = np.arange(_FIRST, _FIRST + count, dtype=np.int32).view(np.float32)
         try:
-            _assign(model, values, marks)
-            file = export_float(model)
+            _assign(lowered.model, values, marks)
+            file = export_float(lowered.model, lowered.layer_paths)
         finally:
-            _assign(model, values, _concatenated(values))
+            _assign(lowered.model, values, _concatenated(values))
         found = np.zeros(count, bool)
         for tensor in file.model.subgraphs[0].tensors:
             buffer = file.model.buffers[tensor.buffer]

@@ -45,6 +45,7 @@ class LoweredModel:
         inputs, outputs: The keys of the model's inputs and outputs.
         input_names, output_names: Their names in the trained model, for the file's signature.
         vocabulary: `{key of an input that holds indices: number of different indices}`.
+        layer_paths: `{name of a layer of the model that computes in floating point: its path}`.
         float_layers: `{path of a layer that computes in floating point: reason}`.
         pixels: The keys of the inputs that the trained model takes as uint8.
         plain_pixels: `{name of an image input that takes pixels from 0 to 255: channels}`.
@@ -62,6 +63,7 @@ class LoweredModel:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     vocabulary: dict[str, int]
+    layer_paths: dict[str, str]
     float_layers: dict[str, str]
     pixels: frozenset[str]
     plain_pixels: dict[str, int]
@@ -144,6 +146,7 @@ def lower_graph(
         input_names=tuple(graph.input_names),
         output_names=output_names_of(graph, output_names),
         vocabulary=builder.vocabulary,
+        layer_paths=builder.layer_paths,
         float_layers=dict(builder.float_layers),
         pixels=frozenset(builder.pixels),
         plain_pixels=plain_pixel_inputs(graph),

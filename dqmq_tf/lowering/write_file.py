@@ -18,7 +18,14 @@ from dqmq_tf.flatbuffer import (
     metadata,
 )
 from dqmq_tf.graph import Graph
-from dqmq_tf.lowering import final_pass, float_file, number_check, quantization_plan, rules
+from dqmq_tf.lowering import (
+    final_pass,
+    float_file,
+    number_check,
+    operator_origins,
+    quantization_plan,
+    rules,
+)
 from dqmq_tf.lowering.float_template import FloatTemplate
 from dqmq_tf.lowering.folding import FoldedWeights
 from dqmq_tf.lowering.lowered_model import LoweredModel, lower_graph
@@ -86,12 +93,13 @@ def write_file(
     """
     stage("exporting the float model")
     if template is None:
-        file = float_file.export_float(lowered.model)
+        file = float_file.export_float(lowered.model, lowered.layer_paths)
     else:
         file = template.export(lowered)
     model = file.model
     stage("matching tensors")
     match = match_tensors(model, lowered)
+    _check_kernels(model, match, lowered.layer_paths)
     _check_operators(model, match, target)
     _check_scales(lowered, target)
     float_file.name_tensors(model, match, lowered)
@@ -273,16 +281,30 @@ def _is_per_channel(weights: FoldedWeights | StoredWeights) -> bool:
     return bool(np.ptp(weights.scales))
 
 
+def _check_kernels(model: ModelT, match: Match, layer_paths: Mapping[str, str]) -> None:
+    """Rejects operators of TensorFlow that TFLite does not have, naming the layer."""
+    graph = model.subgraphs[0]
+    kinds: dict[str | None, list[str]] = {}
+    for index, operator in enumerate(graph.operators):
+        if flatbuffer.operator_name(model, operator) == "CUSTOM":
+            name = flatbuffer.text(graph.tensors[operator.outputs[0]].name)
+            path = operator_origins.origin(name, layer_paths) or match.paths.get(index)
+            kind = flatbuffer.text(model.operatorCodes[operator.opcodeIndex].customCode)
+            kinds.setdefault(path, []).append(kind.removeprefix("Flex"))
+    if kinds:
+        path, found = next(iter(kinds.items()))
+        raise ConversionError(
+            f"Layer {path!r} becomes operators of TensorFlow that TFLite does not have: "
+            f"{', '.join(dict.fromkeys(found))}. Replace the layer, or compute it outside the model, "
+            "on the data."
+        )
+
+
 def _check_operators(model: ModelT, match: Match, target: Target) -> None:
     """Rejects operators for which the target's runtime has no kernel, naming the layer."""
     runtime = runtimes.get(target.runtimes[0])
     for index, operator in enumerate(model.subgraphs[0].operators):
         name = flatbuffer.operator_name(model, operator)
-        if name == "CUSTOM":
-            raise ConversionError(
-                f"Layer {match.paths.get(index)!r} becomes an operator that TFLite does not have. "
-                "Replace the layer, or keep it outside the converted model."
-            )
         if name in runtime.lacks:
             raise ConversionError(
                 f"Layer {match.paths.get(index)!r} becomes the operator {name}, for which "

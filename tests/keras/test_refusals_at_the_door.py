@@ -37,6 +37,10 @@ class Counter(layers.Layer):
         return 2.0 * x
 
 
+def inverse(x):
+    return keras.ops.erfinv(0.5 * keras.ops.tanh(x))
+
+
 # `{name: (target, input shape, layers, part of the message)}`
 REFUSED = {
     "any image size": ("android", (None, None, 3), [layers.Conv2D(4, 3)], "change_input_shape"),
@@ -66,6 +70,22 @@ REFUSED = {
     "operator that the quantizer does not run": (
         "android", (8,), [layers.Dense(4), Spectrum(name="spectrum")],
         "litert-quantizer cannot quantize the file",
+    ),
+    "operators before an embedding": (
+        "android", (1,), [layers.Hashing(5, name="hash"), layers.Embedding(5, 3), layers.Flatten()],
+        "Layer 'hash' becomes operators of TensorFlow.*: .*StringToHashBucketFast",
+    ),
+    "table": (
+        "android", (1,), [layers.IntegerLookup(vocabulary=[3, 5], name="find"), layers.Embedding(4, 3)],
+        "Layer 'find' becomes operators of TensorFlow.*: .*LookupTableFindV2",
+    ),
+    "operator of TensorFlow": (
+        "android", (8,), [layers.CategoryEncoding(9, "multi_hot", name="encode"), layers.Dense(2)],
+        "Layer 'encode' becomes operators of TensorFlow.*: DenseBincount",
+    ),
+    "operator that the converter does not know": (
+        "android", (8,), [layers.Dense(4), layers.Lambda(inverse, name="inverse")],
+        "cannot convert layer 'inverse'.*'tf.Erfinv' op is neither a custom op nor a flex op",
     ),
     "random numbers": (
         "android", (8,), [layers.Dense(4), Sampling(name="draws")],

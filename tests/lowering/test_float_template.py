@@ -84,9 +84,9 @@ def conversions(monkeypatch):
     """Grows by one with each conversion of a template."""
     models = []
 
-    def counted(model):
+    def counted(model, layer_paths):
         models.append(model)
-        return export_float(model)
+        return export_float(model, layer_paths)
 
     monkeypatch.setattr(float_template, "export_float", counted)
     return models
