@@ -262,7 +262,7 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
     def freeze(self, profiles: int | None = None, data: Any = None) -> "DQMQModel":
         """Fixes all bits to precision profiles, which are clustered from the policy's decisions.
 
-        With one profile, biases are rounded to the int32 grid on which a file stores them.
+        One profile's biases are rounded as in a file. Output steps too fine for a kernel are raised.
 
         Args:
             profiles: The number of profiles, 1 to 4. None for `config.profiles`. If `fit` settled

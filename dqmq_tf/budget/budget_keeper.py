@@ -18,6 +18,7 @@ from dqmq_tf.layers.trained_precision import has_precision, precision_of
 from dqmq_tf.lowering.bias_grid import snap_biases
 from dqmq_tf.lowering.float_template import FloatTemplate
 from dqmq_tf.lowering.npu_cost import NpuCost, measure_on_npu, require_vela
+from dqmq_tf.lowering.output_grid import raise_fine_steps
 from dqmq_tf.lowering.write_file import firmware_bytes, write_unverified
 from dqmq_tf.policy.policy_state import FROZEN, SEARCH, SETTLED
 from dqmq_tf.terminal import stages
@@ -184,7 +185,7 @@ class BudgetKeeper:
         if phase == SEARCH and self._learn_file_overhead(self._assigned()[0]):
             policy.phase = SEARCH
             self._freeze(seen, count)
-        self._snap_biases()
+        self._fit_to_file()
         # Training and bias rounding changed how well the file compresses, so measure it again when
         # it is close to the budget.
         is_close = self.largest_file() > _MEASURED_FROM * budget.value
@@ -192,7 +193,7 @@ class BudgetKeeper:
             if self.largest_file() > budget.value:
                 self._settle_lower(seen, 1.0)
                 self._freeze(seen, count)
-                self._snap_biases()
+                self._fit_to_file()
         self._lower_until_it_fits(seen, count)
         if parts.budget_is_default and self.largest_file() > parts.budget.value:
             # The user did not ask for this budget, and fewer bits are not possible: raise it.
@@ -260,12 +261,20 @@ class BudgetKeeper:
         count = parts.policy.profiles
         assignment.settle(parts.policy, parts.costs, parts.budget, count, seen, ceiling, share)
 
-    def _snap_biases(self) -> None:
-        """Rounds the biases to the grid of the file if there is one profile."""
-        # Profiles share the biases but not the weight steps, so only one grid can be used. A model
-        # that no file can hold has none.
-        if self._parts.policy.profiles == 1 and has_precision(self._parts):
-            snap_biases(self._parts.body, precision_of(self._parts, self._assigned()[0]))
+    def _fit_to_file(self) -> None:
+        """Raises output steps that no kernel can compute, and rounds the biases of one profile.
+
+        Profiles share the biases but not the weight steps, so only one grid can be used.
+        """
+        parts = self._parts
+        # A model that no file can hold has no grids.
+        if not has_precision(parts):
+            return
+        if parts.target.deployable:
+            for row in self._assigned():
+                raise_fine_steps(parts, precision_of(parts, row))
+        if parts.policy.profiles == 1:
+            snap_biases(parts.body, precision_of(parts, self._assigned()[0]))
 
     def _learn_file_overhead(self, bits: np.ndarray) -> bool:
         """Writes the file for these bits `[P]` and records its overhead, the bytes that are not weights.
@@ -370,7 +379,7 @@ class BudgetKeeper:
             self._settle_lower(seen, 1.0)
             if frozen_profiles is not None:
                 self._freeze(seen, frozen_profiles)
-                self._snap_biases()
+                self._fit_to_file()
             if np.array_equal(self._assigned(), before):
                 return
 

@@ -44,7 +44,7 @@ def snap_biases(body: keras.Model, precision: Precision) -> None:
         (input_precision,), (weight,) = input_precisions, variables.values()
         if input_precision is None:
             continue
-        unit = _unit(layer, input_precision.step, weight.step)
+        unit = bias_unit(layer, input_precision.step, weight.step)
         if unit is None:
             continue
         folded = folded_layers.get(path)
@@ -57,7 +57,7 @@ def snap_biases(body: keras.Model, precision: Precision) -> None:
             layer.bias.assign((np.round(bias / grid) * grid - offset) / scale)
 
 
-def _unit(layer: Any, input_step: float, weight_step: np.ndarray) -> np.ndarray | None:
+def bias_unit(layer: Any, input_step: float, weight_step: np.ndarray) -> np.ndarray | None:
     """Returns the unit of a layer's int32 bias.
 
     Args:
