@@ -5,14 +5,19 @@ This is pure data, which the converter and the reports read.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from keras import ops
 
 # The bit-width of a TFLite tensor of int8, the most that a weight may have.
 INT8_BITS = 8
 # The one bit-width above 8 that an activation may have: a TFLite tensor of int16. Its grid is
 # symmetric, as the kernels require: the zero point is in the middle.
 INT16_BITS = 16
+# The distance in steps from which a mean counts as a tie: more than the errors of float arithmetic,
+# and less than the distance of any other mean of up to 1,023 integers.
+_TIE = 2.0**-11
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,3 +74,21 @@ class Precision:
 def tflite_zero_point(precision: ActivationPrecision) -> int:
     """Returns TFLite's zero point of an activation of 8 bits (int8) or 16 bits (int16, always 0)."""
     return precision.zero_point - (2**15 if precision.is_int16 else 128)
+
+
+def round_means(ratio: Any, q_min: Any, q_max: Any) -> Any:
+    """Rounds means of integers as the kernels of average pools do.
+
+    They round ties away from the 0 of int8 (or int16), which is the upper one of the two integers in
+    the middle of the range.
+
+    Args:
+        ratio: The means.
+        q_min: The smallest integers.
+        q_max: The largest integers.
+
+    Example:
+
+    >>> round_means(tf.constant([0.5, 128.5]), 0.0, 255.0)         # [0, 129]
+    """
+    return ops.round(ratio + _TIE * ops.sign(ratio - (q_min + q_max + 1.0) / 2.0))

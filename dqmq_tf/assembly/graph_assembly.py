@@ -9,7 +9,7 @@ from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.config import DQMQConfig
 from dqmq_tf.graph import Graph, Node, inline, replay, splitting
 from dqmq_tf.graph.activations import is_relu, relu_ceiling
-from dqmq_tf.graph.fusion import INPUT_CALL, Slot
+from dqmq_tf.graph.fusion import INPUT_CALL, Slot, computes_means
 from dqmq_tf.graph.rebuild import new_inputs, single, structured
 from dqmq_tf.layers import (
     ActivationQuantizer,
@@ -100,6 +100,9 @@ class GraphAssembly:
             slot: quantizer
             for point, quantizer in zip(costs.activations, self.quantizers)
             for slot in point.slots
+        }
+        self._means = {
+            (node.path, node.call, 0) for node in inlined.nodes if computes_means(inlined, node)
         }
         self._user_quantizers: dict[str, dict[str, Any]] = {}
         self._points_of: dict[str, list[dict[str, Any]]] = {}
@@ -291,7 +294,10 @@ class GraphAssembly:
     def _quantize_slot(self, slot: Slot, x: Any, decision: Mapping[str, Any]) -> Any:
         """Quantizes what a slot computes, if it has a quantizer."""
         quantizer = self._quantizer_of.get(slot)
-        return x if quantizer is None else _quantize(quantizer, quantizer, x, decision)
+        if quantizer is None:
+            return x
+        options = {"are_means": True} if slot in self._means else {}
+        return _quantize(quantizer, quantizer, x, decision, **options)
 
 
 def _normalized_shapes(graph: Graph) -> list[tuple[int | None, ...]]:
@@ -346,11 +352,12 @@ def _quantize(
     quantizer: ActivationQuantizer,
     x: Any,
     decision: Mapping[str, Any],
+    **options: Any,
 ) -> Any:
     """Calls a layer that runs a quantizer, with the decision if the quantizer has a column in it."""
     if quantizer.column is None:
-        return layer(x)
-    return layer(x, decision=decision["activations"])
+        return layer(x, **options)
+    return layer(x, decision=decision["activations"], **options)
 
 
 def _split_arguments(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -35,6 +35,8 @@ _AVERAGES = {
     "AveragePooling1D", "AveragePooling2D", "Resizing", "UpSampling1D", "UpSampling2D",
 }  # fmt: skip
 _AVERAGE_FUNCTIONS = {"AveragePool", "Resize"}
+# Of these, the kernel of an average pool computes those of neighbors in a window.
+_AVERAGE_POOLS = {"AveragePool", "AveragePooling1D", "AveragePooling2D"}
 _GLOBAL_AVERAGE = "GlobalAveragePooling"
 _FUSES_RELU = {"Add", "Subtract", "Multiply"}
 
@@ -111,6 +113,12 @@ def moves_values(graph: Graph, node: Node) -> bool:
 def rounds(node: Node) -> bool:
     """Whether a node that shares the scale of its input computes new values, between the old."""
     return type(node.layer).__name__ in _AVERAGES | _AVERAGE_FUNCTIONS
+
+
+def computes_means(graph: Graph, node: Node) -> bool:
+    """Whether the integer kernel of an average pool computes a node, which rounds in its own way."""
+    is_pool = type(node.layer).__name__ in _AVERAGE_POOLS
+    return is_pool and shares_scale(graph, node)
 
 
 def is_global_average(graph: Graph, node: Node) -> bool:

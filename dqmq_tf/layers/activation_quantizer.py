@@ -41,7 +41,8 @@ class ActivationQuantizer(keras.layers.Layer):
         compiled: Whether XLA compiles the loops (see `shapes_worth_compiling`).
 
     Input shape: any float tensor `[batch, ...]`. Output shape: the same. If `call` gets a
-    `ceiling`, it applies a ReLU or ReLU6 first (see `RectifiedQuantizer`).
+    `ceiling`, it applies a ReLU or ReLU6 first (see `RectifiedQuantizer`). With `are_means`, it rounds
+    as the kernel of an average pool does (see `dqmq_tf.precision.round_means`).
     """
 
     # Each shape of an activation costs two compilations, about half a second of processor time. That
@@ -91,7 +92,11 @@ class ActivationQuantizer(keras.layers.Layer):
         """Does nothing: no weight depends on the input shape."""
 
     def call(
-        self, x: tf.Tensor, decision: tf.Tensor | None = None, ceiling: float | None = None
+        self,
+        x: tf.Tensor,
+        decision: tf.Tensor | None = None,
+        ceiling: float | None = None,
+        are_means: bool = False,
     ) -> tf.Tensor:
         if not x.dtype.is_floating:
             # Some layers return integers where their output is declared as floating point, such as
@@ -120,13 +125,17 @@ class ActivationQuantizer(keras.layers.Layer):
         # XLA compiles one loop for each shape, other functions take all shapes.
         shape = (None, values.shape[1], None) if compiled else (None,) * len(x.shape)
         spec = tf.TensorSpec(shape, x.dtype)
-        quantized = _quantizer(spec, self.bit_widths, rows, fields, compiled, ceiling)(
+        quantized = _quantizer(spec, self.bit_widths, rows, fields, compiled, ceiling, are_means)(
             values, *args
         )
         return restored(quantized, x) if compiled else quantized
 
     def compute_output_spec(
-        self, x: Any, decision: Any = None, ceiling: float | None = None
+        self,
+        x: Any,
+        decision: Any = None,
+        ceiling: float | None = None,
+        are_means: bool = False,
     ) -> keras.KerasTensor:
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
@@ -263,17 +272,18 @@ def _quantizer(
     fields: int,
     compiled: bool,
     ceiling: float | None,
+    are_means: bool,
 ) -> Callable[..., tf.Tensor]:
     """Returns what `_quantizing` does, as one node.
 
     Args:
         spec: The type and shape of the tensor.
-        candidates, fields, ceiling: See `_quantizing`.
+        candidates, fields, ceiling, are_means: See `_quantizing`.
         rows: The number of decision rows, None for one per sample.
         compiled: Whether XLA compiles the function into one loop for each direction. The ten
             element-wise operations that it replaces take longer than the convolution before them.
     """
-    quantize = _quantizing(len(spec.shape), candidates, fields, ceiling)
+    quantize = _quantizing(len(spec.shape), candidates, fields, ceiling, are_means)
     return one_node(quantize, [spec, *_signature(candidates, rows, fields)], compiled)
 
 
@@ -290,7 +300,11 @@ def _signature(
 
 @functools.cache
 def _quantizing(
-    rank: int, candidates: tuple[int, ...], fields: int, ceiling: float | None
+    rank: int,
+    candidates: tuple[int, ...],
+    fields: int,
+    ceiling: float | None,
+    are_means: bool = False,
 ) -> Callable[..., tf.Tensor]:
     """Returns a function of a tensor, its steps and zero points, a flag and decision rows.
 
@@ -299,6 +313,7 @@ def _quantizing(
         candidates: The K candidate bit-widths.
         fields: The number of fields in the decision rows `[1 or batch, fields]`.
         ceiling: The upper limit of a ReLU in front of the quantizer. None if there is no ReLU.
+        are_means: Whether an average pool computes the tensor.
 
     Returns:
         A function `(x, table, calibrated, row) -> quantized x`. `table` has shape `[K, 2]` and
@@ -322,10 +337,10 @@ def _quantizing(
         parameters = list(zip(columns(step), columns(-zero_point), columns(q_max)))
         x = apply_relu(x, ceiling)
         if fields == 1:
-            return lsq.quantize(x, *parameters[0])
+            return lsq.quantize(x, *parameters[0], are_means)
         slope, mean = columns(row[:, decision_tensor.SLOPE :])
         executed, low, high = parameters
-        return lsq.relaxed_quantize(x, executed, low, high, mean, slope)
+        return lsq.relaxed_quantize(x, executed, low, high, mean, slope, are_means)
 
     return quantize
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 import tensorflow as tf
 
 from dqmq_tf.layers.slices import sum_over
+from dqmq_tf.precision import round_means
 
 _Number = TypeVar("_Number", float, tf.Tensor)
 # The step size, q_min and q_max of a quantizer.
@@ -26,7 +27,13 @@ def weight_limits(bit_width: _Number) -> tuple[_Number, _Number]:
     return -q_max, q_max
 
 
-def quantize(x: tf.Tensor, step: tf.Tensor, q_min: tf.Tensor, q_max: tf.Tensor) -> tf.Tensor:
+def quantize(
+    x: tf.Tensor,
+    step: tf.Tensor,
+    q_min: tf.Tensor,
+    q_max: tf.Tensor,
+    are_means: bool = False,
+) -> tf.Tensor:
     """Fake-quantizes a tensor.
 
     Args:
@@ -35,6 +42,7 @@ def quantize(x: tf.Tensor, step: tf.Tensor, q_min: tf.Tensor, q_max: tf.Tensor) 
             is 0, because it has not been calibrated, `x` passes unchanged.
         q_min: The smallest integers, shaped like `step`.
         q_max: The largest integers, shaped like `step`.
+        are_means: Whether an average pool computed `x` (see `round_means`).
 
     Returns:
         A tensor like `x` whose values are multiples of `step`. The gradient of `x` is straight-through
@@ -51,9 +59,9 @@ def quantize(x: tf.Tensor, step: tf.Tensor, q_min: tf.Tensor, q_max: tf.Tensor) 
         x: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return _gradients(upstream, x, step, q_min, q_max)
+            return _gradients(upstream, x, step, q_min, q_max, are_means)
 
-        return _forward(x, step, q_min, q_max), gradient
+        return _forward(x, step, q_min, q_max, are_means), gradient
 
     return apply(x, step)
 
@@ -65,6 +73,7 @@ def relaxed_quantize(
     high: _Parameters,
     mean: tf.Tensor,
     slope: tf.Tensor,
+    are_means: bool = False,
 ) -> tf.Tensor:
     """Fake-quantizes a tensor at the executed bit-width, with a gradient for the mean bit-width.
 
@@ -77,6 +86,7 @@ def relaxed_quantize(
             used, not their value.
         slope: The weight of the change from `low` to `high` in the gradient of `mean`, shaped like
             `mean` (see `trapezoid_slope`).
+        are_means: Whether an average pool computed `x` (see `round_means`).
 
     Returns:
         A tensor like `x`. The gradient of `mean` is `slope * <upstream, Q_high(x) - Q_low(x)>`.
@@ -88,43 +98,53 @@ def relaxed_quantize(
         x: tf.Tensor, step: tf.Tensor, mean: tf.Tensor
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]]:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            to_x, to_step = _gradients(upstream, x, step, q_min, q_max)
+            to_x, to_step = _gradients(upstream, x, step, q_min, q_max, are_means)
 
             def to_mean() -> tf.Tensor:
                 x_exact, upstream_exact = tf.cast(x, step.dtype), tf.cast(upstream, step.dtype)
-                q_low, q_high = (_integers(x_exact, *part)[1] * part[0] for part in (low, high))
+                q_low, q_high = (
+                    _integers(x_exact, *part, are_means)[1] * part[0] for part in (low, high)
+                )
                 return slope * _sum_like(upstream_exact * (q_high - q_low), mean)
 
             # Settled bits have no contrast to learn from.
             is_searched = tf.reduce_any(tf.not_equal(slope, 0.0))
             return to_x, to_step, tf.cond(is_searched, to_mean, lambda: tf.zeros_like(slope))
 
-        return _forward(x, step, q_min, q_max), gradient
+        return _forward(x, step, q_min, q_max, are_means), gradient
 
     return apply(x, step, mean)
 
 
 def _integers(
-    x: tf.Tensor, step: tf.Tensor, q_min: tf.Tensor, q_max: tf.Tensor
+    x: tf.Tensor, step: tf.Tensor, q_min: tf.Tensor, q_max: tf.Tensor, are_means: bool
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns `x / step`, and the same rounded and clipped."""
     ratio = x / tf.where(step > 0, step, 1.0)
-    return ratio, tf.clip_by_value(tf.round(ratio), q_min, q_max)
+    rounded = round_means(ratio, q_min, q_max) if are_means else tf.round(ratio)
+    return ratio, tf.clip_by_value(rounded, q_min, q_max)
 
 
-def _forward(x: tf.Tensor, step: tf.Tensor, q_min: tf.Tensor, q_max: tf.Tensor) -> tf.Tensor:
+def _forward(
+    x: tf.Tensor, step: tf.Tensor, q_min: tf.Tensor, q_max: tf.Tensor, are_means: bool
+) -> tf.Tensor:
     # In the type of the step: the ratio of float16 values may overflow.
     x_exact = tf.cast(x, step.dtype)
-    _, integers = _integers(x_exact, step, q_min, q_max)
+    _, integers = _integers(x_exact, step, q_min, q_max, are_means)
     return tf.cast(tf.where(step > 0, integers * step, x_exact), x.dtype)
 
 
 def _gradients(
-    upstream: tf.Tensor, x: tf.Tensor, step: tf.Tensor, q_min: tf.Tensor, q_max: tf.Tensor
+    upstream: tf.Tensor,
+    x: tf.Tensor,
+    step: tf.Tensor,
+    q_min: tf.Tensor,
+    q_max: tf.Tensor,
+    are_means: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the gradients of `x` and `step`."""
     x_exact, upstream_exact = tf.cast(x, step.dtype), tf.cast(upstream, step.dtype)
-    ratio, integers = _integers(x_exact, step, q_min, q_max)
+    ratio, integers = _integers(x_exact, step, q_min, q_max, are_means)
     # XLA computes products again in each loop that needs them. A quotient it would keep in memory.
     is_inside = (x_exact >= q_min * step) & (x_exact <= q_max * step)
     inside = tf.cast(is_inside, step.dtype)

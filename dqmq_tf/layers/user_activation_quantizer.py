@@ -53,6 +53,7 @@ class UserActivationQuantizer(ActivationQuantizer):
         x: tf.Tensor,
         decision: tf.Tensor | None = None,
         ceiling: float | None = None,
+        are_means: bool = False,
         training: bool | None = None,
     ) -> tf.Tensor:
         if not x.dtype.is_floating:
@@ -68,6 +69,7 @@ class UserActivationQuantizer(ActivationQuantizer):
         x: Any,
         decision: Any = None,
         ceiling: float | None = None,
+        are_means: bool = False,
         training: bool | None = None,
     ) -> keras.KerasTensor:
         return keras.KerasTensor(x.shape, dtype=x.dtype)

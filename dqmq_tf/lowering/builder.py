@@ -7,12 +7,12 @@ import keras
 
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.graph import Graph, Node
-from dqmq_tf.graph.fusion import fused_tensors, operator_tensors, shares_scale
+from dqmq_tf.graph.fusion import computes_means, fused_tensors, operator_tensors, shares_scale
 from dqmq_tf.graph.kernels import PIXELS, kernel_variables
 from dqmq_tf.lowering.folding import FoldedWeights
 from dqmq_tf.lowering.stored_weights import StoredWeights
 from dqmq_tf.lowering.tensor_markers import Marker
-from dqmq_tf.precision import ActivationPrecision, Precision
+from dqmq_tf.precision import ActivationPrecision, Precision, round_means
 
 # The grid of the integers of images, which float32 inputs of a file keep exactly.
 _PIXEL_GRID = ActivationPrecision(step=1.0, zero_point=0, bit_width=8)
@@ -213,7 +213,9 @@ class LoweringBuilder:
         if precision is not None:
             self.quantization[key] = precision
         if self.simulate and precision is not None:
-            value = round_to_grid(value, precision)
+            producer = self.graph.producers.get(tensor)
+            are_means = producer is not None and computes_means(self.graph, producer)
+            value = round_to_grid(value, precision, are_means and not inner)
         elif not self.simulate and (precision is not None or floating):
             self.marked.append(key)
             value = Marker(len(self.marked) - 1)(value)
@@ -265,20 +267,22 @@ class LoweringBuilder:
             )
 
 
-def round_to_grid(values: Any, precision: ActivationPrecision) -> Any:
+def round_to_grid(values: Any, precision: ActivationPrecision, are_means: bool = False) -> Any:
     """Rounds values to the grid of an activation.
 
     Args:
         values: A float tensor.
         precision: The `ActivationPrecision`.
+        are_means: Whether an average pool computed the values.
 
     Returns:
         A tensor of the same shape, clipped to the range of the grid.
     """
-    levels = 2**precision.bit_width - 1
-    integers = keras.ops.round(values / precision.step) + precision.zero_point
-    integers = keras.ops.clip(integers, 0, levels)
-    return (integers - precision.zero_point) * precision.step
+    low = -precision.zero_point
+    high = 2**precision.bit_width - 1 - precision.zero_point
+    ratio = values / precision.step
+    integers = round_means(ratio, low, high) if are_means else keras.ops.round(ratio)
+    return keras.ops.clip(integers, low, high) * precision.step
 
 
 # A function that adds a node of the graph to a lowered model. It raises `FloatOnly` if there is no

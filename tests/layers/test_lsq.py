@@ -26,6 +26,25 @@ def reference(x, step, q_min, q_max):
     return np.clip(np.round(x / step), q_min, q_max) * step
 
 
+@pytest.mark.parametrize("zero_point", [0, 100, 128, 255])
+@pytest.mark.parametrize("count", [2, 3, 4, 36, 1000])
+def test_means_round_as_average_pools_do(zero_point, count):
+    sums = np.random.default_rng(count).integers(-128 * count, 127 * count + 1, 2000)
+    # The kernels divide in integers, which rounds to zero.
+    int8 = np.trunc((sums + np.sign(sums) * (count // 2)) / count)
+    # A mean of float32, in which exact ties are rare.
+    ratio = (sums / count - (zero_point - 128)).astype("float32")
+    step = np.float32(0.0373)
+    parameters = as_parameters(step, -zero_point, 255 - zero_point)
+    x = tf.constant(ratio * step)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = lsq.quantize(x, *parameters, are_means=True)
+    np.testing.assert_array_equal(np.round(y / step), int8 - (zero_point - 128))
+    inside = (x >= -zero_point * step) & (x <= (255 - zero_point) * step)
+    np.testing.assert_array_equal(tape.gradient(y, x), tf.cast(inside, tf.float32))
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_weight_limits_are_symmetric_and_narrow(bits):
     q_min, q_max = lsq.weight_limits(float(bits))
