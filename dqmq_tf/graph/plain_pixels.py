@@ -1,5 +1,7 @@
 """Finds the image inputs that take pixels as they are, because the model rescales them itself."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -58,7 +60,7 @@ def _is_rescaled(graph: Graph, tensor: int) -> bool:
     return all(bool(np.all(_divisors(n.layer) >= _SMALLEST_DIVISOR)) for n in readers)
 
 
-def _divisors(layer: object) -> np.ndarray:
+def _divisors(layer: Any) -> np.ndarray:
     """Returns what a layer divides its input by, 1 if it is not a rescaling."""
     if type(layer) is keras.layers.Rescaling:
         scale = np.abs(np.asarray(layer.scale, np.float64))

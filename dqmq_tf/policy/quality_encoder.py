@@ -214,7 +214,7 @@ def as_image_shape(
         of them is unknown.
     """
     if len(shape) < 3:
-        return (shape[0], *shape[1:], *[1] * (4 - len(shape)))
+        return (shape[0], shape[1] if len(shape) == 2 else 1, 1, 1)
     channels = shape[-1]
     assert channels is not None, "no layer can be built for an unknown number of channels"
     if len(shape) == 3:

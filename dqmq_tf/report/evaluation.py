@@ -1,7 +1,6 @@
 """Runs data through a model: embeddings, scores and measures of quality of each input."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
@@ -53,7 +52,7 @@ class Evaluation:
         return None if self.kinds is None else np.array(["clean", *KINDS])[self.kinds[:, 0]]
 
 
-def _predictions(qmodel: DQMQModel, x: Sequence[np.ndarray]) -> Any:
+def _predictions(qmodel: DQMQModel, x: list[np.ndarray]) -> Any:
     """Returns the outputs of a model for a batch.
 
     Args:
