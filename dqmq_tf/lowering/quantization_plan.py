@@ -273,7 +273,7 @@ def _ranges(model: ModelT, graph: SubGraphT, plan: Plan) -> dict[str, dict[str, 
         if ratio >= output_grid.LIMIT:
             raise ConversionError(
                 f"Layer {weights.path!r}: a unit of its accumulator (input step times weight step) "
-                f"is {ratio:,.0f} output steps, whose range is fixed: "
+                f"is {ratio:,.0f} output steps, which cannot rise: "
                 f"{output_grid.limit_and_cure(weights.path)}"
             )
         tensor = graph.tensors[operator.inputs[folding.OPERANDS[weights.kind][0]]]
