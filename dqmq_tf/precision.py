@@ -1,6 +1,7 @@
 """Precision profiles: the integers, steps and bit-widths of one deployable network.
 
-This is pure data, which the converter and the reports read.
+This is data, which the converter and the reports read, and how a kernel rounds where it does so
+otherwise.
 """
 
 import dataclasses
@@ -16,7 +17,8 @@ INT8_BITS = 8
 # symmetric, as the kernels require: the zero point is in the middle.
 INT16_BITS = 16
 # The distance in steps from which a mean counts as a tie: more than the errors of float arithmetic,
-# and less than the distance of any other mean of up to 1,023 integers.
+# and less than the distance of any other mean of up to 1,023 integers. At 16 bits, ratios of 4,096
+# and more have no room for it in float32: they round to even, as before.
 _TIE = 2.0**-11
 
 

@@ -16,7 +16,6 @@ from dqmq_tf.graph.resizing import with_input_shapes
 from dqmq_tf.layers import QuantizeWrapper
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
-from dqmq_tf.policy.policy_state import SEARCH
 from dqmq_tf.targets import Target
 from dqmq_tf.terminal import stages
 from dqmq_tf.training.exposure_trial import has_exposure, try_exposure
@@ -156,12 +155,10 @@ def change_input_shape(qmodel: DQMQModel, *input_shapes: Sequence[int | None]) -
             "Pass other shapes, or use layers that accept any size, such as global pooling before "
             "the first Dense layer."
         ) from error
-    keeper = resized._training.keeper
-    keeper.meet_new_file()
-    largest = keeper.largest_file()
-    if resized._parts.policy.phase != SEARCH and largest > resized.budget.value:
+    too_large = resized._training.keeper.meet_new_file()
+    if too_large is not None:
         warnings.warn(
-            f"With its present bits, the file of {qmodel.name!r} takes about {largest:,.0f} bytes, but "
+            f"With its present bits, the file of {qmodel.name!r} takes about {too_large:,.0f} bytes, but "
             f"its budget is {resized.budget.value:,g}: the size of the inputs was not known in "
             "training. Call fit, which lowers the bits and fine-tunes. convert alone lowers them and "
             "loses accuracy.",

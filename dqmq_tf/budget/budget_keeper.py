@@ -23,9 +23,8 @@ from dqmq_tf.lowering.write_file import firmware_bytes, write_unverified
 from dqmq_tf.policy.policy_state import FROZEN, SEARCH, SETTLED
 from dqmq_tf.terminal import stages
 
-# The largest number of files that are written when bits are settled. A second one is written if the
-# estimate of the first was wrong by more than this share of it. It corrects a tenth as much (0.2 to
-# 0.5 % after 4 to 5 % on three networks for phones), less than fine-tuning adds.
+# The most files that are written when bits are settled. A second one is written if the estimate of
+# the first was wrong by more than this share. It corrects a tenth as much, less than training adds.
 _MAX_FILES, _CLOSE = 2, 0.06
 # The same where Vela measures them, and the number of times that bits are lowered until they fit.
 _MAX_VELA_RUNS = 5
@@ -84,6 +83,14 @@ class BudgetKeeper:
             ValueError: If the budget is below the smallest possible cost.
         """
         parts, costs = self._parts, self._parts.costs
+        self._learn_first_file(budget)
+        parts.budget = default_budget.checked_budget(budget, costs)
+        parts.budget_is_default = budget is None
+        self.place_means()
+
+    def _learn_first_file(self, budget: Budget | None) -> None:
+        """Measures the file of a model whose bits are not settled, at bits near the budget."""
+        parts, costs = self._parts, self._parts.costs
         self.measure()
         bits = default_budget.first_bits(budget, costs)
         with typical_values(parts):
@@ -93,24 +100,27 @@ class BudgetKeeper:
             file_bytes = sizes[costs.kind] - decoder_bytes
             costs.learn_file(_DRIFT * file_bytes + decoder_bytes, bits, [])
             parts.policy.file_constant = costs.file_constant
-        parts.budget = default_budget.checked_budget(budget, costs)
-        parts.budget_is_default = budget is None
-        self.place_means()
 
-    def meet_new_file(self) -> None:
+    def meet_new_file(self) -> float | None:
         """Learns the size of the file of a model whose inputs got another shape.
 
-        A file has inputs of a known size, so that this may be the first file of the model. A default
-        budget grows by what the file takes beside the weights, and with the bits that are settled.
+        A default budget grows until settled bits keep it. Returns the bytes of the file at settled
+        bits if they exceed the user's budget, or None.
         """
         parts, costs = self._parts, self._parts.costs
         if not costs.in_bytes or costs.on_npu:
-            return
+            return None
+        given = None if parts.budget_is_default else parts.budget
+        if parts.policy.phase == SEARCH:
+            self._learn_first_file(given)
+            parts.budget = given or default_budget.checked_budget(None, costs)
+            return None
         self.measure()
-        if self._learn_file_overhead(self._assigned()[0]) and parts.budget_is_default:
-            default = default_budget.checked_budget(None, costs)
-            fixed = 0.0 if parts.policy.phase == SEARCH else self.largest_file() / _MEASURED_FROM
-            parts.budget = Budget(**{costs.kind: max(default.value, fixed)})
+        self._learn_file_overhead(self._assigned()[0])
+        largest = self.largest_file()
+        if given is None and largest > parts.budget.value:
+            parts.budget = Budget(**{costs.kind: largest / _MEASURED_FROM})
+        return largest if largest > parts.budget.value else None
 
     def place_means(self) -> None:
         """Sets the policy's means to the bits that suit the layers and meet the budget."""
@@ -262,17 +272,13 @@ class BudgetKeeper:
         assignment.settle(parts.policy, parts.costs, parts.budget, count, seen, ceiling, share)
 
     def _fit_to_file(self) -> None:
-        """Raises output steps that no kernel can compute, and rounds the biases of one profile.
-
-        Profiles share the biases but not the weight steps, so only one grid can be used.
-        """
+        """Raises output steps that no kernel can compute, and rounds the biases of one profile."""
         parts = self._parts
         # A model that no file can hold has no grids.
         if not has_precision(parts):
             return
-        if parts.target.deployable:
-            for row in self._assigned():
-                raise_fine_steps(parts, precision_of(parts, row))
+        raise_fine_steps(parts, lambda: [precision_of(parts, row) for row in self._assigned()])
+        # Profiles share the biases but not the weight steps, so only one grid can be used.
         if parts.policy.profiles == 1:
             snap_biases(parts.body, precision_of(parts, self._assigned()[0]))
 

@@ -19,7 +19,7 @@ from dqmq_tf.export.verification_report import AdaptiveVerificationReport, Verif
 from dqmq_tf.export.verify import check_single_process, compare_file
 from dqmq_tf.flatbuffer import TFLiteFile, editing, file_size, metadata, standard_metadata
 from dqmq_tf.inputs import collect, structured
-from dqmq_tf.lowering import quantization_plan, rules, write_file
+from dqmq_tf.lowering import output_grid, quantization_plan, rules, write_file
 from dqmq_tf.lowering.lowered_model import lower_model, probe_inputs
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.precision import INT16_BITS
@@ -144,6 +144,7 @@ def convert(
             tflite_micro.require()
         for number, lowered in zip(numbers, networks):
             _check_activations(lowered, target)
+            output_grid.check_steps(qmodel._parts, qmodel.precision(number))
             write = functools.partial(
                 write_file.write_file,
                 lowered,

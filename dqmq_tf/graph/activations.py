@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from dqmq_tf.graph.plain_classes import plain_class
+
 
 def last_activation(output: Any) -> str:
     """Returns the name of the function that computes a model's output.
@@ -39,10 +41,9 @@ def is_relu(layer: Any) -> bool:
     Int8 kernels fuse a relu or relu6 into the operator before it. Any other ceiling is the end of
     the grid of the output, which clips there (see `fixed_range`).
     """
-    # A subclass may compute something else.
-    if type(layer) is keras.layers.Activation:
+    if plain_class(layer) is keras.layers.Activation:
         return layer.activation in (keras.activations.relu, keras.activations.relu6)
-    if type(layer) is keras.layers.ReLU:
+    if plain_class(layer) is keras.layers.ReLU:
         is_plain = not layer.negative_slope and not layer.threshold
         return is_plain and layer.max_value != 0
     return type(layer).__name__ in _RELUS
@@ -50,7 +51,7 @@ def is_relu(layer: Any) -> bool:
 
 def relu_ceiling(layer: Any) -> float:
     """Returns the largest value that a relu can output, infinity without a ceiling."""
-    if type(layer) is keras.layers.ReLU:
+    if plain_class(layer) is keras.layers.ReLU:
         return float("inf") if layer.max_value is None else float(layer.max_value)
     activation = getattr(layer, "activation", None)
     is_relu6 = activation is keras.activations.relu6 or type(layer).__name__ == "Relu6"
@@ -79,7 +80,7 @@ def fixed_range(layer: Any) -> str:
     ceiling = grid_ceiling(layer)
     if ceiling is not None:
         return f"0..{ceiling}"
-    activation = layer.activation if type(layer) is keras.layers.Activation else None
+    activation = layer.activation if plain_class(layer) is keras.layers.Activation else None
     if activation in (keras.activations.softmax, keras.activations.sigmoid):
         return "unit"
     if type(layer).__name__ in ("Softmax", "Sigmoid"):

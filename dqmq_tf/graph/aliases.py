@@ -18,6 +18,7 @@ import numpy as np
 from dqmq_tf.graph.activations import is_relu, relu_ceiling
 from dqmq_tf.graph.cloning import is_from_keras
 from dqmq_tf.graph.kernels import PIXELS, is_float, kernel_variables
+from dqmq_tf.graph.plain_classes import plain_class
 from dqmq_tf.graph.trial_runs import call_at_inference, random_inputs
 
 if typing.TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _equal_tensors(graph: Graph, node: Node) -> dict[int, int]:
 
 
 def _is_known_identity(layer: Any) -> bool:
-    if type(layer) is keras.layers.Activation:
+    if plain_class(layer) is keras.layers.Activation:
         return layer.activation is keras.activations.linear
     return type(layer).__name__ in _IDENTITIES
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from dqmq_tf.errors import FloatOnly
 from dqmq_tf.graph.graph import Graph, Node
+from dqmq_tf.graph.plain_classes import plain_class
 
 # The operations of a tensor and a constant, by class name, as Keras does not export their classes.
 _OPERATIONS = {"Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Negative"}
@@ -58,9 +59,9 @@ def constant_map(graph: Graph, node: Node) -> Affine:
     array([2., 2., 2., 2.])
     """
     layer, shape = node.layer, graph.shapes[node.inputs[0]]
-    if type(layer) is keras.layers.Rescaling:
+    if plain_class(layer) is keras.layers.Rescaling:
         multiplier, offset = layer.scale, layer.offset
-    elif type(layer) is keras.layers.Normalization:
+    elif plain_class(layer) is keras.layers.Normalization:
         multiplier, offset = _of_normalization(layer, len(shape))
     else:
         multiplier, offset = _of_operation(graph, node)

@@ -12,6 +12,7 @@ from dqmq_tf.graph.activations import is_relu
 from dqmq_tf.graph.fold_rules import is_foldable
 from dqmq_tf.graph.graph import Graph, Node
 from dqmq_tf.graph.kernels import is_float
+from dqmq_tf.graph.plain_classes import plain_class
 
 # A slot is the place where a tensor is computed: the path of the layer, the number of the call and
 # the number of the output. The model's inputs have the empty path and the call `INPUT_CALL`.
@@ -160,6 +161,6 @@ def _is_fused(graph: Graph, tensor: int) -> bool:
     is_affine = (
         is_foldable(node.layer)
         or node.path in graph.folds
-        or type(node.layer) is keras.layers.BatchNormalization
+        or plain_class(node.layer) is keras.layers.BatchNormalization
     )
     return is_relu(reader.layer) and (is_affine or type(node.layer).__name__ in _FUSES_RELU)

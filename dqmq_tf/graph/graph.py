@@ -16,6 +16,7 @@ import keras
 
 from dqmq_tf.graph.aliases import find_aliases
 from dqmq_tf.graph.fold_rules import folds_into, is_foldable
+from dqmq_tf.graph.plain_classes import plain_class
 
 CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -88,8 +89,8 @@ class Graph:
         """`{path of a batch norm or rescaling: path of the linear layer that it folds into}`."""
         folds = {}
         for node in self.nodes:
-            # A subclass may compute something else.
-            if type(node.layer) not in (keras.layers.BatchNormalization, keras.layers.Rescaling):
+            kind = plain_class(node.layer)
+            if kind not in (keras.layers.BatchNormalization, keras.layers.Rescaling):
                 continue
             tensor = node.inputs[0]
             source = self.producers.get(tensor)

@@ -44,9 +44,10 @@ class InferenceShapes:
                 raise UnsupportedLayerError(
                     untrue_path,
                     found,
-                    f"Layer {path!r} cannot be called on that shape. Crop with "
-                    "keras.layers.CenterCrop, which crops at inference as well, or crop the images "
-                    f"of training in tf.data. Keras says: {said[:500]}",
+                    f"Layer {path!r} cannot be called on that shape. Let compute_output_shape return "
+                    "what call does. In place of RandomCrop, take keras.layers.CenterCrop, which "
+                    "crops at inference as well, or crop the images of training in tf.data. Keras "
+                    f"says: {said[:500]}",
                 ) from error
         declared = _declared(operation, args, kwargs)
         leaves = keras.tree.flatten((args, kwargs))

@@ -7,6 +7,7 @@ import numpy as np
 
 from dqmq_tf.graph.graph import Graph
 from dqmq_tf.graph.kernels import PIXELS
+from dqmq_tf.graph.plain_classes import plain_class
 
 # An image is `[batch, height, width, channels]`, in gray, in color, or in color with a fourth channel.
 IMAGE_RANK = 4
@@ -62,9 +63,9 @@ def _is_rescaled(graph: Graph, tensor: int) -> bool:
 
 def _divisors(layer: Any) -> np.ndarray:
     """Returns what a layer divides its input by, 1 if it is not a rescaling."""
-    if type(layer) is keras.layers.Rescaling:
+    if plain_class(layer) is keras.layers.Rescaling:
         scale = np.abs(np.asarray(layer.scale, np.float64))
         return np.divide(1.0, scale, out=np.ones_like(scale), where=scale > 0)
-    if type(layer) is keras.layers.Normalization and not layer.invert:
+    if plain_class(layer) is keras.layers.Normalization and not layer.invert:
         return np.sqrt(keras.ops.convert_to_numpy(layer.variance).astype(np.float64))
     return np.ones(1)

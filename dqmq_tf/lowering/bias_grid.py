@@ -86,7 +86,7 @@ def _snap_batch_norm(batch_norm: Any, layer: Any, unit: np.ndarray) -> None:
     Args:
         batch_norm: The `BatchNormalization` that is folded into the layer, changed in place.
         layer: The linear layer.
-        unit: The unit of its bias without the batch norm (see `_unit`).
+        unit: The unit of its bias without the batch norm (see `bias_unit`).
     """
     multiplier = batch_norm_affine(batch_norm).multiplier
     mean = as_float64(batch_norm.moving_mean)

@@ -12,36 +12,95 @@ are rounded there (see `bias_grid`), so that the Keras model computes what the f
 
 import dataclasses
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from keras import ops
 
+from dqmq_tf.errors import ConversionError
 from dqmq_tf.graph import Graph, Node
 from dqmq_tf.graph.fusion import fused_tensors, operator_tensors
 from dqmq_tf.graph.kernels import is_linear
 from dqmq_tf.lowering.bias_grid import bias_unit
 from dqmq_tf.lowering.folding import layer_affine
-from dqmq_tf.precision import Precision
+from dqmq_tf.precision import ActivationPrecision, Precision
 
 # The most output steps in a unit of the accumulator: a kernel takes less than `LIMIT`. Rounding the
 # step to float32 must not bring a raised one back to it.
-LIMIT, _RAISED_TO = 256.0, 255.0
+_LIMIT, _RAISED_TO = 256.0, 255.0
+# The runtime whose kernels have this limit.
+_RUNTIME = "litert-xnnpack"
 
 
-def raise_fine_steps(parts: Any, precision: Precision) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _FineStep:
+    """An output step that a kernel cannot compute.
+
+    Attributes:
+        path: The path of the layer.
+        point: The index of the activation point of its output.
+        unit: The largest unit of its accumulator.
+        ratio: The output steps in that unit.
+    """
+
+    path: str
+    point: int
+    unit: float
+    ratio: float
+
+
+def raise_fine_steps(parts: Any, precisions: Callable[[], Sequence[Precision]]) -> None:
     """Raises the output steps that kernels cannot compute, with a warning for each.
 
     Steps that cannot rise stay: those of fixed ranges and of quantizers of the user's own.
 
     Args:
         parts: The `ModelParts` of the model, whose quantizers change.
-        precision: The `Precision` to deploy.
+        precisions: A function that returns the `Precision` of each profile to deploy.
     """
-    graph, activations = parts.graph, dict(precision.activations)
+    # A raised step makes the units of the layers that read it larger, in each profile.
+    for _ in parts.graph.nodes:
+        found = {
+            (fine.point, grid.bit_width): (fine, grid)
+            for precision in precisions()
+            for fine, grid in _fine_steps(parts, precision)
+            if not _is_fixed(parts, fine)
+        }
+        for fine, grid in found.values():
+            quantizer = parts.quantizers[fine.point]
+            log_step = ops.convert_to_numpy(quantizer.log_step).copy()
+            log_step[quantizer.bit_widths.index(grid.bit_width)] = np.log(fine.unit / _RAISED_TO)
+            quantizer.log_step.assign(log_step)
+            warnings.warn(
+                f"{_described(fine)}, so these were raised: {_limit_and_cure(fine.path)}",
+                stacklevel=5,
+            )
+        if not found:
+            return
+
+
+def check_steps(parts: Any, precision: Precision) -> None:
+    """Raises `ConversionError` for a layer whose output steps the kernels of a file cannot compute.
+
+    Args:
+        parts: The `ModelParts` of the model.
+        precision: The `Precision` of the file.
+    """
+    for fine, _ in _fine_steps(parts, precision):
+        kind = "whose range is fixed" if _is_fixed(parts, fine) else "which cannot rise"
+        raise ConversionError(f"{_described(fine)}, {kind}: {_limit_and_cure(fine.path)}")
+
+
+def _fine_steps(
+    parts: Any, precision: Precision
+) -> Iterator[tuple[_FineStep, ActivationPrecision]]:
+    """Yields the output steps that are too fine, with their grids, in execution order."""
+    if _RUNTIME not in parts.target.runtimes:
+        return
+    graph, activations = parts.graph, precision.activations
     fused = fused_tensors(graph)
     points = {t: i for i, point in enumerate(parts.costs.activations) for t in point.tensors}
-    # In execution order: a raised step makes the units of the next layer larger.
     for node in graph.nodes:
         if not is_linear(node.layer) or len(precision.weights.get(node.path, ())) != 1:
             continue
@@ -49,33 +108,36 @@ def raise_fine_steps(parts: Any, precision: Precision) -> None:
         if source not in activations or result not in activations:
             continue
         grid = activations[result]
-        point = parts.costs.activations[points[result]]
-        quantizer = parts.quantizers[points[result]]
         unit = _largest_unit(graph, node, activations[source].step, precision)
-        ratio = unit / grid.step
-        is_fixed = quantizer.range != "affine" or bool(point.user_quantizers)
-        if ratio < LIMIT or grid.is_int16 or is_fixed:
-            continue
-        log_step = ops.convert_to_numpy(quantizer.log_step).copy()
-        log_step[quantizer.bit_widths.index(grid.bit_width)] = np.log(unit / _RAISED_TO)
-        quantizer.log_step.assign(log_step)
-        step, _ = quantizer.values(grid.bit_width)
-        activations |= dict.fromkeys(point.tensors, dataclasses.replace(grid, step=step))
-        warnings.warn(
-            f"Layer {node.path!r}: a unit of its accumulator (input step times weight step) was "
-            f"{ratio:,.0f} output steps, so these were raised: {limit_and_cure(node.path)}",
-            stacklevel=5,
-        )
+        if unit / grid.step >= _LIMIT and not grid.is_int16:
+            yield (
+                _FineStep(path=node.path, point=points[result], unit=unit, ratio=unit / grid.step),
+                grid,
+            )
 
 
-def limit_and_cure(path: str) -> str:
+def _is_fixed(parts: Any, fine: _FineStep) -> bool:
+    """Whether a step cannot rise."""
+    is_users = bool(parts.costs.activations[fine.point].user_quantizers)
+    return parts.quantizers[fine.point].range != "affine" or is_users
+
+
+def _described(fine: _FineStep) -> str:
+    """Returns the beginning of a message about a layer with a large unit."""
+    return (
+        f"Layer {fine.path!r}: a unit of its accumulator (input step times weight step) is "
+        f"{fine.ratio:,.0f} output steps"
+    )
+
+
+def _limit_and_cure(path: str) -> str:
     """Returns the end of a message about a layer with a large unit: what the limit is, and a cure.
 
     Args:
         path: The path of the layer.
     """
     return (
-        f"XNNPACK takes less than {LIMIT:.0f}. The outputs are almost constant, such as those of a "
+        f"XNNPACK takes less than {_LIMIT:.0f}. The outputs are almost constant, such as those of a "
         "relu that hardly ever fires, or of terms that cancel. If they matter, keep the layer in "
         f"floating point with dqmq_tf.LayerRule(pattern={path!r}, quantize=False)."
     )

@@ -18,7 +18,7 @@ import numpy as np
 from dqmq_tf import flatbuffer
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.flatbuffer import ModelT, OperatorT, SubGraphT, TFLiteFile, activation_tensors
-from dqmq_tf.lowering import folding, output_grid
+from dqmq_tf.lowering import folding
 from dqmq_tf.lowering.folding import FoldedWeights
 from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.lowering.tensor_matching import Match
@@ -268,13 +268,6 @@ def _ranges(model: ModelT, graph: SubGraphT, plan: Plan) -> dict[str, dict[str, 
                 f"{weights.path}: the bias does not fit into int32 in units of the input's step "
                 f"({source.step}) times the weights' scale. Keep the layer in floating point with "
                 "dqmq_tf.LayerRule(pattern=..., quantize=False)."
-            )
-        ratio = float(bias_scales.max()) / plan.activations[operator.outputs[0]].step
-        if ratio >= output_grid.LIMIT:
-            raise ConversionError(
-                f"Layer {weights.path!r}: a unit of its accumulator (input step times weight step) "
-                f"is {ratio:,.0f} output steps, which cannot rise: "
-                f"{output_grid.limit_and_cure(weights.path)}"
             )
         tensor = graph.tensors[operator.inputs[folding.OPERANDS[weights.kind][0]]]
         bound_shape = [1] * len(tensor.shape)

@@ -12,6 +12,7 @@ from dqmq_tf.graph import Graph, Node
 from dqmq_tf.graph.aliases import sources_of
 from dqmq_tf.graph.hidden_inputs import hidden_input
 from dqmq_tf.graph.kernels import is_float
+from dqmq_tf.graph.plain_classes import plain_class
 from dqmq_tf.lowering import data_movement, elementwise, float_fallback, functions, linear, padding
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
 
@@ -86,7 +87,7 @@ def _integer_lowering(builder: LoweringBuilder, node: Node) -> Lowering:
     reason = builder.float_reason(node)
     if reason:
         raise FloatOnly(reason)
-    kind = type(node.layer)
+    kind = plain_class(node.layer)
     lowering = _LOWERINGS.get(kind)
     if lowering is None and not isinstance(node.layer, keras.Layer):
         lowering = _OPERATIONS.get(kind.__name__)

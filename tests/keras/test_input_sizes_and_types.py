@@ -175,6 +175,35 @@ def test_a_fixed_size_keeps_settled_bits_or_says_that_the_budget_does_not(budget
     assert report.download_bytes <= moved.budget.value
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot be converted")
+@pytest.mark.parametrize("size", [None, 8])
+@pytest.mark.parametrize(
+    "target, budget",
+    [
+        ("android", None),
+        ("android", dqmq_tf.Budget(download_bytes=4_000)),
+        ("microcontroller", None),
+        ("simulation", None),
+    ],
+)
+def test_an_untrained_model_gets_another_size(target, budget, size):
+    qmodel = dqmq_tf.quantize_model(classifier(size), target=target, budget=budget)
+    moved = dqmq_tf.change_input_shape(qmodel, (16, 16, 3))
+    assert moved.input_shape == (None, 16, 16, 3)
+    if budget is not None or target == "simulation":
+        assert moved.budget == qmodel.budget
+    else:
+        fresh = dqmq_tf.quantize_model(classifier(16), target=target)
+        assert moved.budget.value == pytest.approx(fresh.budget.value, rel=0.02)
+
+
+def test_a_model_for_an_npu_gets_another_size():
+    budget = dqmq_tf.Budget(vela_cycles=1e6)
+    qmodel = dqmq_tf.quantize_model(classifier(8), target="ethos_u", budget=budget)
+    moved = dqmq_tf.change_input_shape(qmodel, (16, 16, 3))
+    assert moved.input_shape == (None, 16, 16, 3) and moved.budget == budget
+
+
 def test_a_scalar_is_an_input(tmp_path):
     age, x = keras.Input((), name="age"), keras.Input((5,), name="x")
     both = layers.Concatenate()([ops.expand_dims(age, -1), x])

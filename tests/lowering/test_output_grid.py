@@ -6,6 +6,8 @@ import pytest
 
 import dqmq_tf
 from dqmq_tf.errors import ConversionError
+from dqmq_tf.layers.trained_precision import precision_of
+from dqmq_tf.lowering import output_grid
 
 DATA = np.random.default_rng(0).normal(size=(128, 16)).astype("float32")
 
@@ -45,6 +47,35 @@ def test_a_step_that_kernels_compute_stays(recwarn):
     for name, step in qmodel._parts.log_steps().items():
         np.testing.assert_array_equal(step.numpy(), steps[name], name)
     assert not [w for w in recwarn if "accumulator" in str(w.message)]
+
+
+def test_files_are_measured_while_steps_are_too_fine():
+    qmodel = dqmq_tf.quantize_model(rare_relu(1e-4), target="android")
+    qmodel.calibrate(DATA)
+    keeper = qmodel._training.keeper
+    count = len(qmodel._parts.costs.decided) + len(qmodel._parts.costs.weights)
+    assert keeper.write(np.full(count, 8)) is not None and keeper.refusal is None
+
+
+def test_each_profile_gets_steps_that_kernels_compute(tmp_path):
+    # Two layers with tiny outputs in a row, which have few bits in one profile or the other.
+    keras.utils.set_random_seed(0)
+    model = rare_relu(1e-4)
+    x = keras.layers.Dense(1, activation="relu", name="second")(model.get_layer("relu").output)
+    model = keras.Model(model.input, keras.layers.Dense(2, name="last")(x))
+    kernel = model.get_layer("second").kernel
+    kernel.assign(np.full(kernel.shape, 1e-3))
+    qmodel = dqmq_tf.quantize_model(model, target="android")
+    qmodel.calibrate(DATA)
+    qmodel.freeze(profiles=2, data=DATA)
+    assigned = qmodel._parts.policy.assigned
+    assigned.assign(np.array([[8, 2, 8], [2, 8, 8], *assigned.numpy()[2:]], "float32"))
+    with pytest.warns(UserWarning, match="were raised"):
+        qmodel._training.keeper._fit_to_file()
+    for profile in (0, 1):
+        output_grid.check_steps(
+            qmodel._parts, precision_of(qmodel._parts, assigned.numpy()[profile])
+        )
 
 
 def large_terms_in_a_small_range():

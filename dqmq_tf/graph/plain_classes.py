@@ -1,0 +1,42 @@
+"""The Keras class that a layer computes as, also if its own class only sets other defaults."""
+
+from typing import Any
+
+import keras
+
+# What is known of these classes goes into kernels before and behind them.
+_KNOWN = (
+    keras.layers.Activation,
+    keras.layers.BatchNormalization,
+    keras.layers.Normalization,
+    keras.layers.ReLU,
+    keras.layers.Rescaling,
+)
+# What a class may define without computing something else.
+_HARMLESS = {"get_config", "from_config"}
+
+
+def plain_class(layer: Any) -> type:
+    """Returns the class whose computation a layer or operation has.
+
+    That is its own class. A subclass of `ReLU`, `BatchNormalization` and the like that defines only
+    `__init__` and how it is saved has that of the Keras layer.
+
+    Args:
+        layer: A layer or operation, or None.
+
+    Example:
+
+    >>> class Capped(keras.layers.ReLU):
+    ...     def __init__(self, **kwargs):
+    ...         super().__init__(**{"max_value": 4.0, **kwargs})
+    >>> plain_class(Capped())
+    <class 'keras.src.layers.activations.relu.ReLU'>
+    """
+    for kind in type(layer).__mro__:
+        if kind in _KNOWN:
+            return kind
+        defined = {name for name in vars(kind) if not name.startswith("__")}
+        if defined - _HARMLESS or "__call__" in vars(kind):
+            break
+    return type(layer)
