@@ -76,9 +76,11 @@ def output_steps(model: ModelT, expected: Sequence[np.ndarray]) -> list[float]:
     """Returns the step of each output's grid.
 
     For an output in floating point, it is the step of an 8-bit grid over the range of the output. If
-    the output is all but constant, the range is a share of its largest value instead, as the rounding
-    of the tensors before it does not become small where the output does not vary. An output of 16 bits counts as one of 8 if the file has other tensors of 8 bits: where runtimes round
-    one of these differently, the output differs by the same amount.
+    the output is all but constant, a share of its largest value takes the place of the range: the
+    rounding of the tensors before it does not become small because the output does not vary.
+
+    An output of 16 bits counts as one of 8 if the file has other tensors of 8 bits: where runtimes
+    round one of these differently, the output differs by the same amount.
 
     Args:
         model: The file.
