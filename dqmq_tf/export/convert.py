@@ -144,7 +144,7 @@ def convert(
             tflite_micro.require()
         for number, lowered in zip(numbers, networks):
             _check_activations(lowered, target)
-            output_grid.check_steps(qmodel._parts, qmodel.precision(number))
+            output_grid.check_steps(qmodel._parts, lowered.precision)
             write = functools.partial(
                 write_file.write_file,
                 lowered,

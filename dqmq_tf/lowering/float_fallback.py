@@ -70,7 +70,7 @@ def _clone_of(builder: LoweringBuilder, node: Node) -> Any:
     """Returns the clone of a node's layer. All calls of a shared layer use the same clone."""
     key = (node.path, "float")
     if key not in builder.layers:
-        # The name tells where operators come from (see `operator_origins`). The number makes the name unique.
+        # The name tells where operators come from (see `operator_origins`), the number makes it unique.
         name = re.sub(r"\W", "_", f"float_{len(builder.layers)}_{node.path}")
         try:
             builder.layers[key] = clone_layer(node.layer, _for_export, name)

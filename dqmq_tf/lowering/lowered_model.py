@@ -44,6 +44,7 @@ class LoweredModel:
         weights: The `FoldedWeights` and `StoredWeights`, one per variable, in execution order.
         inputs, outputs: The keys of the model's inputs and outputs.
         input_names, output_names: Their names in the trained model, for the file's signature.
+        precision: The `Precision` that the model was lowered with.
         vocabulary: `{key of an input that holds indices: number of different indices}`.
         layer_paths: `{name of a layer of the model that computes in floating point: its path}`.
         float_layers: `{path of a layer that computes in floating point: reason}`.
@@ -62,6 +63,7 @@ class LoweredModel:
     outputs: tuple[str, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    precision: Precision
     vocabulary: dict[str, int]
     layer_paths: dict[str, str]
     float_layers: dict[str, str]
@@ -145,6 +147,7 @@ def lower_graph(
         outputs=tuple(tensor_key(tensor) for tensor in graph.outputs),
         input_names=tuple(graph.input_names),
         output_names=output_names_of(graph, output_names),
+        precision=precision,
         vocabulary=builder.vocabulary,
         layer_paths=builder.layer_paths,
         float_layers=dict(builder.float_layers),

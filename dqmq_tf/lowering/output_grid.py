@@ -24,7 +24,7 @@ from dqmq_tf.graph.fusion import fused_tensors, operator_tensors
 from dqmq_tf.graph.kernels import is_linear
 from dqmq_tf.lowering.bias_grid import bias_unit
 from dqmq_tf.lowering.folding import layer_affine
-from dqmq_tf.precision import ActivationPrecision, Precision
+from dqmq_tf.precision import Precision
 
 # The most output steps in a unit of the accumulator: a kernel takes less than `LIMIT`. Rounding the
 # step to float32 must not bring a raised one back to it.
@@ -40,12 +40,14 @@ class _FineStep:
     Attributes:
         path: The path of the layer.
         point: The index of the activation point of its output.
+        bit_width: The bit-width of its output.
         unit: The largest unit of its accumulator.
         ratio: The output steps in that unit.
     """
 
     path: str
     point: int
+    bit_width: int
     unit: float
     ratio: float
 
@@ -62,15 +64,15 @@ def raise_fine_steps(parts: Any, precisions: Callable[[], Sequence[Precision]]) 
     # A raised step makes the units of the layers that read it larger, in each profile.
     for _ in parts.graph.nodes:
         found = {
-            (fine.point, grid.bit_width): (fine, grid)
+            (fine.point, fine.bit_width): fine
             for precision in precisions()
-            for fine, grid in _fine_steps(parts, precision)
+            for fine in _fine_steps(parts, precision)
             if not _is_fixed(parts, fine)
         }
-        for fine, grid in found.values():
+        for fine in found.values():
             quantizer = parts.quantizers[fine.point]
             log_step = ops.convert_to_numpy(quantizer.log_step).copy()
-            log_step[quantizer.bit_widths.index(grid.bit_width)] = np.log(fine.unit / _RAISED_TO)
+            log_step[quantizer.bit_widths.index(fine.bit_width)] = np.log(fine.unit / _RAISED_TO)
             quantizer.log_step.assign(log_step)
             warnings.warn(
                 f"{_described(fine)}, so these were raised: {_limit_and_cure(fine.path)}",
@@ -87,15 +89,13 @@ def check_steps(parts: Any, precision: Precision) -> None:
         parts: The `ModelParts` of the model.
         precision: The `Precision` of the file.
     """
-    for fine, _ in _fine_steps(parts, precision):
+    for fine in _fine_steps(parts, precision):
         kind = "whose range is fixed" if _is_fixed(parts, fine) else "which cannot rise"
         raise ConversionError(f"{_described(fine)}, {kind}: {_limit_and_cure(fine.path)}")
 
 
-def _fine_steps(
-    parts: Any, precision: Precision
-) -> Iterator[tuple[_FineStep, ActivationPrecision]]:
-    """Yields the output steps that are too fine, with their grids, in execution order."""
+def _fine_steps(parts: Any, precision: Precision) -> Iterator[_FineStep]:
+    """Yields the output steps that are too fine, in execution order."""
     if _RUNTIME not in parts.target.runtimes:
         return
     graph, activations = parts.graph, precision.activations
@@ -110,9 +110,12 @@ def _fine_steps(
         grid = activations[result]
         unit = _largest_unit(graph, node, activations[source].step, precision)
         if unit / grid.step >= _LIMIT and not grid.is_int16:
-            yield (
-                _FineStep(path=node.path, point=points[result], unit=unit, ratio=unit / grid.step),
-                grid,
+            yield _FineStep(
+                path=node.path,
+                point=points[result],
+                bit_width=grid.bit_width,
+                unit=unit,
+                ratio=unit / grid.step,
             )
 
 
