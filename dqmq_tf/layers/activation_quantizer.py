@@ -106,18 +106,17 @@ class ActivationQuantizer(keras.layers.Layer):
             x = apply_relu(x, ceiling)
             self._observe(x)
             return x
-        if self.column is None:
-            row = tf.constant([[float(self.bit_widths[-1])]])
-        else:
+        rows, fields = [], 0
+        if self.column is not None:
             assert decision is not None
-            row = decision[:, self.column]
-        rows, fields = (1 if self.column is None else None), row.shape[-1]
+            rows, fields = [decision[:, self.column]], decision.shape[-1]
+        learns = self.log_step.trainable
         table = ops.stack([self.log_step.value, self.zero_point.value], axis=-1)
-        args = table, tf.convert_to_tensor(self.calibrated.value), row
+        args = table, tf.convert_to_tensor(self.calibrated.value), *rows
         normalization = normalization_of(x)
         if normalization is not None:
-            quantize = _quantizing(4, self.bit_widths, fields, ceiling)
-            signature = _signature(self.bit_widths, rows, fields)
+            quantize = _quantizing(4, self.bit_widths, fields, ceiling, learns=learns)
+            signature = _signature(self.bit_widths, fields)
             return normalization.then(quantize, signature, *args).output()
         # Tensors that share a scale may have other shapes.
         compiled = self.compiled and worth_compiling(x)
@@ -125,9 +124,8 @@ class ActivationQuantizer(keras.layers.Layer):
         # XLA compiles one loop for each shape, other functions take all shapes.
         shape = (None, values.shape[1], None) if compiled else (None,) * len(x.shape)
         spec = tf.TensorSpec(shape, x.dtype)
-        quantized = _quantizer(spec, self.bit_widths, rows, fields, compiled, ceiling, are_means)(
-            values, *args
-        )
+        options = (fields, ceiling, are_means, learns)
+        quantized = _quantizer(spec, compiled, self.bit_widths, *options)(values, *args)
         return restored(quantized, x) if compiled else quantized
 
     def compute_output_spec(
@@ -267,35 +265,29 @@ def _asymmetric_grid(range: str, bits: np.ndarray) -> tuple[np.ndarray, np.ndarr
 @functools.cache
 def _quantizer(
     spec: tf.TensorSpec,
-    candidates: tuple[int, ...],
-    rows: int | None,
-    fields: int,
     compiled: bool,
+    candidates: tuple[int, ...],
+    fields: int,
     ceiling: float | None,
     are_means: bool,
+    learns: bool,
 ) -> Callable[..., tf.Tensor]:
     """Returns what `_quantizing` does, as one node.
 
     Args:
         spec: The type and shape of the tensor.
-        candidates, fields, ceiling, are_means: See `_quantizing`.
-        rows: The number of decision rows, None for one per sample.
         compiled: Whether XLA compiles the function into one loop for each direction. The ten
             element-wise operations that it replaces take longer than the convolution before them.
+        candidates, fields, ceiling, are_means, learns: See `_quantizing`.
     """
-    quantize = _quantizing(len(spec.shape), candidates, fields, ceiling, are_means)
-    return one_node(quantize, [spec, *_signature(candidates, rows, fields)], compiled)
+    quantize = _quantizing(len(spec.shape), candidates, fields, ceiling, are_means, learns)
+    return one_node(quantize, [spec, *_signature(candidates, fields)], compiled)
 
 
-def _signature(
-    candidates: tuple[int, ...], rows: int | None, fields: int
-) -> tuple[tf.TensorSpec, ...]:
+def _signature(candidates: tuple[int, ...], fields: int) -> list[tf.TensorSpec]:
     """Returns the `tf.TensorSpec` of what `_quantizing` needs beside the tensor."""
-    return (
-        tf.TensorSpec([len(candidates), 2]),
-        tf.TensorSpec([]),
-        tf.TensorSpec([rows, fields]),
-    )
+    rows = [tf.TensorSpec([None, fields])] if fields else []
+    return [tf.TensorSpec([len(candidates), 2]), tf.TensorSpec([]), *rows]
 
 
 @functools.cache
@@ -305,20 +297,24 @@ def _quantizing(
     fields: int,
     ceiling: float | None,
     are_means: bool = False,
+    learns: bool = True,
 ) -> Callable[..., tf.Tensor]:
     """Returns a function of a tensor, its steps and zero points, a flag and decision rows.
 
     Args:
         rank: The rank of the tensor `[batch, ...]`.
         candidates: The K candidate bit-widths.
-        fields: The number of fields in the decision rows `[1 or batch, fields]`.
+        fields: The number of fields in the decision rows `[1 or batch, fields]`. 0 for a function
+            without decision rows, which always takes the last candidate.
         ceiling: The upper limit of a ReLU in front of the quantizer. None if there is no ReLU.
         are_means: Whether an average pool computes the tensor.
+        learns: Whether the steps have a gradient. TensorFlow would make a copy of the function for
+            each call whose gradient nobody reads.
 
     Returns:
         A function `(x, table, calibrated, row) -> quantized x`. `table` has shape `[K, 2]` and
         holds the logarithm of the step and the zero point of each candidate. `calibrated` is 0
-        or 1.
+        or 1, and has no gradient.
     """
 
     def columns(values: tf.Tensor) -> list[tf.Tensor]:
@@ -327,16 +323,18 @@ def _quantizing(
         return [tf.reshape(column, shape) for column in tf.unstack(values, axis=1)]
 
     def quantize(
-        x: tf.Tensor, table: tf.Tensor, calibrated: tf.Tensor, row: tf.Tensor
+        x: tf.Tensor, table: tf.Tensor, calibrated: tf.Tensor, row: tf.Tensor | None = None
     ) -> tf.Tensor:
-        bits = decision_tensor.bit_widths_of(row)
+        fixed = tf.constant([[float(candidates[-1])]])
+        bits = fixed if row is None else decision_tensor.bit_widths_of(row)
+        table = table if learns else tf.stop_gradient(table)
         log_step, zero_point = tf.unstack(decision_tensor.look_up(table, candidates, bits), axis=-1)
         # A step of 0 leaves the tensor unchanged until it is calibrated.
-        step = tf.exp(log_step) * calibrated
+        step = tf.exp(log_step) * tf.stop_gradient(calibrated)
         q_max = tf.pow(2.0, bits) - 1.0 - zero_point
         parameters = list(zip(columns(step), columns(-zero_point), columns(q_max)))
         x = apply_relu(x, ceiling)
-        if fields == 1:
+        if row is None or fields == 1:
             return lsq.quantize(x, *parameters[0], are_means)
         slope, mean = columns(row[:, decision_tensor.SLOPE :])
         executed, low, high = parameters

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import dqmq_tf
 from dqmq_tf.policy.policy_state import PolicyState
@@ -84,6 +85,32 @@ def test_settling_traces_nothing(target, monkeypatch):
     qmodel.freeze()
     qmodel.evaluate(IMAGES, LABELS, batch_size=8, verbose=0)
     assert traced[once:] == [("test", "frozen")], "frozen bits have a graph of their own"
+
+
+@pytest.mark.parametrize("target", ["android", "microcontroller", "simulation"])
+def test_tensorflow_copies_no_function_for_one_of_its_calls(target):
+    """It does where an argument is constant or a result unread, and optimizes each of the copies."""
+    qmodel = quantized(target)
+    qmodel.calibrate(IMAGES)
+    qmodel._training.begin(100)
+    batch = [tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in (IMAGES, LABELS)]
+    train = tf.function(lambda *data: qmodel.train_step(data), autograph=False)
+    graph = train.get_concrete_function(*batch).graph
+    read = {t.name for op in graph.get_operations() for t in op.inputs}
+    read |= {t.name for t in graph.outputs}
+    functions = {f.signature.name: f for f in graph.as_graph_def().library.function}
+    calls, unread = 0, []
+    for op in graph.get_operations():
+        if op.type not in ("PartitionedCall", "StatefulPartitionedCall"):
+            continue
+        if functions[op.get_attr("f").name].attr["_XlaMustCompile"].b:
+            continue  # These are not copied.
+        calls += 1
+        assert not [t.name for t in op.inputs if t.op.type == "Const"], op.name
+        unread += [t.name for t in op.outputs if t.name not in read]
+    assert calls > 10
+    # Nobody reads the gradient of the images, which a trained quantizer of the input has.
+    assert len(unread) <= 1
 
 
 @pytest.mark.parametrize("adds_a_loss", [False, True])
