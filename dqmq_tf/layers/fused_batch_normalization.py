@@ -40,7 +40,7 @@ class FusedBatchNormalization(keras.layers.Layer):
     # Each shape of an activation costs three compilations, about two seconds of processor time in
     # all. That pays where a sample has this many values, and where the shape holds this share of the
     # values of all normalized activations in the network.
-    COMPILED_VALUES, COMPILED_SHARE = 24_576, 0.10
+    COMPILED_VALUES, COMPILED_SHARE = 24_576, 0.08
 
     def __init__(
         self,
