@@ -1,6 +1,7 @@
 """`LoweringBuilder`: collects the tensors, layers and weights of a lowered model."""
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -8,7 +9,7 @@ import keras
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.graph import Graph, Node
 from dqmq_tf.graph.fusion import computes_means, fused_tensors, operator_tensors, shares_scale
-from dqmq_tf.graph.kernels import PIXELS, kernel_variables
+from dqmq_tf.graph.kernels import PIXELS, kernel_variables, variable_names
 from dqmq_tf.lowering.folding import FoldedWeights
 from dqmq_tf.lowering.stored_weights import StoredWeights
 from dqmq_tf.lowering.tensor_markers import Marker
@@ -35,6 +36,9 @@ class LoweringBuilder:
         graph: An inlined `dqmq_tf.graph.Graph` of the float model.
         precision: The `Precision` of the same graph.
         simulate: Whether to round every quantized tensor to its grid. Otherwise it gets a marker.
+        trained_names: `{path of a layer: names of its weights in the trained model, in order}`. Those
+            in the graph may differ: Keras numbers layers inside a layer that have no names of their
+            own, and goes on counting in each copy.
 
     Attributes:
         path: The path of the layer that is being lowered. `""` for the inputs.
@@ -55,10 +59,17 @@ class LoweringBuilder:
             uint8 and int32.
     """
 
-    def __init__(self, graph: Graph, precision: Precision, simulate: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        precision: Precision,
+        simulate: bool,
+        trained_names: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
+    ) -> None:
         self.graph = graph
         self.precision = precision
         self.simulate = simulate
+        self._trained_names = trained_names
         self.path = ""
         self.inputs: list[Any] = []
         self.values: dict[int, Any] = {}
@@ -110,6 +121,10 @@ class LoweringBuilder:
             The `keras.layers.Layer`. None if none is folded into it.
         """
         return self._folded_layers.get(path)
+
+    def weight_names(self, node: Node) -> list[str]:
+        """Returns the names of the weights of a node's layer, as the precision has them."""
+        return list(self._trained_names.get(node.path, variable_names(node.layer)))
 
     def source(self, node: Node) -> int:
         """Returns the tensor that the operator of a node with one input reads."""

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from dqmq_tf.errors import UnsupportedLayerError
-from dqmq_tf.graph import Node, kernels
+from dqmq_tf.graph import Node
 from dqmq_tf.graph.cloning import clone_layer, copy_state, has_variables
 from dqmq_tf.lowering import elementwise
 from dqmq_tf.lowering.builder import LoweringBuilder
@@ -100,7 +100,7 @@ def _copy_weights(builder: LoweringBuilder, node: Node) -> None:
     clone = builder.layers[node.path, "float"]
     copy_state(node.layer, clone)
     precisions = builder.precision.weights.get(node.path, {})
-    for name, variable in zip(kernels.variable_names(node.layer), clone.weights):
+    for name, variable in zip(builder.weight_names(node), clone.weights):
         if name not in precisions:
             continue
         key = f"{node.path}:{name}"

@@ -8,7 +8,8 @@ should compute.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -17,6 +18,7 @@ import numpy as np
 from dqmq_tf import graph as graphs
 from dqmq_tf.graph import Graph
 from dqmq_tf.graph.deep_graphs import deep_graphs
+from dqmq_tf.graph.kernels import variable_names
 from dqmq_tf.graph.plain_pixels import plain_pixel_inputs
 from dqmq_tf.lowering import rules
 from dqmq_tf.lowering.builder import LoweringBuilder, tensor_key
@@ -102,7 +104,9 @@ def lower_model(qmodel: Any, profile: int, simulate: bool = False) -> LoweredMod
         The `LoweredModel` of the profile.
     """
     graph = graphs.trace(qmodel.float_model())
-    return lower_graph(graph, qmodel.precision(profile), simulate, qmodel.output_names)
+    wrappers = qmodel._parts.wrappers
+    names = {path: list(variable_names(wrapper.layer)) for path, wrapper in wrappers.items()}
+    return lower_graph(graph, qmodel.precision(profile), simulate, qmodel.output_names, names)
 
 
 @deep_graphs()
@@ -111,6 +115,7 @@ def lower_graph(
     precision: Precision,
     simulate: bool = False,
     output_names: Iterable[str] | None = None,
+    trained_names: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
 ) -> LoweredModel:
     """Lowers a traced model.
 
@@ -121,6 +126,7 @@ def lower_graph(
             computes what the file should compute. Such a model has no markers and cannot be
             converted.
         output_names: See `output_names_of`.
+        trained_names: See `LoweringBuilder`.
 
     Returns:
         A `LoweredModel`.
@@ -130,7 +136,7 @@ def lower_graph(
         ConversionError: If a file cannot hold a shape, a dtype or a quantization.
     """
     with _as_in_files():
-        builder = LoweringBuilder(graph, precision, simulate)
+        builder = LoweringBuilder(graph, precision, simulate, trained_names)
         for node in graph.nodes:
             rules.lower(builder, node)
         outputs = [builder.values[tensor] for tensor in graph.outputs]

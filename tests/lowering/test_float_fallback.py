@@ -37,6 +37,27 @@ class Mixture(layers.Layer):
         return {**super().get_config(), "units": self.units}
 
 
+class Block(layers.Layer):
+    """A layer made of layers that have no names of their own: Keras numbers each copy on."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.wide = layers.Dense(2 * units, activation="elu")
+        self.narrow = keras.Sequential([layers.Dense(units)])
+
+    def build(self, shape):
+        self.wide.build(shape)
+        self.narrow.build((*shape[:-1], 2 * self.units))
+        self.own = self.add_weight(shape=(self.units, self.units))
+
+    def call(self, x):
+        return self.narrow(self.wide(x)) @ self.own
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
 class Forgetful(layers.Layer):
     """Its config lacks what it needs to be built."""
 
@@ -120,6 +141,17 @@ def test_custom_layer_computes_in_floats_on_integers(tmp_path):
         and flatbuffer.is_constant(model, t)
         and np.prod(t.shape) >= given["first"].integers.size
     ]
+
+
+def test_layers_inside_a_custom_layer_need_no_names_for_the_file_to_hold_their_integers(tmp_path):
+    qmodel = frozen((6,), layers.Dense(5), Block(4, name="block"), layers.Dense(2))
+    given = qmodel.precision().weights["block"]
+    assert len(given) == 3
+    assert_simulates(qmodel)
+    _, report = written(qmodel, tmp_path)
+    rows = [row for row in report.weights if row.name.startswith("block")]
+    assert [row.name for row in rows] == [f"block/{name}" for name in given]
+    assert {row.container for row in rows} == {"INT8"}
 
 
 def test_layer_normalization_is_in_floating_point(tmp_path):
