@@ -230,7 +230,7 @@ class LoweringBuilder:
         if self.simulate and precision is not None:
             producer = self.graph.producers.get(tensor)
             are_means = producer is not None and computes_means(self.graph, producer)
-            value = round_to_grid(value, precision, are_means and not inner)
+            value = _Grid(precision, are_means and not inner)(value)
         elif not self.simulate and (precision is not None or floating):
             self.marked.append(key)
             value = Marker(len(self.marked) - 1)(value)
@@ -282,22 +282,29 @@ class LoweringBuilder:
             )
 
 
-def round_to_grid(values: Any, precision: ActivationPrecision, are_means: bool = False) -> Any:
-    """Rounds values to the grid of an activation.
+class _Grid(keras.layers.Layer):
+    """Rounds values to the grid of an activation, and clips them to its range.
 
     Args:
-        values: A float tensor.
         precision: The `ActivationPrecision`.
         are_means: Whether an average pool computed the values.
-
-    Returns:
-        A tensor of the same shape, clipped to the range of the grid.
     """
-    low = -precision.zero_point
-    high = 2**precision.bit_width - 1 - precision.zero_point
-    ratio = values / precision.step
-    integers = round_means(ratio, low, high) if are_means else keras.ops.round(ratio)
-    return keras.ops.clip(integers, low, high) * precision.step
+
+    def __init__(self, precision: ActivationPrecision, are_means: bool) -> None:
+        super().__init__()
+        self.precision, self.are_means = precision, are_means
+
+    def call(self, x: Any) -> Any:
+        low = -self.precision.zero_point
+        high = 2**self.precision.bit_width - 1 - self.precision.zero_point
+        ratio = x / self.precision.step
+        integers = round_means(ratio, low, high) if self.are_means else keras.ops.round(ratio)
+        return keras.ops.clip(integers, low, high) * self.precision.step
+
+    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
+        # Keras takes the product with a number for a sparse tensor, on which a `Dense` layer inside
+        # a custom layer would be traced in vain. The output is always dense.
+        return keras.KerasTensor(x.shape, dtype=x.dtype)
 
 
 # A function that adds a node of the graph to a lowered model. It raises `FloatOnly` if there is no

@@ -15,6 +15,7 @@ from dqmq_tf.graph import Node
 from dqmq_tf.graph.cloning import clone_layer, copy_state, has_variables
 from dqmq_tf.lowering import elementwise
 from dqmq_tf.lowering.builder import LoweringBuilder
+from dqmq_tf.lowering.separate_biases import separate_biases
 from dqmq_tf.lowering.stored_weights import DEQUANTIZED, StoredWeights
 from dqmq_tf.lowering.whole_kernels import use_whole_kernels
 
@@ -100,10 +101,14 @@ def _copy_weights(builder: LoweringBuilder, node: Node) -> None:
     clone = builder.layers[node.path, "float"]
     copy_state(node.layer, clone)
     precisions = builder.precision.weights.get(node.path, {})
+    stored = []
     for name, variable in zip(builder.weight_names(node), clone.weights):
         if name not in precisions:
             continue
+        stored.append(variable)
         key = f"{node.path}:{name}"
         if key not in builder.weights:
             builder.weights[key] = StoredWeights.of(node.path, name, DEQUANTIZED, precisions[name])
         variable.assign(builder.weights[key].values)
+    if not builder.simulate:
+        separate_biases(clone, stored)

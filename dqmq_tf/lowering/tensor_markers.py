@@ -22,6 +22,8 @@ from dqmq_tf.flatbuffer import ModelT, editing
 # represents every scale exactly.
 _UNIT = 2.0**-10
 _MAX_MARKERS = 2**14
+# The number of the markers that tag nothing.
+_BARRIER = _MAX_MARKERS
 
 
 class Marker(keras.layers.Layer):
@@ -44,14 +46,24 @@ class Marker(keras.layers.Layer):
         self.number = number
 
     def call(self, x: Any) -> Any:
-        scale = (self.number + 1) * _UNIT
-        return tf.quantization.fake_quant_with_min_max_args(
-            x, min=-128 * scale, max=127 * scale, num_bits=8
-        )
+        return _marked(x, self.number)
 
     def compute_output_spec(self, x: Any) -> keras.KerasTensor:
         # Keras may take the product with a number for a sparse tensor. The output is always dense.
         return keras.KerasTensor(x.shape, dtype=x.dtype)
+
+
+def barrier(x: Any) -> Any:
+    """Returns a tensor that the converter moves nothing past, and that stays without a number."""
+    return _marked(x, _BARRIER)
+
+
+def _marked(x: Any, number: int) -> Any:
+    """Returns a tensor with a marker of a number."""
+    scale = (number + 1) * _UNIT
+    return tf.quantization.fake_quant_with_min_max_args(
+        x, min=-128 * scale, max=127 * scale, num_bits=8
+    )
 
 
 def remove_markers(model: ModelT) -> dict[int, tuple[int, ...]]:
@@ -83,8 +95,9 @@ def remove_markers(model: ModelT) -> dict[int, tuple[int, ...]]:
         input_index, output_index = int(operator.inputs[0]), int(operator.outputs[0])
         if name == "QUANTIZE":
             scale = float(graph.tensors[output_index].quantization.scale[0])
-            marked = id(graph.tensors[source_of(input_index)])
-            numbers[marked] = (*numbers.get(marked, ()), round(scale / _UNIT) - 1)
+            marked, number = id(graph.tensors[source_of(input_index)]), round(scale / _UNIT) - 1
+            if number != _BARRIER:
+                numbers[marked] = (*numbers.get(marked, ()), number)
             quantize_outputs.add(output_index)
         elif input_index not in quantize_outputs:
             kept_operators.append(operator)

@@ -154,6 +154,42 @@ def test_layers_inside_a_custom_layer_need_no_names_for_the_file_to_hold_their_i
     assert {row.container for row in rows} == {"INT8"}
 
 
+class PatchEncoder(layers.Layer):
+    """The one of Keras's example of a vision transformer: a table is added behind a bias."""
+
+    def __init__(self, table, **kwargs):
+        super().__init__(**kwargs)
+        self.table = table
+        self.projection = layers.Dense(4)
+        self.positions = layers.Embedding(6, 4) if table == "embedding" else None
+
+    def build(self, shape):
+        self.projection.build(shape)
+        if self.positions is None:
+            self.own = self.add_weight(shape=(1, 6, 4), initializer="normal", name="own")
+        else:
+            self.positions.build((1, 6))
+
+    def call(self, x):
+        added = self.own if self.positions is None else self.positions(keras.ops.arange(6)[None])
+        return self.projection(x) + added
+
+    def get_config(self):
+        return {**super().get_config(), "table": self.table}
+
+
+@pytest.mark.parametrize("table", ["embedding", "own"])
+def test_a_table_that_is_added_behind_a_bias_is_stored_in_integers(table, tmp_path):
+    stack = layers.Conv1D(5, 1), PatchEncoder(table, name="encoder"), layers.Flatten()
+    qmodel = frozen((6, 3), *stack, layers.Dense(2))
+    assert_simulates(qmodel)
+    _, report = written(qmodel, tmp_path)
+    rows = [row for row in report.weights if row.name.startswith("encoder")]
+    assert {row.count for row in rows} >= {5 * 4, 6 * 4}
+    assert {row.container for row in rows} == {"INT8"}
+    assert report.verification.different_numbers == 0
+
+
 def test_layer_normalization_is_in_floating_point(tmp_path):
     qmodel = frozen(
         (5, 6), layers.Dense(4), layers.LayerNormalization(name="norm"), layers.Dense(2)
