@@ -17,6 +17,7 @@ from dqmq_tf.policy.policy_state import SEARCH, SETTLED
 from dqmq_tf.terminal import stages
 from dqmq_tf.training import fit_data, optimizers, range_calibration
 from dqmq_tf.training.float_agreement import FloatAgreement
+from dqmq_tf.training.pixel_values import warn_of_scaled_images
 from dqmq_tf.training.policy_search import PolicySearch, mean_bits
 from dqmq_tf.training.several_workers import agree
 
@@ -106,7 +107,10 @@ class BitTraining:
         with stages("Calibrating") as stage:
             stage("reading data")
             arrays = inputs.collect(x, self.model, samples=_CALIBRATION_SAMPLES)
-            x = inputs.structured(fit_data.checked_finite(arrays), self.model)
+            arrays = fit_data.checked_finite(arrays, parts.graph.input_names)
+            x = inputs.structured(arrays, self.model)
+            if not self.has_begun:
+                warn_of_scaled_images(parts.graph, arrays, stacklevel=3)
             self._followed = []
             self._remember(arrays)
             stage("fitting the ranges of activations")

@@ -1,7 +1,7 @@
 """What `fit` looks for in its data: the batches to calibrate on, and values that are not finite."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -70,22 +70,26 @@ def finite(x: Any) -> Any:
             leaf = tf.convert_to_tensor(leaf)
         if not leaf.dtype.is_floating:
             return leaf
-        return tf.debugging.check_numerics(leaf, "the images hold NaN or infinity")
+        return tf.debugging.check_numerics(leaf, "an input holds NaN or infinity")
 
     return keras.tree.map_structure(check, x)
 
 
-def checked_finite(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Returns arrays that hold neither NaN nor infinity.
+def checked_finite(arrays: list[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+    """Returns the arrays of inputs, which hold neither NaN nor infinity.
+
+    Args:
+        arrays: One array per input.
+        names: The name of each input.
 
     Raises:
         ValueError: If they do.
     """
-    for array in arrays:
+    for name, array in zip(names, arrays):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             count = int((~np.isfinite(array)).sum())
             raise ValueError(
-                f"The images hold {count} values that are NaN or infinite in the first batch "
+                f"Input {name!r} holds {count} values that are NaN or infinite in the first batch "
                 f"(shape {array.shape}): clean the data first."
             )
     return arrays
