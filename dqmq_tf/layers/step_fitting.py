@@ -13,6 +13,10 @@ _STALE, _CLOSE = 2.0, 0.03
 # The grid of an activation is fitted again if it has this many times the least squared error, and if
 # that is more than this share of the squared values.
 _LEFT_BEHIND, _LOUD = 4.0, 1e-3
+# litert-quantizer writes no range below 1e-9 into a file. A fitted range may be a tenth of that of the
+# values, and training lowers it further. It stays near that of the values: kernels of sums abort if the
+# range of an input is half a million times that of the output.
+_SMALLEST_RANGE = 1e-7
 
 
 def weight_integers(weights: np.ndarray, step: np.ndarray, bit_width: int) -> np.ndarray:
@@ -135,6 +139,8 @@ def fit_activation_range(
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     if low == high:
         high = 1.0
+    widening = max(_SMALLEST_RANGE / (high - low), 1.0)
+    low, high = low * widening, high * widening
     steps, zero_points = [], []
     for bit_width in bit_widths:
         if bit_width == INT16_BITS:

@@ -18,6 +18,7 @@ from dqmq_tf.flatbuffer import (
     metadata,
     operator_versions,
 )
+from dqmq_tf.flatbuffer.serialization import schema
 from dqmq_tf.lowering import folding, integer_kernels
 from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.precision import ActivationPrecision
@@ -63,6 +64,7 @@ def finish(
     _round_between_float_layers(model, graph, lowered)
     integer_kernels.store_weights(model, graph, lowered)
     _merge_equal_scales(graph, lowered)
+    _drop_far_ceilings(graph)
     _store_in_containers(model, graph, containers)
     if io_dtype == "int8":
         _make_inputs_and_outputs_int8(model, graph, lowered)
@@ -73,6 +75,22 @@ def finish(
     metadata.attach(model, facts, operator_versions.set_versions(model))
     editing.share_buffers(model)
     file.edited()
+
+
+def _drop_far_ceilings(graph: SubGraphT) -> None:
+    """Makes a fused relu6 a relu where 6 is so many steps of the output that int32 cannot hold them.
+
+    The range of the output ends far below 6, so they compute the same. Kernels of LiteRT refuse such
+    a relu6, or crash.
+    """
+    kinds = schema().ActivationFunctionType
+    for operator in graph.operators:
+        quantization = graph.tensors[operator.outputs[0]].quantization
+        if getattr(operator.builtinOptions, "fusedActivationFunction", None) != kinds.RELU6:
+            continue
+        scales = quantization.scale if quantization else None
+        if scales is not None and len(scales) and 6.0 / float(scales[0]) > np.iinfo(np.int32).max:
+            operator.builtinOptions.fusedActivationFunction = kinds.RELU
 
 
 def _restore_float_outputs(model: ModelT, graph: SubGraphT) -> None:

@@ -44,9 +44,10 @@ def differences(
 
     for key, precision in (lowered.quantization | (activations or {})).items():
         if key in tensors and not _stays_float(key, tensors[key], lowered):
-            quantization = tensors[key].quantization
-            compare("scales", key, quantization.scale, np.float32(precision.step))
-            compare("zero_points", key, quantization.zeroPoint, tflite_zero_point(precision))
+            quantization, path = tensors[key].quantization, lowered.paths.get(key)
+            label = f"the output of {path!r}" if path else f"input tensor {key}"
+            compare("scales", label, quantization.scale, np.float32(precision.step))
+            compare("zero_points", label, quantization.zeroPoint, tflite_zero_point(precision))
     for number, weights in enumerate(lowered.weights):
         tensor = tensors.get(f"w{number}")
         if tensor is None:

@@ -306,6 +306,12 @@ def test_fitted_activation_range_of_a_tensor_that_is_all_zero_is_usable():
     np.testing.assert_array_equal(zero_points, 0)
 
 
+def test_fitted_activation_range_of_a_tensor_that_vanishes_has_steps_that_a_file_can_hold():
+    values = np.random.default_rng(0).normal(size=50).astype("float32") * 1e-12
+    steps, _ = step_fitting.fit_activation_range(values, BITS)
+    assert np.all(steps * 255 >= 1e-9)  # litert-quantizer makes no smaller range.
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_weight_integers_stay_within_their_bits(bits):
     weights = np.random.default_rng(0).normal(size=(50, 3))

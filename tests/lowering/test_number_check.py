@@ -1,11 +1,13 @@
 """The numbers in the file are read back here without the code that wrote them."""
 
+import dataclasses
 import functools
 
 import keras
 import numpy as np
 import pytest
 
+import dqmq_tf
 from dqmq_tf import export, flatbuffer, graph
 from dqmq_tf.flatbuffer import editing
 from dqmq_tf.lowering import number_check
@@ -120,3 +122,36 @@ def test_nothing_differs_and_a_change_is_seen(small, small_file):
     figures, messages = number_check.differences(model, lowered)
     assert figures["different"] == 1
     assert messages == ["conv: 1 of 162 integers differ"]
+
+
+def test_a_message_names_the_layer_of_an_activation(small, small_file):
+    model = flatbuffer.read(small_file[0].read_bytes())
+    lowered = lower_model(small, 0)
+    (key,) = lowered.outputs
+    other = dataclasses.replace(lowered.quantization[key], step=1.0)
+    _, messages = number_check.differences(model, lowered, {key: other})
+    assert messages == ["the output of 'head_activation': 1 of 1 scales differ"]
+
+
+def test_outputs_that_vanish_are_named_before_training_and_convert(tmp_path):
+    keras.utils.set_random_seed(0)
+    tiny = keras.initializers.RandomNormal(stddev=1e-7)
+    stack = [keras.layers.Dense(8, kernel_initializer=tiny, name=f"dense_{i}") for i in range(3)]
+    qmodel = dqmq_tf.quantize_model(keras.Sequential([keras.Input((4,)), *stack]))
+    with pytest.warns(UserWarning, match="At 8 bits .*'dense_1'"):
+        qmodel.calibrate(np.random.default_rng(0).normal(size=(64, 4)))
+    report = export.convert(qmodel, tmp_path / "m.tflite", verify=False)
+    assert report.size_bytes
+
+
+def test_runtimes_take_a_relu6_whose_ceiling_is_too_many_steps_away(tmp_path):
+    keras.utils.set_random_seed(0)
+    tiny = keras.initializers.RandomNormal(stddev=1e-8)
+    stack = [keras.layers.Conv2D(4, 3, kernel_initializer=tiny), keras.layers.ReLU(6.0)]
+    model = keras.Sequential([keras.Input((6, 6, 2)), *stack, keras.layers.Conv2D(4, 3)])
+    qmodel = dqmq_tf.quantize_model(model)
+    images = np.random.default_rng(0).normal(size=(64, 6, 6, 2)).astype("float32")
+    qmodel.calibrate(images)
+    export.convert(qmodel, tmp_path / "m.tflite", data=images)
+    report = export.verify(qmodel, tmp_path / "m.tflite", data=images)
+    assert {row.runtime for row in report.rows if row.ran} >= {"litert-xnnpack", "litert-builtin"}
