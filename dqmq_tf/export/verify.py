@@ -84,7 +84,8 @@ def verify(
             runtime, the differences and the first tensor that differs.
         ConversionError: If Vela rejects the file.
         ImportError: If one of `runtimes` is not installed.
-        ValueError: If one of `runtimes` is unknown, or if `data` contains no inputs.
+        ValueError: If one of `runtimes` is unknown, if `samples` is less than 1, or if `data` contains
+            no inputs.
         FileNotFoundError: If the file does not exist.
 
     Example:
@@ -95,6 +96,8 @@ def verify(
     """
     check_quantized(qmodel)
     check_single_process(qmodel)
+    if samples < 1:
+        raise ValueError(f"samples={samples!r}: give 1 or more inputs to compare.")
     try:
         file = TFLiteFile.load(path)
         facts = file.metadata
@@ -226,6 +229,8 @@ def compare_file(
 
 def _named(names: Sequence[str]) -> list[Any]:
     """Returns the runtimes with these names. All of them must be installed."""
+    if isinstance(names, str):
+        raise ValueError(f"runtimes={names!r}: give a list, such as [{names!r}].")
     chosen = [runtimes.get(name) for name in names]
     if not chosen:
         raise ValueError("runtimes is empty: name at least one, or pass None.")

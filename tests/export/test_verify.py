@@ -130,10 +130,17 @@ class TestChoiceOfRuntimes:
         with pytest.raises(ImportError, match="'tflite-runtime' is not installed"):
             export.verify(small, small_file[0], images(small, 4), runtimes=names)
 
-    @pytest.mark.parametrize("names, said", [(["litert"], "Unknown runtime"), ([], "is empty")])
+    @pytest.mark.parametrize(
+        "names, said",
+        [(["litert"], "Unknown runtime"), ([], "is empty"), ("litert", "give a list")],
+    )
     def test_wrong(self, small, small_file, names, said):
         with pytest.raises(ValueError, match=said):
             export.verify(small, small_file[0], images(small, 4), runtimes=names)
+
+    def test_no_samples(self, small, small_file):
+        with pytest.raises(ValueError, match="samples=0: give 1 or more"):
+            export.verify(small, small_file[0], images(small, 4), samples=0)
 
     def test_none_is_there(self, tmp_path, monkeypatch):
         monkeypatch.delenv(runtimes.PYTHON_VARIABLE, raising=False)
