@@ -1,8 +1,11 @@
 """Adaptive files: several precision profiles and the quality router in one `.tflite`."""
 
+import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from dqmq_tf import flatbuffer
@@ -181,7 +184,10 @@ def compare_adaptive_file(
                     "report the model."
                 )
     decided = qmodel.decisions(inputs[0]).profile
-    agreement = float((decided == result.profile).mean())
+    bits = keras.ops.convert_to_numpy(qmodel._parts.policy.assigned)
+    _warn_of_equal(bits)
+    # Of two profiles with the same bits, the router may choose either.
+    agreement = float((bits[decided] == bits[result.profile]).all(axis=1).mean())
     if agreement < _LEAST_AGREEMENT:
         raise VerificationError(
             f"{path}: the router chooses the policy's profile for only {100 * agreement:.1f} % of "
@@ -197,6 +203,19 @@ def compare_adaptive_file(
         router_agreement=agreement,
         shares=_shares(result.profile, len(files), qualities(data, len(inputs[0]))),
     )
+
+
+def _warn_of_equal(bits: np.ndarray) -> None:
+    """Warns of the first two profiles with the same bits, shape `[profiles, points]`."""
+    for first, second in itertools.combinations(range(len(bits)), 2):
+        if np.array_equal(bits[first], bits[second]):
+            warnings.warn(
+                f"Precision profiles {first} and {second} have the same bits, so the file holds the "
+                "same network twice. Convert to fewer profiles, or train longer on data of every "
+                "quality.",
+                stacklevel=5,
+            )
+            return
 
 
 def qualities(data: Any, samples: int) -> list[str] | None:

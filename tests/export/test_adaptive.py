@@ -174,6 +174,17 @@ def test_freezes_by_the_data(tmp_path):
     assert qmodel.frozen_profiles == 2
 
 
+def test_it_does_not_matter_which_of_two_equal_profiles_is_chosen(tmp_path):
+    qmodel, x = prepared()
+    assigned = keras.ops.convert_to_numpy(qmodel._parts.policy.assigned).copy()
+    assigned[1] = assigned[0]
+    qmodel._parts.policy.assigned.assign(assigned)
+    with pytest.warns(UserWarning, match="profiles 0 and 1 have the same bits") as caught:
+        report = dqmq_tf.convert(qmodel, tmp_path / "a.tflite", adaptive=2, data=x, verify=False)
+    assert report.adaptive.router_agreement == 1.0
+    assert __file__ in [warning.filename for warning in caught]
+
+
 def test_requests_that_cannot_be(small, tmp_path):
     path, x = tmp_path / "a.tflite", images(small, 8)
     with pytest.raises(ValueError, match="adaptive=5"):
