@@ -15,7 +15,7 @@ from dqmq_tf.graph import Node
 from dqmq_tf.graph.cloning import clone_layer, copy_state, has_variables
 from dqmq_tf.lowering import elementwise
 from dqmq_tf.lowering.builder import LoweringBuilder
-from dqmq_tf.lowering.separate_biases import separate_biases
+from dqmq_tf.lowering.separate_layers import separate_layers
 from dqmq_tf.lowering.stored_weights import DEQUANTIZED, StoredWeights
 from dqmq_tf.lowering.whole_kernels import use_whole_kernels
 
@@ -111,4 +111,4 @@ def _copy_weights(builder: LoweringBuilder, node: Node) -> None:
             builder.weights[key] = StoredWeights.of(node.path, name, DEQUANTIZED, precisions[name])
         variable.assign(builder.weights[key].values)
     if not builder.simulate:
-        separate_biases(clone, stored)
+        separate_layers(clone, stored)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers.frozen_models import freeze, images
+from helpers.frozen_models import batch_norm, freeze, images
 from helpers.networks import assert_simulates, chain, frozen, names, written
 from helpers.predictions import predicted
 
@@ -187,6 +187,36 @@ def test_a_table_that_is_added_behind_a_bias_is_stored_in_integers(table, tmp_pa
     rows = [row for row in report.weights if row.name.startswith("encoder")]
     assert {row.count for row in rows} >= {5 * 4, 6 * 4}
     assert {row.container for row in rows} == {"INT8"}
+    assert report.verification.different_numbers == 0
+
+
+class Residual(layers.Layer):
+    """Normalizes the outputs of a convolution inside it."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.convolution = layers.Conv2D(filters, 3, padding="same", use_bias=False)
+        self.normalization = batch_norm(0)
+
+    def build(self, shape):
+        self.convolution.build(shape)
+        self.normalization.build((*shape[:-1], self.filters))
+
+    def call(self, x, training=False):
+        change = self.normalization(self.convolution(x), training=training)
+        return keras.ops.relu(x + change)
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters}
+
+
+def test_a_kernel_that_is_normalized_inside_a_custom_layer_is_stored_in_integers(tmp_path):
+    qmodel = frozen((6, 6, 2), layers.Conv2D(4, 3), Residual(4, name="residual"), layers.Dense(2))
+    assert_simulates(qmodel)
+    _, report = written(qmodel, tmp_path)
+    (row,) = [row for row in report.weights if row.name.startswith("residual")]
+    assert (row.count, row.container) == (3 * 3 * 4 * 4, "INT8")
     assert report.verification.different_numbers == 0
 
 

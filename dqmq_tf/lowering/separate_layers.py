@@ -1,8 +1,9 @@
-"""Keeps TensorFlow's converter from adding the bias of a layer to weights that are added behind it.
+"""Keeps TensorFlow's converter from merging the layers inside a layer that computes in floating point.
 
 A custom layer may add a table to the output of a dense layer inside it, as patch encoders of vision
-transformers add an embedding of each position. The converter would add up bias and table, and the
-sum lies on no grid that was trained.
+transformers add an embedding of each position, or normalize the output of a convolution. The converter
+would add up bias and table, and fold the normalization into the kernel. What it makes of them lies on
+no grid that was trained.
 """
 
 from collections.abc import Collection
@@ -15,19 +16,20 @@ from dqmq_tf.graph.kernels import is_linear
 from dqmq_tf.lowering.tensor_markers import barrier
 
 
-def separate_biases(layer: keras.layers.Layer, stored: Collection[Any]) -> None:
-    """Puts a barrier behind each linear layer with a bias in a layer that has other weights too.
+def separate_layers(layer: keras.layers.Layer, stored: Collection[Any]) -> None:
+    """Puts a barrier behind each linear layer in a layer whose other parts may be merged into it.
 
     Args:
         layer: A layer of a lowered model with markers, changed in place.
         stored: The variables of the layer that the file stores as integers.
     """
-    linear = [inner for inner in layers_inside(layer) if is_linear(inner)]
+    inside = layers_inside(layer)
+    linear = [inner for inner in inside if is_linear(inner)]
     kernels = {id(variable) for inner in linear for variable in inner.weights}
-    if all(id(variable) in kernels for variable in stored):
-        return
+    adds_table = any(id(variable) not in kernels for variable in stored)
+    normalizes = any(isinstance(inner, keras.layers.BatchNormalization) for inner in inside)
     for inner in linear:
-        if inner.bias is not None:
+        if normalizes or (adds_table and inner.bias is not None):
             inner.call = _behind_barrier(inner.call)
 
 
