@@ -22,7 +22,9 @@ _SMALLEST_RANGE = 1e-7
 def weight_integers(weights: np.ndarray, step: np.ndarray, bit_width: int) -> np.ndarray:
     """Returns the int32 integers of weights at a step size and bit-width."""
     q_min, q_max = weight_limits(float(bit_width))
-    return np.clip(np.round(weights / step), q_min, q_max).astype("int32")
+    # A training that diverges still settles its bits. What uses them refuses NaN by the layer's name.
+    with np.errstate(invalid="ignore"):
+        return np.clip(np.round(weights / step), q_min, q_max).astype("int32")
 
 
 def fit_weight_steps(

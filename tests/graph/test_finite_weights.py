@@ -22,6 +22,15 @@ def diverged():
     return qmodel
 
 
+def test_a_training_that_diverges_ends_as_in_keras():
+    qmodel = dqmq_tf.quantize_model(network())
+    qmodel.compile("sgd", "mse")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # No warning of NumPy about a cast.
+        history = qmodel.fit(images(), np.full((64, 10), np.nan), verbose=0).history
+    assert np.isnan(history["loss"]).all()
+
+
 @pytest.mark.parametrize("data", [None, (images(8), np.zeros(8, int))], ids=["", "data"])
 def test_summary_names_the_layer_whose_training_diverged(diverged, data):
     with pytest.raises(dqmq_tf.ConversionError, match=MESSAGE):
