@@ -15,6 +15,7 @@ _CHANNELS = (1, 3, 4)
 # Pixels have steps of one. A layer that divides them by less than this leaves a range of 32 or more,
 # so it was made for other values: `Rescaling(2, offset=-1)` takes images from 0 to 1.
 _SMALLEST_DIVISOR = 8.0
+_WHITE = 255.0
 
 
 def plain_pixel_inputs(graph: Graph) -> dict[str, int]:
@@ -22,7 +23,8 @@ def plain_pixel_inputs(graph: Graph) -> dict[str, int]:
 
     Such an input has dtype uint8, or is read only by `Rescaling` and `Normalization` layers that
     divide pixels into a small range, as `Rescaling(1 / 255)` and a `Normalization` that was adapted
-    to pixels do.
+    to pixels do. Spectrograms in decibels and other values below 0 have the shape of images, too:
+    layers that add to what they divide, and statistics that pixels cannot have, are for those.
 
     Args:
         graph: The inlined `Graph` of a float model.
@@ -58,14 +60,22 @@ def _is_rescaled(graph: Graph, tensor: int) -> bool:
     ]
     if not readers or same.intersection(graph.outputs):
         return False
-    return all(bool(np.all(_divisors(n.layer) >= _SMALLEST_DIVISOR)) for n in readers)
+    return all(_divides_pixels(node.layer) for node in readers)
 
 
-def _divisors(layer: Any) -> np.ndarray:
-    """Returns what a layer divides its input by, 1 if it is not a rescaling."""
+def _divides_pixels(layer: Any) -> bool:
+    """Returns whether a layer divides pixels, or other values from 0 to 255, into a small range."""
     if plain_class(layer) is keras.layers.Rescaling:
-        scale = np.abs(np.asarray(layer.scale, np.float64))
-        return np.divide(1.0, scale, out=np.ones_like(scale), where=scale > 0)
+        scale, offset = (np.asarray(value, np.float64) for value in (layer.scale, layer.offset))
+        largest = 1.0 / _SMALLEST_DIVISOR
+        return bool(np.all((scale != 0) & (np.abs(scale) <= largest)) and np.all(offset <= 0))
     if plain_class(layer) is keras.layers.Normalization and not layer.invert:
-        return np.sqrt(keras.ops.convert_to_numpy(layer.variance).astype(np.float64))
-    return np.ones(1)
+        mean, variance = (
+            keras.ops.convert_to_numpy(value).astype(np.float64)
+            for value in (layer.mean, layer.variance)
+        )
+        # Of values from 0 to 255, no variance is larger (Bhatia and Davis 2000, "A better bound on
+        # the variance").
+        is_possible = variance <= mean * (_WHITE - mean)
+        return bool(np.all(is_possible & (variance >= _SMALLEST_DIVISOR**2)))
+    return False

@@ -49,6 +49,10 @@ def test_a_model_that_divides_pixels_takes_them_as_they_are(before):
         lambda: [adapted([3600.0, 3400.0, 1.0])],
         lambda: [layers.Normalization(mean=120.0, variance=3600.0, invert=True)],
         lambda: [layers.ReLU(), layers.Rescaling(1 / 255)],
+        # Spectrograms in decibels, and other values around 0.
+        lambda: [layers.Normalization(mean=-40.0, variance=225.0)],
+        lambda: [layers.Normalization(mean=0.5, variance=400.0)],
+        lambda: [layers.Rescaling(1 / 80, offset=1)],
     ],
 )
 def test_a_model_that_does_not_divide_pixels_tells_nothing(before):
