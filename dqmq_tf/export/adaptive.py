@@ -184,7 +184,7 @@ def compare_adaptive_file(
                     "report the model."
                 )
     decided = qmodel.decisions(inputs[0]).profile
-    bits = keras.ops.convert_to_numpy(qmodel._parts.policy.assigned)
+    bits = keras.ops.convert_to_numpy(qmodel._parts.policy.assigned)[: qmodel.frozen_profiles]
     _warn_of_equal(bits)
     # Of two profiles with the same bits, the router may choose either.
     agreement = float((bits[decided] == bits[result.profile]).all(axis=1).mean())

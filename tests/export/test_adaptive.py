@@ -1,6 +1,7 @@
 """Adaptive files do what their profiles' own files do, bit for bit, on LiteRT and TFLM."""
 
 import json
+import warnings
 
 import keras
 import numpy as np
@@ -172,6 +173,15 @@ def test_freezes_by_the_data(tmp_path):
     qmodel, x = prepared(profiles=1)
     dqmq_tf.convert(qmodel, tmp_path / "a.tflite", adaptive=2, data=x, verify=False)
     assert qmodel.frozen_profiles == 2
+
+
+def test_profiles_that_differ_are_not_said_to_be_equal(tmp_path):
+    qmodel, x = prepared()
+    first, second = keras.ops.convert_to_numpy(qmodel._parts.policy.assigned)[:2]
+    assert not np.array_equal(first, second)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*have the same bits")
+        dqmq_tf.convert(qmodel, tmp_path / "a.tflite", adaptive=2, data=x, verify=False)
 
 
 def test_it_does_not_matter_which_of_two_equal_profiles_is_chosen(tmp_path):
