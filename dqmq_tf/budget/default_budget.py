@@ -96,16 +96,16 @@ def checked_budget(budget: Budget | None, costs: CostModel) -> Budget:
         raise ValueError(
             f"Budget {costs.kind}={budget.value:,g} is below the smallest possible cost: with every "
             f"decision point at its fewest bits on target {costs.target.name!r} the cost is "
-            f"{_rounded_up(smallest, 0 if costs.in_bytes else 3)}. Raise the budget, use a smaller network, or choose another target."
+            f"{_rounded_up(math.ceil(smallest) if costs.in_bytes else smallest)}. Raise the budget, use "
+            "a smaller network, or choose another target."
             + (hint if costs.overhead and not costs.in_bytes else "")
         )
     return budget
 
 
-def _rounded_up(cost: float, decimals: int) -> str:
-    """Returns a cost with at most some decimals, as a budget that is no smaller."""
-    rounded = f"{math.ceil(cost * 10**decimals) / 10**decimals:,.{decimals}f}"
-    return rounded.rstrip("0").rstrip(".") if decimals else rounded
+def _rounded_up(cost: float) -> str:
+    """Returns a cost with at most three decimals, as a budget that is no smaller."""
+    return f"{math.ceil(cost * 1000) / 1000:,.3f}".rstrip("0").rstrip(".")
 
 
 def _default_budget(costs: CostModel, smallest: float) -> Budget:

@@ -325,8 +325,9 @@ def _quantizing(
     def quantize(
         x: tf.Tensor, table: tf.Tensor, calibrated: tf.Tensor, row: tf.Tensor | None = None
     ) -> tf.Tensor:
-        fixed = tf.constant([[float(candidates[-1])]])
-        bits = fixed if row is None else decision_tensor.bit_widths_of(row)
+        if row is None:
+            row = tf.constant([[float(candidates[-1])]])
+        bits = decision_tensor.bit_widths_of(row)
         table = table if learns else tf.stop_gradient(table)
         log_step, zero_point = tf.unstack(decision_tensor.look_up(table, candidates, bits), axis=-1)
         # A step of 0 leaves the tensor unchanged until it is calibrated.
@@ -334,7 +335,7 @@ def _quantizing(
         q_max = tf.pow(2.0, bits) - 1.0 - zero_point
         parameters = list(zip(columns(step), columns(-zero_point), columns(q_max)))
         x = apply_relu(x, ceiling)
-        if row is None or fields == 1:
+        if fields <= 1:
             return lsq.quantize(x, *parameters[0], are_means)
         slope, mean = columns(row[:, decision_tensor.SLOPE :])
         executed, low, high = parameters
