@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from dqmq_tf.graph.activations import is_relu, relu_ceiling
-from dqmq_tf.graph.cloning import is_from_keras
+from dqmq_tf.graph.cloning import runs_custom_code
 from dqmq_tf.graph.kernels import PIXELS, is_float, kernel_variables
 from dqmq_tf.graph.plain_classes import plain_class
 from dqmq_tf.graph.trial_runs import call_at_inference, random_inputs
@@ -109,7 +109,7 @@ def may_change_nothing(layer: Any) -> bool:
     """
     kind = type(layer).__name__
     is_candidate = kind.startswith("Random") or kind in _MAYBE_IDENTITIES
-    return (is_candidate or _runs_custom_code(layer)) and not kernel_variables(layer)
+    return (is_candidate or runs_custom_code(layer)) and not kernel_variables(layer)
 
 
 def _computation(node: Node, aliases: dict[int, int]) -> Hashable:
@@ -124,7 +124,7 @@ def _computation(node: Node, aliases: dict[int, int]) -> Hashable:
             return (type(layer).__name__, *key[1:])
         if is_relu(layer):
             return ("relu", relu_ceiling(layer), *key[1:])
-        if getattr(layer, "weights", ()) or _runs_custom_code(layer):
+        if getattr(layer, "weights", ()) or runs_custom_code(layer):
             return (id(layer), key)
         config = {name: value for name, value in layer.get_config().items() if name != "name"}
         return (type(layer), repr(config), key)
@@ -184,12 +184,6 @@ def _same(values: np.ndarray, others: np.ndarray) -> bool:
         others = others.astype(values.dtype)
     with np.errstate(all="ignore"):
         return bool(np.ptp(values) > 0) and np.array_equal(values, others)
-
-
-def _runs_custom_code(layer: Any) -> bool:
-    """Whether a layer is of a class that Keras does not have, or calls such a function."""
-    code = (type(layer), getattr(layer, "activation", None), getattr(layer, "function", None))
-    return any(c is not None and not is_from_keras(c) for c in code) or hasattr(layer, "function")
 
 
 class _Tensor(int):

@@ -280,6 +280,15 @@ def is_from_keras(value: Any) -> bool:
     return (getattr(value, "__module__", None) or "").split(".")[0] == "keras"
 
 
+def runs_custom_code(layer: Any) -> bool:
+    """Whether a layer is of a class that Keras does not have, or calls such a function.
+
+    Layers inside it are not looked at.
+    """
+    code = (type(layer), getattr(layer, "activation", None), getattr(layer, "function", None))
+    return any(c is not None and not is_from_keras(c) for c in code) or hasattr(layer, "function")
+
+
 def _pairs(
     source: keras.layers.Layer, target: keras.layers.Layer, visited: set[int]
 ) -> Iterator[tuple[Any, Any]]:

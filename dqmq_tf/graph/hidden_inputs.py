@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dqmq_tf.graph.cloning import is_from_keras, layers_inside
+from dqmq_tf.graph.cloning import layers_inside, runs_custom_code
 from dqmq_tf.graph.trial_runs import call_at_inference, random_inputs
 
 if typing.TYPE_CHECKING:
@@ -38,7 +38,7 @@ def hidden_input(graph: Graph, node: Node) -> str | None:
     Returns:
         `RANDOM`, a description of another change of state, or None if there is nothing.
     """
-    if not _has_code_of_users(node.layer):
+    if not any(map(runs_custom_code, layers_inside(node.layer))):
         return None
     if node.layer not in _FOUND:
         try:
@@ -46,14 +46,6 @@ def hidden_input(graph: Graph, node: Node) -> str | None:
         except Exception:  # A layer of the user's own may not take such inputs.
             _FOUND[node.layer] = None
     return _FOUND[node.layer]
-
-
-def _has_code_of_users(layer: Any) -> bool:
-    """Whether a layer, or a layer inside it, is one of a class or function of the user's."""
-    return any(
-        isinstance(inner, keras.layers.Lambda) or not is_from_keras(type(inner))
-        for inner in layers_inside(layer)
-    )
 
 
 def _trace(graph: Graph, node: Node) -> str | None:

@@ -70,6 +70,7 @@ KINDS = {
     "inside": (lambda: layers.TimeDistributed(Dropping(0.5)), RANDOM),
     "operator of TensorFlow": (lambda: layers.Lambda(noise), RANDOM),
     "in a function": (lambda: layers.Lambda(tf.function(noise)), RANDOM),
+    "activation": (lambda: layers.Dense(2, activation=noise), RANDOM),
     "fixed seed": (
         lambda: layers.Lambda(lambda x: x + keras.random.uniform(ops.shape(x), seed=1)), RANDOM
     ),
