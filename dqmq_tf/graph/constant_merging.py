@@ -131,9 +131,7 @@ def _row(
         and _is_step(graph, node)
     ):
         row.append(node)
-        (tensor,) = node.outputs
-        readers = [] if tensor in graph.outputs else graph.consumers.get(tensor, [])
-        node = readers[0] if len(readers) == 1 else None
+        node = graph.only_reader(node.outputs[0])
     return row
 
 
@@ -175,10 +173,9 @@ def _is_hard_sigmoid(layer: Any) -> bool:
 
 def _merged(graph: Graph, row: Sequence[Node], names: set[str]) -> list[_Step] | None:
     """Returns the steps that replace a row of nodes. None if they would be no fewer operators."""
-    source = graph.producers.get(row[0].inputs[0])
-    is_only_reader = len(graph.consumers[row[0].inputs[0]]) == 1
-    is_only_reader = is_only_reader and row[0].inputs[0] not in graph.outputs
-    folds = source is not None and is_only_reader and is_foldable(source.layer)
+    (tensor,) = row[0].inputs
+    source = graph.producers.get(tensor) if graph.only_reader(tensor) else None
+    folds = source is not None and is_foldable(source.layer)
     steps: list[_Step] = []
     for node in row:
         for step in _steps_of(graph, node, names):

@@ -152,10 +152,9 @@ def pool_size(layer: Any, rank: int) -> tuple[int, ...]:
 
 def _is_fused(graph: Graph, tensor: int) -> bool:
     """Whether the only reader of a tensor is part of the operator that computes it."""
-    node, readers = graph.producers.get(tensor), graph.consumers.get(tensor, [])
-    if node is None or len(readers) != 1 or tensor in graph.outputs:
+    node, reader = graph.producers.get(tensor), graph.only_reader(tensor)
+    if node is None or reader is None:
         return False
-    reader = readers[0]
     if reader.path in graph.folds:
         return True
     is_affine = (

@@ -84,6 +84,11 @@ class Graph:
         """`{tensor id: node that returns it}`."""
         return {tensor: node for node in self.nodes for tensor in node.outputs}
 
+    def only_reader(self, tensor: int) -> Node | None:
+        """Returns the node that takes a tensor. None if more nodes do, or if it is an output."""
+        readers = self.consumers.get(tensor, [])
+        return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
+
     @functools.cached_property
     def folds(self) -> dict[str, str]:
         """`{path of a batch norm or rescaling: path of the linear layer that it folds into}`."""
@@ -94,8 +99,7 @@ class Graph:
                 continue
             tensor = node.inputs[0]
             source = self.producers.get(tensor)
-            is_only_reader = len(self.consumers[tensor]) == 1 and tensor not in self.outputs
-            if source and is_only_reader and is_foldable(source.layer):
+            if source and self.only_reader(tensor) and is_foldable(source.layer):
                 if folds_into(node.layer, source.layer, len(self.shapes[tensor])):
                     folds[node.path] = source.path
         # With several calls, one kernel would have to take in several maps.
