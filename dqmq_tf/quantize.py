@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
-from absl import logging
 
 from dqmq_tf import assembly, targets
 from dqmq_tf.config import Budget, DQMQConfig, LayerRule
@@ -17,7 +16,7 @@ from dqmq_tf.layers import QuantizeWrapper
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
 from dqmq_tf.targets import Target
-from dqmq_tf.terminal import stages
+from dqmq_tf.terminal import output_console, stages
 from dqmq_tf.training.exposure_trial import has_exposure, try_exposure
 
 _ESTIMATED = (
@@ -80,7 +79,7 @@ def quantize_model(
     warn_of_training_methods(model)
     if config.exposure == "auto" and not has_exposure(model):
         trial = try_exposure(model, data, validation_data)
-        logging.info("%s", trial)
+        output_console().print(str(trial), markup=False, highlight=False)
         model = trial.model
     with stages("Quantizing") as stage:
         stage("building the quantized model")

@@ -129,7 +129,11 @@ def _train_and_convert(
     kinds = [kind for kind in BUDGET_KINDS if getattr(arguments, kind) is not None]
     budget = Budget(**{kind: getattr(arguments, kind) for kind in kinds}) if kinds else None
     if arguments.exposure == "auto":
-        trial = try_exposure(model, train)
+        others = None
+        if data.validation is not None:
+            seed = arguments.seed + 1
+            others = _for_model(data.validation, arguments, form, seed, with_quality=False)
+        trial = try_exposure(model, train, others)
         print(trial)
         model = trial.model
     config = DQMQConfig(seed=arguments.seed)

@@ -13,6 +13,7 @@ from dqmq_tf.errors import ConversionError, VerificationError
 from dqmq_tf.export import graph_routing, quality_router
 from dqmq_tf.export.conversion_report import AdaptiveReport
 from dqmq_tf.flatbuffer import ModelT, TFLiteFile, editing, merging, metadata, operator_versions
+from dqmq_tf.inputs import structured
 from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.precision import ActivationPrecision
@@ -183,7 +184,7 @@ def compare_adaptive_file(
                     f"{path}: profile {number} computes other numbers than its own file. Please "
                     "report the model."
                 )
-    decided = qmodel.decisions(inputs[0]).profile
+    decided = qmodel.decisions(structured(inputs, qmodel)).profile
     bits = keras.ops.convert_to_numpy(qmodel._parts.policy.assigned)[: qmodel.frozen_profiles]
     _warn_of_equal(bits)
     # Of two profiles with the same bits, the router may choose either.

@@ -15,6 +15,7 @@ from keras import ops
 from dqmq_tf import flatbuffer
 from dqmq_tf.flatbuffer import ModelT, TFLiteFile, activation_tensors
 from dqmq_tf.lowering import float_file, folding, quantization_plan
+from dqmq_tf.lowering.lowered_model import as_in_files
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.policy import quality_encoder
 from dqmq_tf.precision import ActivationPrecision, WeightPrecision
@@ -44,10 +45,11 @@ def build_router(
         is above it, bool `[1]`.
     """
     encoder, policy = qmodel._parts.encoder, qmodel._parts.policy
-    kernel, gain = _kernel_and_gain(encoder, inputs[:_SAMPLES])
-    weights = _quantized(kernel, 1.0 if grid is None else grid.step)
-    model = _keras_router(encoder, policy, weights, gain, inputs.shape[1:])
-    file = float_file.export_float(model)
+    with as_in_files():
+        kernel, gain = _kernel_and_gain(encoder, inputs[:_SAMPLES])
+        weights = _quantized(kernel, 1.0 if grid is None else grid.step)
+        model = _keras_router(encoder, policy, weights, gain, inputs.shape[1:])
+        file = float_file.export_float(model)
     if grid is None:
         return file
     _name(file.model)

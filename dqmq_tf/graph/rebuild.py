@@ -79,25 +79,25 @@ def connect_again(graph: Graph, source: keras.Model) -> keras.Model:
 
 
 @deep_graphs()
-def put_in_front(model: keras.Model, name: str, layer: keras.layers.Layer) -> keras.Model:
+def put_in_front(model: keras.Model, position: int, layer: keras.layers.Layer) -> keras.Model:
     """Returns a copy of a model in which an input passes through a layer first.
 
     Args:
         model: A Sequential or functional model. It is not changed.
-        name: The name of the input.
+        position: The position of the input in `model.inputs`.
         layer: The layer. Its output has the shape of its input.
     """
     copy = copy_model(model)
     graph = trace_nested(copy)
     forget_calls(graph)
-    return _connected(graph, copy, lambda layer: layer, {name: layer})
+    return _connected(graph, copy, lambda layer: layer, {position: layer})
 
 
 def _connected(
     graph: Graph,
     source: keras.Model,
     layer_for: Callable[[Any], Any],
-    first: Mapping[str, keras.layers.Layer] | None = None,
+    first: Mapping[int, keras.layers.Layer] | None = None,
 ) -> keras.Model:
     """Returns a model of the same kinds and names as a model and its nested models.
 
@@ -105,7 +105,8 @@ def _connected(
         graph: The graph of the model, with nested models kept (`trace_nested`).
         source: The model.
         layer_for: `layer_for(layer)` returns the layer to call in place of a layer.
-        first: New layers that inputs of the model pass through first, by the names of the inputs.
+        first: New layers that inputs of the model pass through first, by the positions of the
+            inputs.
     """
     nested: dict[int, keras.Model] = {}
 
@@ -117,7 +118,7 @@ def _connected(
         return nested[id(node.layer)]
 
     def connected(
-        graph: Graph, source: keras.Model, first: Mapping[str, keras.layers.Layer]
+        graph: Graph, source: keras.Model, first: Mapping[int, keras.layers.Layer]
     ) -> keras.Model:
         inputs = new_inputs(graph)
         if isinstance(source, keras.Sequential):
@@ -127,9 +128,9 @@ def _connected(
             model = keras.Sequential([*inputs, *called], name=source.name)
         else:
             values = dict(zip(graph.inputs, inputs))
-            for tensor, name in zip(graph.inputs, graph.input_names):
-                if name in first:
-                    values[tensor] = first[name](values[tensor])
+            for position, layer in first.items():
+                tensor = graph.inputs[position]
+                values[tensor] = layer(values[tensor])
             outputs = replay(graph, values, lambda node, args, kw: replacement(node)(*args, **kw))
             model = keras.Model(structured(graph, inputs), single(outputs), name=source.name)
         if not source.trainable:
@@ -161,6 +162,8 @@ def rebuild(
             return call(node, args, kwargs)
         if id(node.layer) not in nested:
             nested[id(node.layer)] = build(node.subgraph, node.layer.name)
+            # The public attribute would freeze the layers inside, which have their own by now.
+            nested[id(node.layer)]._trainable = node.layer.trainable
         return nested[id(node.layer)](*args, **kwargs)
 
     def build(graph: Graph, name: str) -> keras.Model:

@@ -16,6 +16,8 @@ _LEVEL, _SPREAD = 0.4, 0.15
 _LOWEST, _HIGHEST = 1 / 12, 3.0
 # Mean and spread are measured in an image of at least this size.
 _MEASURED_SIZE = 32
+# How far images may reach beyond black and white, as a part of the range: resizing overshoots.
+_OVERSHOOT = 0.1
 _PARTS = (
     "gray", "mean", "center", "difference", "excess", "deviation", "curve", "reach", "gain",
     "black", "lifted", "exposed", "clipped",
@@ -199,8 +201,8 @@ class Exposure(SplitLayer):
             batch_size: How many images of an array are read at once.
 
         Raises:
-            ValueError: If there is no image, if images have another number of axes, or if all images
-                are constant.
+            ValueError: If there is no image, if images have another number of axes or values far
+                outside `value_range`, or if all images are constant.
         """
         means, spreads = [], []
         for batch in _batches(images, batch_size):
@@ -210,6 +212,7 @@ class Exposure(SplitLayer):
                     f"shape {batch.shape}. Add the missing axis, such as images[..., None] for gray "
                     "images, or put a dataset into batches."
                 )
+            self._check_range(batch)
             gray = batch.mean(axis=-1)
             block = max(1, min(gray.shape[1:]) // _MEASURED_SIZE)
             height, width = (size // block for size in gray.shape[1:])
@@ -228,6 +231,17 @@ class Exposure(SplitLayer):
         self.spread = float(np.median(spread[spread > 0]))
         if self.built:
             self._start()
+
+    def _check_range(self, images: np.ndarray) -> None:
+        """Refuses images that black and white do not suit."""
+        low, high = self.value_range
+        margin = _OVERSHOOT * (high - low)
+        if images.size and (images.min() < low - margin or images.max() > high + margin):
+            raise ValueError(
+                f"Exposure {self.name!r} has value_range=({low:g}, {high:g}), the values of black and "
+                f"white, but adapts to images from {images.min():.3g} to {images.max():.3g}. Give it "
+                "their range."
+            )
 
     def call(self, x: Any) -> Any:
         dtype = keras.backend.standardize_dtype(x.dtype)

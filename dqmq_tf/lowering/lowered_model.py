@@ -135,7 +135,7 @@ def lower_graph(
         UnsupportedLayerError: If a file cannot hold a layer.
         ConversionError: If a file cannot hold a shape, a dtype or a quantization.
     """
-    with _as_in_files():
+    with as_in_files():
         builder = LoweringBuilder(graph, precision, simulate, trained_names)
         for node in graph.nodes:
             rules.lower(builder, node)
@@ -210,7 +210,7 @@ def _input_range(lowered: LoweredModel, key: str) -> tuple[float, float] | range
 
 
 @contextlib.contextmanager
-def _as_in_files() -> Iterator[None]:
+def as_in_files() -> Iterator[None]:
     """Creates layers as files have them, whatever the defaults of the user: float32, channels last."""
     policy, data_format = keras.config.dtype_policy(), keras.config.image_data_format()
     keras.config.set_dtype_policy("float32")

@@ -1,5 +1,6 @@
 """Runs data through a model: embeddings, scores and measures of quality of each input."""
 
+import contextlib
 import dataclasses
 from typing import Any, Literal
 
@@ -22,6 +23,10 @@ _ELEMENT = (
     "may take the place of kind and severity or stand beside them"
 )
 _KIND_KEYS = {"kind", "severity"}
+_Metric = Literal["accuracy", "loss"]
+_METRICS: tuple[_Metric, ...] = ("accuracy", "loss")
+# The scores of the inputs of a batch, shape `[N]`, by each metric that applies to it.
+_Scores = dict[_Metric, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,7 @@ class Evaluation:
     """
 
     embeddings: np.ndarray
-    metric: Literal["accuracy", "loss"] | None = None
+    metric: _Metric | None = None
     scores: np.ndarray | None = None
     shuffled: np.ndarray | None = None
     kinds: np.ndarray | None = None
@@ -80,26 +85,19 @@ def evaluate(qmodel: DQMQModel, data: Any) -> Evaluation:
             "`data` cannot be evaluated because the model has not seen data. Call fit or "
             "calibrate(images) first, or omit `data`."
         )
-    metric: Literal["accuracy", "loss"] | None = None
     embeddings: list[np.ndarray] = []
-    scores: list[np.ndarray] = []
-    shuffled: list[np.ndarray] = []
+    scores: list[_Scores] = []
+    shuffled: list[_Scores] = []
     qualities: list[dict[str, np.ndarray]] = []
     other = shuffled_model(qmodel)
     batches = inputs.labeled_batches(data, qmodel, batch_size=_BATCH_SIZE)
     for x, rest in with_progress(batches, "Evaluating", _batch_count(qmodel, data)):
         labels, quality = _labels_and_quality(qmodel, rest)
         prediction = _predictions(qmodel, x)
-        if not embeddings and labels is not None:
-            if _classes(labels, prediction) is not None:
-                metric = "accuracy"
-            elif getattr(qmodel, "loss", None) is not None:
-                metric = "loss"
         embeddings.append(ops.convert_to_numpy(qmodel._parts.encoder(x[0])))
-        if metric is not None:
-            scores.append(_scores(qmodel, metric, labels, prediction))
-            if other is not None:
-                shuffled.append(_scores(qmodel, metric, labels, other.predict_on_batch(x)))
+        scores.append(_scores(qmodel, labels, prediction))
+        if other is not None:
+            shuffled.append(_scores(qmodel, labels, other.predict_on_batch(x)))
         if quality is None and is_measurable(np.shape(x[0])):
             quality = measure(x[0])
         qualities.append(quality or {})
@@ -112,26 +110,55 @@ def evaluate(qmodel: DQMQModel, data: Any) -> Evaluation:
     if columns.keys() >= _KIND_KEYS:
         kind, severity = (columns.pop(name) for name in ("kind", "severity"))
         kinds = _checked_kinds(np.stack([kind, severity], axis=1).astype("int64"))
+    metric = next((name for name in _METRICS if all(name in batch for batch in scores)), None)
     return Evaluation(
         embeddings=np.concatenate(embeddings),
         metric=metric,
-        scores=np.concatenate(scores) if scores else None,
-        shuffled=np.concatenate(shuffled) if shuffled else None,
+        scores=_joined(scores, metric),
+        shuffled=_joined(shuffled, metric),
         kinds=kinds,
         measures=columns,
     )
 
 
-def _scores(
-    qmodel: DQMQModel, metric: Literal["accuracy", "loss"], labels: Any, prediction: Any
-) -> np.ndarray:
-    """Returns the accuracy or the loss of each input of a batch."""
-    if metric == "accuracy":
-        classes = _classes(labels, prediction)
-        counts = classes != _ignored_class(qmodel)
-        is_right = (classes == prediction.argmax(axis=-1)) & counts
-        right, counted = (x.reshape(len(x), -1).sum(axis=1) for x in (is_right, counts))
-        return np.divide(right, counted, out=np.full(len(right), np.nan), where=counted > 0)
+def _joined(batches: list[_Scores], metric: _Metric | None) -> np.ndarray | None:
+    """Returns the scores of all batches by one metric, shape `[N]`. None without scores."""
+    return np.concatenate([batch[metric] for batch in batches]) if metric and batches else None
+
+
+def _scores(qmodel: DQMQModel, labels: Any, prediction: Any) -> _Scores:
+    """Returns the accuracy of each input of a batch, or the loss, or both.
+
+    Several labels of one input may all happen to be one-hot in a batch, so that only all batches
+    together tell which of the two counts.
+    """
+    scores: _Scores = {}
+    if labels is None:
+        return scores
+    classes = _classes(labels, prediction)
+    if classes is not None:
+        scores["accuracy"] = _accuracies(classes, prediction, _ignored_class(qmodel))
+    if getattr(qmodel, "loss", None) is None:
+        return scores
+    if classes is None:
+        scores["loss"] = _losses(qmodel, labels, prediction)
+    elif np.shape(labels) == np.shape(prediction):
+        # One-hot labels may be of one class, for which the loss takes an index.
+        with contextlib.suppress(Exception):
+            scores["loss"] = _losses(qmodel, labels, prediction)
+    return scores
+
+
+def _accuracies(classes: np.ndarray, prediction: np.ndarray, ignored: int | None) -> np.ndarray:
+    """Returns the share of the classes of each input that are predicted, shape `[N]`."""
+    counts = classes != ignored
+    is_right = (classes == prediction.argmax(axis=-1)) & counts
+    right, counted = (x.reshape(len(x), -1).sum(axis=1) for x in (is_right, counts))
+    return np.divide(right, counted, out=np.full(len(right), np.nan), where=counted > 0)
+
+
+def _losses(qmodel: DQMQModel, labels: Any, prediction: Any) -> np.ndarray:
+    """Returns the loss of each input, shape `[N]`."""
     labels = keras.tree.map_structure(ops.convert_to_tensor, labels)
     losses = per_sample_losses(
         qmodel.loss,

@@ -35,7 +35,9 @@ def normalizations(graph: Graph) -> list[Any]:
 
 
 class BatchStatistics(keras.callbacks.Callback):
-    """Sets batch-norm statistics to their mean over the last training steps when `fit` ends.
+    """Sets batch-norm statistics to their mean over the last training steps, after the last one.
+
+    The last validation and what other callbacks save then have the statistics of the final model.
 
     The batch statistics are recovered from the moving ones: with momentum `u`, a step changes
     `before` to `u * before + (1 - u) * batch`. The training step itself needs no change.
@@ -88,13 +90,7 @@ class BatchStatistics(keras.callbacks.Callback):
         batch_values = [(a - u * b) / (1.0 - u) for a, b, u in zip(now, self.before, momenta)]
         self.sums = [total + value for total, value in zip(self.sums, batch_values)]
         self.before, self.count = now, self.count + 1
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        if self.before is None or not self.count:
-            return
-        # If the statistics changed since the last step, a callback has restored other weights. The
-        # restored statistics match those weights, so they are kept.
-        if all(map(np.array_equal, self._values(), self.before)):
+        if self.first_step_of_epoch + batch == self.total - 1:
             for (variable, _), total in zip(self.moving, self.sums):
                 variable.assign(np.asarray(total / self.count, "float32"))
             agree(self.model)

@@ -24,7 +24,7 @@ class BitHistory(QuantizedCallback):
 
     Args:
         log_dir: A folder for TensorBoard, which shows the numbers of each row as scalars. None to
-            write none.
+            write none. Metrics of several numbers are in `rows` alone, as lists.
 
     Raises:
         ImportError: If `log_dir` is given and TensorBoard is not installed.
@@ -62,7 +62,7 @@ class BitHistory(QuantizedCallback):
             "phase": phase_name(self.model),
             "budget_kind": self.model.budget.kind,
             "budget": self.model.budget.value,
-            **{name: float(value) for name, value in (logs or {}).items()},
+            **{name: np.asarray(value).tolist() for name, value in (logs or {}).items()},
             **{f"{BITS_PREFIX}{point}": mean for point, mean in mean_bits(self.model).items()},
         }
         self.rows.append(row)
@@ -97,7 +97,7 @@ class BitHistory(QuantizedCallback):
             self._writer = tf.summary.create_file_writer(os.fspath(self.log_dir or ""))
         with self._writer.as_default(step=row["epoch"]):
             for name, value in row.items():
-                if name != "epoch" and not isinstance(value, str):
+                if name != "epoch" and isinstance(value, (int, float)):
                     tf.summary.scalar(name, value)
         self._writer.flush()
 

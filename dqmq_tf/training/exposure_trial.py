@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from dqmq_tf.graph.rebuild import copy_model, put_in_front, single
 from dqmq_tf.inputs import labeled_batches, structured
 from dqmq_tf.layers.exposure import Exposure
 from dqmq_tf.terminal import with_progress
+from dqmq_tf.training.batch_statistics import normalizations
 from dqmq_tf.training.objective import per_sample_losses
 
 # The inputs of a batch in the structure of the model, labels, and sample weights if there are any.
@@ -26,6 +28,8 @@ _CHANNELS = (1, 3)
 _ADAPT_IMAGES = 2048
 # Without validation data, one batch of five is held back, until there are this many samples.
 _HOLD_EVERY, _HOLD_SAMPLES = 5, 2048
+# Batch-norm statistics are those of this many samples.
+_STATISTICS_SAMPLES = 512
 # A gain pays if it is this many times its standard error, from at least so many samples.
 _CLEAR, _LEAST_SAMPLES = 2.0, 30
 
@@ -74,9 +78,9 @@ def try_exposure(
 ) -> ExposureTrial:
     """Trains a model with and without `layers.Exposure` in front, and returns the better one.
 
-    Both start from the weights of the model and see the same batches in the same order. `Exposure`
-    pays if the loss on other samples is lower with it, by more than twice the standard error of the
-    difference. Both are float models: where activations get few bits, `Exposure` may bring more.
+    Both start from the weights of the model and see the same batches in the same order. Statistics of
+    batch normalizations are then measured anew. `Exposure` pays if the loss on other samples is lower
+    with it, by more than twice the standard error of the difference. Both are float models: where activations get few bits, `Exposure` may bring more.
 
     The standard error needs a loss for each sample. A loss function of your own that returns one value
     for a batch is therefore computed for one sample at a time. That is right for means and sums over
@@ -89,8 +93,11 @@ def try_exposure(
             floating point. It is not changed.
         data: Labeled batches of the training data: a `tf.data.Dataset`, a tuple of arrays
             `(images, labels)`, or another form that `fit` takes.
-        validation_data: Labeled batches for the comparison. None to hold back one batch of five.
-        steps: The largest number of steps. The trial ends earlier with the data.
+        validation_data: Labeled batches for the comparison, on which the model was not trained. None
+            to hold back one batch of five of `data`. If the model has learned those, the network with
+            `Exposure` seems worse than it is.
+        steps: The largest number of steps. Up to 2,048 samples are read again and again. With more,
+            the trial ends with the data.
         learning_rate: The learning rate of Adam at the start. It falls to 0 along a cosine.
 
     Returns:
@@ -114,12 +121,12 @@ def try_exposure(
             f"{model.name!r} is not compiled with a loss, which decides whether Exposure pays. Call "
             'model.compile(optimizer, loss) first, such as model.compile("adam", "mse").'
         )
-    name = _image_input(model)
+    position = _image_input(model)
     stream = _labeled(_shuffled(data), model, "data")
     first: list[_Batch] = []
     while _count(first) < _ADAPT_IMAGES and (batch := next(stream, None)):
         first.append(batch)
-    exposed = _behind_exposure(model, name, first)
+    exposed = _behind_exposure(model, position, first)
     rivals = [copy_model(model), exposed]
     # Keras's `get_compile_config` has them too, but fails for a loss that cannot be serialized.
     loss_weights = model._compile_config.config["loss_weights"]
@@ -135,27 +142,32 @@ def try_exposure(
     held_back: list[_Batch] = []
     if validation_data is not None:
         held_back.extend(_labeled(validation_data, model, "validation_data"))
+    hold_every = 0 if validation_data is not None else _HOLD_EVERY
+    batches = itertools.islice(_to_train_on(first, stream, held_back, hold_every), steps)
     done = 0
-    batches = with_progress(itertools.chain(first, stream), "Trying Exposure")
-    for number, batch in enumerate(batches):
-        is_held = validation_data is None and number % _HOLD_EVERY == 0
-        if is_held and _count(held_back) < _HOLD_SAMPLES:
-            held_back.append(batch)
-            continue
+    for batch in with_progress(batches, "Trying Exposure", steps):
         for rival in rivals:
             rival.train_on_batch(*batch)
         done += 1
-        if done == steps:
-            break
     if not done or _count(held_back) < _LEAST_SAMPLES:
         raise ValueError(
             f"Exposure cannot be tried with {done} batches to train on and {_count(held_back)} samples "
             f"to compare: give more data, at least one batch and {_LEAST_SAMPLES} samples."
         )
+    held = set(map(id, held_back))
+    for rival in rivals:
+        _average_statistics(rival, [batch for batch in first if id(batch) not in held])
     losses = [_losses(rival, loss_weights, held_back) for rival in rivals]
     gains = losses[0] - losses[1]
     gain, error = float(gains.mean()), float(gains.std(ddof=1) / len(gains) ** 0.5)
     pays = gain > _CLEAR * error
+    if not pays and validation_data is None:
+        warnings.warn(
+            f"Exposure does not pay on {len(gains)} samples of `data`. If the model was trained on "
+            "them, it knows them better than the network with Exposure can after so few steps: pass "
+            "validation_data that it was not trained on.",
+            stacklevel=2,
+        )
     return ExposureTrial(
         model=exposed if pays else model,
         pays=pays,
@@ -173,11 +185,11 @@ def has_exposure(model: keras.Model) -> bool:
     return any(isinstance(node.layer, Exposure) for node in trace(model).nodes)
 
 
-def _image_input(model: keras.Model) -> str:
-    """Returns the name of the input of images."""
+def _image_input(model: keras.Model) -> int:
+    """Returns the position of the input of images."""
     images = [
-        x.name
-        for x in model.inputs
+        position
+        for position, x in enumerate(model.inputs)
         if len(x.shape) == IMAGE_RANK and x.shape[-1] in _CHANNELS and "float" in x.dtype
     ]
     is_exposed = has_exposure(model)
@@ -192,17 +204,18 @@ def _image_input(model: keras.Model) -> str:
     return images[0]
 
 
-def _behind_exposure(model: keras.Model, name: str, batches: list[_Batch]) -> keras.Model:
+def _behind_exposure(model: keras.Model, position: int, batches: list[_Batch]) -> keras.Model:
     """Returns a copy of a model with an `Exposure` behind an input, adapted to its images."""
-    images = [_arrays(batch[0], model)[name] for batch in batches]
+    images = [keras.tree.flatten(batch[0])[position] for batch in batches]
     if not images:
         raise ValueError("`data` holds no inputs: pass at least one.")
     lowest, highest = min(float(x.min()) for x in images), max(float(x.max()) for x in images)
     # Images of one batch may be dark, so the usual ranges are tried first.
-    value_range = (lowest, highest) if lowest < 0 else (0.0, 1.0) if highest <= 1 else (0.0, 255.0)
+    white = 1.0 if highest <= 1 else max(255.0, highest)
+    value_range = (lowest, highest) if lowest < 0 else (0.0, white)
     layer = Exposure(value_range=value_range, name=_free_name(model), dtype="float32")
     layer.adapt(images)
-    return put_in_front(model, name, layer)
+    return put_in_front(model, position, layer)
 
 
 def _free_name(model: keras.Model) -> str:
@@ -221,16 +234,53 @@ def _shuffled(data: Any) -> Any:
     return keras.tree.map_structure(lambda array: array[order], arrays)
 
 
-def _arrays(x: Any, model: keras.Model) -> dict[str, np.ndarray]:
-    """Returns the inputs of a batch by name."""
-    return {tensor.name: array for tensor, array in zip(model.inputs, keras.tree.flatten(x))}
-
-
 def _labeled(data: Any, model: keras.Model, argument: str) -> Iterator[_Batch]:
     for arrays, rest in labeled_batches(data, model, batch_size=_BATCH_SIZE, argument=argument):
         if not rest:
             raise ValueError(f"`{argument}` has no labels: pass elements (inputs, labels).")
         yield single(structured(arrays, model)), *rest
+
+
+def _to_train_on(
+    first: list[_Batch], others: Iterator[_Batch], held_back: list[_Batch], hold_every: int
+) -> Iterator[_Batch]:
+    """Yields the batches to train on. Data that are all among the first are read again and again.
+
+    Args:
+        first: The first batches.
+        others: Those that follow.
+        held_back: Batches that are held back are appended to this list.
+        hold_every: One batch of so many is held back. 0 for none.
+    """
+    again: list[_Batch] = []
+    for number, batch in enumerate(itertools.chain(first, others)):
+        if hold_every and number % hold_every == 0 and _count(held_back) < _HOLD_SAMPLES:
+            held_back.append(batch)
+            continue
+        if number < len(first):
+            again.append(batch)
+        yield batch
+    while again and _count(first) < _ADAPT_IMAGES:
+        yield from again
+
+
+def _average_statistics(model: keras.Model, batches: list[_Batch]) -> None:
+    """Sets batch-norm statistics to their plain mean over batches, for the weights as they are.
+
+    Behind a new layer a network sees other values. Moving statistics would need hundreds of steps to
+    follow: with a momentum of 0.99, 0.99 ** 200 = 13 % of the old ones are left after 200.
+    """
+    norms = normalizations(trace(model))
+    momenta = [norm.momentum for norm in norms]
+    counts = itertools.accumulate(_count([batch]) for batch in batches)
+    for number, (batch, count) in enumerate(zip(batches, counts)):
+        for norm in norms:
+            norm.momentum = number / (number + 1)
+        model(batch[0], training=True)
+        if count >= _STATISTICS_SAMPLES or not norms:
+            break
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
 
 
 def _count(batches: list[_Batch]) -> int:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,8 +48,8 @@ class ParetoCheckpoint(QuantizedCallback):
     """Saves the best model for each budget, over any number of trainings.
 
     Pass it, or another one for the same folder, to the training of each budget. Only epochs with
-    settled bits that meet the budget count: during the search, bits are drawn anew for each batch. The
-    folder holds a `.keras` file for each budget, such as `digits_download_bytes_9000.keras`, and
+    settled bits that meet the budget count: during the search, bits are drawn anew for each batch.
+    Epochs whose metric is not finite do not count either. The folder holds a `.keras` file for each budget, such as `digits_download_bytes_9000.keras`, and
     `pareto.json` with the entries.
 
     Args:
@@ -112,13 +114,12 @@ class ParetoCheckpoint(QuantizedCallback):
         """Saves the model if it is the best one for its budget."""
         logs = logs or {}
         if self.monitor not in logs:
-            raise ValueError(
-                f"ParetoCheckpoint monitors {self.monitor!r}, but fit logs "
-                f"{', '.join(sorted(logs))}. Change `monitor`, or pass validation_data to fit."
-            )
+            self._refuse_or_wait(logs)
+            return
         budget = self.model.budget
         cost, value = float(logs["cost"]), float(logs[self.monitor])
-        if self.model._parts.policy.phase == SEARCH or cost > budget.value:
+        is_searching = self.model._parts.policy.phase == SEARCH
+        if is_searching or cost > budget.value or not math.isfinite(value):
             return
         entry = ParetoEntry(
             file=f"{self.model.name}_{budget.kind}_{budget.value:g}.keras",
@@ -134,6 +135,21 @@ class ParetoCheckpoint(QuantizedCallback):
         previous = others.pop(entry.file, None)
         if previous is None or self._is_better(entry.value, previous.value):
             self._save(entry, others.values())
+
+    def _refuse_or_wait(self, logs: dict[str, Any]) -> None:
+        """Refuses a metric that is not in the logs, unless a later epoch may validate."""
+        names = ", ".join(sorted(logs))
+        is_of_validation = self.monitor.startswith("val_")
+        if not is_of_validation or self.monitor.removeprefix("val_") not in logs:
+            raise ValueError(
+                f"ParetoCheckpoint monitors {self.monitor!r}, but fit logs {names}. Change `monitor`, "
+                "or pass validation_data to fit."
+            )
+        warnings.warn(
+            f"ParetoCheckpoint has no {self.monitor!r} in this epoch. No model is saved before an "
+            "epoch that validates. If none will, pass validation_data to fit.",
+            stacklevel=2,
+        )
 
     def _save(self, entry: ParetoEntry, others: Iterable[ParetoEntry]) -> None:
         """Saves the model and the index; a crash leaves the previous files."""

@@ -5,6 +5,7 @@ import time
 from typing import Any, TextIO
 
 import keras
+import numpy as np
 
 from dqmq_tf.training.bit_history import phase_name
 from dqmq_tf.training.quantized_callback import QuantizedCallback
@@ -82,9 +83,16 @@ class ProgressLine(QuantizedCallback):
 
 
 def _metrics(model: keras.Model, logs: dict[str, Any]) -> list[str]:
-    """Returns the loss and the compiled metrics in the logs, and those of the validation."""
+    """Returns the loss and the compiled metrics in the logs, and those of the validation.
+
+    Metrics of several numbers, such as one for each class, have no room in the line.
+    """
     own = model._training.figures()
-    return [f"{name} {value:.4g}" for name, value in logs.items() if name not in own]
+    return [
+        f"{name} {value:.4g}"
+        for name, value in logs.items()
+        if name not in own and not np.ndim(value)
+    ]
 
 
 def _number(value: float) -> str:

@@ -62,6 +62,22 @@ def frozen():
     return prepared(profiles=3)
 
 
+def test_the_file_does_not_depend_on_the_settings_of_keras(frozen, tmp_path):
+    qmodel, x = frozen
+    paths = [tmp_path / name for name in ("default.tflite", "changed.tflite")]
+    options = {"adaptive": qmodel.frozen_profiles, "data": x, "verify": False}
+    dqmq_tf.convert(qmodel, paths[0], **options)
+    policy, data_format = keras.config.dtype_policy(), keras.config.image_data_format()
+    keras.config.set_dtype_policy("mixed_float16")
+    keras.config.set_image_data_format("channels_first")
+    try:
+        dqmq_tf.convert(qmodel, paths[1], **options)
+    finally:
+        keras.config.set_dtype_policy(policy)
+        keras.config.set_image_data_format(data_format)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
 @pytest.mark.parametrize("io_dtype", ["float32", "int8"])
 @pytest.mark.parametrize("routing", adaptives.ROUTINGS)
 def test_outputs_are_those_of_the_separate_files(frozen, tmp_path, routing, io_dtype):

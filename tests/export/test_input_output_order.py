@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers.frozen_models import freeze, images
 
+import dqmq_tf
 from dqmq_tf import export, flatbuffer
 from dqmq_tf.errors import VerificationError
 from dqmq_tf.flatbuffer import TFLiteFile
@@ -129,6 +130,18 @@ def test_inputs_by_index_are_in_the_models_order(target, structure, tmp_path):
     assert signature_names(path) == (names, ["probabilities"])
     for given in (arrays, dict(reversed(list(zip(names, arrays))))):
         assert export.verify(qmodel, path, given).rows[0].ran
+
+
+@pytest.mark.parametrize("structure", [list, dict])
+def test_an_adaptive_file_of_several_inputs_routes_by_the_first(structure, tmp_path):
+    model = inputs_model(structure)
+    arrays = images(model, 64)
+    data = arrays if structure is list else dict(zip([x.name for x in model.inputs], arrays))
+    qmodel, path = freeze(model, profiles=2, data=data), tmp_path / "model.tflite"
+    report = export.convert(qmodel, path, data=data, adaptive=2)
+    assert report.adaptive.router_agreement > 0.9
+    found = dqmq_tf.AdaptiveInterpreter(path)(arrays)
+    assert np.mean(found.profile == qmodel.decisions(data).profile) > 0.9
 
 
 @pytest.mark.parametrize("routing", ["signatures", "graph"])

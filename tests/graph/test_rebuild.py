@@ -34,6 +34,17 @@ def test_the_same_calls_give_the_same_network():
     assert len(nested) == 1 and nested[0] is not model.get_layer("nest")
 
 
+def test_a_frozen_model_inside_stays_frozen_and_can_be_unfrozen():
+    model = network()
+    model.get_layer("nest").trainable = False
+    copy = rebuild(
+        graphs.trace_nested(model), "again", lambda node, args, kw: node.layer(*args, **kw)
+    )
+    assert not copy.get_layer("nest").trainable
+    copy.get_layer("nest").trainable = True
+    assert len(copy.trainable_weights) == len(copy.weights) == 4
+
+
 def test_calls_can_be_replaced():
     model = network()
 
@@ -48,7 +59,7 @@ def test_calls_can_be_replaced():
 
 def test_a_layer_in_front_of_one_input():
     model = network()
-    copy = put_in_front(model, "b", keras.layers.Rescaling(2.0, name="front"))
+    copy = put_in_front(model, 1, keras.layers.Rescaling(2.0, name="front"))
     x = {key: np.random.default_rng(0).normal(size=(3, 4)).astype("float32") for key in "ab"}
     for found, expected in zip(copy(x), model({"a": x["a"], "b": 2 * x["b"]})):
         np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -196,5 +196,7 @@ def test_what_is_no_image_is_refused():
         Exposure()(np.ones((2, 8, 8, 3), "uint8"))
     with pytest.raises(ValueError, match=r"adapts to images.*\(2, 8, 8\).*images\[\.\.\., None\]"):
         Exposure().adapt(np.ones((2, 8, 8)))
+    with pytest.raises(ValueError, match=r"range=\(0, 1\), .* from 20 to 240. Give it their range"):
+        Exposure(value_range=(0, 1)).adapt(np.linspace(20, 240, 192).reshape(1, 8, 8, 3))
     with pytest.raises(ValueError, match="without contrast"):
         Exposure().adapt(np.ones((2, 8, 8, 3)))

@@ -129,6 +129,23 @@ class TestQualities:
         assert found.qualities[0].loss == pytest.approx(squared, rel=1e-5)
         assert "loss" in str(found)
 
+    def test_several_labels_that_are_one_hot_in_some_batches_have_a_loss(self):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((6,))
+        model = keras.Model(inputs, keras.layers.Dense(3, activation="sigmoid")(inputs))
+        x = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
+        y = np.eye(3)[np.arange(40) % 3]
+        y[30] = 1
+        qmodel = dqmq_tf.quantize_model(model, target="simulation")
+        qmodel.compile("adam", "binary_crossentropy")
+        qmodel.calibrate(x)
+        for size in (8, 40):
+            (row,) = summary(
+                qmodel, tf.data.Dataset.from_tensor_slices((x, y)).batch(size)
+            ).qualities
+            expected = qmodel.evaluate(x, y, verbose=0)
+            assert row.accuracy is None and row.loss == pytest.approx(expected, rel=1e-4)
+
 
 @keras.saving.register_keras_serializable(package="test_evaluation")
 class MeanOfBatch(keras.losses.Loss):

@@ -91,6 +91,21 @@ def test_a_short_fit_ends_with_the_statistics_of_its_data(target):
     np.testing.assert_allclose(found.moving_variance, expected.var(axis=(0, 1, 2)), rtol=0.05)
 
 
+def test_the_last_validation_and_checkpoint_are_those_of_the_final_model(tmp_path):
+    qmodel = dqmq_tf.quantize_model(network())
+    qmodel.compile("adam", "sparse_categorical_crossentropy")
+    images = np.random.default_rng(0).random((160, 16, 16, 3)).astype("float32")
+    labels = np.arange(160) % 4
+    history = qmodel.fit(
+        images, labels, batch_size=8, epochs=2, verbose=0, validation_data=(images, labels),
+        callbacks=[keras.callbacks.ModelCheckpoint(tmp_path / "last.keras")],
+    )  # fmt: skip
+    loss = qmodel.evaluate(images, labels, batch_size=8, verbose=0)
+    assert history.history["val_loss"][-1] == pytest.approx(loss, rel=1e-5)
+    saved = keras.models.load_model(tmp_path / "last.keras")
+    assert saved.evaluate(images, labels, batch_size=8, verbose=0) == pytest.approx(loss, rel=1e-5)
+
+
 def test_normalizations_of_nested_models_are_found_and_shared_ones_are_not():
     nested = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(name="inner")])
     shared = keras.layers.BatchNormalization(name="shared")

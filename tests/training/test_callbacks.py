@@ -1,5 +1,6 @@
 """The callbacks for `fit`: what they record, print and save of a real training."""
 
+import copy
 import csv
 import importlib.util
 import io
@@ -171,8 +172,44 @@ class TestParetoCheckpoint:
             ParetoCheckpoint(tmp_path, mode="best")
         best = ParetoCheckpoint(tmp_path)
         best.set_model(training[0])
-        with pytest.raises(ValueError, match="monitors 'val_loss', but fit logs cost, loss"):
-            best.on_epoch_end(0, {"cost": 1.0, "loss": 1.0})
+        with pytest.raises(ValueError, match="monitors 'val_loss', but fit logs accuracy, cost"):
+            best.on_epoch_end(0, {"cost": 1.0, "accuracy": 1.0})
+
+    def test_epochs_without_validation_are_passed_over(self, training, tmp_path):
+        qmodel, best = training[0], ParetoCheckpoint(tmp_path)
+        x, y = images(qmodel, 16), np.arange(16) % 4
+        with pytest.warns(UserWarning, match="No model is saved before an epoch that validates"):
+            qmodel.fit(
+                x,
+                y,
+                epochs=2,
+                verbose=0,
+                callbacks=[best],
+                validation_data=(x, y),
+                validation_freq=2,
+            )
+        assert [entry.epoch for entry in best.entries()] == [1]
+
+    def test_a_value_that_is_not_finite_does_not_count(self, training, tmp_path):
+        best = ParetoCheckpoint(tmp_path, monitor="loss")
+        best.set_model(training[0])
+        for epoch, loss in enumerate((float("nan"), 0.5, float("nan"), 0.7)):
+            best.on_epoch_end(epoch, {"cost": 1.0, "loss": loss})
+        assert [entry.epoch for entry in best.entries()] == [1]
+
+
+def test_metrics_of_one_number_for_each_class_are_kept_in_the_rows_alone(training, tmp_path):
+    qmodel = copy.deepcopy(training[0])
+    qmodel.compile(
+        "adam", "categorical_crossentropy", metrics=[keras.metrics.F1Score(average=None, name="f1")]
+    )
+    bits, lines = BitHistory(tmp_path / "logs"), io.StringIO()
+    x, y = images(qmodel, 16), np.eye(4)[np.arange(16) % 4]
+    qmodel.fit(x, y, verbose=0, callbacks=[bits, ProgressLine(lines)])
+    (row,) = bits.rows
+    assert len(row["f1"]) == 4 and "f1" not in lines.getvalue() and "loss" in lines.getvalue()
+    bits.to_csv(tmp_path / "bits.csv")
+    assert str(row["f1"]) in (tmp_path / "bits.csv").read_text()
 
 
 class TestPlots:

@@ -60,9 +60,9 @@ def test_it_pays_at_night_for_a_network_that_knows_the_day(trained, night):
     trial = dqmq_tf.try_exposure(trained, night)
     assert trial.pays and trial.gain > 2 * trial.error > 0
     assert trial.gain == pytest.approx(trial.loss - trial.exposed_loss, rel=1e-4)
-    # 45 batches of 32, of which 9 are held back.
-    assert trial.steps == 36 and trial.samples == 9 * 32
-    assert "pays" in str(trial) and "36 steps" in str(trial)
+    # 45 batches of 32, of which 9 are held back. The others are read again and again.
+    assert trial.steps == 200 and trial.samples == 9 * 32
+    assert "pays" in str(trial) and "200 steps" in str(trial)
     assert isinstance(trial.model.layers[0], Exposure)
     assert [layer.name for layer in trial.model.layers[1:]] == [la.name for la in trained.layers]
     assert isinstance(trial.model, keras.Sequential) and trial.model.name == "net"
@@ -94,12 +94,12 @@ def test_batches_are_read_once_and_sample_weights_count(trained, night):
     weights = np.ones(32, "float32")
     rows = [slice(start, start + 32) for start in (0, 32, 64)]
     batches = ((x[row], y[row], weights * (row.start > 0)) for row in rows)
-    trial = dqmq_tf.try_exposure(trained, batches)
-    assert (trial.steps, trial.samples) == (2, 32)
+    trial = dqmq_tf.try_exposure(trained, batches, steps=5)
+    assert (trial.steps, trial.samples) == (5, 32)
     assert trial.loss == trial.gain == 0.0 and not trial.pays
     dataset = tf.data.Dataset.from_tensor_slices((x[:96], y[:96])).batch(32)
-    trial = dqmq_tf.try_exposure(trained, dataset)
-    assert (trial.steps, trial.samples) == (2, 32) and trial.loss > 0
+    trial = dqmq_tf.try_exposure(trained, dataset, steps=3)
+    assert (trial.steps, trial.samples) == (3, 32) and trial.loss > 0
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,7 @@ def test_the_range_of_the_images_is_found(night, low, high, expected):
     x = low + (high - low) * x / 255
     model = classifier(scale=1 / (high - low))
     images = x[:64], y[:64]
-    exposure = dqmq_tf.training.exposure_trial._behind_exposure(
-        model, model.inputs[0].name, [images]
-    )
+    exposure = dqmq_tf.training.exposure_trial._behind_exposure(model, 0, [images])
     layer = exposure.layers[0]
     assert layer.value_range == pytest.approx(expected, abs=0.01)
     assert layer.level == pytest.approx(images[0].mean(), rel=1e-3)
@@ -128,8 +126,48 @@ def test_the_image_input_of_several(night):
     data = {"image": x / 255, "size": np.ones((len(x), 2), "float32")}
     trial = dqmq_tf.try_exposure(model, (data, {"head": y}), steps=3)
     assert trial.steps == 3
-    exposed = dqmq_tf.training.exposure_trial._behind_exposure(model, "image", [(data, y)])
+    exposed = dqmq_tf.training.exposure_trial._behind_exposure(model, 0, [(data, y)])
     assert exposed.get_layer("exposure_1").input is exposed.input["image"]
+
+
+def test_an_input_without_a_name(night):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(SHAPE)
+    features = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    outputs = keras.layers.Dense(10, activation="softmax")(features)
+    model = compiled(keras.Model(inputs, outputs))
+    trial = dqmq_tf.try_exposure(model, night, steps=3)
+    assert trial.gain != 0.0
+    exposed = dqmq_tf.training.exposure_trial._behind_exposure(model, 0, [night])
+    assert isinstance(exposed.layers[1], Exposure)
+
+
+def test_batch_norms_are_compared_with_statistics_of_what_they_see(night):
+    """Their moving statistics follow new values slowly."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential([layers.Input(SHAPE), layers.Rescaling(1 / 255)])
+    for filters in (8, 16):
+        model.add(layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False))
+        model.add(layers.BatchNormalization())
+        model.add(layers.ReLU())
+    model.add(layers.Flatten())
+    model.add(layers.Dense(10, activation="softmax"))
+    x, y = night
+    compiled(model).fit(x, y, epochs=8, verbose=0)
+    trial = dqmq_tf.try_exposure(model, (x[:1000], y[:1000]), (x[1000:], y[1000:]), steps=100)
+    assert trial.pays
+    norms = [layer for layer in trial.model.layers if hasattr(layer, "moving_mean")]
+    before = [norm.moving_mean.numpy() for norm in norms]
+    assert [norm.momentum for norm in norms] == [0.99, 0.99]
+    # More data has the same statistics.
+    for step in range(200):
+        for norm in norms:
+            norm.momentum = step / (step + 1)
+        trial.model(x[step % 31 * 32 :][:32], training=True)
+    for norm, mean in zip(norms, before):
+        spread = np.sqrt(norm.moving_variance.numpy())
+        np.testing.assert_allclose(mean / spread, norm.moving_mean / spread, atol=0.1)
 
 
 def test_quantize_model_keeps_it_where_it_pays(trained, digits, night, tmp_path):
@@ -198,7 +236,7 @@ def test_wrong_use(trained, night):
         dqmq_tf.try_exposure(uncompiled, night)
     with pytest.raises(ValueError, match="`data` has no labels"):
         dqmq_tf.try_exposure(trained, x)
-    with pytest.raises(ValueError, match="2 batches to train on and 8 samples to compare"):
+    with pytest.raises(ValueError, match="200 batches to train on and 8 samples to compare"):
         dqmq_tf.try_exposure(trained, (x[:40], y[:40]), (x[:8], y[:8]))
     behind = compiled(keras.Sequential([keras.Input(SHAPE), Exposure(), trained]))
     with pytest.raises(ValueError, match=r"float32 .16, 16, 1. and an Exposure"):
