@@ -96,7 +96,7 @@ class Target:
         oldest_tflite: Oldest TensorFlow Lite that has these versions, or None if TensorFlow Lite
             does not run the files.
         refusals: `(what is refused, why)`.
-        deployable: Whether any runtime exists.
+        deployable: Whether any TFLite runtime exists.
 
     Raises:
         ValueError: If a bit-width, a kind of op, `io_dtype` or `accelerator` does not exist.
@@ -338,7 +338,7 @@ TARGETS = {
         ),
         Target(
             name="simulation",
-            description="research only; weights and activations of 2 to 8 bits, without a runtime",
+            description="research only; weights and activations of 2 to 8 bits; no TFLite runtime",
             activation_bits=(2, 3, 4, 5, 6, 7, 8),
             deployable=False,
         ),

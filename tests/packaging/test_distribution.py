@@ -82,7 +82,7 @@ def test_the_description_is_the_readme_without_links_to_files(metadata):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not [link for link in re.findall(r"\]\(([^)\s]+)", description) if "://" not in link]
     assert "picture" not in description and ".png" not in description
-    assert "whose first layer, `Exposure`, corrects each" in description
+    assert "behind `Exposure`, a layer that corrects each image" in description
     code = re.compile(r"^```.*?^```", re.M | re.S)
     assert code.findall(description) == code.findall(readme)
     assert "](https://arxiv.org/abs/2302.04453)" in description
