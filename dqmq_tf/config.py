@@ -11,8 +11,8 @@ from typing import Any, Self
 VELA_KINDS = ("vela_flash_bytes", "vela_cycles")
 BUDGET_KINDS = ("size_bytes", "download_bytes", *VELA_KINDS, "bit_ops", "mean_bit_width")
 
-# Defaults that depend on the kind of budget. Under a byte budget only weight bits are learned: they
-# need long fine-tuning, and wide sampling disturbs training more than it helps the search.
+# Defaults that depend on the kind of budget. Under a budget on the file only weight bits are learned:
+# they need long fine-tuning, and wide sampling disturbs training more than it helps the search.
 _OPERATION_DEFAULTS = {"settle": 0.6, "initial_sigma": 0.6, "final_sigma": 0.3}
 _BYTE_DEFAULTS = {"settle": 0.3, "initial_sigma": 0.1, "final_sigma": 0.1}
 
@@ -59,7 +59,8 @@ class Budget:
             multiply-accumulates x weight bits x input bits.
         mean_bit_width: Average bit-width: the square root of the mean of weight bits x activation
             bits, weighted by the multiply-accumulates of the layers. It is above 8 where activations
-            have 16 bits or stay in floating point, which counts as 32 bits.
+            have 16 bits or stay in floating point, which counts as 32 bits, and may be for a tiny
+            network, because the operations of the quality encoder are added.
 
     Raises:
         ValueError: If not exactly one argument is given, or if it is not a positive, finite number.
@@ -244,11 +245,12 @@ class DQMQConfig:
             default.
         warmup: The fraction of the training after which the policy starts to learn.
         settle: The fraction of the training after which the bit-widths are fixed for the final
-            fine-tuning. None means 0.6, or 0.3 if the budget is in bytes.
+            fine-tuning. None means 0.6, or 0.3 under a budget on the file: any but `bit_ops`,
+            `mean_bit_width` and, if the policy decides activation bits, `vela_cycles`.
         initial_sigma: The width of the bit-width distributions at the start of the search, in bits.
-            None means 0.6, or 0.1 if the budget is in bytes.
-        final_sigma: Their width at the end of the search, in bits. None means 0.3, or 0.1 if the
-            budget is in bytes.
+            None means 0.6, or 0.1 under a budget on the file.
+        final_sigma: Their width at the end of the search, in bits. None means 0.3, or 0.1 under a
+            budget on the file.
         policy_learning_rate: The learning rate of Adam for the policy and the quality
             normalization. The quality encoder uses one fifth of it. None chooses a rate that suits
             the length of the training.
@@ -327,7 +329,7 @@ class DQMQConfig:
         """Returns a copy in which the defaults that depend on the budget are filled in.
 
         Args:
-            in_bytes: Whether the budget is in bytes.
+            in_bytes: Whether the budget is on the file (see `settle`).
         """
         defaults = _BYTE_DEFAULTS if in_bytes else _OPERATION_DEFAULTS
         unset: dict[str, Any] = {k: v for k, v in defaults.items() if getattr(self, k) is None}

@@ -189,7 +189,7 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
         Ranges are for the moving statistics of batch normalizations, with which the model predicts.
         For new ones, which a training follows, they are for the statistics of the data.
 
-        For a budget in bytes, it also estimates how much the rounding of each kernel increases the
+        For a budget on the file, it also estimates how much the rounding of each kernel increases the
         loss. Before the first search, the policy starts at the best bits by this measure. `fit`
         calibrates on its first batches.
 
