@@ -1,7 +1,7 @@
 """What users pass as data, and the one contract by which it is read.
 
-`fit`'s calibration, `calibrate`, `decisions`, `freeze`, `summary`, `convert` and `verify` all take
-the same data:
+`calibrate`, `decisions`, `freeze`, `summary`, `convert` and `verify` all take the same data, and the
+calibration in `fit` takes it in batches:
 
 - an array `[N, ...]`, or a list, tuple or dictionary of arrays for a model of several inputs;
 - a `tf.data.Dataset`, batched or not, of inputs, `(inputs, labels)` or `(inputs, labels, ...)`;

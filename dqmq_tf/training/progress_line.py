@@ -18,7 +18,7 @@ class ProgressLine(QuantizedCallback):
 
     Such a line is
 
-        epoch 2/8  search  5.1 bits  12,310 of 9,000 download_bytes (137 %)  loss 0.41  12 s
+        epoch 2/8  search    5.04 bits  8,571 of 9,000 download_bytes (95 %)  loss 0.06907  2 s
 
     with all compiled metrics. On a terminal, the line shows the running epoch as well.
 
