@@ -63,10 +63,10 @@ def convert(
             if the conversion succeeds.
         profile: The index of the precision profile to write.
         adaptive: The number of precision profiles, 2 to 4, of an adaptive file, which contains all
-            profiles and the quality router that chooses one of them for each input. The model is
-            frozen to this number of profiles by the policy's decisions on `data`, unless it already
-            is. To train the weights of each profile, train with `DQMQConfig(profiles=adaptive)`.
-            None for a file of one profile.
+            profiles and the quality router that chooses one of them for each input. To train the
+            weights of each profile, train with `DQMQConfig(profiles=adaptive)`. A model that was
+            neither trained with nor frozen to this number of profiles is frozen to it by the policy's
+            decisions on `data`. None for a file of one profile.
         routing: How an adaptive file chooses a profile. `"signatures"`: the app runs the signature
             `"router"`, whose output is `profile`, and then `"profile_0"`, `"profile_1"` or the like,
             as `dqmq_tf.AdaptiveInterpreter` does. `"graph"`: the file has one signature and contains
