@@ -269,7 +269,8 @@ def onnx_module() -> ModuleType:
         return importlib.import_module("onnx")
     except ImportError as error:
         raise ImportError(
-            "`export_qonnx` needs qonnx, onnx and onnxruntime: pip install 'dqmq_tf[qonnx]'."
+            "`export_qonnx` needs qonnx, onnx and onnxruntime. Install the extra `qonnx`: "
+            'pip install ".[qonnx]" in the checkout of dqmq_tf.'
         ) from error
 
 

@@ -70,8 +70,8 @@ def figure_class() -> "type[Figure]":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "`plot` needs matplotlib: pip install 'dqmq_tf[plot]'. `print(summary)` works without "
-            "it."
+            '`plot` needs matplotlib. Install the extra `plot`: pip install ".[plot]" in the checkout '
+            "of dqmq_tf. `print(summary)` works without it."
         ) from error
     return Figure
 

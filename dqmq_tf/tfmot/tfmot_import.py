@@ -29,7 +29,8 @@ def _import_tfmot() -> Any:
     except ImportError as error:
         raise ImportError(
             "dqmq_tf.tfmot.quantize_config needs TensorFlow Model Optimization and tf_keras. "
-            f"Install them with pip install dqmq_tf[tfmot] ({error})."
+            'Install the extra `tfmot`: pip install ".[tfmot]" in the checkout of dqmq_tf '
+            f"({error})."
         ) from error
     finally:
         for module, original in zip(modules, originals):

@@ -7,7 +7,7 @@ at 8 bits, which this package also wrote. The int8 file that litert-quantizer wr
 and shown as well.
 
 The benchmark compresses each file with two encoders for deflate: zlib at level 9, and Zopfli with its
-default settings, which `zipalign -z` of the Android SDK uses (`pip install "dqmq_tf[benchmark]"`). Any
+default settings, which `zipalign -z` of the Android SDK uses (`pip install ".[benchmark]"`). Any
 decoder for deflate reads both. Only Zopfli meets the bound on `android`: at 4 bits zlib spends an eighth
 of its stream on matches that cost more than the bytes they replace. Even the weights alone, with 4 bits
 everywhere, take 55.4 % of the size at 8 bits with zlib.

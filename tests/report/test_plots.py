@@ -173,5 +173,5 @@ class TestFigure:
 
     def test_a_missing_matplotlib_is_reported_with_the_extra_to_install(self, report, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-        with pytest.raises(ImportError, match="dqmq_tf\\[plot\\]"):
+        with pytest.raises(ImportError, match=r'pip install "\.\[plot\]" in the checkout'):
             report.plot()

@@ -307,4 +307,4 @@ class TestImport:
             "    print(error)",
             "assert 'TF_USE_LEGACY_KERAS' not in os.environ and vars(tf)['keras'] is lazy",
         )
-        assert "pip install dqmq_tf[tfmot]" in output
+        assert 'pip install ".[tfmot]" in the checkout' in output
