@@ -32,7 +32,8 @@ def place(tmp_path_factory):
 def test_the_commands_of_the_guide_run_and_quantize_keeps_the_accuracy(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```sh\n(.*?)^```", page, re.M | re.S)
+    # A backslash at its end continues a line.
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.replace("\\\n", " "), re.M | re.S)
     lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
     shown = {}
     for program, *words in lines:
