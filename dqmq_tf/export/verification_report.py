@@ -1,6 +1,7 @@
 """The report of a verification, with a row for each runtime."""
 
 import dataclasses
+import itertools
 import json
 from typing import Any
 
@@ -186,5 +187,7 @@ class AdaptiveVerificationReport:
 
     def __rich__(self) -> Any:
         import rich.console
+        import rich.text
 
-        return rich.console.Group(*self.profiles)
+        names = [rich.text.Text(f"Precision profile {n}") for n in range(len(self.profiles))]
+        return rich.console.Group(*itertools.chain(*zip(names, self.profiles)))

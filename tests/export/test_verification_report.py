@@ -5,7 +5,7 @@ import json
 import pytest
 import rich.console
 
-from dqmq_tf.export import RuntimeReport, VerificationReport
+from dqmq_tf.export import AdaptiveVerificationReport, RuntimeReport, VerificationReport
 
 
 def row(runtime, agreement=1.0, mean=0.5, arena=None):
@@ -77,3 +77,9 @@ def test_no_share_of_nothing(report):
     text = shown(dataclasses.replace(report, rows=(undecided,)))
     (line,) = [line for line in text.splitlines() if line.startswith(" litert-xnnpack")]
     assert line.split()[3] == "-"
+
+
+def test_each_table_of_an_adaptive_file_says_whose_it_is(report):
+    lines = shown(AdaptiveVerificationReport(profiles=(report, report))).splitlines()
+    places = [lines.index(f"Precision profile {number}") for number in range(2)]
+    assert all("Verified" in lines[place + 1] for place in places)
