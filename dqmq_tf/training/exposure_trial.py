@@ -80,7 +80,8 @@ def try_exposure(
 
     Both start from the weights of the model and see the same batches in the same order. Statistics of
     batch normalizations are then measured anew. `Exposure` pays if the loss on other samples is lower
-    with it, by more than twice the standard error of the difference. Both are float models: where activations get few bits, `Exposure` may bring more.
+    with it, by more than twice the standard error of the difference. Both are float models: where
+    activations get few bits, `Exposure` may bring more.
 
     The standard error needs a loss for each sample. A loss function of your own that returns one value
     for a batch is therefore computed for one sample at a time. That is right for means and sums over

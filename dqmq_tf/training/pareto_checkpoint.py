@@ -49,8 +49,8 @@ class ParetoCheckpoint(QuantizedCallback):
 
     Pass it, or another one for the same folder, to the training of each budget. Only epochs with
     settled bits that meet the budget count: during the search, bits are drawn anew for each batch.
-    Epochs whose metric is not finite do not count either. The folder holds a `.keras` file for each budget, such as `digits_download_bytes_9000.keras`, and
-    `pareto.json` with the entries.
+    Epochs whose metric is not finite do not count either. The folder holds a `.keras` file for each
+    budget, such as `digits_download_bytes_9000.keras`, and `pareto.json` with the entries.
 
     Args:
         folder: The folder. It is created if it does not exist.
