@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import rich.console
@@ -85,8 +85,31 @@ def output_console() -> "rich.console.Console":
     return console
 
 
+class Lines:
+    """What rich prints one under another: strings and tables.
+
+    Names of layers and classes may look like rich's markup, such as `[unk]`. They are shown as they
+    are.
+
+    Args:
+        parts: The strings, tables and other parts.
+    """
+
+    def __init__(self, parts: Iterable[Any]) -> None:
+        self._parts = tuple(parts)
+
+    def __rich_console__(
+        self, console: "rich.console.Console", options: "rich.console.ConsoleOptions"
+    ) -> "rich.console.RenderResult":
+        for part in self._parts:
+            if isinstance(part, str):
+                yield console.render_str(part, markup=False, emoji=False)
+            else:
+                yield part
+
+
 def new_table(title: str, *columns: str, text_columns: int = 1) -> "rich.table.Table":
-    """Returns an empty table in the style of the package.
+    """Returns an empty table in the style of the package. Strings in it have no markup, as in `Lines`.
 
     Args:
         title: The title.
@@ -98,7 +121,12 @@ def new_table(title: str, *columns: str, text_columns: int = 1) -> "rich.table.T
     import rich.table
     import rich.text
 
-    table = rich.table.Table(
+    class Table(rich.table.Table):
+        def add_row(self, *cells: Any, **options: Any) -> None:
+            texts = [rich.text.Text(cell) if isinstance(cell, str) else cell for cell in cells]
+            super().add_row(*texts, **options)
+
+    table = Table(
         title=rich.text.Text(title, style="bold"),
         title_justify="left",
         box=rich.box.SIMPLE_HEAD,

@@ -107,3 +107,15 @@ def test_tables_align_text_to_the_left_and_numbers_to_the_right():
     table = terminal.new_table("Layers", "layer", "operator", "bits", text_columns=2)
     assert [column.justify for column in table.columns] == ["left", "left", "right"]
     assert str(table.title) == "Layers"
+
+
+def test_what_looks_like_markup_of_rich_is_shown_as_it_is():
+    names = ["[unk]", "[/x]", "a[red]b", ":cat:"]
+    table = terminal.new_table("Layers", "layer", "bits")
+    for name in names:
+        table.add_row(name, "8")
+    file = io.StringIO()
+    rich.console.Console(file=file, width=80).print(terminal.Lines([", ".join(names), table]))
+    first, *rows = (line.strip() for line in file.getvalue().splitlines())
+    assert first == "[unk], [/x], a[red]b, :cat:"
+    assert [row.split()[0] for row in rows if row.endswith("8")] == names

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,11 +19,9 @@ from dqmq_tf.graph.resizing import with_input_shapes
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quantize import quantize_model
 from dqmq_tf.report.summary import Summary, summary
+from dqmq_tf.terminal import Lines
 from dqmq_tf.training.callbacks import ProgressLine
 from dqmq_tf.training.exposure_trial import try_exposure
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 _DEFAULT_CLEAN = 0.2
 _DEFAULT_SEVERITY = (1, 5)
@@ -59,9 +57,7 @@ class QuantizeReport:
             data[name] = json.loads(data[name].to_json())
         return json.dumps(data, indent=2)
 
-    def __rich__(self) -> "Group":
-        from rich.console import Group
-
+    def __rich__(self) -> Lines:
         parts: list[Any] = [self.summary, "", self.conversion, ""]
         if self.accuracy is not None and self.float_accuracy is not None:
             parts.append(
@@ -69,7 +65,7 @@ class QuantizeReport:
                 f"quantized {100 * self.accuracy:.2f} %"
             )
         parts.append(f"The trained model is in {self.model}, the file in {self.conversion.path}")
-        return Group(*parts)
+        return Lines(parts)
 
 
 def quantize(arguments: argparse.Namespace) -> QuantizeReport:

@@ -11,7 +11,7 @@ from dqmq_tf.flatbuffer import ModelT, file_size, lookup_tables, metadata
 from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.lowering.write_file import WrittenFile
 from dqmq_tf.runtimes.vela_report import VelaReport
-from dqmq_tf.terminal import new_table
+from dqmq_tf.terminal import Lines, new_table
 
 
 def tensor_reports(networks: Sequence[WrittenFile]) -> tuple["TensorReport", ...]:
@@ -171,8 +171,6 @@ class ConversionReport:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def __rich__(self) -> Any:
-        import rich.console
-
         table = new_table(
             f"{self.path}: {self.target}, "
             + ("adaptive" if self.adaptive else f"profile {self.profile}"),
@@ -221,4 +219,4 @@ class ConversionReport:
         if self.adaptive:
             parts.append(self.adaptive)
         parts.append(self.verification or "Not verified")
-        return rich.console.Group(*parts)
+        return Lines(parts)

@@ -22,7 +22,7 @@ from dqmq_tf.flatbuffer import (
 )
 from dqmq_tf.runtimes import vela
 from dqmq_tf.runtimes.vela_report import VelaReport
-from dqmq_tf.terminal import new_table
+from dqmq_tf.terminal import Lines, new_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,6 @@ class FileContents:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def __rich__(self) -> Any:
-        import rich.console
-
         if self.facts is None:
             parts = file_tensors.tables(self.path, self.tensors, not self.signatures)
         else:
@@ -88,7 +86,7 @@ class FileContents:
         elif self.min_runtime_version:
             sizes += f"; TensorFlow Lite {self.min_runtime_version} or newer"
         parts.append(sizes)
-        return rich.console.Group(*parts, *([self.vela] if self.vela else []))
+        return Lines([*parts, *([self.vela] if self.vela else [])])
 
     def _weight_table(self, facts: dict[str, Any]) -> Any:
         table = new_table(

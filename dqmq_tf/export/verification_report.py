@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from dqmq_tf.runtimes.vela_report import VelaReport
-from dqmq_tf.terminal import new_table
+from dqmq_tf.terminal import Lines, new_table
 
 _NONE = "-"
 
@@ -128,9 +128,6 @@ class VerificationReport:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def __rich__(self) -> Any:
-        import rich.console
-        import rich.text
-
         differ = f"{self.different_numbers} of {self.checked_numbers:,} numbers in the file differ"
         table = new_table(f"Verified: {differ}", *self._head())
         for row in self.rows:
@@ -142,8 +139,7 @@ class VerificationReport:
                 f"clear: {self.primary.clear:,} inputs whose best class leads by more than an "
                 "eighth of the output's grid"
             )
-        parts: list[Any] = [table, *map(rich.text.Text, [*notes, versions])]
-        return rich.console.Group(*parts, *([self.vela] if self.vela else []))
+        return Lines([table, *notes, versions, *([self.vela] if self.vela else [])])
 
     def _head(self) -> tuple[str, ...]:
         agreement = ["top-1\n%", "clear\n%"] if self.classification else []
@@ -186,8 +182,5 @@ class AdaptiveVerificationReport:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def __rich__(self) -> Any:
-        import rich.console
-        import rich.text
-
-        names = [rich.text.Text(f"Precision profile {n}") for n in range(len(self.profiles))]
-        return rich.console.Group(*itertools.chain(*zip(names, self.profiles)))
+        names = [f"Precision profile {n}" for n in range(len(self.profiles))]
+        return Lines(itertools.chain(*zip(names, self.profiles)))

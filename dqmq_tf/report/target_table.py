@@ -2,13 +2,9 @@
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING
 
 from dqmq_tf.targets import OP_KINDS, TARGETS, Target
-from dqmq_tf.terminal import new_table
-
-if TYPE_CHECKING:
-    from rich.console import Group
+from dqmq_tf.terminal import Lines, new_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,9 +53,7 @@ class TargetTable:
         """Returns the table as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
-    def __rich__(self) -> "Group":
-        from rich.console import Group
-
+    def __rich__(self) -> Lines:
         features = new_table(
             "Deployment targets",
             "target", "weight\nbits", "activation\nbits", "containers of weights",
@@ -87,7 +81,7 @@ class TargetTable:
             for feature, reason in row.refusals.items():
                 reasons.add_row(row.name, feature, reason)
             reasons.add_section()
-        return Group(features, *descriptions, "", reasons)
+        return Lines([features, *descriptions, "", reasons])
 
 
 def target_table() -> TargetTable:

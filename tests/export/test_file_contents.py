@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import rich
 import tensorflow as tf
+from helpers.commands import call
+from helpers.frozen_models import freeze, images
 
 from dqmq_tf import export
 from dqmq_tf.errors import FileFormatError
@@ -79,3 +81,21 @@ def test_damage_to_a_file_of_dqmq_tf_is_an_error_and_not_another_converter(small
     path.write_bytes(contents)
     with pytest.raises(FileFormatError, match="is corrupt"):
         export.inspect_file(path)
+
+
+def test_names_of_layers_and_classes_are_shown_as_they_are(tmp_path, capsys):
+    inputs = keras.Input((8, 8, 3), name="in[a]")
+    x = keras.layers.Conv2D(2, 3, name="[bold]")(inputs)
+    x = keras.layers.LayerNormalization(name="[x]")(x)
+    model = keras.Model(inputs, keras.layers.Dense(3, name=":cat:")(keras.layers.Flatten()(x)))
+    path = tmp_path / "names.tflite"
+    report = export.convert(
+        freeze(model), path, data=images(model), labels=["cat", "[unk]", "[/x]"]
+    )
+    rich.print(report)
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("\n [bold]  ", "\n :cat:  ", "\n  [x]: TFLite has"))
+    assert call("inspect", path) == 0
+    printed = capsys.readouterr().out
+    assert "3 classes: cat, [unk], [/x]\n" in printed and "input in[a]: FLOAT32" in printed
+    assert "[bold]" in printed and ", output :cat:: FLOAT32" in printed
