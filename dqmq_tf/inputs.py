@@ -66,7 +66,12 @@ def batches(
 
 
 def labeled_batches(
-    data: Any, model: keras.Model, *, batch_size: int = BATCH_SIZE, argument: str = "data"
+    data: Any,
+    model: keras.Model,
+    *,
+    batch_size: int = BATCH_SIZE,
+    argument: str = "data",
+    may_be_endless: bool = False,
 ) -> Iterator[tuple[list[np.ndarray], tuple[Any, ...]]]:
     """Yields the inputs of a model in batches, with what follows them in the elements of the data.
 
@@ -75,6 +80,7 @@ def labeled_batches(
         model: The model that takes the inputs.
         batch_size: Samples per batch where arrays or single samples are put into batches.
         argument: Name of the caller's argument, for error messages.
+        may_be_endless: Whether a dataset without an end is valid, because the caller stops by itself.
 
     Yields:
         `(inputs, rest)`: a list with one array `[batch, ...]` per model input, and a tuple with what
@@ -85,7 +91,8 @@ def labeled_batches(
         ValueError: If the data hold no sample, never end, or do not fit the model's inputs, or if
             labels and inputs differ in number.
     """
-    _check_finite_length(data, argument)
+    if not may_be_endless:
+        _check_finite_length(data, argument)
     is_empty = True
     for part, rest in _parts(data, model, batch_size, argument, keeps_rest=True):
         counts = [len(leaf) for leaf in keras.tree.flatten(rest) if np.ndim(leaf)]

@@ -13,7 +13,7 @@ from dqmq_tf.errors import ConversionError, VerificationError
 from dqmq_tf.export import graph_routing, quality_router
 from dqmq_tf.export.conversion_report import AdaptiveReport
 from dqmq_tf.flatbuffer import ModelT, TFLiteFile, editing, merging, metadata, operator_versions
-from dqmq_tf.inputs import structured
+from dqmq_tf.inputs import collect, joined, labeled_batches, structured
 from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.precision import ActivationPrecision
@@ -61,6 +61,36 @@ def check_request(adaptive: int, kind: str, target: Target, data: Any, dtype: st
             f"Target {target.name!r} runs on TFLite Micro, which invokes only the first subgraph "
             "and crashes on a file with several signatures. Use routing='graph'."
         )
+
+
+def inputs_and_qualities(
+    data: Any, qmodel: DQMQModel, samples: int
+) -> tuple[list[np.ndarray], list[str] | None]:
+    """Reads data once: each time, a dataset that is shuffled has another order.
+
+    Args:
+        data: The data that the user passed to `convert`. A `tf.data.Dataset` contains the kind of
+            degradation of each input if its elements end in `{"kind": …}`, as
+            `quality.mixed_quality(..., with_quality=True)` produces them.
+        qmodel: The model.
+        samples: The number of inputs to read. There may be fewer.
+
+    Returns:
+        `(inputs, qualities)`: one array `[N, ...]` per input of the model, and the kind of each, or None
+        if the data do not contain it.
+    """
+    spec = getattr(data, "element_spec", None)
+    last = spec[-1] if isinstance(spec, tuple) and len(spec) > 1 else None
+    if not (isinstance(last, dict) and "kind" in last):
+        return collect(data, qmodel, samples), None
+    names, parts = ["clean", *KINDS], []
+    found: list[str] = []
+    for arrays, rest in labeled_batches(data, qmodel, may_be_endless=True):
+        parts.append(arrays)
+        found += [names[int(kind)] for kind in np.ravel(rest[-1]["kind"])]
+        if len(found) >= samples:
+            break
+    return [array[:samples] for array in joined(parts)], found[:samples]
 
 
 def check_ends(profiles: Sequence[LoweredModel]) -> None:
@@ -149,7 +179,7 @@ def compare_adaptive_file(
     files: Sequence[TFLiteFile],
     interpreter: AdaptiveInterpreter,
     inputs: list[np.ndarray],
-    data: Any,
+    qualities: Sequence[str] | None,
     kind: str,
     routes: TFLiteFile,
 ) -> AdaptiveReport:
@@ -161,8 +191,8 @@ def compare_adaptive_file(
         files: The files of the profiles, in the form that LiteRT can load.
         interpreter: The `AdaptiveInterpreter` of the adaptive file.
         inputs: Typical inputs, one array `[N, ...]` per input of the model.
-        data: The data that they come from. If it contains qualities, the report has the shares of
-            each.
+        qualities: The kind of degradation of each input, for the shares of each. None if they
+            are unknown.
         kind: `"signatures"` or `"graph"`.
         routes: The file of the router.
 
@@ -202,7 +232,7 @@ def compare_adaptive_file(
         router_ms=_milliseconds(routes),
         profile_ms=tuple(_milliseconds(file) for file in files),
         router_agreement=agreement,
-        shares=_shares(result.profile, len(files), qualities(data, len(inputs[0]))),
+        shares=_shares(result.profile, len(files), qualities),
     )
 
 
@@ -217,27 +247,6 @@ def _warn_of_equal(bits: np.ndarray) -> None:
                 stacklevel=5,
             )
             return
-
-
-def qualities(data: Any, samples: int) -> list[str] | None:
-    """Returns the name of each input's kind of degradation, or None if the data does not contain it.
-
-    Args:
-        data: The data that the user passed to `convert`. A `tf.data.Dataset` contains the kinds if
-            its elements end in `{"kind": …}`, as `quality.mixed_quality(..., with_quality=True)`
-            produces them.
-        samples: The number of inputs.
-    """
-    spec = getattr(data, "element_spec", None)
-    if not (isinstance(spec, tuple) and isinstance(spec[-1], dict) and "kind" in spec[-1]):
-        return None
-    names = ["clean", *KINDS]
-    found: list[Any] = []
-    for element in data.as_numpy_iterator():
-        found.extend(np.atleast_1d(element[-1]["kind"]))
-        if len(found) >= samples:
-            break
-    return [names[int(kind)] for kind in found[:samples]]
 
 
 def _shares(

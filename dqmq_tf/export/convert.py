@@ -127,9 +127,14 @@ def convert(
     if adaptive is not None:
         adaptives.check_request(adaptive, routing, target, data, qmodel.inputs[0].dtype)
     with stages("Converting") as stage:
-        inputs = None if data is None else collect(data, qmodel, _CLUSTERED_SAMPLES)
+        inputs, qualities = None, None
+        if adaptive is not None:
+            inputs, qualities = adaptives.inputs_and_qualities(data, qmodel, _CLUSTERED_SAMPLES)
+        elif data is not None:
+            inputs = collect(data, qmodel, _CLUSTERED_SAMPLES)
         _freeze(qmodel, adaptive, inputs, stage)
         inputs = inputs and [array[:_MEASURING_SAMPLES] for array in inputs]
+        qualities = qualities and qualities[:_MEASURING_SAMPLES]
         parts: list[write_file.WrittenFile] = []
         verifications: list[VerificationReport] = []
         numbers = [profile] if adaptive is None else list(range(adaptive))
@@ -169,7 +174,7 @@ def convert(
         file, routed = parts[0].file, None
         if adaptive is not None:
             stage("building the quality router")
-            file, routed = _adaptive(qmodel, path, parts, inputs, data, routing)
+            file, routed = _adaptive(qmodel, path, parts, inputs, qualities, routing)
             device = device_checks.examine_adaptive(file, target)
         file, described_bytes = _described(file, given, target)
         # The budget is for the file of each profile.
@@ -243,7 +248,7 @@ def _verified(
 
 
 def _adaptive(
-    qmodel: DQMQModel, path: Any, parts: list[Any], inputs: Any, data: Any, routing: str
+    qmodel: DQMQModel, path: Any, parts: list[Any], inputs: Any, qualities: Any, routing: str
 ) -> tuple[Any, AdaptiveReport]:
     """Combines the files of the profiles, checks the result, and returns it with its report."""
     lowered = parts[0].lowered
@@ -255,7 +260,7 @@ def _adaptive(
         runnable, _ = adaptives.combine_profiles(qmodel, uncompressed, inputs, grid, routing)
     interpreter = AdaptiveInterpreter(runnable)
     report = adaptives.compare_adaptive_file(
-        qmodel, path, uncompressed, interpreter, inputs, data, routing, routes
+        qmodel, path, uncompressed, interpreter, inputs, qualities, routing, routes
     )
     return file, report
 

@@ -156,6 +156,18 @@ def test_report_tells_shares_per_quality(frozen, tmp_path):
     console.print(report)
 
 
+def test_shares_of_shuffled_data_are_those_of_the_same_inputs(frozen, tmp_path):
+    qmodel, x = frozen
+    kinds = {"kind": qmodel.decisions(x).profile}
+    data = tf.data.Dataset.from_tensor_slices((x, np.zeros(len(x)), kinds)).shuffle(len(x))
+    # Of data without an end, the conversion takes the first inputs.
+    for form in (data.batch(32), data, data.repeat().batch(32)):
+        report = dqmq_tf.convert(qmodel, tmp_path / "a.tflite", adaptive=3, data=form, verify=False)
+        shares = list(report.adaptive.shares.values())[1:]
+        # Each kind has the inputs of one profile, so its shares are 1 and 0 up to the router's.
+        assert len(shares) == 3 and all(max(share) > 0.9 for share in shares)
+
+
 def test_verify_takes_the_profiles_apart(frozen, tmp_path):
     qmodel, x = frozen
     path = tmp_path / "a.tflite"
