@@ -93,10 +93,11 @@ def try_exposure(
         model: A compiled Keras model with one input of images `[height, width, 1 or 3]` in
             floating point. It is not changed.
         data: Labeled batches of the training data: a `tf.data.Dataset`, a tuple of arrays
-            `(images, labels)`, or another form that `fit` takes.
+            `(images, labels)`, or another form that `fit` takes. Of a dataset without an end, the
+            first batches are used.
         validation_data: Labeled batches for the comparison, on which the model was not trained. None
-            to hold back one batch of five of `data`. If the model has learned those, the network with
-            `Exposure` seems worse than it is.
+            to hold back one batch of five of `data`. If the model has learned those, or if `data`
+            repeats itself, the comparison is not fair.
         steps: The largest number of steps. Up to 2,048 samples are read again and again. With more,
             the trial ends with the data.
         learning_rate: The learning rate of Adam at the start. It falls to 0 along a cosine.
@@ -123,7 +124,7 @@ def try_exposure(
             'model.compile(optimizer, loss) first, such as model.compile("adam", "mse").'
         )
     position = _image_input(model)
-    stream = _labeled(_shuffled(data), model, "data")
+    stream = _labeled(_shuffled(data), model, "data", may_be_endless=True)
     first: list[_Batch] = []
     while _count(first) < _ADAPT_IMAGES and (batch := next(stream, None)):
         first.append(batch)
@@ -235,8 +236,13 @@ def _shuffled(data: Any) -> Any:
     return keras.tree.map_structure(lambda array: array[order], arrays)
 
 
-def _labeled(data: Any, model: keras.Model, argument: str) -> Iterator[_Batch]:
-    for arrays, rest in labeled_batches(data, model, batch_size=_BATCH_SIZE, argument=argument):
+def _labeled(
+    data: Any, model: keras.Model, argument: str, may_be_endless: bool = False
+) -> Iterator[_Batch]:
+    batches = labeled_batches(
+        data, model, batch_size=_BATCH_SIZE, argument=argument, may_be_endless=may_be_endless
+    )
+    for arrays, rest in batches:
         if not rest:
             raise ValueError(f"`{argument}` has no labels: pass elements (inputs, labels).")
         yield single(structured(arrays, model)), *rest

@@ -102,6 +102,17 @@ def test_batches_are_read_once_and_sample_weights_count(trained, night):
     assert (trial.steps, trial.samples) == (3, 32) and trial.loss > 0
 
 
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_dataset_without_an_end_gives_its_first_batches(trained, night, batched):
+    x, y = night
+    dataset = tf.data.Dataset.from_tensor_slices((x[:96], y[:96])).repeat()
+    trial = dqmq_tf.try_exposure(trained, dataset.batch(32) if batched else dataset, steps=3)
+    # One batch of five is held back.
+    assert (trial.steps, trial.samples) == (3, 32)
+    with pytest.raises(ValueError, match="`validation_data` is a dataset without an end"):
+        dqmq_tf.try_exposure(trained, dataset, dataset.batch(32), steps=3)
+
+
 @pytest.mark.parametrize(
     "low, high, expected", [(0, 1, (0, 1)), (-1, 1, (-1, 1)), (0, 255, (0, 255))]
 )
