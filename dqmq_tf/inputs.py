@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 BATCH_SIZE = 256
-# The inputs of a batch, one array per model input, and what follows them in an element.
-_Part = tuple[list[Any], tuple[Any, ...]]
+# A batch: its inputs, one array per model input, and what follows them in an element.
+Part = tuple[list[Any], tuple[Any, ...]]
 _FORMS = (
     "an array, a list or dictionary of arrays, a tf.data.Dataset, a keras.utils.PyDataset, or a "
     "generator of batches, of inputs or (inputs, labels)"
@@ -169,7 +169,7 @@ def cast(arrays: list[Any], model: keras.Model) -> list[np.ndarray]:
 
 def _parts(
     data: Any, model: keras.Model, batch_size: int, argument: str, keeps_rest: bool
-) -> Iterator[_Part]:
+) -> Iterator[Part]:
     """Yields batches as they come. Arrays are cut, and single samples are put together.
 
     Args:
@@ -180,7 +180,7 @@ def _parts(
         keeps_rest: Whether to yield what follows the inputs in an element. If not, the second item
             of each part is `()`.
     """
-    waiting: list[_Part] = []
+    waiting: list[Part] = []
     for element in _elements(data, argument):
         arrays, rest, is_batch = matched(element, model, argument)
         part = (arrays, tuple(map(_as_arrays, rest)) if keeps_rest else ())
@@ -190,11 +190,11 @@ def _parts(
         part = keras.tree.map_structure(_batch_of_one, part)
         # Samples of different sizes cannot be in one batch.
         if waiting and (len(waiting) == batch_size or _shapes(part) != _shapes(waiting[0])):
-            yield _joined_parts(waiting)
+            yield joined_parts(waiting)
             waiting = []
         waiting.append(part)
     if waiting:
-        yield _joined_parts(waiting)
+        yield joined_parts(waiting)
 
 
 def _elements(data: Any, argument: str) -> Iterable[Any]:
@@ -316,7 +316,7 @@ def _input_structure(model: keras.Model) -> Any:
     return model.input
 
 
-def _cut(part: _Part, size: int) -> Iterator[_Part]:
+def _cut(part: Part, size: int) -> Iterator[Part]:
     for start in range(0, max(len(part[0][0]), 1), size):
         rows = slice(start, start + size)
         yield keras.tree.map_structure(lambda x, rows=rows: None if x is None else x[rows], part)
@@ -333,11 +333,11 @@ def _batch_of_one(leaf: Any) -> Any:
     return None if leaf is None else np.asarray(leaf)[np.newaxis]
 
 
-def _shapes(part: _Part) -> list[tuple[int, ...]]:
+def _shapes(part: Part) -> list[tuple[int, ...]]:
     return [np.shape(leaf) for leaf in keras.tree.flatten(part)]
 
 
-def _joined_parts(parts: list[_Part]) -> _Part:
+def joined_parts(parts: list[Part]) -> Part:
     return keras.tree.map_structure(
         lambda *leaves: None if leaves[0] is None else np.concatenate(leaves), *parts
     )

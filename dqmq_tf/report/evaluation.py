@@ -13,7 +13,7 @@ from dqmq_tf import inputs
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quality.degradations import KINDS
 from dqmq_tf.quality.measures import is_measurable, measure
-from dqmq_tf.report.following import shuffled_model
+from dqmq_tf.report.following import in_company, is_alone, shuffled_model
 from dqmq_tf.terminal import with_progress
 from dqmq_tf.training.objective import per_sample_losses
 
@@ -39,7 +39,7 @@ class Evaluation:
         scores: The accuracy or loss of each input, shape `[N]`. None without a metric. Labels of the
             `ignore_class` of the loss do not count. The accuracy of an input without others is NaN.
         shuffled: The same if each input has the quality of another input of its batch. None without a
-            metric, or if nothing follows the quality.
+            metric, if nothing follows the quality, or if an input has no other of its shape beside it.
         kinds: The kind and the severity of each input, shape `[N, 2]`. None if they are unknown.
         measures: `{name: values [N]}` of measures of quality: those in the data or, if the data has
             neither kinds nor measures and consists of images, those of `quality.measure`.
@@ -91,10 +91,14 @@ def evaluate(qmodel: DQMQModel, data: Any) -> Evaluation:
     qualities: list[dict[str, np.ndarray]] = []
     other = shuffled_model(qmodel)
     batches = inputs.labeled_batches(data, qmodel, batch_size=_BATCH_SIZE)
-    for x, rest in with_progress(batches, "Evaluating", _batch_count(qmodel, data)):
+    batches = with_progress(batches, "Evaluating", _batch_count(qmodel, data))
+    for x, rest in batches if other is None else in_company(batches):
         labels, quality = _labels_and_quality(qmodel, rest)
         prediction = _predictions(qmodel, x)
         embeddings.append(ops.convert_to_numpy(qmodel._parts.encoder(x[0])))
+        if other is not None and is_alone((x, rest)):
+            # It would keep its own quality, which says nothing about following it.
+            other, shuffled = None, []
         scores.append(_scores(qmodel, labels, prediction))
         if other is not None:
             shuffled.append(_scores(qmodel, labels, other.predict_on_batch(x)))

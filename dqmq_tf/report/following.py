@@ -1,6 +1,6 @@
 """What of a model follows the quality of each input, and the model if it follows another input."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ from keras import ops
 
 from dqmq_tf.graph import trace
 from dqmq_tf.graph.graph import Node, replay
+from dqmq_tf.inputs import Part, joined_parts
 from dqmq_tf.layers.exposure import Exposure
 from dqmq_tf.model import DQMQModel
 
@@ -30,6 +31,43 @@ def followers(qmodel: DQMQModel) -> tuple[str, ...]:
     if exposures:
         found.append("exposure" if exposures == 1 else f"{exposures} exposures")
     return tuple(found)
+
+
+def in_company(batches: Iterable[Part]) -> Iterator[Part]:
+    """Yields batches of at least two inputs, which can take each other's quality.
+
+    A batch of one input is joined with the next one or, at the end, with the one before. It stays
+    alone if none of them has its shapes.
+
+    Args:
+        batches: What `labeled_batches` yields.
+    """
+    held: list[Part] = []
+    for batch in batches:
+        if held and is_alone(held[-1]) and _are_joinable(held[-1], batch):
+            held[-1] = joined_parts([held[-1], batch])
+        else:
+            held.append(batch)
+        if len(held) > 2:
+            yield held.pop(0)
+    if len(held) == 2 and is_alone(held[1]) and _are_joinable(*held):
+        held = [joined_parts(held)]
+    yield from held
+
+
+def is_alone(batch: Part) -> bool:
+    """Whether a batch has only one input."""
+    return len(batch[0][0]) == 1
+
+
+def _are_joinable(batch: Part, other: Part) -> bool:
+    """Whether two batches, of inputs and of what follows them, differ in the size of a batch alone."""
+    shapes, others = (
+        [np.shape(leaf) for leaf in keras.tree.flatten(part) if leaf is not None]
+        for part in (batch, other)
+    )
+    # A number has no axis along which it could be joined.
+    return all(map(len, shapes + others)) and [s[1:] for s in shapes] == [s[1:] for s in others]
 
 
 class ShuffledModel:

@@ -93,7 +93,8 @@ class ScoreRow:
         loss: The mean of the compiled loss. A loss that returns one value for a batch is computed for
             one input at a time. None for a classification or without a compiled loss.
         shuffled: The accuracy or the loss if each input has the quality of another input of its batch
-            (see `following.ShuffledModel`). None if nothing follows the quality, or without a score.
+            (see `following.ShuffledModel`). Batches of one are joined. None if nothing follows the
+            quality, without a score, or if an input has no other of its shape beside it.
         weight_bits: The mean bits of a weight.
         activation_bits: The mean bits of a layer's input, weighted by multiply-accumulates.
         bit_ops: The bit operations per input.

@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import dqmq_tf
-from dqmq_tf.report.following import ShuffledModel, followers, shuffled_model
+from dqmq_tf.report.following import ShuffledModel, followers, in_company, shuffled_model
 from dqmq_tf.report.summary import summary
 
 
@@ -95,3 +96,52 @@ class TestShuffledModel:
         labels = qmodel.predict_on_batch(images).argmax(axis=-1)
         found = summary(qmodel, (images, labels)).qualities[-1]
         assert found.accuracy == 1 and found.shuffled < 1
+
+    @pytest.mark.parametrize("size", [1, 23])
+    def test_an_input_alone_in_its_batch_takes_the_quality_of_one_beside_it(self, exposed, size):
+        qmodel, images = exposed
+        # Dark and bright images in turn, and the labels that each gets with its own exposure.
+        images = images[np.arange(24).reshape(2, 12).T.ravel()]
+        labels = qmodel.predict_on_batch(images).argmax(axis=-1)
+        data = tf.data.Dataset.from_tensor_slices((images, labels))
+        found = summary(qmodel, data.batch(size)).qualities[-1]
+        assert found.samples == 24 and found.accuracy == 1 and found.shuffled < 1
+        whole = summary(qmodel, data.take(size + 1)).qualities[-1]
+        assert summary(qmodel, data.take(size + 1).batch(size)).qualities[-1] == whole
+
+    def test_no_accuracy_is_shown_if_an_input_has_no_other_beside_it(self, exposed):
+        qmodel, images = exposed
+        found = summary(qmodel, (images[:1], np.zeros(1)))
+        assert found.qualities[-1].accuracy is not None
+        assert {row.shuffled for row in found.qualities} == {None}
+        assert "shuffled" not in str(found)
+
+
+class TestInCompany:
+    @pytest.mark.parametrize(
+        "sizes, joined",
+        [
+            ((1, 1, 1, 1, 1), [2, 3]),
+            ((4, 4, 1), [4, 5]),
+            ((4, 1, 4, 2), [4, 5, 2]),
+            ((1, 4), [5]),
+            ((1, 1), [2]),
+            ((2, 3), [2, 3]),
+            ((1,), [1]),
+        ],
+    )
+    def test_each_batch_has_two_inputs_in_their_order(self, sizes, joined):
+        x = np.arange(sum(sizes))
+        ends = np.cumsum(sizes)
+        batches = [
+            ([x[end - size : end, None]], (-x[end - size : end], None))
+            for end, size in zip(ends, sizes)
+        ]
+        found = list(in_company(batches))
+        assert [len(arrays[0]) for arrays, _ in found] == joined
+        assert np.concatenate([arrays[0] for arrays, _ in found])[:, 0].tolist() == x.tolist()
+        assert np.concatenate([labels for _, (labels, _) in found]).tolist() == (-x).tolist()
+
+    def test_inputs_of_other_sizes_stay_alone(self):
+        batches = [([np.zeros((1, length))], ()) for length in (3, 4)]
+        assert [arrays[0].shape for arrays, _ in in_company(batches)] == [(1, 3), (1, 4)]
