@@ -63,6 +63,7 @@ class QonnxGraph:
         self._inputs: list[Any] = []
         self._names: set[str] = set()
         self._transposed: dict[tuple[str, bool], Value] = {}
+        self._output_names: dict[str, str] = {}
 
     def add_input(self, name: str, shape: Sequence[int]) -> Value:
         """Adds an input of the model. Its channels come first if it is an image or a signal."""
@@ -228,11 +229,13 @@ class QonnxGraph:
         """Gives a tensor the name of a model output."""
         if not any(tensor in node.output for node in self._nodes):
             # It is an input of the model or has the name of another output.
+            source = self._output_names.get(tensor, tensor)
             identity = self._onnx.helper.make_node(
-                "Identity", [tensor], [name], name=f"{name}/copy"
+                "Identity", [source], [name], name=f"{name}/copy"
             )
             self._nodes.append(identity)
             return
+        self._output_names[tensor] = name
         for node in self._nodes:
             for names in (node.input, node.output):
                 names[:] = [name if other == tensor else other for other in names]

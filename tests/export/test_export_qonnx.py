@@ -227,6 +227,20 @@ def test_signals_and_scales_around_zero(tmp_path):
     assert not [name for name in report.zero_points if "tanh" in name]
 
 
+def test_a_tensor_may_be_several_outputs(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(4, 3, name="map")(inputs)
+    y = layers.Dense(3, name="classes")(layers.Flatten()(x))
+    qmodel = frozen(keras.Model(inputs, [x, y, layers.Dropout(0.5)(y), x, y]), images())
+    path = tmp_path / "model.onnx"
+    export.export_qonnx(qmodel, path)
+    found = qonnx_runs.run(path, images(8))
+    assert len(found) == 5
+    for outputs, expected in zip(found, qonnx_runs.predicted(qmodel, images(8))):
+        np.testing.assert_allclose(outputs, expected, atol=1e-5)
+
+
 def test_a_layer_that_qonnx_does_not_hold_is_named_and_nothing_is_written(tmp_path):
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, activation="relu", name="conv")(inputs)
