@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from dqmq_tf.command_line.loading import loaded
 from dqmq_tf.errors import DQMQError
 from dqmq_tf.terminal import output_console
 
@@ -68,14 +69,14 @@ def _convert(arguments: argparse.Namespace) -> _Report:
 
     stated = {name: getattr(arguments, name) for name in ("mean", "std", "color", "resize")}
     stated = {name: value for name, value in stated.items() if value is not None}
-    labels = arguments.labels and arguments.labels.read_text(encoding="utf-8-sig").splitlines()
+    labels = arguments.labels and loaded(arguments.labels, _lines)
     return export.convert(
         _load_model(arguments.model),
         arguments.output,
         profile=arguments.profile,
         adaptive=arguments.adaptive,
         routing=arguments.routing,
-        data=None if arguments.data is None else _load_arrays(arguments.data),
+        data=None if arguments.data is None else loaded(arguments.data, _arrays),
         io_dtype=arguments.io_dtype,
         verify=not arguments.noverify,
         artifacts=arguments.artifacts,
@@ -90,7 +91,7 @@ def _verify(arguments: argparse.Namespace) -> _Report:
     return export.verify(
         _load_model(arguments.model),
         arguments.file,
-        _load_arrays(arguments.data),
+        loaded(arguments.data, _arrays),
         samples=arguments.samples,
         runtimes=arguments.runtimes,
     )
@@ -120,7 +121,7 @@ def _load_model(path: pathlib.Path) -> "DQMQModel":
     # Keras finds the classes of the model because this imports them.
     from dqmq_tf.model import DQMQModel
 
-    model = keras.models.load_model(path)
+    model = loaded(path, keras.models.load_model)
     if not isinstance(model, DQMQModel):
         raise ValueError(
             f"{path} holds a {type(model).__name__}, not a DQMQModel. Train "
@@ -129,11 +130,15 @@ def _load_model(path: pathlib.Path) -> "DQMQModel":
     return model
 
 
-def _load_arrays(path: pathlib.Path) -> "np.ndarray | list[np.ndarray]":
+def _arrays(path: pathlib.Path) -> "np.ndarray | list[np.ndarray]":
     import numpy as np
 
-    loaded = np.load(path)
-    return loaded if isinstance(loaded, np.ndarray) else [loaded[name] for name in loaded.files]
+    data = np.load(path)
+    return data if isinstance(data, np.ndarray) else [data[name] for name in data.files]
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    return path.read_text(encoding="utf-8-sig").splitlines()
 
 
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], _Report]] = {

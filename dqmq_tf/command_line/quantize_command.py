@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from dqmq_tf import export, quality
 from dqmq_tf.command_line import image_data
+from dqmq_tf.command_line.loading import loaded
 from dqmq_tf.config import BUDGET_KINDS, Budget, DQMQConfig
 from dqmq_tf.graph.resizing import with_input_shapes
 from dqmq_tf.model import DQMQModel
@@ -183,10 +184,7 @@ def _save_and_convert(
 
 def _load_float_model(path: pathlib.Path) -> keras.Model:
     """Loads a float model without its optimizer and loss."""
-    try:
-        model = keras.models.load_model(path, compile=False)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be loaded: {error}") from error
+    model = loaded(path, lambda file: keras.models.load_model(file, compile=False))
     if isinstance(model, DQMQModel):
         raise ValueError(
             f"{path} holds a DQMQModel, which is trained already. Use `dqmq_tf convert`, or give its "

@@ -137,6 +137,37 @@ def test_wrong_arguments_exit_with_an_error_that_names_them(files, capsys):
     assert not path.exists()
 
 
+def test_a_damaged_model_or_array_is_an_error_that_names_it(files, capsys):
+    whole = {name: (files / name).read_bytes() for name in ("images.npy", "images.npz")}
+    model = (files / "model.keras").read_bytes()
+    for name, contents in (
+        ("empty.npy", b""),
+        ("short.npy", whole["images.npy"][:-8]),
+        ("short.npz", whole["images.npz"][:-8]),
+        ("changed.npz", whole["images.npz"].replace(whole["images.npz"][400:408], b"\xff" * 8)),
+        ("short.keras", model[:-8]),
+        ("changed.keras", model.replace(b"embedding_size", b"embedding_type")),
+        ("labels.txt", "Fuß\n".encode("latin-1")),
+    ):
+        path = files / name
+        path.write_bytes(contents)
+        words = ["convert", files / "model.keras", files / "none.tflite"]
+        if path.suffix == ".keras":
+            words[1] = path
+        else:
+            words.append(f"--{'labels' if path.suffix == '.txt' else 'data'}={path}")
+        assert call(*words) == commands.WRONG_USE, name
+        assert f"{name} cannot be loaded: " in capsys.readouterr().err
+    with pytest.raises(ValueError, match="short.npz cannot be loaded"):
+        call(
+            "--debug",
+            "verify",
+            files / "model.keras",
+            files / "images.npy",
+            f"--data={files / 'short.npz'}",
+        )
+
+
 def test_targets_shows_every_target_its_runtimes_and_refusals(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
