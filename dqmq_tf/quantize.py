@@ -9,6 +9,7 @@ import keras
 
 from dqmq_tf import assembly, targets
 from dqmq_tf.config import Budget, DQMQConfig, LayerRule
+from dqmq_tf.errors import check_quantized
 from dqmq_tf.graph import trace
 from dqmq_tf.graph.overrides import warn_of_training_methods
 from dqmq_tf.graph.resizing import with_input_shapes
@@ -121,15 +122,16 @@ def change_input_shape(qmodel: DQMQModel, *input_shapes: Sequence[int | None]) -
         A new `DQMQModel` in the same phase. It is not compiled.
 
     Raises:
-        ValueError: If the number of shapes is not the number of inputs, if a shape does not fit an
-            input, or if a layer does not accept inputs of these sizes, as a `Dense` layer after a
-            `Flatten` does not.
+        ValueError: If `qmodel` is not a `DQMQModel`, if the number of shapes is not the number of
+            inputs, if a shape does not fit an input, or if a layer does not accept inputs of these
+            sizes, as a `Dense` layer after a `Flatten` does not.
 
     Example:
 
     >>> fixed = dqmq_tf.change_input_shape(qmodel, (224, 224, 3))
     >>> dqmq_tf.convert(fixed, "model.tflite", data=images)
     """
+    check_quantized(qmodel)
     inputs = qmodel.inputs
     if len(input_shapes) != len(inputs):
         raise ValueError(
@@ -137,10 +139,10 @@ def change_input_shape(qmodel: DQMQModel, *input_shapes: Sequence[int | None]) -
             f"{len(input_shapes)} shapes. Pass one shape for each, without the batch axis."
         )
     for x, shape in zip(inputs, input_shapes):
-        if len(shape) != len(x.shape) - 1:
+        if not hasattr(shape, "__len__") or len(shape) != len(x.shape) - 1:
             raise ValueError(
                 f"Input {x.name!r} has shape {tuple(x.shape[1:])}, but change_input_shape got "
-                f"{tuple(shape)}. Pass a shape of as many axes, without the batch axis."
+                f"{shape!r}. Pass a shape of as many axes, without the batch axis."
             )
     shapes = [(x.shape[0], *shape) for x, shape in zip(inputs, input_shapes)]
     try:

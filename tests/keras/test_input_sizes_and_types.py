@@ -109,8 +109,12 @@ def test_a_size_that_a_layer_does_not_accept_is_refused():
         dqmq_tf.change_input_shape(qmodel, (16, 16, 3))
     with pytest.raises(ValueError, match="as many axes"):
         dqmq_tf.change_input_shape(qmodel, (16, 16))
+    with pytest.raises(ValueError, match=r"Input .* has shape \(8, 8, 3\).* got 16\. Pass a shape"):
+        dqmq_tf.change_input_shape(qmodel, 16)
     with pytest.raises(ValueError, match="one shape for each"):
         dqmq_tf.change_input_shape(qmodel)
+    with pytest.raises(ValueError, match="must be a DQMQModel. Found Functional"):
+        dqmq_tf.change_input_shape(qmodel.float_model(), (16, 16, 3))
 
 
 @pytest.mark.parametrize("shape, given", [((8, 8, 1), (8, 8)), ((1,), ()), ((6,), (6, 1))])
