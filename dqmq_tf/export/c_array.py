@@ -1,6 +1,5 @@
 """`write_c_array`: a file as a C++ array with a header, for firmware that runs TFLite Micro."""
 
-import keyword
 import os
 import pathlib
 import re
@@ -144,17 +143,21 @@ def _camel_case(name: str) -> str:
 def c_name(name: str) -> str:
     """Returns the name of a file, turned into a C++ name."""
     result = re.sub(r"\W", "_", name.lower(), flags=re.ASCII)
-    if not result or result[0].isdigit() or keyword.iskeyword(result) or result in _RESERVED:
+    if not result or result[0].isdigit() or result in _RESERVED:
         result = f"model_{result}"
     return result
 
 
-# Reserved words of C++ that are not reserved in Python. A file may have such a name.
+# The keywords and alternative tokens of C++20, and its own namespace. A file may have such a name.
 _RESERVED = frozenset(
-    """auto bool case char const default delete do double enum explicit export extern float
-    friend goto inline int long mutable namespace new operator private protected public register
-    short signed sizeof static std struct switch template this throw typedef union unsigned using
-    virtual void volatile""".split()
+    """alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t char32_t
+    char8_t class co_await co_return co_yield compl concept const const_cast consteval constexpr
+    constinit continue decltype default delete do double dynamic_cast else enum explicit export
+    extern false float for friend goto if inline int long mutable namespace new noexcept not not_eq
+    nullptr operator or or_eq private protected public register reinterpret_cast requires return
+    short signed sizeof static static_assert static_cast std struct switch template this
+    thread_local throw true try typedef typeid typename union unsigned using virtual void volatile
+    wchar_t while xor xor_eq""".split()
 )
 
 

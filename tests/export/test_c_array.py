@@ -176,6 +176,11 @@ def test_several_signatures_are_refused(int8_file, tmp_path):
         ("2nd", "model_2nd"),
         ("ResNet-8 v2", "resnet_8_v2"),
         ("int", "model_int"),
+        ("Catch", "model_catch"),
+        ("true", "model_true"),
+        ("typename", "model_typename"),
+        ("xor-eq", "model_xor_eq"),
+        ("co_await", "model_co_await"),
     ],
 )
 def test_namespaces(name, space):
