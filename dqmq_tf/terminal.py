@@ -1,13 +1,15 @@
-"""What the package shows on a terminal: the progress of long work, and tables.
+"""What the package shows on a terminal: the progress of long work, and reports as tables or JSON.
 
 Both displays of progress look alike, write to standard error, appear only on a terminal, and only
-after the work has taken two seconds. Tables go wherever their caller prints them.
+after the work has taken two seconds. Reports go wherever their caller prints them.
 
 Rich is imported when it is needed: `import dqmq_tf` does without it.
 """
 
 import contextlib
 import contextvars
+import json
+import math
 import os
 import sys
 import threading
@@ -137,6 +139,24 @@ def new_table(title: str, *columns: str, text_columns: int = 1) -> "rich.table.T
         is_text = number < text_columns
         table.add_column(column, justify="left" if is_text else "right", overflow="fold")
     return table
+
+
+def as_json(data: Any) -> str:
+    """Returns the data of a report as a JSON string. NaN and infinity, which JSON lacks, become null.
+
+    Args:
+        data: Nested dictionaries, lists and tuples of what JSON can hold.
+    """
+    return json.dumps(_finite(data), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Returns nested dictionaries and sequences with None for each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

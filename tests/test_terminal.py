@@ -1,6 +1,7 @@
 """Tests the displays of progress and the tables of `dqmq_tf.terminal`."""
 
 import io
+import json
 import time
 
 import numpy as np
@@ -119,3 +120,9 @@ def test_what_looks_like_markup_of_rich_is_shown_as_it_is():
     first, *rows = (line.strip() for line in file.getvalue().splitlines())
     assert first == "[unk], [/x], a[red]b, :cat:"
     assert [row.split()[0] for row in rows if row.endswith("8")] == names
+
+
+def test_a_report_is_valid_json_whatever_its_numbers():
+    data = {"cost": float("nan"), "rows": ({"most": float("inf")}, [-np.inf, 1.5, None])}
+    text = terminal.as_json(data)
+    assert json.loads(text) == {"cost": None, "rows": [{"most": None}, [None, 1.5, None]]}

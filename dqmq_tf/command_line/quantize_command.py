@@ -20,7 +20,7 @@ from dqmq_tf.graph.resizing import with_input_shapes
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quantize import quantize_model
 from dqmq_tf.report.summary import Summary, summary
-from dqmq_tf.terminal import Lines
+from dqmq_tf.terminal import Lines, as_json
 from dqmq_tf.training.callbacks import ProgressLine
 from dqmq_tf.training.exposure_trial import try_exposure
 
@@ -56,7 +56,7 @@ class QuantizeReport:
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in ("summary", "conversion"):
             data[name] = json.loads(data[name].to_json())
-        return json.dumps(data, indent=2)
+        return as_json(data)
 
     def __rich__(self) -> Lines:
         parts: list[Any] = [self.summary, "", self.conversion, ""]

@@ -1,7 +1,6 @@
 """The report of a conversion, with a row for each layer's weights."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from dqmq_tf.flatbuffer import ModelT, file_size, lookup_tables, metadata
 from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.lowering.write_file import WrittenFile
 from dqmq_tf.runtimes.vela_report import VelaReport
-from dqmq_tf.terminal import Lines, new_table
+from dqmq_tf.terminal import Lines, as_json, new_table
 
 
 def tensor_reports(networks: Sequence[WrittenFile]) -> tuple["TensorReport", ...]:
@@ -168,7 +167,7 @@ class ConversionReport:
 
     def to_json(self) -> str:
         """Returns the report as a JSON string."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        return as_json(dataclasses.asdict(self))
 
     def __rich__(self) -> Any:
         table = new_table(

@@ -1,7 +1,6 @@
 """`inspect_file`: lists the contents of a `.tflite` file."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from dqmq_tf.flatbuffer import (
 )
 from dqmq_tf.runtimes import vela
 from dqmq_tf.runtimes.vela_report import VelaReport
-from dqmq_tf.terminal import Lines, new_table
+from dqmq_tf.terminal import Lines, as_json, new_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ class FileContents:
 
     def to_json(self) -> str:
         """Returns the contents as a JSON string."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        return as_json(dataclasses.asdict(self))
 
     def __rich__(self) -> Any:
         if self.facts is None:

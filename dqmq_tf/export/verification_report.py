@@ -2,11 +2,10 @@
 
 import dataclasses
 import itertools
-import json
 from typing import Any
 
 from dqmq_tf.runtimes.vela_report import VelaReport
-from dqmq_tf.terminal import Lines, new_table
+from dqmq_tf.terminal import Lines, as_json, new_table
 
 _NONE = "-"
 
@@ -125,7 +124,7 @@ class VerificationReport:
 
     def to_json(self) -> str:
         """Returns the report as a JSON string."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        return as_json(dataclasses.asdict(self))
 
     def __rich__(self) -> Any:
         differ = f"{self.different_numbers} of {self.checked_numbers:,} numbers in the file differ"
@@ -179,7 +178,7 @@ class AdaptiveVerificationReport:
 
     def to_json(self) -> str:
         """Returns the report as a JSON string."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        return as_json(dataclasses.asdict(self))
 
     def __rich__(self) -> Any:
         names = [f"Precision profile {n}" for n in range(len(self.profiles))]

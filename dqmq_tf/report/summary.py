@@ -23,7 +23,7 @@ from dqmq_tf.report.rows import (
     LayerRow,
     QualityRow,
 )
-from dqmq_tf.terminal import output_console
+from dqmq_tf.terminal import as_json, output_console
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,14 +95,14 @@ class Summary:
         return sum(getattr(row, column) for row in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain data for `json.dumps`. The budget becomes `{kind: value}`."""
+        """Returns plain data for `json.dumps`. The budget becomes `{kind: value}`, NaN becomes None."""
         data = dataclasses.asdict(self)
         data["budget"] = {self.budget.kind: self.budget.value}
-        return json.loads(json.dumps(data))
+        return json.loads(as_json(data))
 
     def to_json(self) -> str:
         """Returns the summary as a JSON string."""
-        return json.dumps(self.to_dict(), indent=2)
+        return as_json(self.to_dict())
 
     def plot(self, path: str | pathlib.Path | None = None, by: str | None = None) -> "Figure":
         """Draws the bits per layer and, if the summary has data, accuracy and cost by quality.

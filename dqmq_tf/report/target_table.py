@@ -1,10 +1,9 @@
 """The table of deployment targets: what each can run, how it stores weights, what it refuses."""
 
 import dataclasses
-import json
 
 from dqmq_tf.targets import OP_KINDS, TARGETS, Target
-from dqmq_tf.terminal import Lines, new_table
+from dqmq_tf.terminal import Lines, as_json, new_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ class TargetTable:
 
     def to_json(self) -> str:
         """Returns the table as JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        return as_json(dataclasses.asdict(self))
 
     def __rich__(self) -> Lines:
         features = new_table(

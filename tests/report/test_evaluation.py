@@ -220,6 +220,10 @@ class TestLosses:
         y[-1] = ignored
         (row,) = summary(qmodel, (x, y)).qualities
         assert row.accuracy == pytest.approx(0.5) and row.samples == 8
+        # JSON has no NaN.
+        alone = summary(qmodel, (x[-1:], y[-1:]))
+        assert np.isnan(alone.qualities[-1].accuracy)
+        assert "NaN" not in alone.to_json() and alone.to_dict()["qualities"][0]["accuracy"] is None
 
 
 class TestErrors:
