@@ -163,6 +163,7 @@ class LayerRule:
             else:
                 _check(all(map(_is_integer, value)), name, value, "give integers")
                 _check(len(value) > 0, name, value, "give at least one, or None for all")
+                value = tuple(map(int, value))
             object.__setattr__(self, name, tuple(sorted(set(value))))
 
     def to_dict(self) -> dict[str, Any]:
@@ -312,12 +313,17 @@ class DQMQConfig:
             _check(value >= 0, name, value, "give 0 or more")
 
     def _check_types(self) -> None:
-        """Raises `ValueError` if an argument is of another type than its default."""
+        """Raises `ValueError` if an argument is of another type than its default.
+
+        Integers of any type become Python's.
+        """
         _check_switches(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in ("profiles", "embedding_size", "seed"):
                 _check(_is_integer(value), field.name, value, "give an integer")
+                # Keras and TensorFlow do not take all integers of NumPy.
+                object.__setattr__(self, field.name, int(value))
             elif field.name not in ("rules", "terms", "exposure"):
                 is_number = value is field.default or _is_number(value)
                 is_switch = isinstance(field.default, bool)

@@ -126,6 +126,16 @@ def test_config_can_be_restored_from_json():
     assert hash(config)
 
 
+def test_integers_of_numpy_are_those_of_python():
+    rule = LayerRule(pattern="x", weight_bits=np.arange(3, 6), activation_bits=np.int8(8))
+    config = DQMQConfig(
+        seed=np.int64(3), profiles=np.int32(2), embedding_size=np.uint8(4), rules=rule
+    )
+    data = json.loads(json.dumps(config.to_dict()))
+    assert DQMQConfig.from_dict(data) == config
+    assert (config.seed, config.profiles, config.embedding_size) == (3, 2, 4)
+
+
 def test_the_defaults_depend_on_the_kind_of_the_budget():
     operations, in_bytes = (DQMQConfig(seed=4).completed(kind) for kind in (False, True))
     assert (operations.settle, operations.initial_sigma, operations.final_sigma) == (0.6, 0.6, 0.3)

@@ -71,6 +71,15 @@ class TestModel:
             qmodel.predict(IMAGES, verbose=0), model.predict(IMAGES, verbose=0), atol=0.02
         )
 
+    @pytest.mark.parametrize("name", ["seed", "profiles"])
+    def test_integers_of_numpy_in_a_config_train_save_and_load(self, name, tmp_path):
+        config = dqmq_tf.DQMQConfig(**{name: np.int64(2)})
+        qmodel = dqmq_tf.quantize_model(network(), config=config)
+        qmodel.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
+        qmodel.train_on_batch(IMAGES, np.zeros(8))
+        qmodel.save(tmp_path / "model.keras")
+        assert keras.models.load_model(tmp_path / "model.keras").config == qmodel.config
+
     def test_nested_shared_and_custom_layers_train_save_and_load(self, tmp_path):
         keras.saving.register_keras_serializable(package="test_quantize")(Block)
         inner_inputs = keras.Input((16,))
