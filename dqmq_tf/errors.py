@@ -48,3 +48,12 @@ def check_quantized(qmodel: Any) -> None:
             f"`qmodel` must be a DQMQModel. Found {type(qmodel).__name__}. Create one with "
             "`dqmq_tf.quantize_model(model)`, or load one with `keras.models.load_model(path)`."
         )
+
+
+def check_profile(profile: Any, count: int) -> None:
+    """Raises `ValueError` if an argument `profile` is no index of one of `count` precision profiles."""
+    if profile not in range(count):
+        raise ValueError(
+            f"profile={profile!r} does not exist: the number of precision profiles is {count}. Pass an "
+            f"index from 0 to {count - 1}, or freeze the model to more profiles."
+        )

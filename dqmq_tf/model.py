@@ -8,6 +8,7 @@ from keras import ops
 
 from dqmq_tf import assembly, inputs
 from dqmq_tf.config import Budget, DQMQConfig
+from dqmq_tf.errors import check_profile
 from dqmq_tf.graph.deep_graphs import deep_graphs
 from dqmq_tf.graph.rebuild import copy_model
 from dqmq_tf.layers.trained_precision import precision_of
@@ -363,11 +364,7 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
         """
         if not self.frozen_profiles:
             raise ValueError("The model is not frozen. Call freeze() first.")
-        if profile not in range(self.frozen_profiles):
-            raise ValueError(
-                f"profile={profile!r} does not exist: the model is frozen to {self.frozen_profiles} "
-                f"profiles. Pass 0 to {self.frozen_profiles - 1}."
-            )
+        check_profile(profile, self.frozen_profiles)
         self._parts.check_finite()
         return precision_of(self._parts, ops.convert_to_numpy(self._parts.policy.assigned)[profile])
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dqmq_tf import graph as graphs
-from dqmq_tf.errors import ConversionError, check_quantized
+from dqmq_tf.errors import ConversionError, check_profile, check_quantized
 from dqmq_tf.export import adaptive as adaptives
 from dqmq_tf.export import atomic_write, conversion_report, device_checks
 from dqmq_tf.export.artifacts import artifact_paths, check_artifacts, render_artifacts
@@ -119,6 +119,8 @@ def convert(
     io_dtype = target.io_dtype if io_dtype is None else io_dtype
     if io_dtype not in IO_TYPES:
         raise ValueError(f"io_dtype={io_dtype!r} must be one of {', '.join(map(repr, IO_TYPES))}.")
+    if adaptive is None:
+        check_profile(profile, qmodel.frozen_profiles or 1)
     check_artifacts(artifacts, target)
     quantization_plan.require_quantizer()
     graph = graphs.trace(qmodel.float_model())

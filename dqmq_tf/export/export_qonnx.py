@@ -5,7 +5,7 @@ import os
 
 import keras
 
-from dqmq_tf.errors import check_quantized
+from dqmq_tf.errors import check_profile, check_quantized
 from dqmq_tf.export import atomic_write, qonnx_layers
 from dqmq_tf.export.file_paths import checked_path
 from dqmq_tf.export.qonnx_graph import Value, onnx_module
@@ -83,6 +83,7 @@ def export_qonnx(qmodel: DQMQModel, path: str | os.PathLike[str], profile: int =
     """
     check_quantized(qmodel)
     path = checked_path(path, ".onnx")
+    check_profile(profile, qmodel.frozen_profiles or 1)
     onnx_module()
     graph = qmodel._parts.graph
     qonnx_layers.check_layers(graph)

@@ -44,6 +44,18 @@ def test_report(every_bit_width):
     assert ("INT8, table" in text) == ("Tensor arena" in text) == tables
 
 
+def test_a_profile_that_does_not_exist_freezes_nothing(tmp_path):
+    qmodel = dqmq_tf.quantize_model(small_model())
+    qmodel.calibrate(images(qmodel))
+    for write, name in ((export.convert, "m.tflite"), (export.export_qonnx, "m.onnx")):
+        with pytest.raises(ValueError, match="profile=3 does not exist.*index from 0 to 0"):
+            write(qmodel, tmp_path / name, profile=3)
+        assert qmodel.frozen_profiles == 0
+    qmodel.freeze(profiles=2)
+    with pytest.raises(ValueError, match="profile=2 does not exist.*index from 0 to 1"):
+        export.convert(qmodel, tmp_path / "m.tflite", profile=2)
+
+
 def test_names_are_short_and_unique(every_bit_width):
     model = flatbuffer.read(every_bit_width[1].read_bytes())
     names = [flatbuffer.text(t.name) for t in model.subgraphs[0].tensors]
