@@ -122,7 +122,7 @@ class ParetoCheckpoint(QuantizedCallback):
         if is_searching or cost > budget.value or not math.isfinite(value):
             return
         entry = ParetoEntry(
-            file=f"{self.model.name}_{budget.kind}_{budget.value:g}.keras",
+            file=f"{self.model.name}_{budget.kind}_{budget.value:.15g}.keras",
             model=self.model.name,
             kind=budget.kind,
             budget=float(budget.value),

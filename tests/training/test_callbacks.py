@@ -151,6 +151,17 @@ class TestParetoCheckpoint:
         with pytest.raises(ValueError, match="holds values of 'val_accuracy', not of 'loss'"):
             ParetoCheckpoint(tmp_path, monitor="loss")
 
+    def test_each_budget_has_a_file_of_its_own(self, tmp_path):
+        best, model = ParetoCheckpoint(tmp_path, monitor="loss"), small_model()
+        for value in (1_234_561, 1_234_562, 1_234_562.5, 9e6):
+            qmodel = dqmq_tf.quantize_model(model, budget=dqmq_tf.Budget(bit_ops=value))
+            qmodel.calibrate(images(model))
+            best.set_model(qmodel.freeze())
+            best.on_epoch_end(0, {"cost": value, "loss": 1.0})
+        names = [f"{qmodel.name}_bit_ops_{value}.keras" for value in
+                 ("1234561", "1234562", "1234562.5", "9000000")]  # fmt: skip
+        assert sorted(entry.file for entry in best.entries()) == sorted(names)
+
     def test_the_front_leaves_out_models_that_a_cheaper_one_beats(self, tmp_path):
         values = [("download_bytes", 10, 0.5), ("download_bytes", 20, 0.8),
                   ("download_bytes", 30, 0.7), ("download_bytes", 40, 0.8),
