@@ -25,6 +25,7 @@ from dqmq_tf.model import DQMQModel
 from dqmq_tf.precision import INT16_BITS
 from dqmq_tf.runtimes import claimed, tflite_micro
 from dqmq_tf.runtimes.adaptive_interpreter import AdaptiveInterpreter
+from dqmq_tf.runtimes.registry import installed_version
 from dqmq_tf.runtimes.vela_report import VelaReport
 from dqmq_tf.targets import IO_TYPES, Target
 from dqmq_tf.terminal import stages
@@ -359,9 +360,5 @@ def _warn_over_budget(budget: Any, file: TFLiteFile, described_bytes: int, targe
 
 
 def _package_versions() -> dict[str, str]:
-    import importlib.metadata
-
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return found | (
-        {tflite_micro.PACKAGE: tflite_micro.version()} if tflite_micro.is_installed() else {}
-    )
+    micro = [tflite_micro.PACKAGE] if tflite_micro.is_installed() else []
+    return {name: installed_version(name) for name in (*_PACKAGES, *micro)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -87,7 +88,7 @@ class Runtime:
         if self.package == TFLITE_PACKAGE:
             return f"tflite-runtime {_query_python(os.environ[PYTHON_VARIABLE])[1]}"
         name = self.package.replace("_", "-")
-        return f"{name} {importlib.metadata.version(name)}"
+        return f"{name} {installed_version(name)}"
 
     @property
     def python(self) -> str:
@@ -178,6 +179,20 @@ def get(name: str) -> Runtime:
 def claimed(target: Target) -> list[Runtime]:
     """Returns the runtimes that run a target's files, installed or not, the intended one first."""
     return [get(name) for name in target.runtimes]
+
+
+def installed_version(package: str) -> str:
+    """Returns the version of an installed package.
+
+    Args:
+        package: The name of the package, such as `"tensorflow"`. What is installed may have another
+            name, such as tensorflow-cpu, and bring the same module.
+    """
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        module = importlib.import_module(package.replace("-", "_"))
+        return str(getattr(module, "__version__", "unknown"))
 
 
 def _most_scales(graph: SubGraphT, operator: OperatorT) -> int:

@@ -1,6 +1,5 @@
 """TFLite Micro on this machine: whether it is installed, running a file, its tensor arena."""
 
-import importlib.metadata
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +18,7 @@ def is_installed() -> bool:
 
 def version() -> str:
     """Returns the version of the installed TFLite Micro."""
-    return importlib.metadata.version(PACKAGE)
+    return registry.installed_version(PACKAGE)
 
 
 def require() -> None:

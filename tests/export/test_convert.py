@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.metadata
 import json
 import os
 import sys
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import rich.console
+import tensorflow as tf
 from helpers.frozen_models import batch_norm, freeze, images, small_model
 
 import dqmq_tf
@@ -54,6 +56,18 @@ def test_a_profile_that_does_not_exist_freezes_nothing(tmp_path):
     qmodel.freeze(profiles=2)
     with pytest.raises(ValueError, match="profile=2 does not exist.*index from 0 to 1"):
         export.convert(qmodel, tmp_path / "m.tflite", profile=2)
+
+
+def test_tensorflow_may_be_installed_under_another_name(small, tmp_path, monkeypatch):
+    version = importlib.metadata.version
+
+    def without_tensorflow(name):
+        return version("no-such-package" if name == "tensorflow" else name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_tensorflow)
+    versions = export.convert(small, tmp_path / "m.tflite", verify=False).package_versions
+    assert versions["tensorflow"] == tf.__version__
+    assert versions["litert-quantizer"] == version("litert-quantizer")
 
 
 def test_names_are_short_and_unique(every_bit_width):

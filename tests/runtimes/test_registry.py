@@ -13,6 +13,7 @@ from dqmq_tf.errors import ConversionError, VerificationError
 from dqmq_tf.flatbuffer import lookup_tables
 from dqmq_tf.lowering.float_file import export_float
 from dqmq_tf.runtimes import process
+from dqmq_tf.runtimes.registry import installed_version
 
 HERE = ["litert-xnnpack", "litert-builtin", "litert-reference", "tflite-micro"]
 KEY = "serving_default"
@@ -302,3 +303,12 @@ def test_weights_with_several_scales_of_which_tflite_micro_uses_one_are_refused(
         export.convert(qmodel, tmp_path / "model.tflite", data=data)
     assert not list(tmp_path.iterdir())
     export.convert(freeze(model, target=micro, data=data), tmp_path / "model.tflite", data=data)
+
+
+def test_the_version_of_a_package_that_is_installed_under_another_name(tmp_path, monkeypatch):
+    assert installed_version("keras") == keras.__version__
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "some_engine.py").write_text('__version__ = "2.21.0"')
+    (tmp_path / "other_engine.py").write_text("")
+    assert installed_version("some-engine") == "2.21.0"
+    assert installed_version("other-engine") == "unknown"
