@@ -81,10 +81,8 @@ def check_vela_budget(budget: Budget, report: VelaReport | None) -> None:
     """
     if budget.kind not in VELA_KINDS:
         return
-    if report is None:
-        raise ImportError(
-            f"Budget {budget.kind} is checked by Vela, which is not installed: pip install ethos-u-vela"
-        )
+    vela.require(f"Budget {budget.kind}")
+    assert report is not None
     cost = {"vela_flash_bytes": report.flash_bytes, "vela_cycles": report.cycles}[budget.kind]
     if cost > budget.value:
         raise ConversionError(

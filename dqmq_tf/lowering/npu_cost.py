@@ -47,10 +47,7 @@ class NpuCost:
 
 def require_vela(kind: str) -> None:
     """Raises `ImportError` if Vela, which measures a budget of this kind, is not installed."""
-    if vela.program() is None:
-        raise ImportError(
-            f"Budget {kind} is measured by Vela, which is not installed: pip install ethos-u-vela"
-        )
+    vela.require(f"Budget {kind}")
 
 
 def measure_on_npu(written: WrittenFile, target: Target) -> NpuCost:

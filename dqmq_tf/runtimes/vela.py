@@ -34,6 +34,21 @@ def program() -> str | None:
     return beside_python or shutil.which("vela")
 
 
+def require(purpose: str) -> str:
+    """Returns the path of the `vela` program.
+
+    Args:
+        purpose: What needs it, for the message, such as `"Budget vela_cycles"`.
+
+    Raises:
+        ImportError: If `ethos-u-vela` is not installed.
+    """
+    path = program()
+    if path is None:
+        raise ImportError(f"{purpose} needs Vela, which is not installed: pip install ethos-u-vela")
+    return path
+
+
 def compile_file(
     contents: bytes | TFLiteFile, accelerator: str = DEFAULT_ACCELERATOR
 ) -> tuple[bytes, VelaReport]:
@@ -53,9 +68,7 @@ def compile_file(
     """
     file = TFLiteFile.of(contents)
     check_vela_can_compile(file.model)
-    vela = program()
-    if vela is None:
-        raise ImportError("Compiling for Ethos-U needs Vela: pip install ethos-u-vela")
+    vela = require("Compiling for Ethos-U")
     compiled, output, summary, operators = _compiled(vela, file.contents, accelerator)
     constants = _constants(output)
     report = VelaReport(

@@ -7,6 +7,7 @@ import rich
 from helpers.frozen_models import every_bit_width_model, freeze, images, small_model
 
 from dqmq_tf import export, flatbuffer, targets
+from dqmq_tf.config import Budget
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export import device_checks
 from dqmq_tf.flatbuffer import TFLiteFile, lookup_tables
@@ -43,8 +44,11 @@ def test_files_of_several_networks_are_refused(int8_file):
 
 def test_a_missing_vela_is_named(int8_file, monkeypatch):
     monkeypatch.setattr(vela, "program", lambda: None)
-    with pytest.raises(ImportError, match="pip install ethos-u-vela"):
+    message = "needs Vela, which is not installed: pip install ethos-u-vela"
+    with pytest.raises(ImportError, match=f"Compiling for Ethos-U {message}"):
         vela.compile_file(int8_file)
+    with pytest.raises(ImportError, match=f"Budget vela_cycles {message}"):
+        device_checks.check_vela_budget(Budget(vela_cycles=9), None)
 
 
 def test_a_file_is_checked_for_vela_even_without_vela(int8_file, monkeypatch):
