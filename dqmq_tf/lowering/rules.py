@@ -13,6 +13,7 @@ from dqmq_tf.graph.aliases import sources_of
 from dqmq_tf.graph.hidden_inputs import hidden_input
 from dqmq_tf.graph.kernels import is_float
 from dqmq_tf.graph.plain_classes import plain_class
+from dqmq_tf.graph.splitting import makes_mask
 from dqmq_tf.lowering import data_movement, elementwise, float_fallback, functions, linear, padding
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
 
@@ -52,7 +53,7 @@ def check_supported(graph: Graph) -> None:
     for node in graph.nodes:
         layer = node.layer
         name = type(layer).__name__
-        if isinstance(layer, keras.layers.Masking) or getattr(layer, "mask_zero", False):
+        if makes_mask(layer):
             raise UnsupportedLayerError(
                 node.path,
                 f"{name}: it makes a mask",
