@@ -199,7 +199,7 @@ def _steps_of(graph: Graph, node: Node, names: set[str]) -> list[_Step]:
         return [_Step(name=name, affine=constant_map(graph, node))]
     if not _is_hard_sigmoid(node.layer):
         return [_Step(name=name, ceiling=relu_ceiling(node.layer))]
-    scale_name = free_name(node.layer, [names], "scale")
+    scale_name = free_name(f"{node.layer.name}_scale", [names])
     sixth = Affine(np.full(1, 1 / 6), np.full(1, 0.5))
     return [_Step(name=scale_name, affine=sixth), _Step(name=name, ceiling=1.0)]
 

@@ -207,7 +207,7 @@ def _splitters(graph: Graph) -> dict[int, _Splitter]:
         if kind is SplitAttention and (is_masked or not all(map(_attends_plainly, layer_calls))):
             continue
         scopes = [names[n.path[: len(n.path) - len(layer.name)]] for n in layer_calls]
-        name_part = functools.partial(free_name, layer, scopes)
+        name_part = functools.partial(_part_name, layer, scopes)
         lengths = [_lengths(inlined, layer_calls)] if kind is SplitAttention else []
         splitters[key] = kind(layer, name_part, *lengths)
     return splitters
@@ -278,9 +278,19 @@ def _names(graph: Graph, prefix: str = "") -> dict[str, set[str]]:
     return names
 
 
-def free_name(layer: Any, scopes: Iterable[set[str]], part: str) -> str:
-    """Returns `<name>_<part>`, with a number if a model has a layer of that name already."""
-    base = name = f"{layer.name}_{part}"
+def _part_name(layer: Any, scopes: Iterable[set[str]], part: str) -> str:
+    """Returns a free name for a part of a layer."""
+    return free_name(f"{layer.name}_{part}", scopes)
+
+
+def free_name(base: str, scopes: Iterable[set[str]]) -> str:
+    """Returns a name, with a number if a layer has it already, and adds it to the names of layers.
+
+    Args:
+        base: The name without a number.
+        scopes: The names of layers in each model that the new layer is for. The name is added.
+    """
+    name = base
     number = 0
     while any(name in scope for scope in scopes):
         number += 1

@@ -12,6 +12,7 @@ import numpy as np
 from dqmq_tf.graph.from_keras import trace
 from dqmq_tf.graph.plain_pixels import IMAGE_RANK
 from dqmq_tf.graph.rebuild import copy_model, put_in_front, single
+from dqmq_tf.graph.splitting import free_name
 from dqmq_tf.inputs import labeled_batches, structured
 from dqmq_tf.layers.exposure import Exposure
 from dqmq_tf.terminal import with_progress
@@ -215,16 +216,10 @@ def _behind_exposure(model: keras.Model, position: int, batches: list[_Batch]) -
     # Images of one batch may be dark, so the usual ranges are tried first.
     white = 1.0 if highest <= 1 else max(255.0, highest)
     value_range = (lowest, highest) if lowest < 0 else (0.0, white)
-    layer = Exposure(value_range=value_range, name=_free_name(model), dtype="float32")
+    own_name = free_name("exposure", [{other.name for other in model.layers}])
+    layer = Exposure(value_range=value_range, name=own_name, dtype="float32")
     layer.adapt(images)
     return put_in_front(model, position, layer)
-
-
-def _free_name(model: keras.Model) -> str:
-    """Returns a name that no layer of a model has."""
-    taken = {layer.name for layer in model.layers}
-    names = itertools.chain(["exposure"], (f"exposure_{number}" for number in itertools.count(1)))
-    return next(name for name in names if name not in taken)
 
 
 def _shuffled(data: Any) -> Any:
