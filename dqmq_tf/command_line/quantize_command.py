@@ -126,11 +126,8 @@ def _train_and_convert(
     kinds = [kind for kind in BUDGET_KINDS if getattr(arguments, kind) is not None]
     budget = Budget(**{kind: getattr(arguments, kind) for kind in kinds}) if kinds else None
     if arguments.exposure == "auto":
-        others = None
-        if data.validation is not None:
-            seed = arguments.seed + 1
-            others = _for_model(data.validation, arguments, form, seed, with_quality=False)
-        trial = try_exposure(model, train, others)
+        # The images held back measure the result, so they must not decide about it.
+        trial = try_exposure(model, train)
         print(trial)
         model = trial.model
     config = DQMQConfig(seed=arguments.seed)
