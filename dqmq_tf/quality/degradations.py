@@ -137,7 +137,7 @@ def degrade(
     Raises:
         TypeError: If the images are neither integers nor floats.
         ValueError: If another argument is invalid.
-        tf.errors.InvalidArgumentError: If float images are far outside the range.
+        tf.errors.InvalidArgumentError: If images are far outside the range.
 
     Example:
 

@@ -153,7 +153,7 @@ def mixed_quality(
         TypeError: If `dataset` is not a `tf.data.Dataset`, or its images are neither integers nor
             floats.
         ValueError: If another argument is invalid, or the dataset is empty.
-        tf.errors.InvalidArgumentError: During iteration, if float images are far outside the range.
+        tf.errors.InvalidArgumentError: During iteration, if images are far outside the range.
 
     Example:
 

@@ -53,12 +53,13 @@ def to_unit(images: tf.Tensor, value_range: tuple[float, float]) -> tf.Tensor:
         value_range: The range `(low, high)`.
 
     Raises:
-        tf.errors.InvalidArgumentError: When run, if float values exceed the range by more than a
-            quarter of its width. The images then have another range, and clipping would destroy them.
+        tf.errors.InvalidArgumentError: When run, if values exceed the range by more than a quarter of
+            its width. The images then have another range, and clipping would destroy them.
     """
     low, high = value_range
     unit = (tf.cast(images, tf.float32) - low) / (high - low)
-    if images.dtype.is_floating:
+    holds_others = images.dtype.is_floating or low > images.dtype.min or high < images.dtype.max
+    if holds_others:
         least, most = tf.reduce_min(unit), tf.reduce_max(unit)
         inside = tf.debugging.Assert(
             tf.logical_and(least >= -0.25, most <= 1.25),

@@ -44,3 +44,19 @@ def test_a_small_overshoot_is_clipped_and_a_large_one_refused():
     np.testing.assert_allclose(to_unit(tf.constant([-0.1, 1.2]), (0, 1)), [0, 1])
     with pytest.raises(tf.errors.InvalidArgumentError, match="value_range"):
         to_unit(tf.constant([0.0, 255.0]), (0, 1))
+
+
+@pytest.mark.parametrize(
+    "dtype, values, value_range",
+    [("uint16", [0, 60_000], (0, 255)), ("int32", [-200, 255], (0, 255)), ("uint8", [0, 9], (0, 1))],
+)
+def test_integers_far_outside_the_range_are_refused(dtype, values, value_range):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="value_range"):
+        to_unit(tf.constant(values, dtype), value_range)
+
+
+def test_integers_of_a_whole_type_need_no_check():
+    graph = tf.function(lambda images: to_unit(images, (0, 255))).get_concrete_function(
+        tf.TensorSpec([4], tf.uint8)
+    )
+    assert "Assert" not in {operation.type for operation in graph.graph.get_operations()}
