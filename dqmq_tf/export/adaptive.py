@@ -17,7 +17,7 @@ from dqmq_tf.inputs import collect, joined, labeled_batches, structured
 from dqmq_tf.lowering.lowered_model import LoweredModel
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.precision import ActivationPrecision
-from dqmq_tf.quality.degradations import KINDS
+from dqmq_tf.quality.degradations import NUMBERED_KINDS, check_kind_numbers
 from dqmq_tf.runtimes import in_process
 from dqmq_tf.runtimes.adaptive_interpreter import AdaptiveInterpreter
 from dqmq_tf.targets import PROFILE_COUNTS, ROUTINGS, Target
@@ -83,11 +83,13 @@ def inputs_and_qualities(
     last = spec[-1] if isinstance(spec, tuple) and len(spec) > 1 else None
     if not (isinstance(last, dict) and "kind" in last):
         return collect(data, qmodel, samples), None
-    names, parts = ["clean", *KINDS], []
+    parts: list[list[np.ndarray]] = []
     found: list[str] = []
     for arrays, rest in labeled_batches(data, qmodel, may_be_endless=True):
         parts.append(arrays)
-        found += [names[int(kind)] for kind in np.ravel(rest[-1]["kind"])]
+        kinds = np.ravel(rest[-1]["kind"]).astype(int)
+        check_kind_numbers(kinds)
+        found += [NUMBERED_KINDS[kind] for kind in kinds]
         if len(found) >= samples:
             break
     return [array[:samples] for array in joined(parts)], found[:samples]

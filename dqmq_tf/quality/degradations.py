@@ -5,6 +5,7 @@ import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from dqmq_tf.quality import blur, noise, photometric, resolution
@@ -34,6 +35,8 @@ DEGRADATIONS: dict[str, _Degradation] = {
 }
 
 KINDS = tuple(DEGRADATIONS)
+# The names of the numbers that `mixed_quality` gives with each image.
+NUMBERED_KINDS = ("clean", *KINDS)
 SEVERITIES = (1, 2, 3, 4, 5)
 # An array of 3 axes is one image if it has at most so many channels. If it has more, it is more likely
 # a batch of gray images without an axis of channels, which would be degraded as one image.
@@ -44,6 +47,16 @@ def check_kind(kind: Any) -> None:
     """Raises `ValueError` unless a name is one of `KINDS`."""
     if kind not in KINDS:
         raise ValueError(f"`kind` {kind!r} is not known. Choose from: {', '.join(KINDS)}.")
+
+
+def check_kind_numbers(numbers: Any) -> None:
+    """Raises `ValueError` unless an array holds indices of `NUMBERED_KINDS`."""
+    lowest, highest = np.min(numbers), np.max(numbers)
+    if lowest < 0 or highest > len(KINDS):
+        raise ValueError(
+            f"`data` must have kinds from 0 (clean) to {len(KINDS)}, as quality.mixed_quality "
+            f"produces them. Found {lowest} to {highest}."
+        )
 
 
 def check_severity(severity: Any) -> None:

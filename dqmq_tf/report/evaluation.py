@@ -11,7 +11,7 @@ from keras import ops
 
 from dqmq_tf import inputs
 from dqmq_tf.model import DQMQModel
-from dqmq_tf.quality.degradations import KINDS
+from dqmq_tf.quality.degradations import NUMBERED_KINDS, check_kind_numbers
 from dqmq_tf.quality.measures import is_measurable, measure
 from dqmq_tf.report.following import in_company, is_alone, shuffled_model
 from dqmq_tf.terminal import with_progress
@@ -54,7 +54,7 @@ class Evaluation:
 
     def kind_names(self) -> np.ndarray | None:
         """Returns the name of the kind of each input, or None if the kinds are unknown."""
-        return None if self.kinds is None else np.array(["clean", *KINDS])[self.kinds[:, 0]]
+        return None if self.kinds is None else np.array(NUMBERED_KINDS)[self.kinds[:, 0]]
 
 
 def _predictions(qmodel: DQMQModel, x: list[np.ndarray]) -> Any:
@@ -113,7 +113,8 @@ def evaluate(qmodel: DQMQModel, data: Any) -> Evaluation:
     kinds = None
     if columns.keys() >= _KIND_KEYS:
         kind, severity = (columns.pop(name) for name in ("kind", "severity"))
-        kinds = _checked_kinds(np.stack([kind, severity], axis=1).astype("int64"))
+        kinds = np.stack([kind, severity], axis=1).astype("int64")
+        check_kind_numbers(kinds[:, 0])
     metric = next((name for name in _METRICS if all(name in batch for batch in scores)), None)
     return Evaluation(
         embeddings=np.concatenate(embeddings),
@@ -224,16 +225,6 @@ def _batch_count(qmodel: DQMQModel, data: Any) -> int | None:
     rank = getattr(keras.tree.flatten(data.element_spec)[0].shape, "rank", None)
     is_batched = rank == len(qmodel.inputs[0].shape)
     return int(data.cardinality()) if is_batched else -(-int(data.cardinality()) // _BATCH_SIZE)
-
-
-def _checked_kinds(kinds: np.ndarray) -> np.ndarray:
-    lowest, highest = kinds[:, 0].min(), kinds[:, 0].max()
-    if lowest < 0 or highest > len(KINDS):
-        raise ValueError(
-            f"`data` must have kinds from 0 (clean) to {len(KINDS)}, as quality.mixed_quality "
-            f"produces them. Found {lowest} to {highest}."
-        )
-    return kinds
 
 
 def _classes(y: Any, prediction: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dqmq_tf.budget.costs import CostModel
-from dqmq_tf.quality.degradations import KINDS
+from dqmq_tf.quality.degradations import NUMBERED_KINDS
 from dqmq_tf.report.decision_statistics import DecisionStatistics
 from dqmq_tf.report.evaluation import Evaluation
 from dqmq_tf.report.rows import FifthRow, QualityRow
@@ -29,7 +29,7 @@ def quality_rows(
         cases, case_of = np.unique(evaluation.kinds, axis=0, return_inverse=True)
         for index, (kind, severity) in enumerate(cases.tolist()):
             row = _score_row(statistics, costs, evaluation, case_of.ravel() == index)
-            yield QualityRow(kind=("clean", *KINDS)[kind], severity=severity, **row)
+            yield QualityRow(kind=NUMBERED_KINDS[kind], severity=severity, **row)
     everything = np.ones(len(evaluation.embeddings), bool)
     row = _score_row(statistics, costs, evaluation, everything)
     yield QualityRow(kind="all", severity=None, **row)

@@ -12,7 +12,7 @@ from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.config import Budget
 from dqmq_tf.errors import check_quantized
 from dqmq_tf.model import DQMQModel
-from dqmq_tf.quality.degradations import KINDS
+from dqmq_tf.quality.degradations import NUMBERED_KINDS
 from dqmq_tf.report import evaluation, score_rows
 from dqmq_tf.report.decision_statistics import DecisionStatistics
 from dqmq_tf.report.following import followers
@@ -294,7 +294,7 @@ def _activation_rows(
 def _bit_statistics(bits: np.ndarray, kind_names: np.ndarray | None) -> BitStatistics:
     by_kind = {}
     if kind_names is not None:
-        for kind in ("clean", *KINDS):
+        for kind in NUMBERED_KINDS:
             is_kind = kind_names == kind
             if is_kind.any():
                 by_kind[kind] = float(bits[is_kind].mean())

@@ -168,6 +168,15 @@ def test_shares_of_shuffled_data_are_those_of_the_same_inputs(frozen, tmp_path):
         assert len(shares) == 3 and all(max(share) > 0.9 for share in shares)
 
 
+@pytest.mark.parametrize("kind", [-1, len(quality.KINDS) + 1])
+def test_shares_of_an_unknown_kind_are_refused(kind, frozen, tmp_path):
+    qmodel, x = frozen
+    kinds = {"kind": np.full(len(x), kind)}
+    data = tf.data.Dataset.from_tensor_slices((x, np.zeros(len(x)), kinds)).batch(32)
+    with pytest.raises(ValueError, match=f"Found {kind} to {kind}"):
+        dqmq_tf.convert(qmodel, tmp_path / "a.tflite", adaptive=3, data=data, verify=False)
+
+
 def test_verify_takes_the_profiles_apart(frozen, tmp_path):
     qmodel, x = frozen
     path = tmp_path / "a.tflite"

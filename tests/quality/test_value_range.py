@@ -48,7 +48,11 @@ def test_a_small_overshoot_is_clipped_and_a_large_one_refused():
 
 @pytest.mark.parametrize(
     "dtype, values, value_range",
-    [("uint16", [0, 60_000], (0, 255)), ("int32", [-200, 255], (0, 255)), ("uint8", [0, 9], (0, 1))],
+    [
+        ("uint16", [0, 60_000], (0, 255)),
+        ("int32", [-200, 255], (0, 255)),
+        ("uint8", [0, 9], (0, 1)),
+    ],
 )
 def test_integers_far_outside_the_range_are_refused(dtype, values, value_range):
     with pytest.raises(tf.errors.InvalidArgumentError, match="value_range"):
