@@ -23,7 +23,8 @@ def checked_path(path: str | os.PathLike[str], suffix: str) -> pathlib.Path:
         raise ValueError(f"path={str(path)!r} must end in {suffix!r}.")
     if path.is_dir():
         raise IsADirectoryError(f"path={str(path)!r} is a folder. Give the name of a file in it.")
-    parent = path.absolute().parent
+    # Where the path is a symbolic link, the file that it points to is written.
+    parent = pathlib.Path(os.path.realpath(path)).parent
     if not parent.is_dir():
         raise FileNotFoundError(f"The folder {str(parent)!r} of path={str(path)!r} does not exist.")
     try:

@@ -43,3 +43,32 @@ def test_a_failing_write_changes_nothing(tmp_path):
         atomic_write.write_together({tmp_path / "a": b"new", tmp_path / "missing" / "b": b"new"})
     assert (tmp_path / "a").read_text() == "old"
     assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+@pytest.mark.parametrize("unnamed_files", [True, False])
+def test_files_have_the_permissions_that_the_umask_leaves(
+    unnamed_files, umask, mode, tmp_path, monkeypatch
+):
+    if not unnamed_files:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    before = os.umask(umask)
+    try:
+        atomic_write.write_together({tmp_path / "a": b"new"})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_stays_and_the_file_it_points_to_is_written(exists, tmp_path):
+    for folder in ("links", "files"):
+        (tmp_path / folder).mkdir()
+    if exists:
+        (tmp_path / "files" / "a").write_text("old")
+    link = tmp_path / "links" / "a"
+    link.symlink_to("../files/a")
+    atomic_write.write_together({link: b"new", tmp_path / "files" / "b": b"new"})
+    assert link.is_symlink() and names(tmp_path / "links") == ["a"]
+    assert (tmp_path / "files" / "a").read_text() == "new"
+    assert names(tmp_path / "files") == ["a", "b"]
