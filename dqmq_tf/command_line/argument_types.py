@@ -2,8 +2,10 @@
 
 import argparse
 import math
+import os
 import pathlib
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -67,7 +69,7 @@ def keras_path(text: str) -> pathlib.Path:
 def json_path(text: str) -> str:
     """Returns `"-"`, or the path of a file to write."""
     if text != "-":
-        _check_folder(pathlib.Path(text))
+        _check_can_be_written(pathlib.Path(text))
     return text
 
 
@@ -171,11 +173,23 @@ def _path_to_write(text: str, suffix: str) -> pathlib.Path:
     path = pathlib.Path(text)
     if path.suffix != suffix:
         raise argparse.ArgumentTypeError(f"{text!r} does not end in {suffix}")
-    _check_folder(path)
+    _check_can_be_written(path)
     return path
 
 
-def _check_folder(path: pathlib.Path) -> None:
-    """Refuses a path in a folder that does not exist: minutes of work would be lost at the end."""
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}")
+def _check_can_be_written(path: pathlib.Path) -> None:
+    """Refuses a path that cannot be written: minutes of work would be lost at the end."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {str(folder)!r}")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{str(path)!r} is a folder")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise argparse.ArgumentTypeError(f"the file {str(path)!r} cannot be written")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"the folder {str(folder)!r} cannot be written: {error}"
+        ) from error

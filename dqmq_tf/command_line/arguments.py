@@ -255,7 +255,7 @@ def _add_quantize(parser: argparse.ArgumentParser) -> None:
 def _check_quantize(arguments: argparse.Namespace) -> None:
     """Raises `ArgumentTypeError` if arguments of `quantize` contradict each other."""
     if arguments.save is None:
-        arguments.save = arguments.output.with_suffix(".keras")
+        arguments.save = keras_path(str(arguments.output.with_suffix(".keras")))
     if arguments.save.resolve() == arguments.model.resolve():
         raise argparse.ArgumentTypeError(
             f"the trained model would overwrite {arguments.model}: give --save=FILE"

@@ -144,11 +144,16 @@ def test_the_loss_is_for_probabilities_or_logits_as_the_model_predicts(name):
 
 def test_wrong_use_is_named_before_any_training(place, tmp_path, capsys):
     model, data, output = place / "float.keras", f"--data={place / 'images'}", tmp_path / "x.tflite"
-    (tmp_path / "empty").mkdir()
+    folder = tmp_path / "folder.keras"
+    for path in (tmp_path / "empty", folder):
+        path.mkdir()
     for words, message in (
         ((model, output), "--data"),
         ((model, output, "--data=./nowhere"), "there is no folder './nowhere'"),
         ((model, tmp_path / "no" / "x.tflite", data), "there is no folder"),
+        ((model, output, data, f"--save={folder}"), "is a folder"),
+        ((model, folder.with_suffix(".tflite"), data), "is a folder"),
+        ((model, output, data, f"--json={tmp_path}"), "is a folder"),
         ((model, output, data, "--kinds=fog"), "--kinds needs --mix"),
         ((model, output, data, "--mix", "--kinds=rain"), "'rain' is none of"),
         ((model, output, data, "--mix", "--severity=0,3"), "range from 1 to 5"),
@@ -168,6 +173,24 @@ def test_wrong_use_is_named_before_any_training(place, tmp_path, capsys):
         assert call("quantize", *words) == commands.WRONG_USE, words
         assert message in capsys.readouterr().err
     assert not output.exists() and not output.with_suffix(".keras").exists()
+
+
+def test_files_that_cannot_be_written_are_named_before_any_training(
+    place, tmp_path, capsys, monkeypatch
+):
+    words = (place / "float.keras", tmp_path / "x.tflite", f"--data={place / 'images'}")
+    kept = tmp_path / "kept.keras"
+    kept.touch()
+    monkeypatch.setattr("os.access", lambda path, mode: path != kept)
+    assert call("quantize", *words, f"--save={kept}") == commands.WRONG_USE
+    assert f"'{kept}' cannot be written" in capsys.readouterr().err
+
+    def refuse(*args, **kwargs):
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert call("quantize", *words) == commands.WRONG_USE
+    assert f"'{tmp_path}' cannot be written: read-only" in capsys.readouterr().err
 
 
 def test_an_image_that_cannot_be_read_is_named(place, tmp_path, capsys):
