@@ -36,8 +36,49 @@ alignas(16) std::uint8_t arena[ARENA_BYTES];
 
 enum class Reading { kWhole, kEnd, kBroken };
 
-std::size_t Count(const TfLiteTensor& tensor) {
-  return tensor.type == kTfLiteFloat32 ? tensor.bytes / sizeof(float) : tensor.bytes;
+// Bytes of a number of a type; 0 for a type that this program does not know.
+std::size_t Width(TfLiteType type) {
+  switch (type) {
+    case kTfLiteFloat32:
+    case kTfLiteInt32:
+      return 4;
+    case kTfLiteInt16:
+      return 2;
+    case kTfLiteInt8:
+      return 1;
+    default:
+      return 0;
+  }
+}
+
+std::size_t Count(const TfLiteTensor& tensor) { return tensor.bytes / Width(tensor.type); }
+
+// Sets a number of an input. Where the input has a grid, it is rounded half to even as in training.
+void Set(TfLiteTensor& tensor, std::size_t i, float value) {
+  if (tensor.type == kTfLiteFloat32) {
+    tensor.data.f[i] = value;
+  } else if (tensor.type == kTfLiteInt32) {  // It has no grid: an index, such as that of a word.
+    tensor.data.i32[i] = static_cast<std::int32_t>(value);
+  } else {
+    const float most = tensor.type == kTfLiteInt16 ? 32767.0f : 127.0f;
+    const float rounded = std::nearbyint(value / tensor.params.scale) +
+                          static_cast<float>(tensor.params.zero_point);
+    const float clipped = std::fmin(std::fmax(rounded, -most - 1.0f), most);
+    if (tensor.type == kTfLiteInt16) {
+      tensor.data.i16[i] = static_cast<std::int16_t>(clipped);
+    } else {
+      tensor.data.int8[i] = static_cast<std::int8_t>(clipped);
+    }
+  }
+}
+
+// Returns a number of an output.
+double Get(const TfLiteTensor& tensor, std::size_t i) {
+  if (tensor.type == kTfLiteFloat32) return tensor.data.f[i];
+  // The precision profile that an adaptive network chose, or an index.
+  if (tensor.type == kTfLiteInt32) return tensor.data.i32[i];
+  const std::int32_t integer = tensor.type == kTfLiteInt16 ? tensor.data.i16[i] : tensor.data.int8[i];
+  return tensor.params.scale * static_cast<float>(integer - tensor.params.zero_point);
 }
 
 // Reads one input; kEnd if not even its first number is there.
@@ -56,32 +97,14 @@ Reading Read(TfLiteTensor& tensor, const model::Normalization& normalization) {
       const std::size_t channel = i % normalization.channels;
       value = (value - normalization.mean[channel]) / normalization.std[channel];
     }
-    if (tensor.type == kTfLiteFloat32) {
-      tensor.data.f[i] = value;
-      continue;
-    }
-    // To the grid of the input, half to even as in training.
-    const float rounded = std::nearbyint(value / tensor.params.scale) +
-                          static_cast<float>(tensor.params.zero_point);
-    tensor.data.int8[i] = static_cast<std::int8_t>(std::fmin(std::fmax(rounded, -128.0f), 127.0f));
+    Set(tensor, i, value);
   }
   return Reading::kWhole;
 }
 
 void Print(const TfLiteTensor& tensor) {
-  if (tensor.type == kTfLiteInt32) {  // The precision profile that an adaptive network chose.
-    std::printf("%d\n", static_cast<int>(tensor.data.i32[0]));
-    return;
-  }
   const std::size_t count = Count(tensor);
-  for (std::size_t i = 0; i < count; ++i) {
-    const float value =
-        tensor.type == kTfLiteFloat32
-            ? tensor.data.f[i]
-            : tensor.params.scale *
-                  static_cast<float>(tensor.data.int8[i] - tensor.params.zero_point);
-    std::printf(i ? " %.9g" : "%.9g", static_cast<double>(value));
-  }
+  for (std::size_t i = 0; i < count; ++i) std::printf(i ? " %.9g" : "%.9g", Get(tensor, i));
   std::printf("\n");
 }
 
@@ -89,10 +112,7 @@ void PrintLabel(const TfLiteTensor& scores) {
   if (model::kLabelCount == 0 || Count(scores) != model::kLabelCount) return;
   std::size_t best = 0;
   for (std::size_t i = 1; i < model::kLabelCount; ++i) {
-    const bool higher = scores.type == kTfLiteFloat32
-                            ? scores.data.f[i] > scores.data.f[best]
-                            : scores.data.int8[i] > scores.data.int8[best];
-    if (higher) best = i;
+    if (Get(scores, i) > Get(scores, best)) best = i;
   }
   std::fprintf(stderr, "%s\n", model::kLabels[best]);
 }
@@ -109,8 +129,11 @@ TfLiteStatus Run(tflite::MicroInterpreter& interpreter) {
 #endif
 }
 
-bool Supported(const TfLiteTensor& tensor) {
-  return tensor.type == kTfLiteFloat32 || tensor.type == kTfLiteInt8;
+bool Supported(const TfLiteTensor& tensor, const char* kind, std::size_t number) {
+  if (Width(tensor.type) > 0) return true;
+  std::fprintf(stderr, "%s %u has a type that this program does not know.\n", kind,
+               static_cast<unsigned>(number));
+  return false;
 }
 
 }  // namespace
@@ -138,7 +161,10 @@ int main() {
                static_cast<unsigned>(interpreter.arena_used_bytes()),
                static_cast<unsigned>(sizeof(arena)));
   for (std::size_t i = 0; i < interpreter.inputs_size(); ++i) {
-    if (!Supported(*interpreter.input(i))) return 1;
+    if (!Supported(*interpreter.input(i), "Input", i)) return 1;
+  }
+  for (std::size_t i = 0; i < interpreter.outputs_size(); ++i) {
+    if (!Supported(*interpreter.output(i), "Output", i)) return 1;
   }
   for (;;) {
     for (std::size_t i = 0; i < interpreter.inputs_size(); ++i) {
