@@ -25,6 +25,17 @@ def test_a_static_file_gives_the_same_bits(tab, files):
     assert {(result["profile"], result["exposure"]) for result in results} == {(None, None)}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_channels_have_the_order_that_the_file_names(dtype, tab):
+    script = """async ({type, color}) => {
+      const {inputValues} = await import("./model.js");
+      const input = {type, mean: [0, 0, 0], std: [1, 1, 1], color, channels: 3};
+      return [...inputValues(input, {values: Float32Array.of(1, 2, 3, 4, 5, 6)})];
+    }"""
+    assert tab.evaluate(script, {"type": dtype, "color": "RGB"}) == [1, 2, 3, 4, 5, 6]
+    assert tab.evaluate(script, {"type": dtype, "color": "BGR"}) == [3, 2, 1, 6, 5, 4]
+
+
 @pytest.mark.filterwarnings("ignore:.*experimental_preserve_all_tensors")
 def test_a_file_with_exposure_gives_the_same_bits_and_its_numbers(tab, files):
     contents = files["exposure"]

@@ -258,3 +258,21 @@ def test_the_camera_gives_pictures(page, files):
     page.get_by_role("button", name="Stop the camera").click()
     expect(page.get_by_role("button", name="Use the camera")).to_be_visible()
     assert page.evaluate("document.getElementById('video').srcObject") is None
+
+
+def test_clicks_while_the_camera_starts_open_it_only_once(page):
+    page.evaluate("""() => {
+      const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+      globalThis.streams = [];
+      navigator.mediaDevices.getUserMedia = async (wanted) => {
+        const stream = await open(wanted);
+        streams.push(stream);
+        return stream;
+      };
+      for (const _ of [1, 2, 3]) document.getElementById("camera").click();
+    }""")
+    page.get_by_role("button", name="Stop the camera").click()
+    expect(page.get_by_role("button", name="Use the camera")).to_be_visible()
+    page.wait_for_timeout(500)
+    live = "streams.flatMap((stream) => stream.getTracks()).filter((t) => t.readyState === 'live')"
+    assert page.evaluate(f"[streams.length, {live}.length]") == [1, 0]

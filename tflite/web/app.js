@@ -16,6 +16,7 @@ let picture = null;
 let seed = 1;
 let isStale = false;
 let isRunning = false;
+let cameraStarts = false;
 
 /** Shows the result of the current picture and settings. Calls while it runs are merged into one. */
 async function update() {
@@ -66,12 +67,16 @@ async function toggleCamera() {
     stopCamera();
     return;
   }
+  if (cameraStarts) return; // The person is being asked, and clicked again.
+  cameraStarts = true;
   element("picture-error").textContent = "";
   try {
     await camera.start();
   } catch (error) {
     element("picture-error").textContent = error.message;
     return;
+  } finally {
+    cameraStarts = false;
   }
   showCameraState();
   while (camera.isOn) {

@@ -54,11 +54,11 @@ function checked(work) {
  * @param image Pixels from 0 to 255 of the input's size.
  */
 export function inputValues({ type, mean, std, color, channels }, { values }) {
-  if (type === "uint8") return Uint8Array.from(values);
-  return Float32Array.from({ length: values.length }, (_, i) => {
+  const from = (i) => (color === "BGR" ? i - 2 * (i % channels) + channels - 1 : i);
+  if (type === "uint8") return Uint8Array.from(values, (_, i) => values[from(i)]);
+  return Float32Array.from(values, (_, i) => {
     const channel = i % channels;
-    const from = color === "BGR" ? i - 2 * channel + channels - 1 : i;
-    return Math.fround(values[from] - mean[channel]) / std[channel];
+    return Math.fround(values[from(i)] - mean[channel]) / std[channel];
   });
 }
 
