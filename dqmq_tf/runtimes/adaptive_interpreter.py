@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dqmq_tf.errors import FileFormatError
 from dqmq_tf.flatbuffer import TFLiteFile
-from dqmq_tf.runtimes import in_process
+from dqmq_tf.runtimes import in_process, process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,14 +82,16 @@ class AdaptiveInterpreter:
             An `AdaptiveResult`.
 
         Raises:
-            ValueError: If there are no inputs, or their shapes are not those of the model.
+            ValueError: If there are no inputs, or if their number, their lengths or their shapes are not
+                those of the model.
         """
         arrays = [
             np.asarray(array, np.float32)
             for array in (inputs if isinstance(inputs, (list, tuple)) else [inputs])
         ]
-        if not arrays or not len(arrays[0]):
-            raise ValueError("There are no inputs: pass at least one.")
+        process.check_inputs(
+            arrays, max(len(network.inputs) for network in self._networks.values())
+        )
         rows, profiles, times = [], [], []
         for i in range(len(arrays[0])):
             sample = [array[i : i + 1] for array in arrays]

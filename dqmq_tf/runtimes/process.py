@@ -87,7 +87,8 @@ def run(
 
     Raises:
         ImportError: If the runtime is not installed.
-        ValueError: If there is no such runtime or signature.
+        ValueError: If there is no such runtime or signature, or not one array for each input, with at
+            least one sample.
         FileFormatError: If the contents are not a complete TFLite file.
         VerificationError: If the runtime refuses the file, crashes on it, or hangs.
 
@@ -113,6 +114,7 @@ def run(
         "arena_limit": _arena_limit(file),
         **_inputs_and_outputs(file, chosen, signature),
     }
+    check_inputs(inputs, len(request["inputs"]))
     with tempfile.TemporaryDirectory(prefix="dqmq_tf_") as name:
         folder = pathlib.Path(name)
         (folder / "model.tflite").write_bytes(file.contents)
@@ -127,6 +129,26 @@ def run(
                 arena_bytes=result["arena_bytes"],
                 tensors={i: arrays[f"tensor{i}"] for i in tensors if f"tensor{i}" in arrays},
             )
+
+
+def check_inputs(arrays: Sequence[np.ndarray], count: int) -> None:
+    """Checks that there is an array for each input of a file, all with as many samples.
+
+    Args:
+        arrays: The arrays, `[samples, ...]` each.
+        count: The number of inputs of the file.
+
+    Raises:
+        ValueError: If there are others, or no samples.
+    """
+    shapes = [np.shape(array) for array in arrays]
+    if len(arrays) != count or len({shape[:1] for shape in shapes}) > 1:
+        raise ValueError(
+            f"The file takes {count} input{'s' * (count != 1)}, but there are {len(arrays)} arrays of "
+            f"the shapes {shapes[:8]}. Give one array [N, ...] for each input, with the same N."
+        )
+    if not all(len(array) for array in arrays):
+        raise ValueError("There are no inputs: pass at least one.")
 
 
 def _inputs_and_outputs(

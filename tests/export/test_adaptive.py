@@ -168,6 +168,17 @@ def test_shares_of_shuffled_data_are_those_of_the_same_inputs(frozen, tmp_path):
         assert len(shares) == 3 and all(max(share) > 0.9 for share in shares)
 
 
+@pytest.mark.parametrize("routing", ["signatures", "graph"])
+def test_arrays_that_are_not_one_for_each_input_are_refused(routing, frozen, tmp_path):
+    qmodel, x = frozen
+    path = tmp_path / "a.tflite"
+    dqmq_tf.convert(qmodel, path, adaptive=3, data=x, verify=False, routing=routing)
+    interpreter = dqmq_tf.AdaptiveInterpreter(path)
+    for batches in ([x[:2], x[2:4]], list(x[:2])):
+        with pytest.raises(ValueError, match="takes 1 input, but there are 2 arrays"):
+            interpreter(batches)
+
+
 @pytest.mark.parametrize("kind", [-1, len(quality.KINDS) + 1])
 def test_shares_of_an_unknown_kind_are_refused(kind, frozen, tmp_path):
     qmodel, x = frozen

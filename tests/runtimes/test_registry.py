@@ -156,6 +156,14 @@ def test_a_refusal_contains_the_message_of_the_runtime(contents, inputs):
         runtimes.run(contents, [inputs[0][:, :4]])
 
 
+def test_arrays_that_are_not_one_for_each_input_are_refused(contents, inputs):
+    for arrays in ([*inputs, *inputs], inputs[0], []):
+        with pytest.raises(ValueError, match=f"takes 1 input, but there are {len(arrays)} arrays"):
+            runtimes.run(contents, arrays)
+    with pytest.raises(ValueError, match="There are no inputs"):
+        runtimes.run(contents, [inputs[0][:0]])
+
+
 def test_contents_that_are_not_a_tflite_file_are_refused(inputs):
     with pytest.raises(ConversionError, match="Not a TFLite file"):
         runtimes.run(b"something else entirely", inputs)
