@@ -16,10 +16,12 @@ from dqmq_tf.layers.user_quantizer import UserQuantizer
 from dqmq_tf.policy import decision_tensor
 
 
+@keras.saving.register_keras_serializable(package="dqmq_tf")
 class Constants:
     """Call arguments that are not tensors.
 
-    Keras rejects them in `**kwargs` next to tensors, so they are passed as one object.
+    Keras rejects them in `**kwargs` next to tensors, so they are passed as one object. It has a config,
+    because the config of a model tells which layers are called with what.
 
     Args:
         values: The arguments by name.
@@ -27,6 +29,13 @@ class Constants:
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
+
+    def get_config(self) -> dict[str, Any]:
+        return {"values": dict(self.values)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Constants":
+        return cls(keras.saving.deserialize_keras_object(config["values"]))
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")

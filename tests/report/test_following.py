@@ -63,6 +63,24 @@ class TestShuffledModel:
         found = ShuffledModel(per_sample).predict_on_batch([same])
         assert found == pytest.approx(per_sample.predict_on_batch(same), abs=1e-5)
 
+    @pytest.mark.parametrize("kind", ["LSTM", "causal attention", "TimeDistributed"])
+    def test_layers_with_arguments_that_are_no_tensors_run(self, kind):
+        x = inputs = keras.Input((4, 5))
+        if kind == "LSTM":
+            x = keras.layers.LSTM(3, return_sequences=True)(x, mask=None)
+        elif kind == "TimeDistributed":
+            x = keras.layers.TimeDistributed(keras.layers.Dense(3))(x)
+        else:
+            x = keras.layers.MultiHeadAttention(1, 3)(x, x, use_causal_mask=True)
+        model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(x)))
+        qmodel = dqmq_tf.quantize_model(model, target="simulation")
+        sequences = np.random.default_rng(0).normal(size=(8, 4, 5)).astype("float32")
+        qmodel.calibrate(sequences)
+        same = np.repeat(sequences[:1], 8, axis=0)
+        found = ShuffledModel(qmodel).predict_on_batch([same])
+        assert found == pytest.approx(qmodel.predict_on_batch(same), abs=1e-5)
+        assert summary(qmodel, (sequences, np.zeros(8))).qualities[-1].shuffled is not None
+
     def test_embeddings_are_those_of_another_input(self, per_sample, arrays, monkeypatch):
         encoder = per_sample._parts.encoder
         first = np.array(encoder(arrays[0]))[:, 0]
