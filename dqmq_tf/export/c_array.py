@@ -1,7 +1,6 @@
 """`write_c_array`: a file as a C++ array with a header, for firmware that runs TFLite Micro."""
 
 import os
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from dqmq_tf import flatbuffer, runtimes
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export.atomic_write import write_together
+from dqmq_tf.export.file_paths import checked_path
 from dqmq_tf.flatbuffer import ModelT, TFLiteFile
 from dqmq_tf.flatbuffer.lookup_tables import DECODE
 from dqmq_tf.runtimes import tflite_micro
@@ -59,15 +59,14 @@ def write_c_array(
         ConversionError: If the file needs an operator that TFLite Micro does not have, or if several
             of its subgraphs have a signature.
         ValueError: If `path` does not end in `.cc`.
-        OSError: If a file cannot be written. In this case, no file has changed.
+        OSError: If a file cannot be written, or its folder does not exist. In this case, no file has
+            changed.
 
     Example:
 
     >>> write_c_array(pathlib.Path("model.tflite").read_bytes(), "model.cc")
     """
-    path = pathlib.Path(path)
-    if path.suffix != ".cc":
-        raise ValueError(f"path={str(path)!r} must end in '.cc'. The header is written beside it.")
+    path = checked_path(path, ".cc")
     file = TFLiteFile.of(contents)
     if arena_bytes is None:
         arena_bytes = tflite_micro.arena_bytes(file)

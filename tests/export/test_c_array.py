@@ -190,3 +190,13 @@ def test_namespaces(name, space):
 def test_the_suffix_is_checked(tmp_path):
     with pytest.raises(ValueError, match="must end in '.cc'"):
         export.write_c_array(b"", tmp_path / "model.h")
+
+
+def test_the_folder_is_checked_first(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"The folder '.*missing' of path=.* does not exist"
+    ):
+        export.write_c_array(b"", tmp_path / "missing" / "model.cc")
+    (tmp_path / "model.cc").mkdir()
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        export.write_c_array(b"", tmp_path / "model.cc")
