@@ -1,5 +1,6 @@
 """`from_tf_keras`: a model of Keras 2, rebuilt of Keras 3 layers with its weights."""
 
+import contextlib
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,7 +58,8 @@ def from_tf_keras(model: Any) -> keras.Model:
     pairs: list[tuple[str, Any, Any]] = []
     rebuilt = _rebuild(tf_keras, model, "", pairs)
     for path, old, new in pairs:
-        _copy_weights(path, old, new)
+        if not isinstance(old, tf_keras.Model):
+            _copy_weights(path, old, new)
     _check_outputs(tf_keras, model, rebuilt)
     return rebuilt
 
@@ -81,7 +83,7 @@ def _rebuild(
         tf_keras: The module.
         model: The `tf_keras` model.
         prefix: The beginning of the paths of its layers, such as `"backbone/"`.
-        pairs: Gets `(path, old layer, new layer)` of each layer.
+        pairs: Gets `(path, old layer, new layer)` of each layer and each nested model.
     """
     if isinstance(model, tf_keras.Sequential):
         (source,) = model.inputs
@@ -102,11 +104,18 @@ def _rebuild(
 
 
 def _layer(tf_keras: Any, layer: Any, prefix: str, pairs: list[tuple[str, Any, Any]]) -> Any:
-    """Rebuilds a layer or a nested model, without its weights."""
+    """Rebuilds a layer or a nested model, without its weights.
+
+    What a nested model shares with another model is rebuilt once.
+    """
+    for _, old, new in pairs:
+        if old is layer:
+            return new
     path = prefix + layer.name
     if isinstance(layer, tf_keras.Model):
-        return _rebuild(tf_keras, layer, f"{path}/", pairs)
-    new = keras_2_layers.rebuilt(layer, path)
+        new = _rebuild(tf_keras, layer, f"{path}/", pairs)
+    else:
+        new = keras_2_layers.rebuilt(layer, path)
     pairs.append((path, layer, new))
     return new
 
@@ -338,6 +347,10 @@ def _has_one_output(layer: Any) -> bool:
     try:
         output = layer.output
     except (AttributeError, ValueError):
+        return False
+    # The first of several calls may be one in another model.
+    with contextlib.suppress(AttributeError, ValueError):
+        layer.get_output_at(1)
         return False
     is_inner = type(layer).__name__ != "InputLayer" and not hasattr(layer, "layers")
     return is_inner and not isinstance(output, (list, tuple, dict))

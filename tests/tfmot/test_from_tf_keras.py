@@ -78,6 +78,21 @@ def test_shared_layers_and_nested_models():
     assert_predicts_the_same(model, rebuilt, noise(2, 6, 4), noise(2, 6, 4))
 
 
+@pytest.mark.parametrize("is_model", [False, True])
+def test_what_a_nested_model_shares_with_the_whole_model_stays_one(is_model):
+    shared = old.Dense(3, name="shared")
+    if is_model:
+        shared = tf_keras.Sequential([old.Input((3,)), shared], name="block")
+    part = tf_keras.Input((3,))
+    nested = tf_keras.Model(part, shared(old.ReLU()(part)), name="nested")
+    x = tf_keras.Input((3,))
+    model = randomize(tf_keras.Model(x, shared(nested(x))))
+    rebuilt = dqmq_tf.from_tf_keras(model)
+    assert rebuilt.count_params() == model.count_params() == 12
+    assert rebuilt.layers[-1] is rebuilt.get_layer("nested").layers[-1]
+    assert_predicts_the_same(model, rebuilt, np.random.default_rng(0).normal(size=(4, 3)))
+
+
 def test_sequences():
     model = tf_keras.Sequential(
         [
