@@ -84,8 +84,8 @@ def verify(
             runtime, the differences and the first tensor that differs.
         ConversionError: If Vela rejects the file.
         ImportError: If one of `runtimes` is not installed.
-        ValueError: If one of `runtimes` is unknown, if `samples` is less than 1, or if `data` contains
-            no inputs.
+        ValueError: If one of `runtimes` is unknown, if `samples` is less than 1, if `agreement` is no
+            share, or if `data` contains no inputs.
         FileNotFoundError: If the file does not exist.
 
     Example:
@@ -98,6 +98,8 @@ def verify(
     check_single_process(qmodel)
     if samples < 1:
         raise ValueError(f"samples={samples!r}: give 1 or more inputs to compare.")
+    if agreement is not None and not 0 <= agreement <= 1:
+        raise ValueError(f"agreement={agreement!r} must be a share from 0 to 1, such as 0.98.")
     try:
         file = TFLiteFile.load(path)
         facts = file.metadata

@@ -74,6 +74,12 @@ def test_missing_file(small, tmp_path):
         export.verify(small, tmp_path / "nothing.tflite", images(small, 4))
 
 
+@pytest.mark.parametrize("agreement", [99, -0.1, float("nan")])
+def test_an_agreement_that_is_no_share(agreement, small, small_file):
+    with pytest.raises(ValueError, match=f"agreement={agreement} must be a share from 0 to 1"):
+        export.verify(small, small_file[0], images(small, 4), agreement=agreement)
+
+
 def test_other_model(small_file):
     other = freeze(small_model(), {"conv": 3})
     with pytest.raises(VerificationError, match="numbers of this model.*conv"):
