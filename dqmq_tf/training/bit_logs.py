@@ -6,7 +6,7 @@ import keras
 
 
 class BitLogs(keras.callbacks.Callback):
-    """Adds the epoch means of the search's figures to the logs, under the same names in every phase.
+    """Adds the figures of `BitTraining.figures` to the logs, under the same names in every phase.
 
     It runs before the user's callbacks, so that they find the figures in `logs`. `train_step` still
     returns only what Keras's own returns, and so does `train_on_batch`.

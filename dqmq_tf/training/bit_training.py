@@ -261,12 +261,15 @@ class BitTraining:
             metric.reset_state()
 
     def figures(self) -> dict[str, float]:
-        """Returns the means of the recorded figures; the cost of settled bits is computed exactly."""
+        """Returns the means of the recorded figures; bits that are settled and their cost as they are."""
         means = {name: float(metric.result()) for name, metric in self._figures.items()}
         if not self.is_searching:
             if self._settled_cost is None:
                 self._settled_cost = self.keeper.assigned_cost(self.seen())
             means["cost"] = self._settled_cost
+            # In the epoch in which bits settle, the mean over steps would be that of other bits.
+            decision = self.parts.policy(ops.convert_to_tensor(self.seen()), training=False)
+            means["mean_bits"] = float(mean_bits(decision, self.parts.costs))
         return means
 
     def seen(self, data: Any = None) -> np.ndarray:

@@ -1,10 +1,12 @@
 """The figures of the bits in the logs of `fit`, and metrics that would take their names."""
 
 import keras
+import numpy as np
 import pytest
-from helpers.small_networks import network
+from helpers.small_networks import compiled, images, network
 
 import dqmq_tf
+from dqmq_tf.training.bit_history import mean_bits
 
 
 def cost(y_true, y_pred):
@@ -40,3 +42,20 @@ def test_metrics_of_several_outputs_have_the_name_of_the_output_in_front():
     bits = keras.metrics.MeanSquaredError(name="bits")
     with pytest.raises(ValueError, match="has 'bits', which `fit` would log as 'mean_bits'"):
         qmodel.compile("adam", "mse", metrics=[[bits], None])
+
+
+def test_the_mean_bits_of_an_epoch_that_ends_settled_are_those_of_the_settled_bits():
+    model = network()
+    qmodel = compiled(dqmq_tf.quantize_model(model, budget=dqmq_tf.Budget(download_bytes=7_000)))
+    x, y = images(128), np.arange(128) % 10
+    # The bits settle within the epoch: its first steps are taken with others.
+    history = qmodel.fit(x, y, batch_size=8, epochs=1, verbose=0)
+    assert dqmq_tf.summary(qmodel).phase == "settled"
+    bits = mean_bits(qmodel)
+    sizes = {
+        f"{layer.name}:kernel": np.prod(layer.kernel.shape)
+        for layer in model.layers
+        if hasattr(layer, "kernel")
+    }
+    mean = sum(bits[point] * size for point, size in sizes.items()) / sum(sizes.values())
+    assert history.history["mean_bits"] == [pytest.approx(mean, abs=1e-4)]
