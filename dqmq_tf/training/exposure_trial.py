@@ -99,8 +99,8 @@ def try_exposure(
         validation_data: Labeled batches for the comparison, on which the model was not trained. None
             to hold back one batch of five of `data`. If the model has learned those, or if `data`
             repeats itself, the comparison is not fair.
-        steps: The largest number of steps. Up to 2,048 samples are read again and again. With more,
-            the trial ends with the data.
+        steps: The number of steps. Where `data` has fewer batches, its first 2,048 samples are read
+            again and again.
         learning_rate: The learning rate of Adam at the start. It falls to 0 along a cosine.
 
     Returns:
@@ -246,7 +246,7 @@ def _labeled(
 def _to_train_on(
     first: list[_Batch], others: Iterator[_Batch], held_back: list[_Batch], hold_every: int
 ) -> Iterator[_Batch]:
-    """Yields the batches to train on. Data that are all among the first are read again and again.
+    """Yields the batches to train on. After the last one, the first ones come again and again.
 
     Args:
         first: The first batches.
@@ -262,7 +262,7 @@ def _to_train_on(
         if number < len(first):
             again.append(batch)
         yield batch
-    while again and _count(first) < _ADAPT_IMAGES:
+    while again:
         yield from again
 
 

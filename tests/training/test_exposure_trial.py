@@ -8,6 +8,7 @@ import tensorflow as tf
 import dqmq_tf
 from dqmq_tf import quality
 from dqmq_tf.layers import Exposure
+from dqmq_tf.training import exposure_trial
 
 SHAPE = (16, 16, 1)
 
@@ -100,6 +101,14 @@ def test_batches_are_read_once_and_sample_weights_count(trained, night):
     dataset = tf.data.Dataset.from_tensor_slices((x[:96], y[:96])).batch(32)
     trial = dqmq_tf.try_exposure(trained, dataset, steps=3)
     assert (trial.steps, trial.samples) == (3, 32) and trial.loss > 0
+
+
+def test_more_data_than_are_kept_do_not_shorten_the_trial(trained, night):
+    more = tuple(np.concatenate([array, array]) for array in night)
+    assert len(more[0]) > exposure_trial._ADAPT_IMAGES
+    # 90 batches, of which one of five is held back.
+    trial = dqmq_tf.try_exposure(trained, more, steps=80)
+    assert trial.steps == 80
 
 
 @pytest.mark.parametrize("batched", [True, False])
