@@ -62,10 +62,12 @@ class ExposureTrial:
 
     def __str__(self) -> str:
         verdict = "pays" if self.pays else "does not pay"
+        # The network had its whole training without the layer, and the layer a few steps.
+        hope = "" if self.pays else " A network trained behind it from the start may still gain."
         return (
             f"Exposure {verdict}: after {self.steps} steps the loss on {self.samples} samples is "
             f"{self.loss:.4f} without it and {self.exposed_loss:.4f} with it, a gain of "
-            f"{self.gain:.4f} ± {self.error:.4f}."
+            f"{self.gain:.4f} ± {self.error:.4f}.{hope}"
         )
 
 
