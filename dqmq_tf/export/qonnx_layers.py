@@ -19,6 +19,7 @@ from dqmq_tf.graph.activations import is_relu
 from dqmq_tf.graph.aliases import sources_of
 from dqmq_tf.graph.constant_maps import Affine
 from dqmq_tf.graph.fusion import pool_size
+from dqmq_tf.graph.plain_classes import keras_name
 from dqmq_tf.lowering.folding import as_float64
 
 _layers = keras.layers
@@ -61,7 +62,7 @@ def _writer(node: Node) -> LayerWriter:
     layer = node.layer
     writer = _WRITERS.get(type(layer))
     if writer is None and not isinstance(layer, keras.Layer):
-        writer = _OPERATION_WRITERS.get(type(layer).__name__)
+        writer = _OPERATION_WRITERS.get(keras_name(layer))
     if isinstance(layer, _layers.Activation):
         writer = _ACTIVATION_WRITERS.get(layer.activation)
     if writer is None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from dqmq_tf.graph.plain_classes import plain_class
+from dqmq_tf.graph.plain_classes import keras_name, plain_class
 
 
 def last_activation(output: Any) -> str:
@@ -46,7 +46,7 @@ def is_relu(layer: Any) -> bool:
     if plain_class(layer) is keras.layers.ReLU:
         is_plain = not layer.negative_slope and not layer.threshold
         return is_plain and layer.max_value != 0
-    return type(layer).__name__ in _RELUS
+    return keras_name(layer) in _RELUS
 
 
 def relu_ceiling(layer: Any) -> float:
@@ -54,7 +54,7 @@ def relu_ceiling(layer: Any) -> float:
     if plain_class(layer) is keras.layers.ReLU:
         return float("inf") if layer.max_value is None else float(layer.max_value)
     activation = getattr(layer, "activation", None)
-    is_relu6 = activation is keras.activations.relu6 or type(layer).__name__ == "Relu6"
+    is_relu6 = activation is keras.activations.relu6 or keras_name(layer) == "Relu6"
     return 6.0 if is_relu6 else float("inf")
 
 
@@ -83,8 +83,8 @@ def fixed_range(layer: Any) -> str:
     activation = layer.activation if plain_class(layer) is keras.layers.Activation else None
     if activation in (keras.activations.softmax, keras.activations.sigmoid):
         return "unit"
-    if type(layer).__name__ in ("Softmax", "Sigmoid"):
+    if keras_name(layer) in ("Softmax", "Sigmoid"):
         return "unit"
-    if activation is keras.activations.tanh or type(layer).__name__ == "Tanh":
+    if activation is keras.activations.tanh or keras_name(layer) == "Tanh":
         return "tanh"
     return "affine"

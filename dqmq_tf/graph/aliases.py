@@ -18,7 +18,7 @@ import numpy as np
 from dqmq_tf.graph.activations import is_relu, relu_ceiling
 from dqmq_tf.graph.cloning import runs_custom_code
 from dqmq_tf.graph.kernels import PIXELS, is_float, kernel_variables
-from dqmq_tf.graph.plain_classes import plain_class
+from dqmq_tf.graph.plain_classes import keras_name, plain_class
 from dqmq_tf.graph.trial_runs import call_at_inference, random_inputs
 
 if typing.TYPE_CHECKING:
@@ -107,7 +107,7 @@ def may_change_nothing(layer: Any) -> bool:
     Args:
         layer: A layer or a function, such as `keras.layers.RandomCrop`.
     """
-    kind = type(layer).__name__
+    kind = keras_name(layer)
     is_candidate = kind.startswith("Random") or kind in _MAYBE_IDENTITIES
     return (is_candidate or runs_custom_code(layer)) and not kernel_variables(layer)
 
@@ -120,8 +120,8 @@ def _computation(node: Node, aliases: dict[int, int]) -> Hashable:
         arguments = node.arguments(ids)
         structure = repr(keras.tree.map_structure(lambda leaf: None, arguments))
         key = (structure, *map(_frozen, keras.tree.flatten(arguments)))
-        if type(layer).__name__ in _ARITHMETIC:
-            return (type(layer).__name__, *key[1:])
+        if keras_name(layer) in _ARITHMETIC:
+            return (keras_name(layer), *key[1:])
         if is_relu(layer):
             return ("relu", relu_ceiling(layer), *key[1:])
         if getattr(layer, "weights", ()) or runs_custom_code(layer):
@@ -163,7 +163,7 @@ def _equal_tensors(graph: Graph, node: Node) -> dict[int, int]:
 def _is_known_identity(layer: Any) -> bool:
     if plain_class(layer) is keras.layers.Activation:
         return layer.activation is keras.activations.linear
-    return type(layer).__name__ in _IDENTITIES
+    return keras_name(layer) in _IDENTITIES
 
 
 def _run(graph: Graph, node: Node, is_wide: bool) -> dict[int, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from dqmq_tf.errors import FloatOnly
 from dqmq_tf.graph.graph import Graph, Node
-from dqmq_tf.graph.plain_classes import plain_class
+from dqmq_tf.graph.plain_classes import keras_name, plain_class
 
 # The operations of a tensor and a constant, by class name, as Keras does not export their classes.
 _OPERATIONS = {"Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Negative"}
@@ -34,7 +34,7 @@ def is_constant_map(node: Node) -> bool:
     if isinstance(node.layer, keras.layers.Layer):
         # A subclass may compute something else.
         return type(node.layer) in (keras.layers.Rescaling, keras.layers.Normalization)
-    return type(node.layer).__name__ in _OPERATIONS and len(node.inputs) == 1
+    return keras_name(node.layer) in _OPERATIONS and len(node.inputs) == 1
 
 
 def constant_map(graph: Graph, node: Node) -> Affine:
@@ -90,7 +90,7 @@ def _of_normalization(layer: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _of_operation(graph: Graph, node: Node) -> tuple[Any, Any]:
     """Returns multiplier and offset of an operation of a tensor and a constant, or of `-x`."""
-    kind, (source,) = type(node.layer).__name__, node.inputs
+    kind, (source,) = keras_name(node.layer), node.inputs
     if kind == "Negative":
         return -1.0, 0.0
     args, kwargs = node.arguments({source: _TENSOR})

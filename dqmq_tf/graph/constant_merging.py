@@ -22,6 +22,7 @@ from dqmq_tf.graph.fold_rules import is_foldable
 from dqmq_tf.graph.from_keras import trace_nested
 from dqmq_tf.graph.graph import Graph, Node, inline
 from dqmq_tf.graph.kernels import is_float
+from dqmq_tf.graph.plain_classes import keras_name
 from dqmq_tf.graph.rebuild import rebuild
 from dqmq_tf.graph.splitting import free_name, has_masks
 
@@ -168,7 +169,7 @@ def _is_hard_sigmoid(layer: Any) -> bool:
     """Whether a layer or operation is `relu6(x + 3) / 6`."""
     if type(layer) is keras.layers.Activation:
         return layer.activation is keras.activations.hard_sigmoid
-    return type(layer).__name__ == "HardSigmoid"
+    return keras_name(layer) == "HardSigmoid"
 
 
 def _merged(graph: Graph, row: Sequence[Node], names: set[str]) -> list[_Step] | None:

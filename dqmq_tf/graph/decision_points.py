@@ -35,6 +35,7 @@ from dqmq_tf.graph.kernels import (
     multiply_accumulates,
     op_kind,
 )
+from dqmq_tf.graph.plain_classes import keras_name
 from dqmq_tf.graph.trial_runs import unused_kernels
 from dqmq_tf.graph.user_outputs import user_floats, user_quantized
 from dqmq_tf.precision import INT16_BITS
@@ -319,14 +320,11 @@ def _embedding_indices(graph: Graph) -> set[int]:
 
     def reads_indices(node: Node) -> bool:
         # `NotEqual` computes the mask of an embedding.
-        if (
-            isinstance(node.layer, keras.layers.Embedding)
-            or type(node.layer).__name__ == "NotEqual"
-        ):
+        if isinstance(node.layer, keras.layers.Embedding) or keras_name(node.layer) == "NotEqual":
             return True
         if moves_values(graph, node) or sources_of(graph, node) is not None:
             return all(t in indices for t in node.outputs)
-        return type(node.layer).__name__ == "Cast" and not is_float(graph.dtypes[node.outputs[0]])
+        return keras_name(node.layer) == "Cast" and not is_float(graph.dtypes[node.outputs[0]])
 
     computed = [t for node in graph.nodes for t in node.outputs]
     for tensor in [*reversed(computed), *graph.inputs]:

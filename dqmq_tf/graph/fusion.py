@@ -12,7 +12,7 @@ from dqmq_tf.graph.activations import is_relu
 from dqmq_tf.graph.fold_rules import is_foldable
 from dqmq_tf.graph.graph import Graph, Node
 from dqmq_tf.graph.kernels import is_float
-from dqmq_tf.graph.plain_classes import plain_class
+from dqmq_tf.graph.plain_classes import keras_name, plain_class
 
 # A slot is the place where a tensor is computed: the path of the layer, the number of the call and
 # the number of the output. The model's inputs have the empty path and the call `INPUT_CALL`.
@@ -90,7 +90,7 @@ def tensor_slots(graph: Graph) -> dict[int, Slot]:
 
 def shares_scale(graph: Graph, node: Node) -> bool:
     """Whether the outputs of a node have the scale of its inputs: it moves or averages values."""
-    kind = type(node.layer).__name__
+    kind = keras_name(node.layer)
     is_average = kind in _AVERAGES or kind.startswith(_GLOBAL_AVERAGE)
     if graph.functions_share_scales:
         is_average = is_average or kind in _AVERAGE_FUNCTIONS or kind == "Mean"
@@ -99,7 +99,7 @@ def shares_scale(graph: Graph, node: Node) -> bool:
 
 def moves_values(graph: Graph, node: Node) -> bool:
     """Whether each value that a node outputs is a value of its inputs, or zero."""
-    kind = type(node.layer).__name__
+    kind = keras_name(node.layer)
     if kind in _EXACT:
         return True
     if kind not in _EXACT_FUNCTIONS or not graph.functions_share_scales:
@@ -113,12 +113,12 @@ def moves_values(graph: Graph, node: Node) -> bool:
 
 def rounds(node: Node) -> bool:
     """Whether a node that shares the scale of its input computes new values, between the old."""
-    return type(node.layer).__name__ in _AVERAGES | _AVERAGE_FUNCTIONS
+    return keras_name(node.layer) in _AVERAGES | _AVERAGE_FUNCTIONS
 
 
 def computes_means(graph: Graph, node: Node) -> bool:
     """Whether the integer kernel of an average pool computes a node, which rounds in its own way."""
-    is_pool = type(node.layer).__name__ in _AVERAGE_POOLS
+    is_pool = keras_name(node.layer) in _AVERAGE_POOLS
     return is_pool and shares_scale(graph, node)
 
 
@@ -129,7 +129,7 @@ def is_global_average(graph: Graph, node: Node) -> bool:
     a local average pool must share, only a few integers would be left for them. The mean of a
     single position is that position.
     """
-    layer, kind = node.layer, type(node.layer).__name__
+    layer, kind = node.layer, keras_name(node.layer)
     before, after = graph.shapes[node.inputs[0]], graph.shapes[node.outputs[0]]
     if kind == "Mean":
         axes = range(len(before)) if layer.axis is None else layer.axis
@@ -162,4 +162,4 @@ def _is_fused(graph: Graph, tensor: int) -> bool:
         or node.path in graph.folds
         or plain_class(node.layer) is keras.layers.BatchNormalization
     )
-    return is_relu(reader.layer) and (is_affine or type(node.layer).__name__ in _FUSES_RELU)
+    return is_relu(reader.layer) and (is_affine or keras_name(node.layer) in _FUSES_RELU)

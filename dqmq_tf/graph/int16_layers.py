@@ -11,6 +11,7 @@ import keras
 from dqmq_tf.graph.fusion import fused_tensors
 from dqmq_tf.graph.graph import Graph, Node
 from dqmq_tf.graph.kernels import PIXELS, is_linear
+from dqmq_tf.graph.plain_classes import keras_name
 
 # Layers and operations by class name, as Keras does not export the classes of its operations.
 _LAYERS = {
@@ -57,7 +58,7 @@ def _computing(graph: Graph, tensor: int, fused: set[int]) -> list[Node]:
 
 def _has_kernel(node: Node) -> bool:
     """Returns whether the operator of a node has an int16 kernel."""
-    layer, kind = node.layer, type(node.layer).__name__
+    layer, kind = node.layer, keras_name(node.layer)
     if is_linear(layer) or isinstance(layer, keras.layers.Activation):
         known = [keras.activations.get(name) for name in _ACTIVATIONS]
         return getattr(layer, "groups", 1) == 1 and layer.activation in (None, *known)

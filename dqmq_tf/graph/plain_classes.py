@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from dqmq_tf.graph.cloning import is_from_keras
+
 # What is known of these classes goes into kernels before and behind them.
 _KNOWN = (
     keras.layers.Activation,
@@ -14,6 +16,24 @@ _KNOWN = (
 )
 # What a class may define without computing something else.
 _HARMLESS = {"get_config", "from_config"}
+
+
+def keras_name(layer: Any) -> str:
+    """Returns the name of the class of a layer or operation of Keras, `""` for any other class.
+
+    Keras does not export the classes of its operations, so they are known by their names. A class of
+    the user's own may have the same name.
+
+    Args:
+        layer: A layer or operation, or None.
+
+    Example:
+
+    >>> keras_name(keras.layers.Add())
+    'Add'
+    """
+    kind = type(layer)
+    return kind.__name__ if is_from_keras(kind) else ""
 
 
 def plain_class(layer: Any) -> type:

@@ -7,6 +7,7 @@ import keras
 from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
 from dqmq_tf.graph import Node
 from dqmq_tf.graph.fusion import is_global_average
+from dqmq_tf.graph.plain_classes import keras_name
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
 from dqmq_tf.lowering.elementwise import (
     call_copy,
@@ -22,7 +23,7 @@ def check_interpolation(node: Node) -> None:
     """Rejects a resize that TFLite has no kernel for, not even in floating point."""
     layer = node.layer
     is_layer = isinstance(layer, (keras.layers.Resizing, keras.layers.UpSampling2D))
-    if not is_layer and type(layer).__name__ != "Resize":
+    if not is_layer and keras_name(layer) != "Resize":
         return
     if getattr(layer, "antialias", False):
         option = "antialias=True"

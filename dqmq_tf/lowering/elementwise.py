@@ -12,6 +12,7 @@ from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
 from dqmq_tf.graph import Node
 from dqmq_tf.graph.activations import grid_ceiling, is_relu
 from dqmq_tf.graph.constant_maps import Affine, constant_map
+from dqmq_tf.graph.plain_classes import keras_name
 from dqmq_tf.lowering import folding
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
 from dqmq_tf.precision import INT16_BITS, ActivationPrecision
@@ -209,7 +210,7 @@ def call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """
     operands = keras.tree.flatten((args, kwargs))
     if (
-        type(layer).__name__ == "Add"
+        keras_name(layer) == "Add"
         and all(keras.backend.is_keras_tensor(operand) for operand in operands)
         and any(len(operand.shape) > 2 and operand.shape[-1] == 1 for operand in operands)
     ):

@@ -13,6 +13,7 @@ import tensorflow as tf
 from dqmq_tf.errors import UnsupportedLayerError
 from dqmq_tf.graph import Node
 from dqmq_tf.graph.cloning import clone_layer, copy_state, has_variables
+from dqmq_tf.graph.plain_classes import keras_name
 from dqmq_tf.lowering import elementwise
 from dqmq_tf.lowering.builder import LoweringBuilder
 from dqmq_tf.lowering.separate_layers import separate_layers
@@ -56,7 +57,7 @@ def _for_file(operation: Any) -> Any:
 
     To find the index of the largest value, Keras tells -0.0 from 0.0, by the bits of the numbers.
     """
-    function = _INDICES.get(type(operation).__name__)
+    function = _INDICES.get(keras_name(operation))
     if function is None or operation.axis is None:
         return operation
 

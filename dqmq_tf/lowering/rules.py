@@ -12,7 +12,7 @@ from dqmq_tf.graph import Graph, Node
 from dqmq_tf.graph.aliases import sources_of
 from dqmq_tf.graph.hidden_inputs import hidden_input
 from dqmq_tf.graph.kernels import is_float
-from dqmq_tf.graph.plain_classes import plain_class
+from dqmq_tf.graph.plain_classes import keras_name, plain_class
 from dqmq_tf.graph.splitting import makes_mask
 from dqmq_tf.lowering import data_movement, elementwise, float_fallback, functions, linear, padding
 from dqmq_tf.lowering.builder import Lowering, LoweringBuilder
@@ -91,7 +91,7 @@ def _integer_lowering(builder: LoweringBuilder, node: Node) -> Lowering:
     kind = plain_class(node.layer)
     lowering = _LOWERINGS.get(kind)
     if lowering is None and not isinstance(node.layer, keras.Layer):
-        lowering = _OPERATIONS.get(kind.__name__)
+        lowering = _OPERATIONS.get(keras_name(node.layer))
     if lowering is None:
         raise FloatOnly(f"TFLite has no integer kernel for {kind.__name__}")
     is_function = not isinstance(node.layer, keras.Layer)

@@ -11,7 +11,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from dqmq_tf.graph.cloning import is_from_keras, layers_inside
+from dqmq_tf.graph.cloning import layers_inside
+from dqmq_tf.graph.plain_classes import keras_name
 
 
 def use_whole_kernels(layer: keras.layers.Layer) -> None:
@@ -22,7 +23,7 @@ def use_whole_kernels(layer: keras.layers.Layer) -> None:
     """
     for cell in layers_inside(layer):
         # Keras does not export the class. A subclass may compute something else.
-        is_known = type(cell).__name__ == "ConvLSTMCell" and is_from_keras(type(cell))
+        is_known = keras_name(cell) == "ConvLSTMCell"
         if is_known and cell.data_format == "channels_last":
             cell.call = functools.partial(_call_conv_lstm, cell)
 

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from helpers.eight_bits import converted, largest_error, quantized
 
-from dqmq_tf.graph.plain_classes import plain_class
+from dqmq_tf.graph import trace
+from dqmq_tf.graph.activations import fixed_range, is_relu
+from dqmq_tf.graph.fusion import is_global_average, shares_scale
+from dqmq_tf.graph.plain_classes import keras_name, plain_class
 
 layers = keras.layers
 
@@ -51,3 +54,31 @@ def test_plain_subclasses_run_on_integer_kernels(kind, tmp_path):
         qmodel = quantized(model, data)
         assert largest_error(model, qmodel, data) < 0.1
         assert not converted(qmodel, data, tmp_path).float_layers
+
+
+def own_layer(name):
+    """A layer of the user's own whose class has this name."""
+    return type(name, (layers.Layer,), {"call": lambda self, x: 3.0 * x + 1.0})(name="own")
+
+
+@pytest.mark.parametrize(
+    "name", ["Dropout", "GlobalAveragePooling", "Mean", "Pad", "Relu", "Reshape", "Sigmoid"]
+)
+def test_a_class_of_the_users_own_with_a_name_of_keras_computes_what_it_computes(name):
+    inputs = keras.Input((4,))
+    graph = trace(keras.Model(inputs, own_layer(name)(layers.Dense(4)(inputs))))
+    node = graph.nodes[-1]
+    assert keras_name(node.layer) == "" and keras_name(layers.Dropout(0.1)) == "Dropout"
+    assert not graph.aliases and not is_relu(node.layer) and fixed_range(node.layer) == "affine"
+    assert not shares_scale(graph, node) and not is_global_average(graph, node)
+
+
+@pytest.mark.parametrize("name", ["Pad", "Resize"])
+def test_a_class_of_the_users_own_with_a_name_of_keras_is_converted(name, tmp_path):
+    keras.utils.set_random_seed(0)
+    data = np.random.default_rng(0).normal(size=(32, 5)).astype("float32")
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, layers.Dense(3)(own_layer(name)(layers.Dense(6)(inputs))))
+    qmodel = quantized(model, data)
+    assert largest_error(model, qmodel, data) < 0.1
+    assert list(converted(qmodel, data, tmp_path).float_layers) == ["own"]
