@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from dqmq_tf.graph.cloning import clone_layer, copy_state
+from dqmq_tf.graph.cloning import clone_layer, copy_state, is_from_keras
 from dqmq_tf.graph.kernels import is_linear, kernel_variables
 
 FUSED_ACTIVATIONS = (
@@ -24,7 +24,9 @@ FUSED_ACTIVATIONS = (
 
 def splits_activation(layer: Any) -> bool:
     """Whether a layer computes an activation that no int8 kernel with weights computes."""
-    return is_linear(layer) and layer.activation not in FUSED_ACTIVATIONS
+    # A `call` of the user's own may do more behind the activation.
+    is_known = is_linear(layer) and is_from_keras(type(layer).call)
+    return is_known and layer.activation not in FUSED_ACTIVATIONS
 
 
 class SplitLayer(keras.layers.Layer):

@@ -13,6 +13,8 @@ _KNOWN = (
     keras.layers.Normalization,
     keras.layers.ReLU,
     keras.layers.Rescaling,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
 )
 # What a class may define without computing something else.
 _HARMLESS = {"get_config", "from_config"}

@@ -26,6 +26,7 @@ from dqmq_tf.graph.composites import (
 )
 from dqmq_tf.graph.from_keras import trace_nested
 from dqmq_tf.graph.graph import Graph, Node, inline
+from dqmq_tf.graph.plain_classes import plain_class
 from dqmq_tf.graph.rebuild import copy_model, rebuild
 
 _Splitter = SplitActivation | SplitSeparable | SplitAttention | SplitParts
@@ -217,9 +218,9 @@ def _splitter_of(layer: Any) -> Callable[..., _Splitter] | None:
     """Returns the class that splits a layer. None if the layer stays whole."""
     if isinstance(layer, SplitLayer):
         return SplitParts
-    if isinstance(layer, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)):
+    # Subclasses may convolve or attend in another way.
+    if plain_class(layer) in (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D):
         return SplitSeparable
-    # A subclass may attend in another way.
     if type(layer) is keras.layers.MultiHeadAttention:
         return SplitAttention
     return SplitActivation if splits_activation(layer) else None

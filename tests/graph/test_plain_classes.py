@@ -4,11 +4,13 @@ import keras
 import numpy as np
 import pytest
 from helpers.eight_bits import converted, largest_error, quantized
+from helpers.predictions import predicted
 
 from dqmq_tf.graph import trace
 from dqmq_tf.graph.activations import fixed_range, is_relu
 from dqmq_tf.graph.fusion import is_global_average, shares_scale
 from dqmq_tf.graph.plain_classes import keras_name, plain_class
+from dqmq_tf.graph.splitting import split_layers
 
 layers = keras.layers
 
@@ -54,6 +56,38 @@ def test_plain_subclasses_run_on_integer_kernels(kind, tmp_path):
         qmodel = quantized(model, data)
         assert largest_error(model, qmodel, data) < 0.1
         assert not converted(qmodel, data, tmp_path).float_layers
+
+
+class DoubledTanh(layers.Dense):
+    def call(self, x):
+        return 2.0 * super().call(x)
+
+
+class Flipped(layers.SeparableConv2D):
+    def call(self, x):
+        return super().call(x[:, ::-1])
+
+
+class Small(layers.SeparableConv2D):
+    def __init__(self, filters, **kwargs):
+        super().__init__(filters, **{"kernel_size": 2, **kwargs})
+
+
+@pytest.mark.parametrize(
+    "layer, shape, count",
+    [
+        (DoubledTanh(3, activation="tanh"), (4,), 0),
+        (Flipped(3, 2), (5, 5, 2), 0),
+        (Small(3), (5, 5, 2), 2),
+    ],
+)
+def test_only_a_subclass_that_computes_the_same_is_split(layer, shape, count):
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, layer(inputs))
+    body, parts = split_layers(model)
+    assert [len(made) for made in parts.values()] == [count] * bool(count)
+    data = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
+    np.testing.assert_allclose(predicted(body, data), predicted(model, data), atol=1e-5)
 
 
 def own_layer(name):
