@@ -13,6 +13,7 @@ from dqmq_tf.lowering.elementwise import (
     call_copy,
     check_data_format,
     check_no_constants,
+    check_no_mask,
     compute_values,
 )
 
@@ -86,6 +87,7 @@ def average(builder: LoweringBuilder, node: Node) -> None:
 
 def global_average(builder: LoweringBuilder, node: Node) -> None:
     """Lowers a mean over all positions; the mean of a single position is a reshape."""
+    check_no_mask(node)
     if is_global_average(builder.graph, node):
         compute_values(builder, node)
     else:

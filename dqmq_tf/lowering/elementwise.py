@@ -119,6 +119,7 @@ def leaky_relu(builder: LoweringBuilder, node: Node) -> None:
 
 def softmax(builder: LoweringBuilder, node: Node) -> None:
     """Lowers `Softmax`."""
+    check_no_mask(node)
     rank = len(builder.values[node.inputs[0]].shape)
     if node.layer.axis not in (-1, rank - 1):
         raise FloatOnly(
@@ -167,6 +168,13 @@ def check_no_constants(builder: LoweringBuilder, node: Node) -> None:
     for operand in keras.tree.flatten(node.arguments(builder.values)):
         if keras.ops.is_tensor(operand) or isinstance(operand, np.ndarray):
             raise FloatOnly("one of its operands is a constant tensor")
+
+
+def check_no_mask(node: Node) -> None:
+    """Raises `FloatOnly` if a call gets a mask, which no integer kernel reads."""
+    args, kwargs = node.arguments(dict.fromkeys(node.inputs, True))
+    if any(argument is not None for argument in (*args[1:], kwargs.get("mask"))):
+        raise FloatOnly("it gets a mask")
 
 
 def product(builder: LoweringBuilder, node: Node) -> None:

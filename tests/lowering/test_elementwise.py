@@ -244,3 +244,23 @@ def test_defaults_of_the_user_change_nothing_in_a_file(tmp_path):
         assert keras.config.image_data_format() == "channels_first"
     finally:
         keras.config.set_image_data_format("channels_last")
+
+
+@pytest.mark.parametrize("is_constant", [False, True])
+def test_masks_of_a_call_are_read(is_constant, tmp_path):
+    inputs = keras.Input((5, 4))
+    x = layers.Dense(4)(inputs)
+    scores = layers.Dense(5)(x)
+    mask = np.tril(np.ones((1, 5, 5), bool)) if is_constant else scores > -0.5
+    weights = layers.Softmax(name="softmax")(scores, mask=mask)
+    x = keras.ops.matmul(weights, x)
+    mask = np.array([[True, True, False, True, False]]) if is_constant else inputs[..., 0] > -2
+    x = layers.GlobalAveragePooling1D(name="mean")(x, mask=mask)
+    qmodel = freeze(keras.Model(inputs, layers.Dense(3)(x)))
+    assert_simulates(qmodel)
+    _, report = written(qmodel, tmp_path)
+    assert report.float_layers.items() >= {
+        ("softmax", "it gets a mask"),
+        ("mean", "it gets a mask"),
+    }
+    assert report.verification.largest_quanta <= 2.01
