@@ -19,6 +19,7 @@ from dqmq_tf.graph.aliases import sources_of
 from dqmq_tf.graph.fusion import (
     Slot,
     fused_tensors,
+    joins_values,
     moves_values,
     operator_tensors,
     rounds,
@@ -311,7 +312,11 @@ def _scale_sources(
             return (source,)
     # Kernels fix the range of a sigmoid: one scale for it and a relu would fit neither.
     has_one_range = len({ranges[t] for t in inputs}) <= 1
-    return inputs if shares_scale(graph, node) and has_one_range else ()
+    is_on_grid = not joins_values(node) or all(
+        isinstance(operand, int) and operand in quantized
+        for operand in keras.tree.flatten(node.arguments({t: t for t in node.inputs}))
+    )
+    return inputs if shares_scale(graph, node) and has_one_range and is_on_grid else ()
 
 
 def _embedding_indices(graph: Graph) -> set[int]:

@@ -31,6 +31,7 @@ _EXACT_FUNCTIONS = {
     "Amax", "Append", "Flip", "Hstack", "Max", "MaxPool", "Moveaxis", "Pad", "Repeat", "Split",
     "Stack", "Swapaxes", "Take", "Tile", "Unstack",
 }  # fmt: skip
+_JOINS = {"Append", "Concatenate", "Hstack", "Stack"}
 # These compute means of neighboring values, and round them to the scale of their input:
 _AVERAGES = {
     "AveragePooling1D", "AveragePooling2D", "Resizing", "UpSampling1D", "UpSampling2D",
@@ -109,6 +110,11 @@ def moves_values(graph: Graph, node: Node) -> bool:
         constants = [value for value in (*args, *kwargs.values()) if value is not None]
         return not np.any([np.any(keras.ops.convert_to_numpy(value)) for value in constants])
     return getattr(node.layer, "initial", None) is None
+
+
+def joins_values(node: Node) -> bool:
+    """Whether a node moves the values of all its operands into one tensor."""
+    return keras_name(node.layer) in _JOINS
 
 
 def rounds(node: Node) -> bool:

@@ -1,9 +1,12 @@
 """Which tensors share a scale, are fused, or have a range that a kernel fixes."""
 
+import keras
 import pytest
 from helpers.found_points import find, paths_of
+from helpers.frozen_models import freeze, images
 from keras import layers, ops
 
+from dqmq_tf import LayerRule, export
 from dqmq_tf.graph import fusion
 
 
@@ -18,6 +21,23 @@ def test_concatenated_tensors_share_one_scale_and_are_quantized_where_they_are_m
     assert paths_of(graph, activations) == [("image",), ("a", "b", "concat", "pool"), ("head",)]
     assert activations[1].slots == (("a", 0, 0), ("b", 0, 0))
     assert weights[2].input == 1
+
+
+@pytest.mark.parametrize("layer", [layers.Concatenate(), ops.hstack, lambda x: ops.stack(x, 1)])
+def test_what_is_joined_with_a_tensor_in_floating_point_has_a_scale_of_its_own(layer, tmp_path):
+    def make(x):
+        y = layers.Dense(4, name="wide", kernel_initializer=wide)(x)
+        y = layer([layers.Dense(4, name="a")(x), y])
+        return layers.Dense(3, name="head")(y)
+
+    wide = keras.initializers.RandomNormal(stddev=5.0, seed=0)
+    rules = [LayerRule(pattern="wide", quantize=False)]
+    graph, activations, _ = find(make, rules, shape=(5,))
+    assert [len(point.tensors) for point in activations] == [1, 1, 1, 1]
+    inputs = keras.Input((5,))
+    qmodel = freeze(keras.Model(inputs, make(inputs)), keep=["wide"])
+    report = export.convert(qmodel, tmp_path / "model.tflite", data=images(qmodel))
+    assert report.verification.largest_quanta <= 2.01
 
 
 def test_layers_that_move_values_keep_the_scale():
