@@ -144,10 +144,13 @@ class LoweringBuilder:
         """Returns whether the operator of a node reads or computes a tensor of 16 bits."""
         return any(map(self.has_16_bits, operator_tensors(self.graph, node, self._fused)))
 
+    def has_grid(self, tensor: int) -> bool:
+        """Returns whether a tensor of the graph that is lowered already is quantized."""
+        return tensor_key(tensor) in self.quantization
+
     def is_float(self, tensor: int) -> bool:
         """Returns whether a tensor is in floating point, so that no integer kernel can read it."""
-        key = tensor_key(tensor)
-        return key in self.floating and key not in self.quantization
+        return tensor_key(tensor) in self.floating and not self.has_grid(tensor)
 
     def float_reason(self, node: Node) -> str | None:
         """Returns why a node must compute in floating point, whatever the class of its layer.
@@ -297,7 +300,7 @@ class _Grid(keras.layers.Layer):
     def call(self, x: Any) -> Any:
         low = -self.precision.zero_point
         high = 2**self.precision.bit_width - 1 - self.precision.zero_point
-        ratio = x / self.precision.step
+        ratio = keras.ops.cast(x, "float32") / self.precision.step
         integers = round_means(ratio, low, high) if self.are_means else keras.ops.round(ratio)
         return keras.ops.clip(integers, low, high) * self.precision.step
 

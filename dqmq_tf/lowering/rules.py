@@ -94,11 +94,24 @@ def _integer_lowering(builder: LoweringBuilder, node: Node) -> Lowering:
         lowering = _OPERATIONS.get(keras_name(node.layer))
     if lowering is None:
         raise FloatOnly(f"TFLite has no integer kernel for {kind.__name__}")
-    is_function = not isinstance(node.layer, keras.Layer)
-    is_integer = not any(is_float(builder.graph.dtypes[tensor]) for tensor in node.inputs)
-    if is_function and is_integer and lowering is not data_movement.move_values:
+    if _reads_integers(builder, node, lowering):
         raise FloatOnly("it reads integers")
     return lowering
+
+
+def _reads_integers(builder: LoweringBuilder, node: Node, lowering: Lowering) -> bool:
+    """Whether a node reads integers that are on no grid, which its kernel does not take."""
+    dtypes = builder.graph.dtypes
+    is_function = not isinstance(node.layer, keras.Layer)
+    is_integer = not any(is_float(dtypes[tensor]) for tensor in node.inputs)
+    if is_function and is_integer and lowering is not data_movement.move_values:
+        return True
+    # Pixels are on a grid, and indices are no numbers to compute with.
+    has_numbers = any(
+        not is_float(dtypes[tensor]) and not builder.has_grid(tensor) for tensor in node.inputs
+    )
+    makes_floats = any(is_float(dtypes[tensor]) for tensor in node.outputs)
+    return has_numbers and makes_floats and lowering is not linear.embedding
 
 
 _layers = keras.layers

@@ -61,8 +61,9 @@ def barrier(x: Any) -> Any:
 def _marked(x: Any, number: int) -> Any:
     """Returns a tensor with a marker of a number."""
     scale = (number + 1) * _UNIT
+    # A concatenation of integers is one of integers, though Keras declares floating point.
     return tf.quantization.fake_quant_with_min_max_args(
-        x, min=-128 * scale, max=127 * scale, num_bits=8
+        tf.cast(x, "float32"), min=-128 * scale, max=127 * scale, num_bits=8
     )
 
 
