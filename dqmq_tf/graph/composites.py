@@ -80,17 +80,22 @@ class SplitActivation:
     Args:
         layer: A layer with kernels. The first call removes its activation.
         name_part: `name_part(part)` returns the name of a part.
+        activation: The activation. None for that of the layer.
     """
 
-    def __init__(self, layer: Any, name_part: Callable[[str], str]) -> None:
+    def __init__(self, layer: Any, name_part: Callable[[str], str], activation: Any = None) -> None:
         self.layer = layer
-        activation = layer.activation
+        activation = layer.activation if activation is None else activation
         name = name_part("activation")
         common = {"name": name, "dtype": layer.dtype_policy}
         self._source = None
         if isinstance(activation, keras.layers.Layer):
             self._source = activation
             self.activation = clone_layer(activation, lambda config: {**config, **common}, name)
+            if layer.built and activation.weights:
+                # Keras would count them among the weights of the layer for good.
+                self.layer = clone_layer(layer, _without_activation)
+                copy_state(layer, self.layer)
         else:
             self.activation = keras.layers.Activation(activation, **common)
         # A penalty on the output of the layer is one on the output of its activation.
@@ -101,10 +106,16 @@ class SplitActivation:
         self.layer.activation = keras.activations.linear
         self.layer.activity_regularizer = None
         outputs = self.activation(self.layer(*args, **kwargs))
-        if self._source is not None and self.activation is not self._source:
-            copy_state(self._source, self.activation)
+        if self._source is not None:
+            # Keras builds the activation of a layer when the layer first gets data.
+            if self._source.weights or not self.activation.weights:
+                copy_state(self._source, self.activation)
             self._source = None
         return outputs
+
+
+def _without_activation(config: dict[str, Any]) -> dict[str, Any]:
+    return {**config, "activation": "linear"} if "activation" in config else config
 
 
 class SplitSeparable:
@@ -138,10 +149,11 @@ class SplitSeparable:
             name=name_part("depthwise"),
             **common,
         )
+        is_fused = layer.activation in FUSED_ACTIVATIONS
         self.pointwise = pointwise(
             layer.filters,
             1,
-            activation=layer.activation,
+            activation=layer.activation if is_fused else None,
             use_bias=layer.use_bias,
             kernel_initializer=layer.pointwise_initializer,
             kernel_regularizer=layer.pointwise_regularizer,
@@ -158,16 +170,17 @@ class SplitSeparable:
             self.pointwise.name: {"pointwise_kernel": "kernel"},
         }
         self._last = self.pointwise
-        if splits_activation(self.pointwise):
-            self._last = SplitActivation(self.pointwise, name_part)
+        if not is_fused:
+            self._last = SplitActivation(self.pointwise, name_part, layer.activation)
             self.kernels |= self._last.kernels
 
     def __call__(self, inputs: Any) -> Any:
         outputs = self._last(self.depthwise(inputs))
         if self._whole is not None:
-            depthwise, *rest = self._whole.get_weights()
-            self.depthwise.set_weights([depthwise])
-            self.pointwise.set_weights(rest)
+            weights = self._whole.get_weights()
+            self.depthwise.set_weights(weights[:1])
+            # Those of an activation come last.
+            self.pointwise.set_weights(weights[1 : 1 + len(self.pointwise.weights)])
             self._whole = None
         return outputs
 
