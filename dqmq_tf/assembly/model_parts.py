@@ -144,7 +144,8 @@ def build(
     Raises:
         ValueError: If the model, the budget or a rule of the configuration is not valid.
     """
-    body, parts_of_layers = splitting.split_layers(model)
+    # A saved model has split layers already, or is of a version that did not split all of them.
+    body, parts_of_layers = splitting.split_layers(model, splits_merges=aliases is None)
     config = splitting.with_part_rules(config, parts_of_layers)
     if aliases is None:
         # A saved model has merged layers already, or is of a version that did not merge them.

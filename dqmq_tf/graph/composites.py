@@ -185,6 +185,30 @@ class SplitSeparable:
         return outputs
 
 
+class SplitMerge:
+    """A sum or product of several tensors as layers of two tensors each. The last is the layer.
+
+    Args:
+        layer: An `Add` or `Multiply` layer.
+        name_part: `name_part(part)` returns the name of a part.
+        count: The largest number of tensors in a call.
+    """
+
+    def __init__(self, layer: Any, name_part: Callable[[str], str], count: int) -> None:
+        self._layer = layer
+        self._first = [
+            type(layer)(name=name_part(str(number)), dtype=layer.dtype_policy)
+            for number in range(1, count - 1)
+        ]
+        self.kernels: dict[str, dict[str, str]] = {part.name: {} for part in self._first}
+
+    def __call__(self, inputs: Sequence[Any]) -> Any:
+        result, *others, last = inputs
+        for part, other in zip(self._first, others):
+            result = part([result, other])
+        return self._layer([result, last])
+
+
 class SplitAttention:
     """Multi-head attention as projections, products, softmax and dropout.
 

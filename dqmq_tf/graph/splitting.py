@@ -20,6 +20,7 @@ from dqmq_tf.graph.composites import (
     SplitActivation,
     SplitAttention,
     SplitLayer,
+    SplitMerge,
     SplitParts,
     SplitSeparable,
     splits_activation,
@@ -29,7 +30,7 @@ from dqmq_tf.graph.graph import Graph, Node, inline
 from dqmq_tf.graph.plain_classes import plain_class
 from dqmq_tf.graph.rebuild import copy_model, rebuild
 
-_Splitter = SplitActivation | SplitSeparable | SplitAttention | SplitParts
+_Splitter = SplitActivation | SplitSeparable | SplitMerge | SplitAttention | SplitParts
 _SPLIT_LAYER_BITS = 8
 # Arguments of attention that change what is computed.
 _ATTENTION_SWITCHES = (
@@ -58,7 +59,9 @@ class Part:
     bit_width: int | None = None
 
 
-def split_layers(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[Part, ...]]]:
+def split_layers(
+    model: keras.Model, splits_merges: bool = True
+) -> tuple[keras.Model, dict[str, tuple[Part, ...]]]:
     """Returns a copy of a model in which layers of several int8 kernels are several layers.
 
     - An activation other than relu or relu6 of a layer with kernels becomes its own layer,
@@ -68,16 +71,21 @@ def split_layers(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[Part,
       `<name>_query`, `_key`, `_value` and `_output`, the scale of the query `_scale`, the products
       `_scores` and `_attended` with heads as an axis of the batch, `_softmax`, and `_dropout` if
       it has one. With masks it is not split.
+    - `Add` or `Multiply` of more than two tensors becomes `<name>_1` of the first two, and so on. The
+      last of these layers keeps the name.
     - `dqmq_tf.layers.Exposure` becomes its parts, all at 8 bits.
 
     The copy computes what the model computes. Splitting it again changes nothing.
 
     Args:
         model: A built Sequential or functional model. It is not changed.
+        splits_merges: Whether sums and products are split. They are not in models that were saved by
+            an earlier version.
 
     Returns:
         The copy, and `{path: (Part, ...)}` of the layers that were split, by their path in
-        `model`. A layer whose activation was split off keeps its name and is not among its parts.
+        `model`. A layer that keeps its name, as one whose activation was split off, is not among its
+        parts.
 
     Raises:
         ValueError: If the model is subclassed or not of Keras 3.
@@ -90,7 +98,7 @@ def split_layers(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[Part,
     """
     body = copy_model(model)
     graph = trace_nested(body)
-    splitters, parts = _splitters(graph), {}
+    splitters, parts = _splitters(graph, splits_merges), {}
     if not splitters:
         return body, {}
     for node in inline(graph).nodes:
@@ -192,7 +200,7 @@ def _check_weights(path: str, rule: LayerRule, parts: Iterable[Part]) -> None:
         )
 
 
-def _splitters(graph: Graph) -> dict[int, _Splitter]:
+def _splitters(graph: Graph, splits_merges: bool) -> dict[int, _Splitter]:
     """Returns `{id of a layer: what is called in its place}`."""
     inlined = inline(graph)
     nodes, is_masked = inlined.nodes, has_masks(inlined)
@@ -209,8 +217,14 @@ def _splitters(graph: Graph) -> dict[int, _Splitter]:
             continue
         scopes = [names[n.path[: len(n.path) - len(layer.name)]] for n in layer_calls]
         name_part = functools.partial(_part_name, layer, scopes)
-        lengths = [_lengths(inlined, layer_calls)] if kind is SplitAttention else []
-        splitters[key] = kind(layer, name_part, *lengths)
+        sizes: list[Any] = []
+        if kind is SplitAttention:
+            sizes = [_lengths(inlined, layer_calls)]
+        elif kind is SplitMerge:
+            sizes = [max(len(node.inputs) for node in layer_calls)]
+            if sizes[0] <= 2 or not splits_merges:
+                continue
+        splitters[key] = kind(layer, name_part, *sizes)
     return splitters
 
 
@@ -221,6 +235,8 @@ def _splitter_of(layer: Any) -> Callable[..., _Splitter] | None:
     # Subclasses may convolve or attend in another way.
     if plain_class(layer) in (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D):
         return SplitSeparable
+    if type(layer) in (keras.layers.Add, keras.layers.Multiply):
+        return SplitMerge
     if type(layer) is keras.layers.MultiHeadAttention:
         return SplitAttention
     return SplitActivation if splits_activation(layer) else None
