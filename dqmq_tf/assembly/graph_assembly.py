@@ -191,12 +191,16 @@ class GraphAssembly:
             self.wrappers[node.path] = QuantizeWrapper(
                 node.layer, self._points_of[node.path], self._user_quantizers.get(node.path)
             )
+        # Keras records the default of `training`. In a graph, only that of the wrapper is replaced.
+        training = {"training": kwargs["training"]} if "training" in kwargs else {}
+        kwargs = {key: value for key, value in kwargs.items() if key != "training"}
         tensors, constants = _split_arguments(kwargs)
         return self.wrappers[node.path](
             *args,
             weight_decision=decision["weights"],
             group=decision["group"],
             constants=Constants(constants) if constants else None,
+            **training,
             **tensors,
         )
 

@@ -355,3 +355,25 @@ def test_a_kernel_may_have_one_step_in_total():
     assert step.shape == (1, 1) and step > 0
     result = wrapper(x, weight_decision=executing(wrapper, BITS[0]), group=None)
     np.testing.assert_allclose(result, x @ (integers * step) + layer.bias, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.LSTM(8, dropout=0.9),
+        layers.GRU(8, recurrent_dropout=0.9),
+        layers.Bidirectional(layers.SimpleRNN(8, dropout=0.9)),
+    ],
+)
+def test_layers_with_kernels_train_as_they_do_in_the_float_model(layer):
+    inputs = keras.Input((5, 3))
+    config = dqmq_tf.DQMQConfig(rules=[dqmq_tf.LayerRule(pattern=".*", weight_bits=(8,))])
+    qmodel = dqmq_tf.quantize_model(keras.Model(inputs, layer(inputs)), config=config)
+    data = np.random.default_rng(0).normal(size=(16, 5, 3)).astype("float32")
+    qmodel.calibrate(data)
+
+    def outputs(training):
+        return qmodel._parts.instrumented(data, training=training)["outputs"]
+
+    assert np.abs(outputs(True) - outputs(True)).mean() > 0.01
+    np.testing.assert_array_equal(outputs(False), outputs(False))
