@@ -324,7 +324,16 @@ class QuantizeWrapper(keras.layers.Layer):
             steps = tf.convert_to_tensor(log_step.value)
             mapping.append((kernel, quantizer(weights, steps, row)))
         with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+            given = [scope.get_current_value(kernel) for kernel, _ in mapping]
             result = self.layer(*args, **kwargs)
+        for (kernel, _), value in zip(mapping, given):
+            if scope.get_current_value(kernel) is not value:
+                raise ValueError(
+                    f"Layer {self.layer.name!r} ({type(self.layer).__name__}) assigns {kernel.name!r} "
+                    "in training, as SpectralNormalization does, and would assign quantized weights. "
+                    "Put the layer inside it in its place, or keep it in floating point with "
+                    "dqmq_tf.LayerRule(pattern=..., quantize=False)."
+                )
         for loss in scope.losses:
             self.add_loss(loss / groups)
         replaced = {id(kernel) for kernel, _ in mapping}

@@ -377,3 +377,23 @@ def test_layers_with_kernels_train_as_they_do_in_the_float_model(layer):
 
     assert np.abs(outputs(True) - outputs(True)).mean() > 0.01
     np.testing.assert_array_equal(outputs(False), outputs(False))
+
+
+@pytest.mark.parametrize("is_float", [False, True])
+def test_a_layer_that_assigns_its_kernel_is_refused_unless_it_is_in_floating_point(is_float):
+    data = np.random.default_rng(0).normal(size=(16, 5)).astype("float32")
+    wide = layers.Dense(6, kernel_initializer=keras.initializers.RandomNormal(stddev=3.0))
+    inputs = keras.Input((5,))
+    hidden = layers.SpectralNormalization(wide, name="normalized")(inputs)
+    rules = [dqmq_tf.LayerRule(pattern="normalized", quantize=False)] if is_float else []
+    qmodel = dqmq_tf.quantize_model(
+        keras.Model(inputs, layers.Dense(3)(hidden)), config=dqmq_tf.DQMQConfig(rules=rules)
+    )
+    qmodel.compile(keras.optimizers.SGD(1e-6), "mse")
+    if not is_float:
+        with pytest.raises(ValueError, match="'normalized'.*assigns 'kernel'"):
+            qmodel.fit(data, data[:, :3], verbose=0)
+        return
+    qmodel.fit(data, data[:, :3], batch_size=8, epochs=3, verbose=0)
+    kernel = qmodel.float_model().get_layer("normalized").layer.kernel
+    assert np.linalg.svd(kernel)[1][0] < 1.1
