@@ -31,6 +31,7 @@ from dqmq_tf.graph.int16_layers import without_int16_kernel
 from dqmq_tf.graph.kernels import (
     PIXELS,
     channel_axes,
+    check_kernels,
     is_float,
     kernel_variables,
     multiply_accumulates,
@@ -118,8 +119,11 @@ def find_points(
 
     Raises:
         ValueError: If a rule asks for bit-widths that the target does not have, or for a variable
-            that the layer does not have, or if no kernel is left to quantize.
+            that the layer does not have, if no kernel is left to quantize, or if Keras has quantized
+            a layer or given it LoRA weights.
     """
+    for node in graph.nodes:
+        check_kernels(node)
     activations = _activation_points(graph, target, config)
     owner = {tensor: i for i, point in enumerate(activations) for tensor in point.tensors}
     int16_tensors = {

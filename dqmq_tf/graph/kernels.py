@@ -11,6 +11,8 @@ from typing import Any
 
 import keras
 
+from dqmq_tf.graph.cloning import layers_inside
+
 if typing.TYPE_CHECKING:
     from dqmq_tf.graph.graph import Graph, Node
 
@@ -78,6 +80,27 @@ def kernel_variables(layer: Any) -> dict[str, Any]:
         and is_float(variable.dtype)
         and (variable.trainable or not layer.trainable)
     }
+
+
+def check_kernels(node: Node) -> None:
+    """Raises `ValueError` if Keras has changed the kernels of a layer, or of one inside it.
+
+    Args:
+        node: The node of the layer.
+    """
+    for layer in layers_inside(node.layer):
+        if getattr(layer, "lora_enabled", False):
+            raise ValueError(
+                f"Layer {node.path!r} has LoRA weights beside its kernel. Build the model without "
+                "enable_lora, and load the weights that model.save_weights wrote: it adds them to the "
+                "kernel."
+            )
+        mode = getattr(layer, "quantization_mode", None)
+        if mode is not None:
+            raise ValueError(
+                f"Layer {node.path!r} is quantized by Keras ({mode}). Give quantize_model the float "
+                "model, before model.quantize changed it."
+            )
 
 
 def channel_axes(

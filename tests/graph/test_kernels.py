@@ -1,6 +1,7 @@
 """Which variables of a layer are kernels, what they become on a device, and what they cost."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers, ops
 
@@ -209,3 +210,32 @@ def test_a_batch_norm_behind_gives_channels_their_scales_whatever_the_target_say
 )
 def test_letters_of_an_equation(equation, rank, letters):
     assert einsum_terms(equation, rank) == letters
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.Dense(4), layers.EinsumDense("ab,bc->ac", 4), layers.Conv2D(3, 2)]
+)
+def test_a_kernel_with_lora_weights_is_refused_and_loads_merged(layer, tmp_path):
+    def build(layer):
+        inputs = keras.Input((5, 5, 2) if isinstance(layer, layers.Conv2D) else (6,), name="image")
+        return keras.Model(inputs, layer(inputs))
+
+    model, merged = build(layer), build(type(layer).from_config(layer.get_config()))
+    layer.enable_lora(2)
+    layer.lora_kernel_b.assign(layer.lora_kernel_b + 1.0)
+    with pytest.raises(ValueError, match=f"{layer.name!r} has LoRA weights"):
+        decision_points.find_points(graphs.trace(model), targets.get("android"), DQMQConfig())
+    model.save_weights(tmp_path / "model.weights.h5")
+    merged.load_weights(tmp_path / "model.weights.h5")
+    data = np.random.default_rng(0).normal(size=(3, *model.input_shape[1:]))
+    np.testing.assert_allclose(
+        merged.predict(data, verbose=0), model.predict(data, verbose=0), 1e-4
+    )
+
+
+def test_a_layer_that_keras_has_quantized_is_refused():
+    inputs, layer = keras.Input((6,)), layers.Dense(4, name="own")
+    model = keras.Model(inputs, layers.Dense(2)(layer(inputs)))
+    layer.quantize("int8")
+    with pytest.raises(ValueError, match="'own' is quantized by Keras .int8."):
+        decision_points.find_points(graphs.trace(model), targets.get("android"), DQMQConfig())
