@@ -87,10 +87,13 @@ def _for_export(config: Any) -> Any:
     """Returns a layer's config for export: in float32, with loops over time unrolled.
 
     TFLite's loops and LSTM kernels keep state from the previous input, or hide weights in
-    separate subgraphs.
+    separate subgraphs. Recurrent layers of Keras draw their dropout at inference as well, where they
+    do not use it.
     """
     if isinstance(config, dict):
         changed = {key: _for_export(value) for key, value in config.items() if key != "dtype"}
+        if "recurrent_dropout" in changed:
+            changed |= {"dropout": 0.0, "recurrent_dropout": 0.0}
         return changed | {"unroll": True} if "unroll" in changed else changed
     if isinstance(config, (list, tuple)):
         return type(config)(_for_export(value) for value in config)

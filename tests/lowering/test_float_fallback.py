@@ -358,3 +358,21 @@ def test_a_float_layer_reads_what_training_rounded(first, io_dtype, tmp_path):
     step = qmodel.precision().activations[graph.trace(qmodel.float_model()).outputs[0]].step
     off = np.abs(found - expected) / step
     assert off.max() < 1.01 and (off > 0.5).mean() < 0.03
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.LSTM(4, dropout=0.3, recurrent_dropout=0.2),
+        layers.Bidirectional(layers.GRU(4, dropout=0.3)),
+        layers.RNN(layers.StackedRNNCells([layers.LSTMCell(4), layers.GRUCell(4, dropout=0.3)])),
+        layers.ConvLSTM1D(2, 2, dropout=0.3),
+    ],
+)
+def test_recurrent_layers_with_dropout_are_converted(layer, tmp_path):
+    shape = (5, 3, 2) if isinstance(layer, layers.ConvLSTM1D) else (5, 3)
+    qmodel = freeze(chain(shape, layer, layers.Flatten(), layers.Dense(3)))
+    assert_simulates(qmodel)
+    _, report = written(qmodel, tmp_path)
+    assert list(report.float_layers)[0] == layer.name
+    assert report.verification.largest_quanta <= 2.01
