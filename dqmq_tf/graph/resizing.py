@@ -8,6 +8,7 @@ import keras
 
 from dqmq_tf.graph.from_keras import trace_nested
 from dqmq_tf.graph.graph import Graph, Node, replay
+from dqmq_tf.graph.kernels import einsum_terms
 from dqmq_tf.graph.rebuild import connect_again, copy_model, forget_calls
 
 Shape = tuple[int | None, ...]
@@ -64,7 +65,18 @@ def _resized(graph: Graph, shapes: Sequence[Shape]) -> Graph:
 
 
 def _without_shape(layer: Any) -> Any:
-    """Returns a layer that does not remember the shape that it was built for."""
+    """Returns a layer that does not remember the shape that it was built for.
+
+    Args:
+        layer: A layer of a copied model. An `EinsumDense` layer is changed in place.
+    """
+    if isinstance(layer, keras.layers.EinsumDense):
+        # Such as the length of a sequence. None stands for the size that the input has.
+        inputs, _, outputs = einsum_terms(layer.equation)
+        sizes = zip(reversed(outputs.replace("...", "")), reversed(layer.partial_output_shape))
+        layer.partial_output_shape = tuple(
+            None if letter in inputs else size for letter, size in sizes
+        )[::-1]
     if isinstance(layer, keras.layers.Reshape):
         return type(layer).from_config(layer.get_config())
     return layer
