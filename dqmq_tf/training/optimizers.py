@@ -4,6 +4,7 @@ The learning rate that suits a network, such as 0.001 for one or 0.1 with moment
 nothing about how fast its bit-widths should adapt to the quality.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,6 +84,25 @@ def shares(model: keras.Model) -> list[tuple[Any, list[Any]]]:
     ]
 
 
+def unscaled(
+    pairs: Sequence[tuple[Any, Any]], scale: Any, optimizer: keras.optimizers.Optimizer
+) -> list[tuple[Any, Any]]:
+    """Returns the gradients of policy or encoder without the factor of the loss.
+
+    A `LossScaleOptimizer` raises its factor until gradients overflow. All of them are 0 then.
+
+    Args:
+        pairs: `(gradient, variable)` for each variable.
+        scale: The factor by which the user's optimizer scaled the loss.
+        optimizer: The optimizer of the user.
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        are_finite = [ops.all(ops.isfinite(gradient)) for gradient, _ in pairs]
+        is_finite = functools.reduce(ops.logical_and, are_finite, True)
+        pairs = [(ops.where(is_finite, g, 0.0), v) for g, v in pairs]
+    return [(g / scale, v) for g, v in pairs]
+
+
 def apply(
     model: keras.Model, gradients: Mapping[int, Any], scale: Any, searching: bool | tf.Tensor
 ) -> None:
@@ -93,7 +113,8 @@ def apply(
         gradients: `{id of variable: gradient}`. If terms of the objective are switched off, or once
             the bits are settled, some variables, or all of one optimizer, have none.
         scale: The factor by which the user's optimizer scaled the loss. That optimizer removes it
-            from its own gradients; for the others it is removed here.
+            from its own gradients; for the others it is removed here. A `LossScaleOptimizer` leaves
+            out a step whose gradients overflow, and so do the others then.
         searching: Whether the bits are still being learned, a bool or a scalar tensor. If not, policy
             and encoder keep their values, which an optimizer changes by its momentum alone.
     """
@@ -102,7 +123,7 @@ def apply(
     for optimizer, variables in shares(model):
         pairs = [(gradients[id(v)], v) for v in variables if id(v) in gradients]
         if optimizer is not model.optimizer:
-            pairs = [(g / scale, v) for g, v in pairs]
+            pairs = unscaled(pairs, scale, model.optimizer)
         if pairs:
             with shared_updates(optimizer):
                 optimizer.apply_gradients(pairs)

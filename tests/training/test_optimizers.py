@@ -103,3 +103,12 @@ def test_weight_decay_leaves_step_sizes_and_what_the_user_excludes(policy):
     moved = {v.path for v in model.trainable_variables if (v.numpy() != before[v.path]).any()}
     assert moved and not any("log_step" in path or path.endswith("bias") for path in moved)
     assert all(v.path in moved for v in model.trainable_variables if v.name == "kernel")
+
+
+def test_a_loss_scale_that_overflows_spoils_neither_policy_nor_encoder():
+    model = quantized()
+    too_large = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01), 3e38)
+    model.compile(too_large, "sparse_categorical_crossentropy", run_eagerly=True)
+    fit(model, epochs=1)
+    for _, variables in optimizers.shares(model):
+        assert all(np.isfinite(variable.numpy()).all() for variable in variables)
