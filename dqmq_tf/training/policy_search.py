@@ -66,7 +66,8 @@ class PolicySearch:
         Args:
             result: The output of the instrumented model in training.
             losses: The task loss of each sample, shape `[B]`, in the order in which the batch came
-                in. None if it is unknown, which leaves out the score function.
+                in, or a scalar that holds for all of them. None if it is unknown, which leaves out the
+                score function.
             searching: Whether the bits are still being learned, a bool or a scalar tensor. If not,
                 the terms are 0.
 
@@ -81,7 +82,8 @@ class PolicySearch:
         group_log_p = policy.log_probabilities(policy.group_means(z))[:, count:]
         terms: dict[str, Any] = {}
         if config.terms.score_function and losses is not None:
-            if result["order"].shape[0] != 0:
+            # A loss that reduces a batch to one value is the same for all samples, in any order.
+            if result["order"].shape[0] != 0 and len(losses.shape):
                 losses = ops.take(losses, result["order"], axis=0)
             weights_log_p = _executed_log_p(group_log_p, result["weights"], policy.bit_widths)
             decision_log_p = _executed_log_p(log_p, result["activations"], policy.bit_widths)

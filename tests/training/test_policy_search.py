@@ -98,3 +98,14 @@ def test_files_are_searched_at_half_the_rate():
         rates.append(PolicySearch(qmodel._parts).rate(300))
     # As far as it can get: a bit and a half in half of 300 steps.
     assert rates == pytest.approx([0.01, 0.005])
+
+
+def test_a_loss_of_one_value_for_a_batch_can_train_several_profiles():
+    config = dqmq_tf.DQMQConfig(profiles=2)
+    qmodel = dqmq_tf.quantize_model(network(), target="simulation", config=config)
+
+    def loss(y, y_pred):
+        return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y, y_pred))
+
+    qmodel.compile("sgd", loss, run_eagerly=True)
+    assert np.isfinite(qmodel.train_on_batch(IMAGES, LABELS))
