@@ -1,5 +1,6 @@
 """`fit` is called in the ways that Keras allows, for a few steps."""
 
+import keras
 import numpy as np
 import pytest
 from helpers.frozen_models import small_model
@@ -61,6 +62,23 @@ def test_train_on_batch_moves_the_policy_also_after_the_search_is_resumed():
     settled = qmodel._parts.policy.mean.numpy()
     qmodel.train_on_batch(IMAGES, LABELS)
     assert (qmodel._parts.policy.mean.numpy() != settled).any()
+
+
+def test_a_callback_list_is_used_again_as_it_was():
+    qmodel, history = eager_model(), keras.callbacks.History()
+    callbacks = keras.callbacks.CallbackList([history])
+    options = {"batch_size": 16, "steps_per_epoch": 2, "epochs": 2, "verbose": 0}
+    for epochs in (2, 4):
+        qmodel.fit(IMAGES[:32], LABELS[:32], callbacks=callbacks, **options)
+        assert len(history.history["mean_bits"]) == epochs
+        assert callbacks.callbacks == [history]
+    assert qmodel._parts.policy.phase == "settled"
+
+
+def test_train_on_batch_before_compile_is_the_error_of_keras():
+    qmodel = dqmq_tf.quantize_model(small_model(), target="simulation")
+    with pytest.raises(ValueError, match="compile"):
+        qmodel.train_on_batch(IMAGES, LABELS)
 
 
 def test_fit_runs_under_a_mirrored_strategy():

@@ -21,7 +21,7 @@ def with_own_callbacks(
     Args:
         model: A `DQMQModel`.
         callbacks: The callbacks of the user: a callback, a list of them, a
-            `keras.callbacks.CallbackList`, which is changed, or None.
+            `keras.callbacks.CallbackList`, or None. None of them is changed.
         epochs: The number of epochs.
         steps_per_epoch: The number of steps per epoch, or None if it depends on the data.
     """
@@ -34,8 +34,6 @@ def with_own_callbacks(
     ]
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         return [*before, *keras.tree.flatten(callbacks or []), *after]
-    callbacks.callbacks[:0] = before
-    for callback in after:
-        callbacks.append(callback)
-    callbacks.set_model(model)
-    return callbacks
+    # The list of the user is a callback itself. Others that were put into it would stay there.
+    params = callbacks.params or {}
+    return keras.callbacks.CallbackList([*before, callbacks, *after], model=model, **params)
