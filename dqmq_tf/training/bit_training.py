@@ -155,7 +155,8 @@ class BitTraining:
     @property
     def steps_taken(self) -> int:
         """The number of steps that the optimizer has taken."""
-        return int(self.model.optimizer.iterations.numpy())
+        # Keras says what to do with a model that is not compiled.
+        return int(self.model.optimizer.iterations.numpy()) if self.model.compiled else 0
 
     def follow_values(self, before: int, after: int) -> None:
         """Fits ranges and steps again that suit the values no more, whenever the steps have doubled.
