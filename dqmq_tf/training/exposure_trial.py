@@ -159,9 +159,8 @@ def try_exposure(
             f"Exposure cannot be tried with {done} batches to train on and {_count(held_back)} samples "
             f"to compare: give more data, at least one batch and {_LEAST_SAMPLES} samples."
         )
-    held = set(map(id, held_back))
     for rival in rivals:
-        _average_statistics(rival, [batch for batch in first if id(batch) not in held])
+        _average_statistics(rival, _not_held_back(first, held_back))
     losses = [_losses(rival, loss_weights, held_back) for rival in rivals]
     gains = losses[0] - losses[1]
     gain, error = float(gains.mean()), float(gains.std(ddof=1) / len(gains) ** 0.5)
@@ -256,16 +255,20 @@ def _to_train_on(
         held_back: Batches that are held back are appended to this list.
         hold_every: One batch of so many is held back. 0 for none.
     """
-    again: list[_Batch] = []
     for number, batch in enumerate(itertools.chain(first, others)):
         if hold_every and number % hold_every == 0 and _count(held_back) < _HOLD_SAMPLES:
             held_back.append(batch)
-            continue
-        if number < len(first):
-            again.append(batch)
-        yield batch
+        else:
+            yield batch
+    again = _not_held_back(first, held_back)
     while again:
         yield from again
+
+
+def _not_held_back(first: list[_Batch], held_back: list[_Batch]) -> list[_Batch]:
+    """Returns those of the first batches that are trained on."""
+    held = set(map(id, held_back))
+    return [batch for batch in first if id(batch) not in held]
 
 
 def _average_statistics(model: keras.Model, batches: list[_Batch]) -> None:
