@@ -55,6 +55,7 @@ class BitTraining:
         self._figures = {name: keras.metrics.Mean(name=name) for name in self.figure_names}
         self._settled_cost: float | None = None
         self._begun = False
+        self._is_calibrating = False
         self._followed: list[np.ndarray] = []
         # Set by `compile`, or by `DQMQModel.custom_training`.
         self.policy_optimizer: keras.optimizers.Optimizer | None = None
@@ -67,8 +68,10 @@ class BitTraining:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the step sizes of activations have been set from data."""
-        return all(float(q.calibrated.numpy()) > 0 for q in self.parts.quantizers)
+        """Whether the step sizes of activations have been set from data, without an interruption."""
+        return not self._is_calibrating and all(
+            float(q.calibrated.numpy()) > 0 for q in self.parts.quantizers
+        )
 
     @property
     def has_begun(self) -> bool:
@@ -111,6 +114,8 @@ class BitTraining:
             x = inputs.structured(arrays, self.model)
             if not self.has_begun:
                 warn_of_scaled_images(parts.graph, arrays, stacklevel=3)
+            # It stays so if an error or the user stops what follows.
+            self._is_calibrating = True
             self._followed = []
             self._remember(arrays)
             stage("fitting the ranges of activations")
@@ -127,6 +132,7 @@ class BitTraining:
                     parts.policy.loss_table.assign(losses)
                 if not self.steps_searched:
                     self.keeper.place_means()
+            self._is_calibrating = False
 
     @property
     def is_prepared(self) -> bool:

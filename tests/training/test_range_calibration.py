@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import dqmq_tf
+from dqmq_tf.budget import sensitivity
 from dqmq_tf.graph import samples_at_once as limits
 from dqmq_tf.training import range_calibration
 
@@ -201,3 +202,21 @@ def test_a_trained_network_keeps_its_ranges():
     qmodel._training.follow_values(7, 8)
     for found, expected in zip(qmodel.get_weights(), before):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_calibration_that_was_interrupted_is_done_again(monkeypatch):
+    qmodel, _, _ = _calibrated(is_new=False)
+    measured = sensitivity.added_losses
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sensitivity, "added_losses", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        qmodel.calibrate(_images())
+    calls = []
+    monkeypatch.setattr(sensitivity, "added_losses", lambda *of: calls.append(1) or measured(*of))
+    qmodel.compile("sgd", "mse", run_eagerly=True)
+    for _ in range(2):
+        qmodel.train_on_batch(_images(), np.zeros((_COUNT, 3)))
+    assert len(calls) == 1
