@@ -1,5 +1,6 @@
 """Decides when the bits are searched, settled and checked against the budget during `fit`."""
 
+import math
 import warnings
 from typing import Any
 
@@ -30,6 +31,8 @@ class SearchSchedule(keras.callbacks.Callback):
         super().__init__()
         self.settle, self._epochs, self._steps = settle, epochs, steps
         self._begun = False
+        # The epoch with which the search began.
+        self._first_epoch = 0
 
     @property
     def _training(self) -> Any:
@@ -48,7 +51,8 @@ class SearchSchedule(keras.callbacks.Callback):
         elif training.is_searching:
             training.measure()
         self._first_step_of_epoch = epoch * (self.steps or 0)
-        if training.is_searching and not self.steps and epoch >= self.settle * self.epochs:
+        done, planned = epoch - self._first_epoch, self.epochs - self._first_epoch
+        if training.is_searching and not self.steps and done >= self.settle * planned:
             training.settle()
 
     def _begin(self, epoch: int) -> None:
@@ -63,6 +67,11 @@ class SearchSchedule(keras.callbacks.Callback):
         resumed = epoch > 0 and steps > 0 and training.total_steps == self.total
         if training.is_searching:
             resumed = resumed and first_step <= steps_searched <= first_step + steps
+            if not steps:
+                # `on_epoch_end` plans as many steps for each epoch as those before have had.
+                planned = training.total_steps * epoch / self.epochs
+                resumed = planned > 0 and math.isclose(steps_searched, planned, rel_tol=1e-5)
+            self._first_epoch = 0 if resumed else epoch
             start = 0 if resumed else first_step
             if resumed:
                 training.measure()
@@ -103,8 +112,9 @@ class SearchSchedule(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         training = self._training
         if not self.steps and training.is_searching:
-            steps_per_epoch = training.steps_searched / (epoch + 1)
-            training.parts.policy.search_total.assign(steps_per_epoch * self.epochs)
+            steps_per_epoch = training.steps_searched / (epoch + 1 - self._first_epoch)
+            planned = steps_per_epoch * (self.epochs - self._first_epoch)
+            training.parts.policy.search_total.assign(planned)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if not self._begun:

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers.frozen_models import small_model
 from helpers.small_networks import compiled, network
 
@@ -89,3 +90,40 @@ def test_step_sizes_that_follow_the_weights_are_resumed_too(tmp_path):
     resumed = trained(Growth(), keras.callbacks.BackupAndRestore(folder))
     for found, expected in zip(resumed.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_search_begins_at_the_first_epoch_also_if_its_length_is_unknown(tmp_path):
+    images, labels = _IMAGES[:32, :8, :8], _LABELS[:32] % 4
+
+    def data():
+        yield from zip(np.split(images, 2), np.split(labels, 2))
+
+    class Progress(keras.callbacks.Callback):
+        def __init__(self, stop_at=None):
+            super().__init__()
+            self.steps, self.stop_at = {}, stop_at
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == self.stop_at:
+                raise KeyboardInterrupt
+
+        def on_epoch_end(self, epoch, logs=None):
+            policy = self.model._parts.policy
+            self.steps[epoch] = policy.search_step.numpy(), policy.search_total.numpy()
+
+    def searched(stop_at=None, callbacks=(), **options):
+        qmodel = dqmq_tf.quantize_model(small_model(), target="simulation")
+        qmodel.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+        progress = Progress(stop_at)
+        dataset = tf.data.Dataset.from_generator(
+            data, output_signature=(tf.TensorSpec((16, 8, 8, 3)), tf.TensorSpec((16,), "int64"))
+        )
+        qmodel.fit(dataset, verbose=0, callbacks=[*callbacks, progress], **options)
+        return progress.steps
+
+    assert searched(initial_epoch=5, epochs=8) == {5: (2, 0), 6: (4, 6), 7: (4, 6)}
+    folder = str(tmp_path / "backup")
+    with pytest.raises(KeyboardInterrupt):
+        searched(2, [keras.callbacks.BackupAndRestore(folder)], epochs=5)
+    resumed = searched(None, [keras.callbacks.BackupAndRestore(folder)], epochs=5)
+    assert resumed == {2: (6, 10), 3: (6, 10), 4: (6, 10)}
