@@ -127,3 +127,14 @@ def test_a_search_begins_at_the_first_epoch_also_if_its_length_is_unknown(tmp_pa
         searched(2, [keras.callbacks.BackupAndRestore(folder)], epochs=5)
     resumed = searched(None, [keras.callbacks.BackupAndRestore(folder)], epochs=5)
     assert resumed == {2: (6, 10), 3: (6, 10), 4: (6, 10)}
+
+
+def test_a_search_that_starts_again_is_not_taken_for_one_that_was_interrupted():
+    qmodel = dqmq_tf.quantize_model(small_model(), target="simulation")
+    qmodel.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    data = {"x": _IMAGES[:32, :8, :8], "y": _LABELS[:32] % 4, "batch_size": 8, "verbose": 0}
+    qmodel.fit(**data, epochs=4)
+    qmodel.resume_search()
+    qmodel.fit(**data, epochs=4, initial_epoch=2)
+    # The search takes 60 % of the eight steps of these two epochs.
+    assert qmodel._training.steps_searched == 5
