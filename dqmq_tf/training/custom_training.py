@@ -33,6 +33,7 @@ class CustomTraining:
 
     def __enter__(self) -> "CustomTraining":
         optimizers.compile_own(self._model)
+        self._training.parts.policy.loss_scale.assign(1.0)
         if self._training.is_searching:
             self._training.begin(self._steps)
         return self
@@ -55,7 +56,8 @@ class CustomTraining:
 
         Args:
             tape: The `tf.GradientTape` that recorded the loss.
-            loss: A scalar, the loss of `model(x, training=True)`.
+            loss: A scalar, the loss of `model(x, training=True)`. With a `LossScaleOptimizer` it is
+                `optimizer.scale_loss(loss)`, as in Keras.
             x: The inputs of this step, in the structure that the model takes.
             optimizer: The optimizer of the network's variables, `model.trainable_variables`. Policy
                 and encoder have optimizers of their own.
@@ -77,14 +79,19 @@ class CustomTraining:
         shares = [(optimizer, self._model.trainable_variables), *optimizers.shares(self._model)[1:]]
         variables = [v for _, share in shares for v in share]
         gradients = tape.gradient(loss, variables)
+        scale = optimizer.scale_loss(ops.ones(()))
         if searching:
-            gradients = [*map(_sum, gradients, self._policy_gradients(x, variables))]
+            gradients = [*map(_sum, gradients, self._policy_gradients(x, variables, scale))]
         gradient_of = training.search.gated(zip(gradients, variables))
         for share_optimizer, share in shares:
             pairs = [(gradient_of[id(v)], v) for v in share if id(v) in gradient_of]
+            if share_optimizer is not optimizer:
+                pairs = optimizers.unscaled(pairs, scale, optimizer)
             if pairs:
                 with shared_updates(share_optimizer):
                     share_optimizer.apply_gradients(pairs)
+        # The next forward pass needs the factor of its loss.
+        parts.policy.loss_scale.assign(optimizer.scale_loss(ops.ones(())))
         self._steps_done += 1
         training.prepare(x)
         training.follow_values(self._steps_done - 1, self._steps_done)
@@ -96,15 +103,15 @@ class CustomTraining:
             faded = (self._steps_done - settled_at) / max(self._steps - settled_at, 1)
             training.set_rate(self._steps, float(np.clip(faded, 0.0, 1.0)))
 
-    def _policy_gradients(self, x: Any, variables: list[Any]) -> list[Any]:
-        """Returns the gradients of expected cost and entropy, None where there is none."""
+    def _policy_gradients(self, x: Any, variables: list[Any], scale: Any) -> list[Any]:
+        """Returns the gradients of expected cost and entropy times `scale`, None where there is none."""
         parts = self._training.parts
         with tf.GradientTape() as tape:
             first = inputs.first_input(x, self._model)
             z = parts.encoder(ops.convert_to_tensor(first))
             decision = parts.policy(z, training=True)
             terms, _ = self._training.search.terms(decision, None)
-            total = sum(terms.values(), ops.zeros(()))
+            total = sum(terms.values(), ops.zeros(())) * scale
         return tape.gradient(total, variables)
 
 
