@@ -1,7 +1,7 @@
 """Precision profiles: the integers, steps and bit-widths of one deployable network.
 
 This is data, which the converter and the reports read, and how a kernel rounds where it does so
-otherwise.
+otherwise. With it stands what the package's own layers do under `keras.mixed_precision`.
 """
 
 import dataclasses
@@ -16,6 +16,9 @@ INT8_BITS = 8
 # The one bit-width above 8 that an activation may have: a TFLite tensor of int16. Its grid is
 # symmetric, as the kernels require: the zero point is in the middle.
 INT16_BITS = 16
+# Arguments of the package's own layers: inputs and variables keep their types. `autocast` alone is not
+# enough. In a call from outside of a model, Keras rounds the variables of a layer of a mixed policy.
+KEEPS_PRECISION: Mapping[str, Any] = {"autocast": False, "dtype": "float32"}
 # The distance in steps from which a mean counts as a tie: more than the errors of float arithmetic,
 # and less than the distance of any other mean of up to 1,023 integers. At 16 bits, ratios of 4,096
 # and more have no room for it in float32: they round to even, as before.

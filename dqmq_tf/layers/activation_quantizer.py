@@ -14,7 +14,7 @@ from dqmq_tf.layers.graph_functions import one_node, worth_compiling
 from dqmq_tf.layers.normalization import normalization_of
 from dqmq_tf.layers.slices import in_slices, restored
 from dqmq_tf.policy import decision_tensor
-from dqmq_tf.precision import INT16_BITS
+from dqmq_tf.precision import INT16_BITS, KEEPS_PRECISION
 
 # The most values of an activation that calibration keeps of a call, and of all calls together.
 _MAX_VALUES_PER_CALL = 65_536
@@ -57,7 +57,7 @@ class ActivationQuantizer(keras.layers.Layer):
         compiled: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{**kwargs, "autocast": False})
+        super().__init__(**{**kwargs, **KEEPS_PRECISION})
         self.bit_widths = tuple(int(b) for b in bit_widths)
         self.column = column
         self.range = range

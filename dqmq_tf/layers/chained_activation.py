@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from dqmq_tf.layers.normalization import normalization_of
+from dqmq_tf.precision import KEEPS_PRECISION
 
 _FUNCTIONS = (
     keras.activations.silu,
@@ -31,7 +32,7 @@ class ChainedActivation(keras.layers.Layer):
     """
 
     def __init__(self, layer: keras.layers.Activation, **kwargs: Any) -> None:
-        super().__init__(**{"name": layer.name, **kwargs, "autocast": False})
+        super().__init__(**{"name": layer.name, **kwargs, **KEEPS_PRECISION})
         self.layer = layer
         self.supports_masking = True
         self.built = True

@@ -8,6 +8,7 @@ import tensorflow as tf
 from dqmq_tf.layers.graph_functions import worth_compiling
 from dqmq_tf.layers.normalization import Normalization
 from dqmq_tf.layers.quality_affine import QualityAffine
+from dqmq_tf.precision import KEEPS_PRECISION
 
 # The smallest epsilon that the fused operation accepts on a GPU.
 _SMALLEST_EPSILON = 1.001e-5
@@ -51,7 +52,7 @@ class FusedBatchNormalization(keras.layers.Layer):
     ) -> None:
         # The affine keeps learning if the normalization is frozen.
         trainable = layer.trainable or affine is not None
-        kwargs = {"name": layer.name, "trainable": trainable, **kwargs, "autocast": False}
+        kwargs = {"name": layer.name, "trainable": trainable, **kwargs, **KEEPS_PRECISION}
         super().__init__(**kwargs)
         self.layer, self.affine, self.compiled = layer, affine, compiled
         self.supports_masking = True

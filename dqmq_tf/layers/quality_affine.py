@@ -10,6 +10,7 @@ from keras import ops
 
 from dqmq_tf.layers.graph_functions import graph_function, worth_compiling
 from dqmq_tf.policy.int8_arithmetic import DECIDER_BITS, fake_int8
+from dqmq_tf.precision import KEEPS_PRECISION
 
 # The largest absolute logarithm of a scale.
 _MAX_LOG_SCALE = 1.5
@@ -35,7 +36,7 @@ class QualityAffine(keras.layers.Layer):
     """
 
     def __init__(self, axis: int = -1, **kwargs: Any) -> None:
-        super().__init__(**{**kwargs, "autocast": False})
+        super().__init__(**{**kwargs, **KEEPS_PRECISION})
         self.axis = axis
 
     def build(self, x_shape: Any, z_shape: Any) -> None:

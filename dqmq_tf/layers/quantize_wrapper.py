@@ -14,6 +14,7 @@ from dqmq_tf.layers import grid_search, step_fitting
 from dqmq_tf.layers.kernel_quantizer import kernel_quantizer
 from dqmq_tf.layers.user_quantizer import UserQuantizer
 from dqmq_tf.policy import decision_tensor
+from dqmq_tf.precision import KEEPS_PRECISION
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -65,7 +66,7 @@ class QuantizeWrapper(keras.layers.Layer):
         user_quantizers: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs = {"name": layer.name, "trainable": layer.trainable, **kwargs, "autocast": False}
+        kwargs = {"name": layer.name, "trainable": layer.trainable, **kwargs, **KEEPS_PRECISION}
         super().__init__(**kwargs)
         self.layer = layer
         self.points = [dict(point) for point in points]

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from dqmq_tf.layers.activation_quantizer import ActivationQuantizer
+from dqmq_tf.precision import KEEPS_PRECISION
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -27,7 +28,7 @@ class RectifiedQuantizer(keras.layers.Layer):
     def __init__(
         self, quantizer: ActivationQuantizer, ceiling: float = np.inf, **kwargs: Any
     ) -> None:
-        super().__init__(**{**kwargs, "autocast": False})
+        super().__init__(**{**kwargs, **KEEPS_PRECISION})
         self.quantizer, self.ceiling = quantizer, float(ceiling)
         self.supports_masking = True
         self.built = True

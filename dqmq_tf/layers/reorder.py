@@ -6,6 +6,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from dqmq_tf.precision import KEEPS_PRECISION
+
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
 class Reorder(keras.layers.Layer):
@@ -16,7 +18,7 @@ class Reorder(keras.layers.Layer):
     """
 
     def __init__(self, inverse: bool = False, **kwargs: Any) -> None:
-        super().__init__(**{**kwargs, "autocast": False})
+        super().__init__(**{**kwargs, **KEEPS_PRECISION})
         self.inverse = inverse
         self.supports_masking = True
 

@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from dqmq_tf.precision import KEEPS_PRECISION
+
 # The name under which a quantizer creates its variables, and the quantizer: an object with
 # `build(tensor_shape, name, layer)` and `__call__(inputs, training, weights)`.
 NamedQuantizer = tuple[str, Any]
@@ -34,7 +36,7 @@ class UserQuantizer(keras.layers.Layer):
         shape: Sequence[int | None] | None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{**kwargs, "autocast": False})
+        super().__init__(**{**kwargs, **KEEPS_PRECISION})
         self.supports_masking = True
         creator: Any = _VariableCreator(self)
         tensor_shape = None if shape is None else tf.TensorShape(shape)

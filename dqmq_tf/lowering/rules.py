@@ -106,14 +106,16 @@ def _reads_integers(builder: LoweringBuilder, node: Node, lowering: Lowering) ->
     is_integer = not any(is_float(dtypes[tensor]) for tensor in node.inputs)
     if is_function and is_integer and lowering is not data_movement.move_values:
         return True
-    # Pixels are on a grid, and indices are no numbers to compute with.
+    # Pixels are on a grid. Indices and masks are no numbers to compute with.
     has_numbers = any(
-        not is_float(dtypes[tensor]) and not builder.has_grid(tensor) for tensor in node.inputs
+        not (is_float(dtypes[tensor]) or dtypes[tensor] == "bool" or builder.has_grid(tensor))
+        for tensor in node.inputs
     )
     makes_floats = any(is_float(dtypes[tensor]) for tensor in node.outputs)
-    return has_numbers and makes_floats and lowering is not linear.embedding
+    return has_numbers and makes_floats and keras_name(node.layer) not in _READ_INDICES
 
 
+_READ_INDICES = {"Embedding", "GetItem", "Take"}
 _layers = keras.layers
 # By the exact class of the layer, as a subclass may compute something else.
 _LOWERINGS: dict[type, Lowering] = {

@@ -11,6 +11,7 @@ from keras import ops
 from dqmq_tf.policy import stored_variables
 from dqmq_tf.policy.levels import to_levels
 from dqmq_tf.policy.seen_embeddings import SeenEmbeddings
+from dqmq_tf.precision import KEEPS_PRECISION
 
 MAX_PROFILES = 4
 PHASES = SEARCH, SETTLED, FROZEN = "search", "settled", "frozen"
@@ -69,7 +70,7 @@ class PolicyState(keras.layers.Layer):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{**kwargs, "autocast": False})
+        super().__init__(**{**kwargs, **KEEPS_PRECISION})
         self.activation_candidates = [tuple(int(b) for b in point) for point in activations]
         self.weight_candidates = [tuple(int(b) for b in point) for point in weights]
         self.groups, self.initial_sigma, self.seed = groups, initial_sigma, seed

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from dqmq_tf.policy.int8_arithmetic import DECIDER_BITS, fake_int8
+from dqmq_tf.precision import KEEPS_PRECISION
 
 EPSILON = 1e-3
 VARIANCE_FLOOR = 1e-4
@@ -58,7 +59,7 @@ class QualityEncoder(keras.layers.Layer):
     def __init__(
         self, size: int = 8, filters: int = 8, stride: int = 1, seed: int = 0, **kwargs: Any
     ) -> None:
-        super().__init__(**{**kwargs, "autocast": False})
+        super().__init__(**{**kwargs, **KEEPS_PRECISION})
         self.size, self.filters, self.stride, self.seed = size, filters, stride, seed
 
     @classmethod
