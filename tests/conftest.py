@@ -60,6 +60,10 @@ def _shares_models(path):
     return "every_bit_width" in path.read_text()
 
 
+def pytest_collectstart():
+    _seed()
+
+
 def pytest_fixture_setup():
     _seed()
 
@@ -69,7 +73,7 @@ def pytest_runtest_call():
 
 
 def _seed():
-    """Makes what a test or a fixture draws independent of the tests before it.
+    """Makes what a module, a fixture or a test draws the same in every run, whatever ran before it.
 
     Keras takes the seeds of its layers from Python's numbers. Many tests set seed 0 themselves.
     """

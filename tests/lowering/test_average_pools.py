@@ -43,5 +43,6 @@ def test_a_file_has_the_means_of_the_model(kind, tmp_path):
     found, expected = (
         np.round(x / step) for x in (np.concatenate(outputs), predicted(qmodel, data))
     )
-    # In float32, the sum of a convolution may be a tie for one of the two only, once in 30,000 values.
-    assert (found != expected).mean() < 1e-4
+    # The two add in another order: once in some 30,000 values, the sum of a convolution is a tie for
+    # one of them only. The smallest output, of 1,024 means of 256 values each, may show one.
+    assert (found != expected).sum() <= max(1, 1e-4 * found.size)
