@@ -19,6 +19,7 @@ from dqmq_tf.graph.constant_merging import merge_constants
 from dqmq_tf.graph.deep_graphs import deep_graphs
 from dqmq_tf.graph.finite_weights import check_finite_weights
 from dqmq_tf.graph.rebuild import connect_again, forget_calls
+from dqmq_tf.graph.unfolding import unfold_layers
 from dqmq_tf.layers import ActivationQuantizer, QualityAffine, QuantizeWrapper
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
 from dqmq_tf.policy.quality_encoder import QualityEncoder
@@ -144,8 +145,13 @@ def build(
     Raises:
         ValueError: If the model, the budget or a rule of the configuration is not valid.
     """
+    body = model
+    if aliases is None:
+        # A saved model has unfolded layers already, or is of a version that did not unfold them.
+        body, parts_of_layers = unfold_layers(model, config)
+        config = splitting.with_part_rules(config, parts_of_layers)
     # A saved model has split layers already, or is of a version that did not split all of them.
-    body, parts_of_layers = splitting.split_layers(model, splits_merges=aliases is None)
+    body, parts_of_layers = splitting.split_layers(body, splits_all=aliases is None)
     config = splitting.with_part_rules(config, parts_of_layers)
     if aliases is None:
         # A saved model has merged layers already, or is of a version that did not merge them.

@@ -365,6 +365,7 @@ _OPERATION_WRITERS: dict[str, LayerWriter] = {
     "Concatenate": _concatenate,
     "Relu": _relu,
     "Relu6": _relu,
+    "ReLU": _relu,
     "Reshape": _reshape,
     "Sigmoid": _elementwise("Sigmoid"),
     "Softmax": _softmax,

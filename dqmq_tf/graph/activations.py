@@ -30,9 +30,8 @@ def last_activation(output: Any) -> str:
     return getattr(activation, "__name__", type(operation).__name__.lower())
 
 
-# Class names of layers and operations: Keras has two classes for one thing (layers.ReLU, ops.relu),
-# and does not export the classes of its operations.
-_RELUS = {"ReLU", "Relu", "Relu6"}
+# Keras does not export the classes of its operations.
+_RELUS = {"Relu", "Relu6"}
 
 
 def is_relu(layer: Any) -> bool:
@@ -43,15 +42,20 @@ def is_relu(layer: Any) -> bool:
     """
     if plain_class(layer) is keras.layers.Activation:
         return layer.activation in (keras.activations.relu, keras.activations.relu6)
-    if plain_class(layer) is keras.layers.ReLU:
+    if _has_relu_arguments(layer):
         is_plain = not layer.negative_slope and not layer.threshold
         return is_plain and layer.max_value != 0
     return keras_name(layer) in _RELUS
 
 
+def _has_relu_arguments(layer: Any) -> bool:
+    """Whether a layer is `keras.layers.ReLU`, or a call of `keras.activations.relu`."""
+    return plain_class(layer) is keras.layers.ReLU or keras_name(layer) == "ReLU"
+
+
 def relu_ceiling(layer: Any) -> float:
     """Returns the largest value that a relu can output, infinity without a ceiling."""
-    if plain_class(layer) is keras.layers.ReLU:
+    if _has_relu_arguments(layer):
         return float("inf") if layer.max_value is None else float(layer.max_value)
     activation = getattr(layer, "activation", None)
     is_relu6 = activation is keras.activations.relu6 or keras_name(layer) == "Relu6"

@@ -29,6 +29,15 @@ def splits_activation(layer: Any) -> bool:
     return is_known and layer.activation not in FUSED_ACTIVATIONS
 
 
+def is_depthwise(layer: Any) -> bool:
+    """Whether a convolution in groups has one input channel per group, as a depthwise one has."""
+    if type(layer) not in (keras.layers.Conv1D, keras.layers.Conv2D) or layer.groups == 1:
+        return False
+    # A depthwise convolution has no causal padding, and equal strides.
+    fits = layer.padding != "causal" and len(set(layer.strides)) == 1
+    return fits and layer.kernel.shape[-2] == 1 and layer.kernel_constraint is None
+
+
 class SplitLayer(keras.layers.Layer):
     """Base class of layers that name the layers which they are made of.
 
@@ -116,6 +125,54 @@ class SplitActivation:
 
 def _without_activation(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "activation": "linear"} if "activation" in config else config
+
+
+class SplitGroups:
+    """A convolution in groups of one input channel each as a depthwise convolution of its name.
+
+    Args:
+        layer: The layer (see `is_depthwise`).
+        name_part: `name_part(part)` returns the name of a part.
+    """
+
+    def __init__(self, layer: Any, name_part: Callable[[str], str]) -> None:
+        self._whole: Any = layer
+        is_1d = isinstance(layer, keras.layers.Conv1D)
+        depthwise = keras.layers.DepthwiseConv1D if is_1d else keras.layers.DepthwiseConv2D
+        self.depthwise = depthwise(
+            layer.kernel_size,
+            strides=layer.strides,
+            padding=layer.padding,
+            depth_multiplier=layer.filters // layer.groups,
+            data_format=layer.data_format,
+            dilation_rate=layer.dilation_rate,
+            activation=layer.activation,
+            use_bias=layer.use_bias,
+            depthwise_initializer=layer.kernel_initializer,
+            bias_initializer=layer.bias_initializer,
+            depthwise_regularizer=layer.kernel_regularizer,
+            bias_regularizer=layer.bias_regularizer,
+            activity_regularizer=layer.activity_regularizer,
+            bias_constraint=layer.bias_constraint,
+            name=layer.name,
+            dtype=layer.dtype_policy,
+            trainable=layer.trainable,
+        )
+        self._call: Any = self.depthwise
+        self.kernels: dict[str, dict[str, str]] = {}
+        if splits_activation(self.depthwise):
+            self._call = SplitActivation(self.depthwise, name_part)
+            self.kernels = self._call.kernels
+
+    def __call__(self, x: Any, **kwargs: Any) -> Any:
+        outputs = self._call(x, **kwargs)
+        if self._whole is not None:
+            kernel = keras.ops.reshape(self._whole.kernel, self.depthwise.kernel.shape)
+            self.depthwise.kernel.assign(kernel)
+            if self.depthwise.use_bias:
+                self.depthwise.bias.assign(self._whole.bias)
+            self._whole = None
+        return outputs
 
 
 class SplitSeparable:

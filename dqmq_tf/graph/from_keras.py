@@ -1,6 +1,7 @@
 """Reads a Keras model into a `Graph`, through its public config alone."""
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -78,7 +79,9 @@ def _traced(model: keras.Model, prefix: str, inference: InferenceShapes) -> Grap
             define((name, 0, 0), operations[name].output)
         elif _is_model(operations[name]):
             subgraphs[name] = _traced(operations[name], f"{prefix}{name}/", inference)
-        calls += [_Call.decoded(name, i, data) for i, data in enumerate(entry["inbound_nodes"])]
+        for i, data in enumerate(entry["inbound_nodes"]):
+            kwargs = _taken(operations[name], data["kwargs"])
+            calls.append(_Call.decoded(name, i, {**data, "kwargs": kwargs}))
     nodes: list[Node] = []
     while calls:
         waiting = []
@@ -152,6 +155,17 @@ def _config(functional: keras.Model) -> tuple[dict[str, Any], bool]:
             return stand_ins.get_config(), False
 
 
+def _taken(operation: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns arguments of a call without the mode of training, if the layer does not take it.
+
+    Keras allows it in any call.
+    """
+    if isinstance(operation, keras.Model) or not isinstance(operation, keras.layers.Layer):
+        return kwargs
+    takes_mode = "training" in inspect.signature(operation.call).parameters
+    return {key: value for key, value in kwargs.items() if takes_mode or key != "training"}
+
+
 class _StandIn(keras.Operation):
     """Takes the place of a layer: it has its name and its outputs, and a config."""
 
@@ -160,7 +174,7 @@ class _StandIn(keras.Operation):
         self._layer = layer
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        return self._layer.compute_output_spec(*args, **kwargs)
+        return self._layer.compute_output_spec(*args, **_taken(self._layer, kwargs))
 
     def get_config(self) -> dict[str, Any]:
         return {"name": self.name}

@@ -19,10 +19,12 @@ from dqmq_tf.config import DQMQConfig, LayerRule
 from dqmq_tf.graph.composites import (
     SplitActivation,
     SplitAttention,
+    SplitGroups,
     SplitLayer,
     SplitMerge,
     SplitParts,
     SplitSeparable,
+    is_depthwise,
     splits_activation,
 )
 from dqmq_tf.graph.from_keras import trace_nested
@@ -30,7 +32,9 @@ from dqmq_tf.graph.graph import Graph, Node, inline
 from dqmq_tf.graph.plain_classes import plain_class
 from dqmq_tf.graph.rebuild import copy_model, rebuild
 
-_Splitter = SplitActivation | SplitSeparable | SplitMerge | SplitAttention | SplitParts
+_Splitter = (
+    SplitActivation | SplitGroups | SplitSeparable | SplitMerge | SplitAttention | SplitParts
+)
 _SPLIT_LAYER_BITS = 8
 # Arguments of attention that change what is computed.
 _ATTENTION_SWITCHES = (
@@ -60,7 +64,7 @@ class Part:
 
 
 def split_layers(
-    model: keras.Model, splits_merges: bool = True
+    model: keras.Model, splits_all: bool = True
 ) -> tuple[keras.Model, dict[str, tuple[Part, ...]]]:
     """Returns a copy of a model in which layers of several int8 kernels are several layers.
 
@@ -71,6 +75,8 @@ def split_layers(
       `<name>_query`, `_key`, `_value` and `_output`, the scale of the query `_scale`, the products
       `_scores` and `_attended` with heads as an axis of the batch, `_softmax`, and `_dropout` if
       it has one. With masks it is not split.
+    - A convolution with as many groups as its input has channels becomes a depthwise convolution of
+      its name.
     - `Add` or `Multiply` of more than two tensors becomes `<name>_1` of the first two, and so on. The
       last of these layers keeps the name.
     - `dqmq_tf.layers.Exposure` becomes its parts, all at 8 bits.
@@ -79,8 +85,8 @@ def split_layers(
 
     Args:
         model: A built Sequential or functional model. It is not changed.
-        splits_merges: Whether sums and products are split. They are not in models that were saved by
-            an earlier version.
+        splits_all: Whether sums and products are split, and convolutions in groups made depthwise.
+            They are not in models that were saved by an earlier version.
 
     Returns:
         The copy, and `{path: (Part, ...)}` of the layers that were split, by their path in
@@ -98,11 +104,11 @@ def split_layers(
     """
     body = copy_model(model)
     graph = trace_nested(body)
-    splitters, parts = _splitters(graph, splits_merges), {}
+    splitters, parts = _splitters(graph, splits_all), {}
     if not splitters:
         return body, {}
     for node in inline(graph).nodes:
-        if id(node.layer) in splitters:
+        if id(node.layer) in splitters and splitters[id(node.layer)].kernels:
             prefix = node.path[: len(node.path) - len(node.layer.name)]
             parts[node.path] = tuple(
                 Part(path=prefix + name, kernels=kernels, bit_width=_bit_width(node.layer))
@@ -200,7 +206,7 @@ def _check_weights(path: str, rule: LayerRule, parts: Iterable[Part]) -> None:
         )
 
 
-def _splitters(graph: Graph, splits_merges: bool) -> dict[int, _Splitter]:
+def _splitters(graph: Graph, splits_all: bool) -> dict[int, _Splitter]:
     """Returns `{id of a layer: what is called in its place}`."""
     inlined = inline(graph)
     nodes, is_masked = inlined.nodes, has_masks(inlined)
@@ -210,7 +216,7 @@ def _splitters(graph: Graph, splits_merges: bool) -> dict[int, _Splitter]:
     names, splitters = _names(graph), {}
     for key, layer_calls in calls.items():
         layer = layer_calls[0].layer
-        kind = _splitter_of(layer)
+        kind = _splitter_of(layer, splits_all)
         if kind is None:
             continue
         if kind is SplitAttention and (is_masked or not all(map(_attends_plainly, layer_calls))):
@@ -222,21 +228,23 @@ def _splitters(graph: Graph, splits_merges: bool) -> dict[int, _Splitter]:
             sizes = [_lengths(inlined, layer_calls)]
         elif kind is SplitMerge:
             sizes = [max(len(node.inputs) for node in layer_calls)]
-            if sizes[0] <= 2 or not splits_merges:
+            if sizes[0] <= 2:
                 continue
         splitters[key] = kind(layer, name_part, *sizes)
     return splitters
 
 
-def _splitter_of(layer: Any) -> Callable[..., _Splitter] | None:
+def _splitter_of(layer: Any, splits_all: bool) -> Callable[..., _Splitter] | None:
     """Returns the class that splits a layer. None if the layer stays whole."""
     if isinstance(layer, SplitLayer):
         return SplitParts
     # Subclasses may convolve or attend in another way.
     if plain_class(layer) in (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D):
         return SplitSeparable
-    if type(layer) in (keras.layers.Add, keras.layers.Multiply):
+    if splits_all and type(layer) in (keras.layers.Add, keras.layers.Multiply):
         return SplitMerge
+    if splits_all and is_depthwise(layer):
+        return SplitGroups
     if type(layer) is keras.layers.MultiHeadAttention:
         return SplitAttention
     return SplitActivation if splits_activation(layer) else None

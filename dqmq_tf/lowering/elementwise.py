@@ -11,6 +11,7 @@ import tensorflow as tf
 from dqmq_tf.errors import FloatOnly, UnsupportedLayerError
 from dqmq_tf.graph import Node
 from dqmq_tf.graph.activations import grid_ceiling, is_relu
+from dqmq_tf.graph.cloning import clone_layer
 from dqmq_tf.graph.constant_maps import Affine, constant_map
 from dqmq_tf.graph.plain_classes import keras_name
 from dqmq_tf.lowering import folding
@@ -223,6 +224,9 @@ def call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         and any(len(operand.shape) > 2 and operand.shape[-1] == 1 for operand in operands)
     ):
         return _Sum()(operands)
+    if not isinstance(layer, keras.layers.Layer):
+        # Functions in two models inside the model may have the same name.
+        layer = clone_layer(layer, name=f"{layer.name}_{keras.backend.get_uid(layer.name)}")
     return layer(*args, **kwargs)
 
 

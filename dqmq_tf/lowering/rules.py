@@ -176,6 +176,8 @@ _OPERATIONS: dict[str, Lowering] = {
     "Matmul": elementwise.product,
     "Relu": elementwise.activation_function("relu"),
     "Relu6": elementwise.activation_function("relu6"),
+    # `keras.activations.relu`, in contrast to `keras.ops.relu`.
+    "ReLU": elementwise.relu,
     "Sigmoid": elementwise.activation_function("sigmoid"),
     "Silu": elementwise.activation_function("silu"),
     "Tanh": elementwise.activation_function("tanh"),

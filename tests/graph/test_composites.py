@@ -56,7 +56,7 @@ def test_sums_and_products_of_several_tensors_are_converted(kind, target, tmp_pa
     np.testing.assert_allclose(
         predicted(body, images(model)), predicted(model, images(model)), atol=1e-5
     )
-    assert split_layers(body)[1] == split_layers(model, splits_merges=False)[1] == {}
+    assert split_layers(body)[1] == split_layers(model, splits_all=False)[1] == {}
     qmodel = freeze(model, target=target)
     report = export.convert(qmodel, tmp_path / "model.tflite", data=images(qmodel))
     assert not report.float_layers and report.verification.largest_quanta <= 2.01
