@@ -13,6 +13,7 @@ from dqmq_tf.errors import check_quantized
 from dqmq_tf.graph import trace
 from dqmq_tf.graph.overrides import warn_of_training_methods
 from dqmq_tf.graph.resizing import with_input_shapes
+from dqmq_tf.graph.unfolding import functional_form
 from dqmq_tf.layers import QuantizeWrapper
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.policy.bit_width_policy import BitWidthPolicy
@@ -78,6 +79,7 @@ def quantize_model(
         )
     config, target = _checked_config(model, config, data), targets.get(target)
     warn_of_training_methods(model)
+    model = functional_form(model)
     if config.exposure == "auto" and not has_exposure(model):
         trial = try_exposure(model, data, validation_data)
         output_console().print(str(trial), markup=False, highlight=False)

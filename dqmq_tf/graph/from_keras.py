@@ -160,7 +160,7 @@ def _taken(operation: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 
     Keras allows it in any call.
     """
-    if isinstance(operation, keras.Model) or not isinstance(operation, keras.layers.Layer):
+    if not isinstance(operation, keras.layers.Layer):
         return kwargs
     takes_mode = "training" in inspect.signature(operation.call).parameters
     return {key: value for key, value in kwargs.items() if takes_mode or key != "training"}

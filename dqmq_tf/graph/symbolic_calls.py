@@ -102,9 +102,6 @@ def _traced(graph: Graph, node: Node, training: bool, batch: int | None) -> kera
     results = keras.tree.flatten(outputs)
     if reads.variables or reads.losses or not all(map(keras.backend.is_keras_tensor, results)):
         return None
-    inputs = keras.tree.flatten(tensors_of((args, kwargs)))
-    if all(any(x is y for x in inputs) for y in results):
-        return None
     calls = _calls_behind(results)
     for call in calls:
         own = call.arguments

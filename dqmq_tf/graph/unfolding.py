@@ -1,4 +1,4 @@
-"""Unfolds layers of the user's own into the layers that they call, which get integer kernels each.
+"""Unfolds layers of the user's own into what they call: each layer and function gets its kernels.
 
 A model says which layers it calls, but not what a class of the user's own does inside. Its `call`
 says so when it gets symbolic tensors: the layers and functions that it calls then form a model, which
@@ -30,11 +30,11 @@ _PACKAGES = ("keras", "tf_keras", "dqmq_tf", "tensorflow_model_optimization")
 def unfold_layers(
     model: keras.Model, config: DQMQConfig
 ) -> tuple[keras.Model, dict[str, tuple[Part, ...]]]:
-    """Returns a model in which layers made of layers are models inside the model.
+    """Returns a model in which layers made of layers and functions are models inside the model.
 
     A layer stays as it is
 
-    - if it has no layers inside, or uses variables beside those of the layers inside,
+    - if it uses variables beside those of the layers inside,
     - if its `call` does not accept symbolic tensors, as with functions of TensorFlow,
     - if it does other things in training than its layers do,
     - if the model has masks, or if the layer has quantizers of the user's own.
@@ -86,6 +86,40 @@ def unfold_layers(
     return copy, {path: own for path, own in parts.items() if own}
 
 
+@deep_graphs()
+def functional_form(model: Any) -> Any:
+    """Returns a functional copy of a subclassed model whose `call` is made of layers and functions.
+
+    Args:
+        model: A model. It is not changed.
+
+    Returns:
+        The copy. The model itself if it is not subclassed, or if its `call` does something else.
+
+    Raises:
+        ValueError: If a subclassed model has not been called yet.
+    """
+    is_subclassed = isinstance(model, keras.Model) and not isinstance(model, keras.Sequential)
+    if not is_subclassed or getattr(model, "inputs", None):
+        return model
+    if not model.built:
+        raise ValueError(
+            f"Model {model.name!r} is subclassed ({type(model).__name__}) and was not called yet, so "
+            "the shape of its inputs is not known. Call it on a batch of data before quantize_model."
+        )
+    shape = (model.get_build_config() or {}).get("input_shape")
+    if not isinstance(shape, (list, tuple)) or any(isinstance(n, (list, tuple)) for n in shape):
+        return model
+    with _left_as_found([model]):
+        inputs = keras.Input(tuple(shape[1:]), name=f"{model.name}_input")
+        graph = trace_nested(keras.Model(inputs, model(inputs)))
+        called = model_of_call(graph, graph.nodes[-1])
+        if called is None:
+            return model
+        unfolded, _ = unfold_layers(called, DQMQConfig())
+        return copy_model(called) if unfolded is called else unfolded
+
+
 def _call(
     models: Mapping[int, keras.Model], node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
@@ -123,14 +157,13 @@ def _parts(
 
 
 def _may_unfold(layer: Any) -> bool:
-    """Whether a layer has a `call` of the user's own, and layers inside."""
+    """Whether a layer has a `call` of the user's own, and no mask and no loss beside it."""
     if not isinstance(layer, keras.layers.Layer):
         return False
     owner = next(kind for kind in type(layer).__mro__ if "call" in vars(kind))
     if owner.__module__.partition(".")[0] in _PACKAGES:
         return False
-    inner = layers_inside(layer)[1:]
-    return bool(inner) and layer.activity_regularizer is None and not any(map(makes_mask, inner))
+    return layer.activity_regularizer is None and not any(map(makes_mask, layers_inside(layer)))
 
 
 def _models(graph: Graph, config: DQMQConfig, tried: set[int]) -> dict[int, keras.Model]:

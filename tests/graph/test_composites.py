@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from helpers.frozen_models import freeze, images
+from helpers.networks import shaken
 from helpers.predictions import predicted
 from keras import layers
 
@@ -65,3 +66,32 @@ def test_sums_and_products_of_several_tensors_are_converted(kind, target, tmp_pa
     np.testing.assert_array_equal(
         predicted(loaded, images(model)), predicted(qmodel, images(model))
     )
+
+
+def test_a_convolution_with_a_group_for_each_channel_is_depthwise(tmp_path):
+    """Networks that were written for PyTorch have them in place of depthwise layers."""
+    inputs = keras.Input((8, 8, 6))
+    options = {"kernel_regularizer": "l2", "kernel_initializer": "he_normal"}
+    x = layers.Conv2D(12, 3, groups=6, padding="same", activation="relu", name="a", **options)(
+        inputs
+    )
+    x = layers.BatchNormalization()(x)
+    x = layers.Conv2D(12, 3, 2, groups=12, activation="swish", use_bias=False, name="b")(x)
+    x = layers.Conv1D(24, 3, groups=12, name="c")(layers.Reshape((9, 12))(x))
+    x = layers.Conv1D(24, 3, groups=24, padding="causal", name="causal")(x)
+    x = layers.Conv1D(24, 1, groups=2, name="two")(x)
+    model = shaken(keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x))))
+    body, parts = split_layers(model)
+    kinds = {layer.name: type(layer).__name__ for layer in body.layers}
+    assert kinds["a"] == kinds["b"] == "DepthwiseConv2D" and kinds["c"] == "DepthwiseConv1D"
+    assert kinds["causal"] == kinds["two"] == "Conv1D" and [*parts] == ["b"]
+    data = images(model)
+    np.testing.assert_allclose(predicted(body, data), predicted(model, data), atol=1e-5)
+    np.testing.assert_allclose(sum(body.losses), sum(model.losses), rtol=1e-6)
+    # Models that were saved by an earlier version have steps for the kernels as they were.
+    saved, _ = split_layers(model, splits_all=False)
+    assert type(saved.get_layer("a")) is layers.Conv2D
+    qmodel = freeze(model)
+    report = export.convert(qmodel, tmp_path / "model.tflite", data=images(qmodel))
+    assert set(report.float_layers) == {"causal", "two"}
+    assert report.verification.different_numbers == 0
