@@ -38,12 +38,14 @@ def quantize_model(
     """Returns a `DQMQModel` with the inputs, outputs, layer names and weights of a Keras model.
 
     A layer that needs several kernels on a device, such as a separable convolution, is split into
-    several layers. `dqmq_tf.graph.splitting.split_layers` lists their names. A rule for such a
-    layer holds for all its parts. Multiplications and additions of constants in a row become one
+    several layers. `dqmq_tf.graph.splitting.split_layers` lists their names. A layer of a class of
+    your own becomes a model of the layers that it calls (`dqmq_tf.graph.unfolding`). A rule for such
+    a layer holds for all its parts. Multiplications and additions of constants in a row become one
     layer, with the name of the last (`dqmq_tf.graph.constant_merging`).
 
     Args:
-        model: A Sequential or functional model of Keras 3. It may contain nested models, shared
+        model: A Sequential or functional model of Keras 3, or a subclassed one that was called on data
+            and whose `call` is made of layers and functions. It may contain nested models, shared
             layers and custom layers. It is not changed.
         target: A `Target`, or the name of one: `"android"`, `"android_small"`,
             `"microcontroller"`, `"ethos_u"` or `"simulation"`.
@@ -61,8 +63,8 @@ def quantize_model(
         a warning as well.
 
     Raises:
-        ValueError: If the model is subclassed, quantized or not a Keras 3 model, if its class or that
-            of a model inside overrides `call`, if a rule asks for bit-widths that the target does not
+        ValueError: If the model is quantized or not a Keras 3 model, if it is subclassed and not made
+            of layers, if the class of a functional model overrides `call`, if a rule asks for bit-widths that the target does not
             support, or if the budget is below the smallest possible cost.
         RuntimeError: If Keras does not run on the TensorFlow backend.
 
