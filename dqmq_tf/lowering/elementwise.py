@@ -226,7 +226,7 @@ def call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _Sum()(operands)
     if not isinstance(layer, keras.layers.Layer):
         # Functions in two models inside the model may have the same name.
-        layer = clone_layer(layer, name=f"{layer.name}_{keras.backend.get_uid(layer.name)}")
+        layer = clone_layer(layer, name=f"{layer.name}_lowered_{keras.backend.get_uid('lowered')}")
     return layer(*args, **kwargs)
 
 

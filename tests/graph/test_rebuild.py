@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from dqmq_tf import graph as graphs
-from dqmq_tf.graph.rebuild import put_in_front, rebuild
+from dqmq_tf.graph.rebuild import copy_model, put_in_front, rebuild
 
 
 def network():
@@ -76,3 +76,12 @@ def test_a_layer_in_front_of_a_sequential_model():
     assert [layer.name for layer in copy.layers] == ["front", "dense"]
     x = np.ones((1, 4), "float32")
     np.testing.assert_allclose(copy(x), model(2 * x), rtol=1e-6)
+
+
+def test_an_identity_is_copied_whatever_its_dtype_was_made_of():
+    """Keras's `Identity` has no config if its dtype is a policy, as inside of layers that hand it on."""
+    inputs = keras.Input((4,))
+    same = keras.layers.Identity(dtype=keras.DTypePolicy("float32"), name="same")
+    copy = copy_model(keras.Model(inputs, keras.layers.Dense(2)(same(inputs))))
+    assert copy.get_layer("same").get_config()["name"] == "same"
+    assert keras.Model.from_config(copy.get_config()).get_layer("same").dtype == "float32"
