@@ -1,5 +1,6 @@
 """The errors of this package about models and files. All of them are `DQMQError`s."""
 
+import numbers
 from typing import Any
 
 
@@ -52,7 +53,7 @@ def check_quantized(qmodel: Any) -> None:
 
 def check_profile(profile: Any, count: int) -> None:
     """Raises `ValueError` if an argument `profile` is no index of one of `count` precision profiles."""
-    if profile not in range(count):
+    if not isinstance(profile, numbers.Integral) or profile not in range(count):
         raise ValueError(
             f"profile={profile!r} does not exist: the number of precision profiles is {count}. Pass an "
             f"index from 0 to {count - 1}, or freeze the model to more profiles."

@@ -1,6 +1,7 @@
 """Adaptive files: several precision profiles and the quality router in one `.tflite`."""
 
 import itertools
+import numbers
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -42,7 +43,7 @@ def check_request(adaptive: int, kind: str, target: Target, data: Any, dtype: st
         ValueError: If the number of profiles or the routing is not valid, or if there is no data.
         ConversionError: If the runtime of the target cannot run such a file.
     """
-    if adaptive not in PROFILE_COUNTS:
+    if not isinstance(adaptive, numbers.Integral) or adaptive not in PROFILE_COUNTS:
         raise ValueError(f"adaptive={adaptive!r}: give 2, 3 or 4 precision profiles.")
     if kind not in ROUTINGS:
         raise ValueError(f"routing={kind!r} must be one of {', '.join(map(repr, ROUTINGS))}.")

@@ -122,13 +122,15 @@ def convert(
         raise ValueError(f"io_dtype={io_dtype!r} must be one of {', '.join(map(repr, IO_TYPES))}.")
     if adaptive is None:
         check_profile(profile, qmodel.frozen_profiles or 1)
-    check_artifacts(artifacts, target)
+        profile = int(profile)
+    check_artifacts(artifacts, path, target)
     quantization_plan.require_quantizer()
     graph = graphs.trace(qmodel.float_model())
     rules.check_supported(graph)
     given = input_facts(graph, labels, preprocessing)
     if adaptive is not None:
         adaptives.check_request(adaptive, routing, target, data, qmodel.inputs[0].dtype)
+        adaptive = int(adaptive)
     with stages("Converting") as stage:
         inputs, qualities = None, None
         if adaptive is not None:

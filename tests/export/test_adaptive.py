@@ -245,8 +245,9 @@ def test_it_does_not_matter_which_of_two_equal_profiles_is_chosen(tmp_path):
 
 def test_requests_that_cannot_be(small, tmp_path):
     path, x = tmp_path / "a.tflite", images(small, 8)
-    with pytest.raises(ValueError, match="adaptive=5"):
-        dqmq_tf.convert(small, path, adaptive=5, data=x)
+    for count in (5, 2.0, True):
+        with pytest.raises(ValueError, match=f"adaptive={count}: give 2, 3 or 4"):
+            dqmq_tf.convert(small, path, adaptive=count, data=x)
     with pytest.raises(ValueError, match="routing='switch'"):
         dqmq_tf.convert(small, path, adaptive=2, routing="switch", data=x)
     with pytest.raises(ValueError, match="data="):

@@ -52,6 +52,8 @@ def test_a_profile_that_does_not_exist_freezes_nothing(tmp_path):
     for write, name in ((export.convert, "m.tflite"), (export.export_qonnx, "m.onnx")):
         with pytest.raises(ValueError, match="profile=3 does not exist.*index from 0 to 0"):
             write(qmodel, tmp_path / name, profile=3)
+        with pytest.raises(ValueError, match="profile=0.0 does not exist.*index from 0 to 0"):
+            write(qmodel, tmp_path / name, profile=0.0)
         assert qmodel.frozen_profiles == 0
     qmodel.freeze(profiles=2)
     with pytest.raises(ValueError, match="profile=2 does not exist.*index from 0 to 1"):
