@@ -11,15 +11,17 @@ from dqmq_tf.runtimes import tflite_micro
 from dqmq_tf.targets import ARTIFACTS, Target
 
 
-def check_artifacts(artifacts: Sequence[str], target: Target) -> None:
+def check_artifacts(artifacts: Sequence[str], path: pathlib.Path, target: Target) -> None:
     """Checks that the artifacts can be written, before the conversion starts.
 
     Args:
         artifacts: Names from `ARTIFACTS`.
+        path: The path of the `.tflite` file.
         target: The deployment target.
 
     Raises:
-        ValueError: If a name is not in `ARTIFACTS`, or `artifacts` is a string.
+        ValueError: If a name is not in `ARTIFACTS`, if `artifacts` is a string, or if C++ cannot
+            include a header of this name.
         ConversionError: If the device of the target does not run a C array.
         ImportError: If `tflite-micro`, which measures the arena of a C array, is not installed.
     """
@@ -42,6 +44,7 @@ def check_artifacts(artifacts: Sequence[str], target: Target) -> None:
             f"A C array is for TFLite Micro, which target {target.name!r} is not for. Quantize the "
             "model for target 'microcontroller'."
         )
+    c_array.check_name(path)
     tflite_micro.require()
 
 

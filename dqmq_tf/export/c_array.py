@@ -1,6 +1,7 @@
 """`write_c_array`: a file as a C++ array with a header, for firmware that runs TFLite Micro."""
 
 import os
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,7 +59,7 @@ def write_c_array(
         ImportError: If the arena has to be measured and `tflite-micro` is not installed.
         ConversionError: If the file needs an operator that TFLite Micro does not have, or if several
             of its subgraphs have a signature.
-        ValueError: If `path` does not end in `.cc`.
+        ValueError: If `path` does not end in `.cc`, or if its name has a quotation mark.
         OSError: If a file cannot be written, or its folder does not exist. In this case, no file has
             changed.
 
@@ -67,6 +68,7 @@ def write_c_array(
     >>> write_c_array(pathlib.Path("model.tflite").read_bytes(), "model.cc")
     """
     path = checked_path(path, ".cc")
+    check_name(path)
     file = TFLiteFile.of(contents)
     if arena_bytes is None:
         arena_bytes = tflite_micro.arena_bytes(file)
@@ -88,6 +90,15 @@ def render(file: TFLiteFile, name: str, arena_bytes: int) -> tuple[str, str]:
     check_signatures(file.model)
     space = c_name(name)
     return _source(file.contents, name, space), _header(file, space, arena_bytes)
+
+
+def check_name(path: pathlib.Path) -> None:
+    """Raises `ValueError` if C++ cannot include a header that has the name of a file."""
+    if re.search('["\n\r]', path.name):
+        raise ValueError(
+            f"path={str(path)!r}: C++ code includes the header by this name, but a quotation mark or a "
+            "line break cannot stand between the quotation marks of #include. Use another name."
+        )
 
 
 def check_signatures(model: ModelT) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 
 import pytest
 from helpers.frozen_models import freeze, images, small_model
@@ -61,19 +62,20 @@ def test_a_failure_leaves_all_as_they_were(micro_model, tmp_path, monkeypatch):
     [
         (("c_array",), "android", ConversionError, "'android' is not for.*'microcontroller'"),
         (("c_array",), "ethos_u", ConversionError, "ethos-u-vela makes.*write_c_array"),
+        (("c_array",), "microcontroller", ValueError, "Use another name"),
         (("pdf",), "android", ValueError, "'pdf'; those that exist are 'c_array', 'json'"),
         ("json", "android", ValueError, "give a tuple"),
     ],
 )
 def test_what_cannot_be_made_is_refused(artifacts, target, error, message):
     with pytest.raises(error, match=message):
-        check_artifacts(artifacts, targets.get(target))
+        check_artifacts(artifacts, pathlib.Path('a"b.tflite'), targets.get(target))
 
 
 def test_a_c_array_needs_tflm(monkeypatch):
     monkeypatch.setattr(tflite_micro, "is_installed", lambda: False)
     with pytest.raises(ImportError, match="pip install --pre tflite-micro"):
-        check_artifacts(("c_array",), targets.get("microcontroller"))
+        check_artifacts(("c_array",), pathlib.Path("a.tflite"), targets.get("microcontroller"))
 
 
 def test_float_ends_on_demand(micro_model, tmp_path):

@@ -187,6 +187,13 @@ def test_namespaces(name, space):
     assert c_array.c_name(name) == space
 
 
+def test_a_name_that_no_include_can_hold_is_refused(int8_file, tmp_path):
+    for name in ('a"b', "a\nb"):
+        with pytest.raises(ValueError, match="cannot stand between the quotation marks"):
+            export.write_c_array(int8_file, tmp_path / f"{name}.cc")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_suffix_is_checked(tmp_path):
     with pytest.raises(ValueError, match="must end in '.cc'"):
         export.write_c_array(b"", tmp_path / "model.h")
