@@ -82,7 +82,9 @@ def inputs_and_qualities(
     """
     spec = getattr(data, "element_spec", None)
     last = spec[-1] if isinstance(spec, tuple) and len(spec) > 1 else None
-    if not (isinstance(last, dict) and "kind" in last):
+    # Labels or sample weights of outputs with names are dictionaries too.
+    are_of_outputs = isinstance(last, dict) and set(last) <= set(qmodel.output_names)
+    if not (isinstance(last, dict) and "kind" in last) or are_of_outputs:
         return collect(data, qmodel, samples), None
     parts: list[list[np.ndarray]] = []
     found: list[str] = []

@@ -17,6 +17,7 @@ from dqmq_tf import export, quality
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.export import adaptive as adaptives
 from dqmq_tf.export import quality_router
+from dqmq_tf.export.adaptive import inputs_and_qualities
 from dqmq_tf.flatbuffer import TFLiteFile
 from dqmq_tf.precision import ActivationPrecision
 from dqmq_tf.runtimes import in_process
@@ -166,6 +167,22 @@ def test_shares_of_shuffled_data_are_those_of_the_same_inputs(frozen, tmp_path):
         shares = list(report.adaptive.shares.values())[1:]
         # Each kind has the inputs of one profile, so its shares are 1 and 0 up to the router's.
         assert len(shares) == 3 and all(max(share) > 0.9 for share in shares)
+
+
+def test_labels_of_an_output_named_kind_are_no_quality():
+    x = np.zeros((4, 3), "float32")
+    inputs = keras.Input((3,))
+    outputs = {key: keras.layers.Dense(2, name=key)(inputs) for key in ("kind", "color")}
+    qmodel = dqmq_tf.quantize_model(keras.Model(inputs, outputs))
+    labels = {key: np.full(4, 99) for key in outputs}
+    drawn = {"kind": np.zeros(4), "severity": np.zeros(4)}
+    for element, qualities in (
+        ((x, labels), None),
+        ((x, {"kind": labels["kind"]}), None),
+        ((x, labels, drawn), ["clean"] * 4),
+    ):
+        data = tf.data.Dataset.from_tensor_slices(element).batch(2)
+        assert inputs_and_qualities(data, qmodel, 4)[1] == qualities
 
 
 @pytest.mark.parametrize("routing", ["signatures", "graph"])
