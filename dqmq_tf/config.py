@@ -300,6 +300,8 @@ class DQMQConfig:
         )
         is_known = self.exposure in (None, "auto")
         _check(is_known, "exposure", self.exposure, 'give None or "auto"')
+        is_seed = -(2**62) < self.seed < 2**62
+        _check(is_seed, "seed", self.seed, "give an integer between -2**62 and 2**62")
         _check(self.embedding_size >= 1, "embedding_size", self.embedding_size, "give at least 1")
         settle = _OPERATION_DEFAULTS["settle"] if self.settle is None else self.settle
         is_ordered = 0 <= self.warmup < settle <= 1

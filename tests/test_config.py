@@ -101,6 +101,7 @@ def test_a_layer_name_may_contain_characters_that_are_special_in_regular_express
         ("profiles", True),
         ("embedding_size", True),
         ("seed", True),
+        ("seed", 2**64),
         ("rules", ("conv2d",)),
     ],
 )

@@ -69,6 +69,12 @@ def check_severity(severity: Any) -> None:
         )
 
 
+def check_seed(seed: Any) -> None:
+    """Raises `ValueError` unless a seed is an integer that fits into a tensor."""
+    if not isinstance(seed, numbers.Integral) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"`seed` must be an int of at most 64 bits. Found {seed!r}.")
+
+
 def check_image_shape(shape: tf.TensorShape) -> None:
     """Raises `ValueError` unless a static shape is that of images with known channels."""
     if shape.rank not in (3, 4):
@@ -158,6 +164,8 @@ def degrade(
     """
     check_kind(kind)
     check_severity(severity)
+    if isinstance(seed, numbers.Integral):
+        check_seed(seed)
     seed = tf.convert_to_tensor(seed)
     if not seed.dtype.is_integer or seed.shape.rank != 0:
         raise ValueError(f"`seed` must be an int or a scalar int tensor. Found {seed!r}.")

@@ -13,6 +13,7 @@ from dqmq_tf.quality.degradations import (
     KINDS,
     check_image_shape,
     check_kind,
+    check_seed,
     check_severity,
 )
 from dqmq_tf.quality.value_range import from_unit, resolve_value_range, to_unit
@@ -107,11 +108,6 @@ def _check_dataset(dataset: Any) -> None:
         )
 
 
-def _check_seed(seed: Any) -> None:
-    if not isinstance(seed, numbers.Integral):
-        raise ValueError(f"`seed` must be an int. Found {seed!r}.")
-
-
 def mixed_quality(
     dataset: tf.data.Dataset,
     kinds: _Kinds = KINDS,
@@ -163,7 +159,7 @@ def mixed_quality(
     _check_dataset(dataset)
     shares = _shares(kinds, clean)
     severities = _severity_range(severity)
-    _check_seed(seed)
+    check_seed(seed)
     image_spec = dataset.element_spec[0]
     limits = resolve_value_range(image_spec.dtype, value_range)
     degrade_randomly = _random_degradation(shares, severities, int(seed), limits)

@@ -85,6 +85,7 @@ def test_works_in_a_map_with_unknown_sizes(kind):
         (dict(kind="fogg"), ValueError, "'fogg' is not known.*gaussian_noise.*fog"),
         (dict(severity=0), ValueError, "from 1 .* to 5 .*Found 0"),
         (dict(severity=6), ValueError, "Found 6"),
+        (dict(seed=2**64), ValueError, "`seed` must be an int of at most 64 bits"),
         (dict(seed=0.5), ValueError, "`seed` must be an int"),
         (dict(severity=2.5), ValueError, "Found 2.5"),
         (dict(images=np.zeros([8, 8], np.uint8)), ValueError, r"Found shape \(8, 8\)"),

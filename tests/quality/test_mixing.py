@@ -152,6 +152,7 @@ def test_a_keras_model_trains_on_it(digits):
         (dict(clean=1.2), ValueError, "`clean` must be a share.*Found 1.2"),
         (dict(clean=-0.1), ValueError, "`clean`"),
         (dict(seed=0.5), ValueError, "`seed` must be an int"),
+        (dict(seed=2**64), ValueError, "`seed` must be an int of at most 64 bits"),
     ],
 )
 def test_invalid_arguments_are_rejected(digits, change, error, message):
