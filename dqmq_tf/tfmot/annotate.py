@@ -15,6 +15,7 @@ from dqmq_tf.graph.kernels import kernel_variables
 from dqmq_tf.graph.overrides import warn_of_training_methods
 from dqmq_tf.graph.rebuild import rebuild
 from dqmq_tf.model import DQMQModel
+from dqmq_tf.precision import KEEPS_PRECISION
 from dqmq_tf.quantize import quantize_model
 from dqmq_tf.targets import Target
 
@@ -36,7 +37,7 @@ class QuantizeAnnotate(keras.layers.Layer):
     """
 
     def __init__(self, layer: keras.layers.Layer, config: Any = None, **kwargs: Any) -> None:
-        kwargs = {"name": f"quantize_annotate_{layer.name}", **kwargs, "autocast": False}
+        kwargs = {"name": f"quantize_annotate_{layer.name}", **kwargs, **KEEPS_PRECISION}
         super().__init__(**kwargs)
         self.layer = layer
         self.quantize_config = config

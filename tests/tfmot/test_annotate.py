@@ -36,6 +36,19 @@ def sequential(*body):
     return keras.Sequential([keras.Input((6, 6, 2), name="pixels"), *body], name="small")
 
 
+def test_the_annotation_of_a_half_precision_model_keeps_the_types_of_its_inputs(images):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        layer = quantize_annotate_layer(convolution("conv", dtype="float32"))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert layer.dtype_policy.name == "float32"
+    outputs = layer(images)
+    assert outputs.dtype == "float32"
+    np.testing.assert_array_equal(outputs, layer.layer(images))
+    assert QuantizeAnnotate.from_config(layer.get_config()).dtype_policy.name == "float32"
+
+
 def network(annotate=lambda layer: layer):
     """Returns a network with a batch norm, a shortcut that an operation adds, and a softmax."""
     pixels = keras.Input((6, 6, 2), name="pixels")
