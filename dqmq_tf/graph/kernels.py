@@ -26,6 +26,7 @@ LINEAR_LAYERS = {
     "conv": (keras.layers.Conv1D, keras.layers.Conv2D),
     "dense": (keras.layers.Dense, keras.layers.EinsumDense),
 }
+_TRANSPOSED = (*LINEAR_LAYERS["transpose"], keras.layers.Conv3DTranspose)
 _NO_KERNEL = (
     keras.layers.BatchNormalization,
     keras.layers.GroupNormalization,
@@ -149,7 +150,7 @@ def multiply_accumulates(graph: Graph, node: Node, variable: Any) -> int:
     # A kernel meets each position of the output once, or each position of the input: transposed
     # convolutions spread input positions, and recurrent layers run over the input's time steps.
     over_time = isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional))
-    by_input = over_time or "Transpose" in type(layer).__name__
+    by_input = over_time or isinstance(layer, _TRANSPOSED)
     shape = input_shape if by_input else output_shape
     is_channels_first = getattr(layer, "data_format", None) == "channels_first"
     positions = shape[2:] if is_channels_first and len(shape) > 2 else shape[1:-1]

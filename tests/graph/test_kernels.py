@@ -42,6 +42,21 @@ def test_multiply_accumulates_of_image_layers(layer, expected):
     assert [p.macs for p in weights] == expected
 
 
+def test_the_name_of_a_class_does_not_change_what_it_costs():
+    class Upsampling(layers.Conv2DTranspose):
+        pass
+
+    class TransposeKernel(layers.Layer):
+        def build(self, input_shape):
+            self.kernel = self.add_weight(name="kernel", shape=(4, 6))
+
+        def call(self, x):
+            return (x @ self.kernel)[:, :2, :2]
+
+    assert [p.macs for p in weights_of(Upsampling(6, 3, strides=2))] == [8 * 8 * 9 * 4 * 6]
+    assert [p.macs for p in weights_of(TransposeKernel())] == [2 * 2 * 4 * 6]
+
+
 @pytest.mark.parametrize(
     "layer,expected",
     [
