@@ -117,6 +117,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv[1:])
     if arguments.command == "convert" and arguments.adaptive and arguments.data is None:
         convert.error("--adaptive needs --data=FILE with typical inputs of every quality")
+    if arguments.command == "convert" and arguments.adaptive and arguments.profile is not None:
+        convert.error(
+            "--profile writes one profile and --adaptive all of them: give one of the two"
+        )
     if arguments.command == "quantize":
         try:
             _check_quantize(arguments)
@@ -129,7 +133,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=existing_file, help=_MODEL_HELP)
     parser.add_argument("output", type=tflite_path, help="file to write; ends in .tflite")
     parser.add_argument("--data", type=array_file, help=_DATA_HELP)
-    parser.add_argument("--profile", type=int, default=0, help="precision profile to write")
+    parser.add_argument("--profile", type=int, help="precision profile to write; default 0")
     parser.add_argument(
         "--adaptive",
         type=int,

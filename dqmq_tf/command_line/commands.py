@@ -73,7 +73,7 @@ def _convert(arguments: argparse.Namespace) -> _Report:
     return export.convert(
         _load_model(arguments.model),
         arguments.output,
-        profile=arguments.profile,
+        profile=arguments.profile or 0,
         adaptive=arguments.adaptive,
         routing=arguments.routing,
         data=None if arguments.data is None else loaded(arguments.data, _arrays),

@@ -169,7 +169,7 @@ def try_exposure(
         warnings.warn(
             f"Exposure does not pay on {len(gains)} samples of `data`. If the model was trained on "
             "them, it knows them better than the network with Exposure can after so few steps: pass "
-            "validation_data that it was not trained on.",
+            "images that it was not trained on, as validation_data or, on the command line, in --data.",
             stacklevel=2,
         )
     return ExposureTrial(

@@ -125,6 +125,17 @@ def test_wrong_arguments_exit_with_an_error_that_names_them(files, capsys):
             "--artifacts: 'zip' is none of c_array, json",
         ),
         (("convert", model, path, "--adaptive=7"), "--adaptive: invalid choice"),
+        (
+            (
+                "convert",
+                model,
+                path,
+                "--adaptive=2",
+                "--profile=0",
+                f"--data={files / 'images.npy'}",
+            ),
+            "--profile writes one profile and --adaptive all of them",
+        ),
         (("verify", model, path, f"--data={files / 'images.npy'}"), "none.tflite"),
         (("convert", model, path, f"--data={files / 'none.npy'}"), "none.npy"),
         (("convert", model, path, f"--data={model}"), "--data: "),

@@ -98,7 +98,8 @@ def test_batches_are_read_once_and_sample_weights_count(trained, night):
     weights = np.ones(32, "float32")
     rows = [slice(start, start + 32) for start in (0, 32, 64)]
     batches = ((x[row], y[row], weights * (row.start > 0)) for row in rows)
-    trial = dqmq_tf.try_exposure(trained, batches, steps=5)
+    with pytest.warns(UserWarning, match="as validation_data or, on the command line, in --data"):
+        trial = dqmq_tf.try_exposure(trained, batches, steps=5)
     assert (trial.steps, trial.samples) == (5, 32)
     assert trial.loss == trial.gain == 0.0 and not trial.pays
     dataset = tf.data.Dataset.from_tensor_slices((x[:96], y[:96])).batch(32)
