@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from dqmq_tf import assembly, targets
 from dqmq_tf.config import Budget, DQMQConfig, LayerRule
@@ -160,6 +161,7 @@ def change_input_shape(qmodel: DQMQModel, *input_shapes: Sequence[int | None]) -
             "Pass other shapes, or use layers that accept any size, such as global pooling before "
             "the first Dense layer."
         ) from error
+    _copy_policy(qmodel, resized)
     too_large = resized._training.keeper.meet_new_file()
     if too_large is not None:
         warnings.warn(
@@ -170,6 +172,17 @@ def change_input_shape(qmodel: DQMQModel, *input_shapes: Sequence[int | None]) -
             stacklevel=2,
         )
     return resized
+
+
+def _copy_policy(qmodel: DQMQModel, resized: DQMQModel) -> None:
+    """Copies what a policy knows beside its weights. Vela measures the inputs of another size itself."""
+    policy, costs = resized._parts.policy, resized._parts.costs
+    stored: dict[str, Any] = {}
+    qmodel._parts.policy.save_own_variables(stored)
+    policy.load_own_variables(stored)
+    if costs.on_npu:
+        policy.byte_table.assign(ops.zeros_like(policy.byte_table))
+        resized._training.keeper.measure()
 
 
 def _checked_config(model: Any, config: Any, data: Any) -> DQMQConfig:

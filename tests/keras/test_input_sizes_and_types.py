@@ -201,11 +201,39 @@ def test_an_untrained_model_gets_another_size(target, budget, size):
         assert moved.budget.value == pytest.approx(fresh.budget.value, rel=0.02)
 
 
+def test_a_model_of_another_size_remembers_the_qualities_that_training_saw():
+    images = (PIXELS / 255).astype("float32")
+    qmodel = trained(quantized(classifier(8), images), images)
+    moved = dqmq_tf.change_input_shape(qmodel, (16, 16, 3))
+    policies = [model._parts.policy for model in (qmodel, moved)]
+    seen, moved_seen = (policy.seen.values() for policy in policies)
+    assert len(seen)
+    np.testing.assert_array_equal(moved_seen, seen)
+    np.testing.assert_array_equal(*(policy.random.state.numpy() for policy in policies))
+
+
 def test_a_model_for_an_npu_gets_another_size():
     budget = dqmq_tf.Budget(vela_cycles=1e6)
-    qmodel = dqmq_tf.quantize_model(classifier(8), target="ethos_u", budget=budget)
+    rules = dqmq_tf.LayerRule(pattern=".*", weight_bits=(4, 8), activation_bits=(8, 16))
+    qmodel, fresh = (
+        dqmq_tf.quantize_model(
+            classifier(size),
+            target="ethos_u",
+            budget=budget,
+            config=dqmq_tf.DQMQConfig(rules=rules),
+        )
+        for size in (8, 16)
+    )
     moved = dqmq_tf.change_input_shape(qmodel, (16, 16, 3))
     assert moved.input_shape == (None, 16, 16, 3) and moved.budget == budget
+    # Vela's cycles are those of the new size.
+    policies = [model._parts.policy for model in (qmodel, fresh, moved)]
+    before, expected, found = (policy.byte_table.numpy() for policy in policies)
+    assert not np.allclose(before, expected, rtol=0.1)
+    np.testing.assert_allclose(found, expected)
+    before, expected, found = (policy.activation_cycles for policy in policies)
+    assert not np.allclose(before, expected, rtol=0.1)
+    np.testing.assert_allclose(found, expected)
 
 
 def test_a_scalar_is_an_input(tmp_path):
