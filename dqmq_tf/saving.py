@@ -50,6 +50,11 @@ class QuantizedSaving(keras.Model):
                 "model, before quantize_model. Load those of a quantized model into one with the "
                 "same target, budget and config, or save whole models as '.keras' files."
             ) from error
+        self._training.forget_costs()
+
+    def set_weights(self, weights: Any) -> None:
+        super().set_weights(weights)
+        self._training.forget_costs()
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))

@@ -240,6 +240,11 @@ class BitTraining:
             self.keeper.keep(self.seen(), share)
             self._settled_cost = None
 
+    def forget_costs(self) -> None:
+        """Forgets what was measured, because weights and bits were replaced."""
+        self._settled_cost = None
+        self.parts.costs.bytes.tables = ()
+
     def refresh_functions(self) -> None:
         """Traces the compiled functions again if they were traced in another phase."""
         if self.model.compiled:

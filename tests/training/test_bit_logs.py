@@ -59,3 +59,22 @@ def test_the_mean_bits_of_an_epoch_that_ends_settled_are_those_of_the_settled_bi
     }
     mean = sum(bits[point] * size for point, size in sizes.items()) / sum(sizes.values())
     assert history.history["mean_bits"] == [pytest.approx(mean, abs=1e-4)]
+
+
+def test_the_cost_is_that_of_weights_that_are_loaded(tmp_path):
+    qmodel = compiled(
+        dqmq_tf.quantize_model(network(), budget=dqmq_tf.Budget(download_bytes=7_000))
+    )
+    qmodel.fit(images(64), np.arange(64) % 10, epochs=2, verbose=0)
+    before = qmodel._training.figures()["cost"]
+    path = tmp_path / "model.weights.h5"
+    qmodel.save_weights(path)
+    for wrapper in qmodel._parts.wrappers.values():
+        wrapper.layer.kernel.assign(0 * wrapper.layer.kernel)
+    qmodel._training.keep_budget()
+    assert qmodel._training.figures()["cost"] < 0.9 * before
+    zeros = qmodel.get_weights()
+    qmodel.load_weights(path)
+    assert qmodel._training.figures()["cost"] == before
+    qmodel.set_weights(zeros)
+    assert qmodel._training.figures()["cost"] < 0.9 * before
