@@ -302,6 +302,7 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
         self._parts.policy.profiles = 1
         # Without a length, the search of before is not one that a training could continue.
         self._parts.policy.search_total.assign(0.0)
+        self._training.set_rate(0)
         self._training.refresh_functions()
 
     # The traced functions depend on the phase, which is saved with the weights. They are traced

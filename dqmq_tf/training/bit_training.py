@@ -193,13 +193,13 @@ class BitTraining:
         """Sets the learning rates of policy, quality normalization and encoder.
 
         Args:
-            total_steps: The number of steps of this training.
+            total_steps: The number of steps of this training. 0 if it is unknown.
             faded: The share by which the rates are reduced, 0 to 1. It rises during the fine-tuning
                 at settled bits.
         """
         if self.policy_optimizer is None:
             return
-        rate = self.parts.config.policy_learning_rate or self.search.rate(max(total_steps, 1))
+        rate = self.parts.config.policy_learning_rate or self.search.rate(total_steps)
         optimizers.set_rate(self.model, rate * (1.0 - faded))
 
     def progress(self) -> float:

@@ -15,8 +15,9 @@ def with_own_callbacks(
 ) -> Any:
     """Returns the callbacks of a call of `fit`, in the order in which they run.
 
-    The figures of the bits come first, so that the callbacks of the user find them in the logs. The
-    schedules and the batch statistics come last, because a callback of the user may restore weights.
+    The figures of the bits come first, so that the callbacks of the user find them in the logs, and
+    so does the plan of the search, so that they can save it. The schedules and the batch statistics
+    come last, because a callback of the user may restore weights.
 
     Args:
         model: A `DQMQModel`.
@@ -26,10 +27,11 @@ def with_own_callbacks(
         steps_per_epoch: The number of steps per epoch, or None if it depends on the data.
     """
     parts = model._parts
-    before = [BitLogs()]
+    schedule = SearchSchedule(parts.config.settle, epochs, steps_per_epoch)
+    before = [BitLogs(), keras.callbacks.LambdaCallback(on_epoch_end=schedule.plan)]
     after = [
         RangeSchedule(),
-        SearchSchedule(parts.config.settle, epochs, steps_per_epoch),
+        schedule,
         BatchStatistics(parts.norms, epochs, steps_per_epoch),
     ]
     if not isinstance(callbacks, keras.callbacks.CallbackList):

@@ -17,7 +17,6 @@ from dqmq_tf.training.update_functions import shared_updates
 # The encoder's learning rate relative to the policy's. The policy and the quality normalization read
 # the encoder's output, so it has to change more slowly than they do.
 _ENCODER_PACE = 0.2
-_FIRST_RATE = 0.01
 
 
 def compile_own(model: keras.Model) -> None:
@@ -34,7 +33,7 @@ def compile_own(model: keras.Model) -> None:
     policy_name, encoder_name = model._optimizer_names
     setattr(model, policy_name, training.policy_optimizer)
     setattr(model, encoder_name, training.encoder_optimizer)
-    set_rate(model, model.config.policy_learning_rate or _FIRST_RATE)
+    training.set_rate(0)
     for optimizer, variables in shares(model):
         if optimizer is not None:
             spare_steps(optimizer, variables)

@@ -16,6 +16,8 @@ from dqmq_tf.training import objective
 # and it starts close to its optimum, so little is needed. Under a byte budget it starts at whole
 # bits, so it has to move by half a bit to change a choice.
 _REACH, _REACH_IN_BYTES = 1.5, 0.75
+# The learning rate for a training of unknown length.
+_UNPLANNED_RATE = 0.01
 
 
 class PolicySearch:
@@ -53,7 +55,9 @@ class PolicySearch:
         return ops.where(total > 0, step / ops.maximum(total, 1.0), 0.5)
 
     def rate(self, total_steps: float) -> float:
-        """Returns the learning rate of the policy for a training of `total_steps` steps."""
+        """Returns the learning rate of the policy for a training of `total_steps` steps, 0 if unknown."""
+        if not total_steps:
+            return _UNPLANNED_RATE
         search_steps = total_steps * (self.config.settle - self.config.warmup)
         reach = _REACH if self.costs.counts_activations else _REACH_IN_BYTES
         return float(np.clip(reach / search_steps, 0.002, 0.05))

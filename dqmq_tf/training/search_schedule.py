@@ -51,9 +51,19 @@ class SearchSchedule(keras.callbacks.Callback):
         elif training.is_searching:
             training.measure()
         self._first_step_of_epoch = epoch * (self.steps or 0)
-        done, planned = epoch - self._first_epoch, self.epochs - self._first_epoch
-        if training.is_searching and not self.steps and done >= self.settle * planned:
-            training.settle()
+        if not self.steps:
+            self._pace(epoch)
+
+    def _pace(self, epoch: int) -> None:
+        """Settles the bits and sets the learning rates by epochs: the number of steps is unknown."""
+        training = self._training
+        if training.is_searching:
+            done, planned = epoch - self._first_epoch, self.epochs - self._first_epoch
+            self._settled_epoch = epoch
+            if done >= self.settle * planned:
+                training.settle()
+        faded = (epoch - self._settled_epoch) / (self.epochs - self._settled_epoch)
+        training.set_rate(training.total_steps, faded)
 
     def _begin(self, epoch: int) -> None:
         """Starts or resumes the schedule at the first epoch that is trained."""
@@ -62,13 +72,14 @@ class SearchSchedule(keras.callbacks.Callback):
         self.epochs = (self.params or {}).get("epochs") or self._epochs
         self.steps = (self.params or {}).get("steps") or self._steps
         steps = self.steps or 0
+        self._settled_epoch = epoch
         self.total, first_step = steps * self.epochs, steps * epoch
         steps_searched = training.steps_searched
         resumed = epoch > 0 and steps > 0 and training.total_steps == self.total
         if training.is_searching:
             resumed = resumed and first_step <= steps_searched <= first_step + steps
             if not steps:
-                # `on_epoch_end` plans as many steps for each epoch as those before have had.
+                # `plan` expects as many steps for each epoch as those before have had.
                 planned = training.total_steps * epoch / self.epochs
                 resumed = planned > 0 and math.isclose(steps_searched, planned, rel_tol=1e-5)
             self._first_epoch = 0 if resumed else epoch
@@ -109,7 +120,8 @@ class SearchSchedule(keras.callbacks.Callback):
             training.keep_budget(_CHECKED_SHARE)
             self.check_at = None
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def plan(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Plans a search of unknown length at the end of an epoch, before a backup is saved."""
         training = self._training
         if not self.steps and training.is_searching:
             steps_per_epoch = training.steps_searched / (epoch + 1 - self._first_epoch)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers.small_networks import network
 
 import dqmq_tf
@@ -82,6 +83,29 @@ def test_the_rate_stays_in_the_search_and_falls_to_nothing_in_the_fine_tuning(ra
     again = Rates()
     fit(model, epochs=2, callbacks=[again])
     assert again.found["settled"][0] > settled[-1] and not again.found["search"]
+
+
+def test_the_rate_suits_the_length_of_data_also_if_that_is_unknown():
+    rates = Rates()
+    model = quantized()
+    data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16).filter(lambda x, y: True)
+    model.fit(data, epochs=10, verbose=0, callbacks=[rates])
+    search, settled = rates.found["search"], rates.found["settled"]
+    # In the first epoch, it is that of a loop of the user's.
+    assert search[:4] == pytest.approx([0.01] * 4)
+    total = model._training.total_steps
+    assert search[4:] == pytest.approx([model._training.search.rate(total)] * len(search[4:]))
+    assert settled[0] == pytest.approx(search[-1]) and (np.diff(settled) <= 0).all()
+    assert settled[-1] < 0.3 * search[-1]
+
+
+def test_a_search_that_starts_again_in_a_loop_has_the_rate_of_a_loop():
+    model = fit(quantized(), epochs=2)
+    optimizer = model._training.policy_optimizer
+    assert float(optimizer.learning_rate) != pytest.approx(0.01)
+    model.resume_search()
+    model.train_on_batch(IMAGES[:16], LABELS[:16])
+    assert float(optimizer.learning_rate) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])

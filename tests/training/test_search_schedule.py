@@ -121,12 +121,14 @@ def test_a_search_begins_at_the_first_epoch_also_if_its_length_is_unknown(tmp_pa
         qmodel.fit(dataset, verbose=0, callbacks=[*callbacks, progress], **options)
         return progress.steps
 
-    assert searched(initial_epoch=5, epochs=8) == {5: (2, 0), 6: (4, 6), 7: (4, 6)}
-    folder = str(tmp_path / "backup")
-    with pytest.raises(KeyboardInterrupt):
-        searched(2, [keras.callbacks.BackupAndRestore(folder)], epochs=5)
-    resumed = searched(None, [keras.callbacks.BackupAndRestore(folder)], epochs=5)
-    assert resumed == {2: (6, 10), 3: (6, 10), 4: (6, 10)}
+    assert searched(initial_epoch=5, epochs=8) == {5: (2, 6), 6: (4, 6), 7: (4, 6)}
+    for stop_at in (1, 2):
+        folder = str(tmp_path / f"backup_{stop_at}")
+        with pytest.raises(KeyboardInterrupt):
+            searched(stop_at, [keras.callbacks.BackupAndRestore(folder)], epochs=5)
+        resumed = searched(None, [keras.callbacks.BackupAndRestore(folder)], epochs=5)
+        planned = {1: (4, 10), 2: (6, 10), 3: (6, 10), 4: (6, 10)}
+        assert resumed == {epoch: planned[epoch] for epoch in range(stop_at, 5)}
 
 
 def test_a_search_that_starts_again_is_not_taken_for_one_that_was_interrupted():
