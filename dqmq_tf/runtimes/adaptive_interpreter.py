@@ -76,7 +76,7 @@ class AdaptiveInterpreter:
         """Runs a batch, one input at a time.
 
         Args:
-            inputs: A float array of shape `[N, ...]`, or a list of arrays, one per model input.
+            inputs: An array of shape `[N, ...]`, or a list of arrays, one per model input.
 
         Returns:
             An `AdaptiveResult`.
@@ -86,7 +86,7 @@ class AdaptiveInterpreter:
                 those of the model.
         """
         arrays = [
-            np.asarray(array, np.float32)
+            np.asarray(array)
             for array in (inputs if isinstance(inputs, (list, tuple)) else [inputs])
         ]
         process.check_inputs(

@@ -287,6 +287,23 @@ def test_interpreter_refuses_other_files(small_file, frozen, tmp_path):
         interpreter(x[:, :8])
 
 
+def test_the_interpreter_passes_integers_on_as_they_are(tmp_path):
+    keras.utils.set_random_seed(0)
+    image, number = keras.Input((8, 8, 3)), keras.Input((1,), dtype="int32")
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image))
+    digit = keras.ops.cast(number % 10, "float32")
+    model = keras.Model([image, number], layers.Dense(2)(layers.Concatenate()([x, digit])))
+    images, numbers = np.zeros((64, 8, 8, 3), "float32"), np.arange(64)[:, None]
+    qmodel = dqmq_tf.quantize_model(model, budget=dqmq_tf.Budget(size_bytes=10**6))
+    qmodel.calibrate([images, numbers])
+    path, data = tmp_path / "a.tflite", [images, numbers]
+    dqmq_tf.convert(qmodel, path, adaptive=2, data=data, verify=False)
+    # The nearest number of float32 is the one below.
+    large = np.array([[2**24 + 1], [2**24]])
+    (output,) = dqmq_tf.AdaptiveInterpreter(path)([images[:2], large]).outputs
+    assert not np.array_equal(*output)
+
+
 _LATENCY = """
 import numpy as np, keras, tempfile
 from dqmq_tf.export import quality_router
