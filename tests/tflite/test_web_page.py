@@ -154,6 +154,24 @@ def test_a_wrong_file_gets_a_clear_message(tab, files, name):
     expect(error).to_be_empty()
 
 
+def test_a_failure_is_forgotten_once_the_network_runs(tab):
+    script = """async () => {
+      const {FilePanel} = await import("./file_panel.js");
+      const section = document.createElement("section");
+      section.append(document.createElement("h2"));
+      const panel = new FilePanel(section, () => {});
+      const errors = [];
+      const runs = [async () => { throw Error("out of memory"); }, async () => () => {}];
+      panel.network = {};
+      for (const run of runs) {
+        await panel.withNetwork(run);
+        errors.push(panel.find(".error").textContent);
+      }
+      return errors;
+    }"""
+    assert tab.evaluate(script) == ["The network failed: out of memory", ""]
+
+
 def test_a_wrong_picture_gets_a_clear_message(tab):
     tab.get_by_label("Choose a picture").set_input_files(upload("photo.png", b"no picture"))
     expect(tab.locator("#picture-error")).to_contain_text("photo.png is not a picture")

@@ -109,7 +109,9 @@ export class FilePanel {
     if (!network) return;
     try {
       const show = await work(network);
-      if (network === this.network) show();
+      if (network !== this.network) return;
+      this.find(".error").textContent = "";
+      show();
     } catch (error) {
       if (network === this.network) this.find(".error").textContent = `The network failed: ${error.message}`;
     }
