@@ -29,11 +29,11 @@ _LEAST_AGREEMENT = 0.97
 _TIMED_RUNS = 30
 
 
-def check_request(adaptive: int, kind: str, target: Target, data: Any, dtype: str) -> None:
+def check_request(adaptive: Any, kind: str, target: Target, data: Any, dtype: str) -> None:
     """Checks that an adaptive file can be written, before the conversion starts.
 
     Args:
-        adaptive: The number of profiles.
+        adaptive: The number of profiles; of any type.
         kind: The routing, see `convert`.
         target: The deployment target.
         data: The data that the user passed to `convert`.

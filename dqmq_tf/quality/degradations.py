@@ -71,7 +71,7 @@ def check_severity(severity: Any) -> None:
 
 def check_seed(seed: Any) -> None:
     """Raises `ValueError` unless a seed is an integer that fits into a tensor."""
-    if not isinstance(seed, numbers.Integral) or not -(2**63) <= seed < 2**63:
+    if not isinstance(seed, numbers.Integral) or not -(2**63) <= int(seed) < 2**63:
         raise ValueError(f"`seed` must be an int of at most 64 bits. Found {seed!r}.")
 
 
