@@ -51,6 +51,8 @@ _INHERITED_SCALES = _SHARED_SCALES | {"MEAN"}
 _CLIPPING = ("RELU", "RELU6")
 # What litert-quantizer calls an operator, if it does not use TFLite's name.
 _QUANTIZER_NAMES = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
+# Operators that litert-quantizer does not know, although runtimes have int8 kernels of them.
+_UNSUPPORTED = ("LEAKY_RELU", "RELU6")
 _LARGEST_INT32 = 2**31 - 1
 
 
@@ -228,7 +230,8 @@ def _needs_merge(
 ) -> bool:
     """Returns whether litert-quantizer cannot quantize an operator as planned.
 
-    It does not support LEAKY_RELU. It gives all tensors of an operator the same bit-width, and
+    It does not support LEAKY_RELU, nor a RELU6 that is not fused, as behind a TRANSPOSE_CONV without
+    a bias. It gives all tensors of an operator the same bit-width, and
     computes its own scales of 16 bits (see `int16_kernels`). It quantizes all inputs of a
     CONCATENATION to the grid of the output, although a kernel that computes one of them may support
     only one grid, such as that of a sigmoid.
@@ -237,7 +240,7 @@ def _needs_merge(
     tensors = [int(i) for i in (*operator.inputs, *operator.outputs)]
     grids = {precisions[i] for i in tensors if i in precisions}
     is_int16 = any(grid.is_int16 for grid in grids)
-    return is_int16 or name == "LEAKY_RELU" or name == "CONCATENATION" and len(grids) > 1
+    return is_int16 or name in _UNSUPPORTED or name == "CONCATENATION" and len(grids) > 1
 
 
 def _ranges(model: ModelT, graph: SubGraphT, plan: Plan) -> dict[str, dict[str, np.ndarray]]:

@@ -4,7 +4,16 @@ import keras
 import numpy as np
 import pytest
 from helpers.frozen_models import freeze
-from helpers.networks import assert_simulates, branches, chain, frozen, names, shaken, written
+from helpers.networks import (
+    assert_simulates,
+    branches,
+    chain,
+    frozen,
+    names,
+    operators,
+    shaken,
+    written,
+)
 
 from dqmq_tf import graph
 from dqmq_tf.errors import UnsupportedLayerError
@@ -159,6 +168,23 @@ def test_file_is_in_integers_and_agrees(shape, stack, tmp_path):
     assert found[0] == "QUANTIZE" and found[-1] == "DEQUANTIZE"
     assert not {"QUANTIZE", "DEQUANTIZE"} & set(found[1:-1])
     assert report.verification.different_numbers == 0
+    assert report.verification.largest_quanta <= 1.01
+
+
+def test_relu6_behind_a_transposed_convolution_without_bias_is_in_integers(tmp_path):
+    # The converter fuses it with the bias, and leaves a bias of zeros out.
+    large = [keras.initializers.RandomNormal(0, 4, seed=seed) for seed in (1, 2)]
+    fused, plain = (
+        layers.Conv2DTranspose(
+            4, 3, use_bias=False, activation=activation, kernel_initializer=kernel
+        )
+        for activation, kernel in zip(("relu6", None), large)
+    )
+    behind = [plain, layers.ReLU(6.0)]
+    model, report = written(freeze(branches((6, 6, 3), [fused], behind)), tmp_path)
+    kernels = [kinds for name, *kinds in operators(model) if name == "RELU6"]
+    assert kernels == [[("INT8",), ("INT8",)]] * 2
+    assert not report.float_layers and report.verification.different_numbers == 0
     assert report.verification.largest_quanta <= 1.01
 
 
