@@ -1,10 +1,12 @@
 """`LoweringBuilder`: collects the tensors, layers and weights of a lowered model."""
 
+import dataclasses
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import keras
+import numpy as np
 
 from dqmq_tf.errors import ConversionError
 from dqmq_tf.graph import Graph, Node
@@ -15,6 +17,7 @@ from dqmq_tf.lowering.stored_weights import StoredWeights
 from dqmq_tf.lowering.tensor_markers import Marker
 from dqmq_tf.precision import ActivationPrecision, Precision, round_means
 
+Weights = TypeVar("Weights", FoldedWeights, StoredWeights)
 # The grid of the integers of images, which float32 inputs of a file keep exactly.
 _PIXEL_GRID = ActivationPrecision(step=1.0, zero_point=0, bit_width=8)
 
@@ -85,6 +88,7 @@ class LoweringBuilder:
         self.float_layers: dict[str, str] = {}
         self.pixels: set[str] = set()
         self.padded: dict[int, int] = {}
+        self._kernels: set[int] = set()
         self._fused = fused_tensors(graph)
         layers = {node.path: node.layer for node in graph.nodes}
         self._folded_layers = {linear: layers[path] for path, linear in graph.folds.items()}
@@ -134,6 +138,25 @@ class LoweringBuilder:
         """Returns the step of a tensor of the graph, 1.0 if it is not quantized."""
         precision = self.quantization.get(tensor_key(tensor))
         return 1.0 if precision is None else precision.step
+
+    def distinct(self, weights: Weights) -> Weights:
+        """Returns weights whose real values no other weights have that were passed before.
+
+        The converter would merge two operators that read one tensor with equal kernels, as of two
+        copies of a layer or of `x + 1` and `x + 2`. A change in the last digits of the scales
+        prevents that. The integers stay as they are, so the file still stores them once.
+
+        Args:
+            weights: The `FoldedWeights` or `StoredWeights` of a layer.
+        """
+        field = "steps" if isinstance(weights, StoredWeights) else "scales"
+        while (
+            kernel := hash(weights.values.tobytes())
+        ) in self._kernels and weights.integers.any():
+            scales = getattr(weights, field) * np.float32(1 + 2**-22)
+            weights = dataclasses.replace(weights, **{field: scales})
+        self._kernels.add(kernel)
+        return weights
 
     def has_16_bits(self, tensor: int) -> bool:
         """Returns whether a tensor of the graph is an int16 tensor of the file."""

@@ -1,6 +1,5 @@
 """Lowers activations, batch norms and other per-channel maps, and arithmetic."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -284,16 +283,11 @@ def _lower_affine(builder: LoweringBuilder, node: Node, variable: str, affine: A
     image = keras.ops.reshape(value, (-1, *image_shape)) if is_reshaped else value
     if node.path not in builder.layers:
         affine = Affine(np.tile(affine.multiplier, columns), np.tile(affine.offset, columns))
-        weights = folding.affine_weights(
-            node.path, variable, affine, builder.input_step(source), builder.runs_in_int16(node)
+        weights = builder.distinct(
+            folding.affine_weights(
+                node.path, variable, affine, builder.input_step(source), builder.runs_in_int16(node)
+            )
         )
-        # The converter would merge two convolutions of one tensor with equal kernels, as of `x + 1`
-        # and `x + 2`, and compute the biases apart. A change in the last digits prevents that.
-        readers = {other.path for other in builder.graph.consumers[source]} & set(builder.weights)
-        kernels = {builder.weights[path].values.tobytes() for path in readers}
-        while weights.values.tobytes() in kernels and weights.values.any():
-            scales = weights.scales * np.float32(1 + 2**-22)
-            weights = dataclasses.replace(weights, scales=scales)
         layer = keras.layers.DepthwiseConv2D(1)
         layer.build((None, 1, 1, image_shape[-1]))
         layer.kernel.assign(weights.values.reshape(layer.kernel.shape))

@@ -112,7 +112,8 @@ def _copy_weights(builder: LoweringBuilder, node: Node) -> None:
         stored.append(variable)
         key = f"{node.path}:{name}"
         if key not in builder.weights:
-            builder.weights[key] = StoredWeights.of(node.path, name, DEQUANTIZED, precisions[name])
+            weights = StoredWeights.of(node.path, name, DEQUANTIZED, precisions[name])
+            builder.weights[key] = builder.distinct(weights)
         variable.assign(builder.weights[key].values)
     if not builder.simulate:
         separate_layers(clone, stored)

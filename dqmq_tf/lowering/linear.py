@@ -131,7 +131,7 @@ def embedding(builder: LoweringBuilder, node: Node) -> None:
         key = tensor_key(source)
         builder.vocabulary[key] = min(builder.vocabulary.get(key, row_count), row_count)
     if node.path not in builder.layers:
-        weights = StoredWeights.of(node.path, "embeddings", LOOKED_UP, precision)
+        weights = builder.distinct(StoredWeights.of(node.path, "embeddings", LOOKED_UP, precision))
         builder.weights[node.path] = weights
         builder.layers[node.path] = Lookup(weights.values)
     flat = keras.ops.reshape(keras.ops.cast(indices, "int32"), (-1,))
@@ -287,15 +287,17 @@ def _set_folded_weights(
     ((variable, precision),) = builder.precision.weights[node.path].items()
     folded_layer = builder.folded_layer(node.path)
     channels = new_layer.bias.shape[0]
-    weights = folding.fold_weights(
-        node.path,
-        variable,
-        kind,
-        WeightPrecision(integers=integers, step=steps, bit_width=precision.bit_width),
-        bias,
-        None if folded_layer is None else folding.layer_affine(folded_layer, channels),
-        builder.input_step(builder.source(node)),
-        builder.runs_in_int16(node),
+    weights = builder.distinct(
+        folding.fold_weights(
+            node.path,
+            variable,
+            kind,
+            WeightPrecision(integers=integers, step=steps, bit_width=precision.bit_width),
+            bias,
+            None if folded_layer is None else folding.layer_affine(folded_layer, channels),
+            builder.input_step(builder.source(node)),
+            builder.runs_in_int16(node),
+        )
     )
     new_layer.kernel.assign(folding.keras_kernel(weights, new_layer.kernel.shape))
     new_layer.bias.assign(weights.bias)

@@ -204,6 +204,28 @@ def test_a_shared_layer_has_its_weights_once(layer, tmp_path):
     assert report.verification.different_numbers == 0
 
 
+TWINS = {
+    "conv": lambda: layers.Conv2D(4, 3),
+    "fused": lambda: layers.Conv2D(4, 3, activation="relu"),
+    "depthwise": lambda: layers.DepthwiseConv2D(3),
+    "transpose": lambda: layers.Conv2DTranspose(4, 3),
+    "separable": lambda: layers.SeparableConv2D(4, 3),
+    "dense": lambda: layers.Dense(4),
+    "einsum": lambda: layers.EinsumDense("abcd,de->abce", (6, 6, 5)),
+    "in floating point": lambda: layers.Conv2D(4, 3, groups=2),
+}
+
+
+def test_two_layers_with_equal_weights_that_read_one_tensor_stay_two(tmp_path):
+    stacks = [[make()] for make in TWINS.values() for _ in range(2)]
+    model = branches((6, 6, 4), *stacks)
+    for (first,), (second,) in zip(stacks[::2], stacks[1::2]):
+        second.set_weights(first.get_weights())
+    qmodel = freeze(model)
+    assert_simulates(qmodel)
+    assert written(qmodel, tmp_path)[1].verification.different_numbers == 0
+
+
 def test_groups_are_in_floating_point():
     qmodel = frozen((6, 6, 4), layers.Conv2D(4, 3, groups=2, name="grouped"))
     lowered = assert_simulates(qmodel)
