@@ -157,7 +157,7 @@ RUNTIMES = {
             description="TFLite Micro's reference kernels",
             package=MICRO_PACKAGE,
             lacks=_MICRO_LACKS,
-            largest_ranks={"STRIDED_SLICE": 4},
+            largest_ranks={"STRIDED_SLICE": 4, "TRANSPOSE": 5},
             one_scale=frozenset({"DEQUANTIZE", "EMBEDDING_LOOKUP"}),
             agreement=0.98,
         ),

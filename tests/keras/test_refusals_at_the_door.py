@@ -67,6 +67,12 @@ REFUSED = {
         "microcontroller", (3, 4, 4, 2), [layers.TimeDistributed(layers.Conv2D(3, 2), name="frames")],
         "'frames' becomes the operator STRIDED_SLICE on a tensor of 5 axes",
     ),
+    "axes of a transposition": (
+        "microcontroller", (2, 3, 2, 3, 2),
+        [layers.Dense(2), layers.Permute((5, 4, 3, 2, 1))],
+        # The converter moves it before the layer, which the message names.
+        "becomes the operator TRANSPOSE on a tensor of 6 axes",
+    ),
     "operator that the quantizer does not run": (
         "android", (8,), [layers.Dense(4), Spectrum(name="spectrum")],
         "litert-quantizer cannot quantize the file",
