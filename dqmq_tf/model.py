@@ -89,7 +89,7 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
 
     def float_model(self) -> keras.Model:
         """Returns a new float Keras model with the trained weights and no quantization."""
-        return copy_model(self._parts.body)
+        return copy_model(self._parts.current_body())
 
     # Training.
 
@@ -374,7 +374,8 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
     # Saving: the float architecture and how it was quantized. The model is built from these again.
 
     def get_config(self) -> dict[str, Any]:
-        return {"model": keras.saving.serialize_keras_object(self._parts.body), **self._settings()}
+        body = self._parts.current_body()
+        return {"model": keras.saving.serialize_keras_object(body), **self._settings()}
 
     def _settings(self) -> dict[str, Any]:
         """Returns the config without the float model."""

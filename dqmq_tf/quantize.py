@@ -151,7 +151,7 @@ def change_input_shape(qmodel: DQMQModel, *input_shapes: Sequence[int | None]) -
             )
     shapes = [(x.shape[0], *shape) for x, shape in zip(inputs, input_shapes)]
     try:
-        body = with_input_shapes(qmodel._parts.body, shapes)
+        body = with_input_shapes(qmodel._parts.current_body(), shapes)
         resized = DQMQModel._build_again(body, qmodel._settings())
         resized.set_weights(qmodel.get_weights())
     except Exception as error:

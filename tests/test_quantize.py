@@ -317,7 +317,7 @@ def test_kernels_of_zeros_cause_a_warning_that_names_their_layers():
         dqmq_tf.quantize_model(keras.Model(image, head))
 
 
-def test_a_nested_model_that_was_frozen_trains_when_it_is_unfrozen():
+def test_a_nested_model_that_was_frozen_trains_when_it_is_unfrozen(tmp_path):
     inputs = keras.Input((8, 8, 3))
     base = keras.Model(inputs, keras.layers.Conv2D(4, 3, name="conv")(inputs), name="base")
     base.trainable = False
@@ -326,14 +326,19 @@ def test_a_nested_model_that_was_frozen_trains_when_it_is_unfrozen():
     model = keras.Model(image, keras.layers.Dense(2, name="head")(pooled))
     qmodel = dqmq_tf.quantize_model(model)
 
-    def trained():
-        return {v.path for v in qmodel.trainable_variables if v.path.endswith("kernel")}
+    def trained(of=qmodel):
+        return {v.path for v in of.trainable_variables if v.path.endswith("kernel")}
 
     assert len(trained()) == 1
     nested = qmodel.get_layer("base")
     assert not nested.trainable
     nested.trainable = True
     assert len(trained()) == 2
+    assert len(trained(qmodel.float_model())) == 2
+    qmodel.save(tmp_path / "m.keras")
+    assert trained(keras.models.load_model(tmp_path / "m.keras")) == trained()
+    resized = dqmq_tf.change_input_shape(qmodel, (16, 16, 3))
+    assert trained(resized) == trained()
     # What was quantized unfrozen can be frozen and unfrozen.
     nested.trainable = False
     assert len(trained()) == 1

@@ -82,6 +82,15 @@ class ModelParts:
         """The graph of `body`. Training changes the weights of its layers only."""
         return trace(self.body)
 
+    def current_body(self) -> keras.Model:
+        """Returns `body`, whose nested models are as trainable as the user made the quantized ones.
+
+        They share their layers, but the attribute of a model is its own, and a config that says
+        `trainable=False` freezes all layers of the model.
+        """
+        _copy_trainable(self.instrumented, self.body)
+        return self.body
+
     def decision_points(self) -> tuple[str, ...]:
         """Returns the names of the decision points, activations first."""
         activations = [self.costs.activations[i].name for i in self.costs.decided]
@@ -194,6 +203,16 @@ def build(
         functions_share_scales=functions_share_scales,
     )
     return inputs, outputs, parts
+
+
+def _copy_trainable(quantized: keras.Model, body: keras.Model) -> None:
+    """Marks the models nested in `body` as trainable or not, as those of the same names are."""
+    for nested in body.layers:
+        if isinstance(nested, keras.Model):
+            source = quantized.get_layer(nested.name)
+            # The public attribute would change the layers inside as well.
+            nested._trainable = source.trainable
+            _copy_trainable(source, nested)
 
 
 def names_of_outputs(model: keras.Model) -> list[str]:
