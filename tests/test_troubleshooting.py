@@ -1,7 +1,8 @@
 """`docs/troubleshooting.md` has every error message and warning that the package shows to users.
 
-The messages are read from the source: the constant text of `raise Error("...")` and of
-`warnings.warn("...")`, with an ellipsis in place of each value. The page quotes parts of them.
+The messages are read from the source: the constant text of `raise Error("...")`, of
+`warnings.warn("...")` and of the functions of `tf.debugging`, which raise errors inside a dataset, with
+an ellipsis in place of each value. The page quotes parts of them.
 """
 
 import ast
@@ -54,6 +55,8 @@ def text_of(*nodes):
             texts.append("".join(map(text_of, node.values)))
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             texts.append(text_of(node.left) + text_of(node.right))
+        elif isinstance(node, ast.List):
+            texts.append(text_of(*node.elts))
         else:
             texts.append("…")
     return " ".join(texts)
@@ -89,6 +92,8 @@ def messages():
                 call, error = node.exc, last_name(node.exc.func)
             elif isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn":
                 call, error = node, "warning"
+            elif isinstance(node, ast.Call) and "tf.debugging." in ast.unparse(node.func):
+                call, error = node, "InvalidArgumentError"
             else:
                 continue
             text = text_of(*call.args)
@@ -122,6 +127,7 @@ def test_the_messages_are_found():
     assert len(MESSAGES) > 200
     errors = {message.error for message in MESSAGES}
     assert errors >= {"warning", "ValueError", "ConversionError", "UnsupportedLayerError"}
+    assert "InvalidArgumentError" in errors
     assert not [message for message in MESSAGES if not has_words(message.text)]
 
 
