@@ -305,8 +305,7 @@ class DQMQModel(SeveralWorkers, QuantizedSaving):
         self._training.set_rate(0)
         self._training.refresh_functions()
 
-    # The traced functions depend on the phase, which is saved with the weights. They are traced
-    # again after a change of phase.
+    # A change of the phase, which is saved with the weights, has functions traced again.
 
     def make_train_function(self, force: bool = False) -> Any:
         return super().make_train_function(force or self._is_stale("train_function"))
