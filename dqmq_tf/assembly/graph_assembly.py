@@ -9,7 +9,7 @@ from dqmq_tf.budget.costs import CostModel
 from dqmq_tf.config import DQMQConfig
 from dqmq_tf.graph import Graph, Node, inline, replay, splitting
 from dqmq_tf.graph.activations import is_relu, relu_ceiling
-from dqmq_tf.graph.fusion import INPUT_CALL, Slot, computes_means
+from dqmq_tf.graph.fusion import INPUT_CALL, Slot, computes_means, gated_paths
 from dqmq_tf.graph.rebuild import new_inputs, single, structured
 from dqmq_tf.layers import (
     ActivationQuantizer,
@@ -104,6 +104,11 @@ class GraphAssembly:
         self._means = {
             (node.path, node.call, 0) for node in inlined.nodes if computes_means(inlined, node)
         }
+        slots = {
+            s for point in costs.activations if max(point.bit_widths) <= 8 for s in point.slots
+        }
+        self._gated = gated_paths(inlined, slots) if costs.target.deployable else set()
+        self._chained: dict[str, ChainedActivation] = {}
         self._user_quantizers: dict[str, dict[str, Any]] = {}
         self._points_of: dict[str, list[dict[str, Any]]] = {}
         for column, point in enumerate(costs.weights):
@@ -217,6 +222,11 @@ class GraphAssembly:
         is_scaled = self._has_affines and isinstance(layer, keras.layers.BatchNormalization)
         affine = self._affine(node, x) if is_scaled else None
         is_tensor = keras.backend.is_keras_tensor(x)
+        if node.path in self._gated:
+            if node.path not in self._chained:
+                silu = keras.layers.Activation("silu", name=layer.name)
+                self._chained[node.path] = ChainedActivation(silu, rounds_gate=True)
+            return self._chained[node.path](x)
         if is_tensor and is_chainable(layer, x.dtype) and self._call_counts[node.path] == 1:
             return ChainedActivation(layer)(*args, **kwargs)
         if not is_tensor or not is_fusible(layer, x.shape, x.dtype):

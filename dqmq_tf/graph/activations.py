@@ -53,6 +53,13 @@ def _has_relu_arguments(layer: Any) -> bool:
     return plain_class(layer) is keras.layers.ReLU or keras_name(layer) == "ReLU"
 
 
+def is_silu(layer: Any) -> bool:
+    """Whether a layer or function computes `x * sigmoid(x)`, and nothing beside it."""
+    if plain_class(layer) is keras.layers.Activation:
+        return layer.activation is keras.activations.silu and layer.activity_regularizer is None
+    return keras_name(layer) == "Silu"
+
+
 def relu_ceiling(layer: Any) -> float:
     """Returns the largest value that a relu can output, infinity without a ceiling."""
     if _has_relu_arguments(layer):

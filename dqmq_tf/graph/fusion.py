@@ -3,12 +3,13 @@
 The rules are those of the int8 kernels in TFLite's quantization specification.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import keras
 import numpy as np
 
-from dqmq_tf.graph.activations import is_relu
+from dqmq_tf.graph.activations import is_relu, is_silu
 from dqmq_tf.graph.fold_rules import is_foldable
 from dqmq_tf.graph.graph import Graph, Node
 from dqmq_tf.graph.kernels import is_float
@@ -126,6 +127,32 @@ def computes_means(graph: Graph, node: Node) -> bool:
     """Whether the integer kernel of an average pool computes a node, which rounds in its own way."""
     is_pool = keras_name(node.layer) in _AVERAGE_POOLS
     return is_pool and shares_scale(graph, node)
+
+
+def gated_paths(graph: Graph, quantized: Collection[Slot]) -> set[str]:
+    """Returns the paths of silus that integer kernels compute, as `x * sigmoid(x)`.
+
+    The kernel of the sigmoid rounds it to a fixed scale.
+
+    Args:
+        graph: An inlined `dqmq_tf.graph.Graph`.
+        quantized: The slots of tensors of 8 bits.
+    """
+    slots, paths, others = tensor_slots(graph), set(), set()
+
+    def has_grid(tensor: int) -> bool:
+        while slots[tensor] not in quantized:
+            node = graph.producers.get(tensor)
+            if node is None or not shares_scale(graph, node):
+                return False
+            tensor = node.inputs[0]
+        return True
+
+    for node in graph.nodes:
+        if is_silu(node.layer):
+            is_integer = has_grid(node.inputs[0]) and slots[node.outputs[0]] in quantized
+            (paths if is_integer else others).add(node.path)
+    return paths - others
 
 
 def is_global_average(graph: Graph, node: Node) -> bool:

@@ -15,6 +15,8 @@ _FUNCTIONS = (
     keras.activations.hard_sigmoid,
     keras.activations.tanh,
 )
+# The kernel of a sigmoid has integers from 0 to 255 of this step.
+_GATE_STEPS = 256.0
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -26,14 +28,17 @@ class ChainedActivation(keras.layers.Layer):
     gradients are those of the layer.
 
     Args:
-        layer: An `Activation` for which `is_chainable` is true.
+        layer: An `Activation` for which `is_chainable` is true, or a silu.
+        rounds_gate: Whether the layer is a silu whose sigmoid is rounded as int8 kernels round it.
 
     Input shape: any float tensor `[batch, ...]`. Output shape: the same.
     """
 
-    def __init__(self, layer: keras.layers.Activation, **kwargs: Any) -> None:
+    def __init__(
+        self, layer: keras.layers.Activation, rounds_gate: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**{"name": layer.name, **kwargs, **KEEPS_PRECISION})
-        self.layer = layer
+        self.layer, self.rounds_gate = layer, rounds_gate
         self.supports_masking = True
         self.built = True
 
@@ -42,20 +47,28 @@ class ChainedActivation(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         normalization = normalization_of(x)
-        if normalization is None:
-            return self.layer(x)
-        return normalization.then(self.layer.activation).output()
+        function = _gated_silu if self.rounds_gate else self.layer.activation
+        if normalization is not None:
+            return normalization.then(function).output()
+        return function(x) if self.rounds_gate else self.layer(x)
 
     def compute_output_spec(self, x: Any) -> keras.KerasTensor:
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
     def get_config(self) -> dict[str, Any]:
         layer = keras.saving.serialize_keras_object(self.layer)
-        return {**super().get_config(), "layer": layer}
+        return {**super().get_config(), "layer": layer, "rounds_gate": self.rounds_gate}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "ChainedActivation":
         return cls(keras.saving.deserialize_keras_object(config.pop("layer")), **config)
+
+
+def _gated_silu(x: tf.Tensor) -> tf.Tensor:
+    """Returns `x * sigmoid(x)` with the sigmoid of int8 kernels, and the gradient of a silu."""
+    gate = tf.sigmoid(x)
+    rounded = tf.minimum(tf.round(gate * _GATE_STEPS), _GATE_STEPS - 1) / _GATE_STEPS
+    return x * (gate + tf.stop_gradient(rounded - gate))
 
 
 def is_chainable(layer: Any, dtype: str) -> bool:

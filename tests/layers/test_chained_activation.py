@@ -22,7 +22,7 @@ def random_tensor(seed, mean=0.0, spread=1.0):
     return tf.constant(np.random.default_rng(seed).normal(mean, spread, SHAPE), tf.float32)
 
 
-def new_layers(activation):
+def new_layers(activation, rounds_gate=False):
     """Returns a batch normalization, a calibrated quantizer, an activation and its quantizer."""
     norm = keras.layers.BatchNormalization()
     norm.build((None, *SHAPE[1:]))
@@ -34,7 +34,7 @@ def new_layers(activation):
         quantizer.observe()
         quantizer(seen)
         quantizer.calibrate()
-    layer = ChainedActivation(keras.layers.Activation(activation))
+    layer = ChainedActivation(keras.layers.Activation(activation), rounds_gate)
     return FusedBatchNormalization(norm, compiled=True), first, layer, second
 
 
@@ -57,14 +57,15 @@ def output_and_gradients(layers, sources, decision, upstream, together):
 
 
 @pytest.mark.parametrize("fields", [1, FIELDS])
-@pytest.mark.parametrize("activation", ["silu", "hard_silu", "sigmoid"])
+@pytest.mark.parametrize("activation", ["silu", "gated silu", "hard_silu", "sigmoid"])
 def test_one_loop_computes_what_the_layers_compute_one_after_the_other(activation, fields):
     x, upstream = random_tensor(4, 5.0, 3.0), random_tensor(5)
     row = tf.constant([8.0, 4.0, 8.0, 0.3, 6.0][:fields])
     decision = tf.tile(row[None, None], (SHAPE[0], 2, 1))
     results = []
     for together in (True, False):
-        layers = norm, first, _, second = new_layers(activation)
+        gated = activation == "gated silu"
+        layers = norm, first, _, second = new_layers("silu" if gated else activation, gated)
         sources = [x, decision, norm.layer.gamma.value, norm.layer.beta.value]
         sources += [first.log_step.value, second.log_step.value]
         results.append(output_and_gradients(layers, sources, decision, upstream, together))
@@ -98,6 +99,22 @@ def test_without_a_normalization_it_is_the_layer():
     config = keras.saving.serialize_keras_object(chained)
     loaded = keras.saving.deserialize_keras_object(config)
     assert loaded.name == chained.name == "act" and loaded.layer.activation is layer.activation
+
+
+def test_the_gate_of_a_silu_is_rounded_as_int8_kernels_do():
+    layer = ChainedActivation(keras.layers.Activation("silu", name="act"), rounds_gate=True)
+    x = random_tensor(0, spread=4.0)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        y, expected = layer(x), keras.ops.silu(x)
+    gate = np.clip(np.round(256 * tf.sigmoid(x).numpy()), 0, 255) / 256
+    np.testing.assert_array_equal(y, x * gate)
+    # The gradient is that of a silu, but for the rounding of the gate.
+    gradients = [tape.gradient(z, x) for z in (y, expected)]
+    np.testing.assert_allclose(*gradients, atol=1 / 256 + 1e-5)
+    assert np.abs(y - expected).max() > 0.005
+    loaded = ChainedActivation.from_config(layer.get_config())
+    np.testing.assert_array_equal(loaded(x), y)
 
 
 def test_only_plain_element_wise_activations_can_be_a_part_of_a_loop():
