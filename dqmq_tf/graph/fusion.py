@@ -138,7 +138,9 @@ def gated_paths(graph: Graph, quantized: Collection[Slot]) -> set[str]:
         graph: An inlined `dqmq_tf.graph.Graph`.
         quantized: The slots of tensors of 8 bits.
     """
-    slots, paths, others = tensor_slots(graph), set(), set()
+    slots = tensor_slots(graph)
+    paths: set[str] = set()
+    others: set[str] = set()
 
     def has_grid(tensor: int) -> bool:
         while slots[tensor] not in quantized:
