@@ -35,6 +35,9 @@ def is_depthwise(layer: Any) -> bool:
         return False
     # A depthwise convolution has no causal padding, and equal strides.
     fits = layer.padding != "causal" and len(set(layer.strides)) == 1
+    # A regularizer of the user's own may depend on the shape of the kernel, as a constraint does.
+    regularizer = layer.kernel_regularizer
+    fits = fits and (regularizer is None or is_from_keras(type(regularizer)))
     return fits and layer.kernel.shape[-2] == 1 and layer.kernel_constraint is None
 
 

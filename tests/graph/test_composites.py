@@ -95,3 +95,17 @@ def test_a_convolution_with_a_group_for_each_channel_is_depthwise(tmp_path):
     report = export.convert(qmodel, tmp_path / "model.tflite", data=images(qmodel))
     assert set(report.float_layers) == {"causal", "two"}
     assert report.verification.different_numbers == 0
+
+
+def test_a_regularizer_of_the_users_own_gets_the_kernel_in_groups_as_it_is():
+    class OfFilters(keras.regularizers.Regularizer):
+        def __call__(self, x):
+            return keras.ops.sum(keras.ops.max(x, axis=-1))
+
+        def get_config(self):
+            return {}
+
+    conv = layers.Conv1D(12, 3, groups=6, kernel_regularizer=OfFilters(), name="own")
+    model = keras.Sequential([keras.Input((8, 6)), conv])
+    body, _ = split_layers(model)
+    np.testing.assert_allclose(sum(body.losses), sum(model.losses), rtol=1e-6)
