@@ -1,6 +1,8 @@
 """Calls a layer of the user's own on symbolic tensors, which tell what its `call` is made of."""
 
+import collections
 import dataclasses
+import hashlib
 import inspect
 import re
 from collections.abc import Iterable, Sequence
@@ -8,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from dqmq_tf.graph.cloning import layers_inside
 from dqmq_tf.graph.from_keras import trace_nested
@@ -42,6 +45,11 @@ def model_of_call(graph: Graph, node: Node) -> keras.Model | None:
         except Exception:  # noqa: S112  A class of the user's own may do anything.
             continue
         if found is not None:
+            # The public attribute would set that of the layers inside, which have their own. Keras
+            # trains these layers of a class that was built with `trainable=False`.
+            found._trainable = node.layer.trainable or any(
+                v.trainable for v in node.layer.variables
+            )
             return found
     return None
 
@@ -58,6 +66,32 @@ def tensors_of(arguments: CallArguments) -> Any:
     is_tensor = [keras.backend.is_keras_tensor(x) or keras.ops.is_tensor(x) for x in leaves]
     tensors = list({id(x): x for x, is_one in zip(leaves, is_tensor) if is_one}.values())
     return tensors[0] if len(tensors) == 1 else tensors
+
+
+def in_full(structure: Any) -> str:
+    """Returns a structure as a text that differs if any number of an array or tensor in it does."""
+
+    def item(value: Any) -> Any:
+        if not isinstance(value, np.ndarray) and not keras.ops.is_tensor(value):
+            return value
+        array = np.asarray(keras.ops.convert_to_numpy(value))
+        return array.dtype.name, array.shape, hashlib.sha256(array.tobytes()).hexdigest()
+
+    return repr(keras.tree.map_structure(item, structure))
+
+
+def shared_layers(operations: Iterable[Any]) -> set[int]:
+    """Returns the ids of operations that have a layer with variables inside which others have too.
+
+    If one of them became a model of its own, Keras could not load the file of the whole model: it
+    makes a layer for each model that has the layer.
+    """
+    owners: dict[int, set[int]] = collections.defaultdict(set)
+    for operation in operations:
+        for layer in layers_inside(operation):
+            if layer.variables:
+                owners[id(layer)].add(id(operation))
+    return {owner for ids in owners.values() if len(ids) > 1 for owner in ids}
 
 
 def _computed(graph: Graph, node: Node, batch: int | None) -> keras.Model | None:
@@ -102,19 +136,35 @@ def _traced(graph: Graph, node: Node, training: bool, batch: int | None) -> kera
     results = keras.tree.flatten(outputs)
     if reads.variables or reads.losses or not all(map(keras.backend.is_keras_tensor, results)):
         return None
+    # Keras does not see these, so they may be read anywhere.
+    if any(isinstance(value, tf.Variable) for value in vars(layer).values()):
+        return None
     calls = _calls_behind(results)
+    operations = [call.operation for call in calls]
+    if _has_hidden_weights(layer, operations) or shared_layers(operations):
+        return None
     for call in calls:
         own = call.arguments
-        if any(isinstance(x, keras.Variable) for x in keras.tree.flatten((own.args, own.kwargs))):
+        leaves = keras.tree.flatten((own.args, own.kwargs))
+        if any(isinstance(x, (keras.Variable, tf.Variable)) for x in leaves):
             return None
         # Keras records the mode. If it is another one, the `call` asks for it in any mode.
         if own.kwargs.get("training", training) is (not training):
             return None
-    _give_names(layer.name, [call.operation for call in calls])
-    model = keras.Model(tensors_of((args, kwargs)), outputs, name=layer.name)
-    # The public attribute would set that of the layers inside, which have their own.
-    model._trainable = layer.trainable
-    return model
+    _give_names(layer.name, operations)
+    return keras.Model(tensors_of((args, kwargs)), outputs, name=layer.name)
+
+
+def _has_hidden_weights(layer: keras.layers.Layer, operations: Iterable[Any]) -> bool:
+    """Returns whether a `call` uses weights that are not those of its layer, and not trained with it.
+
+    Args:
+        layer: The layer.
+        operations: The layers and functions that it calls.
+    """
+    own = set(map(id, layer.variables))
+    weights = [v for x in operations if isinstance(x, keras.layers.Layer) for v in x.weights]
+    return any(id(variable) not in own for variable in weights)
 
 
 class _InMode(keras.layers.Layer):
@@ -145,7 +195,7 @@ class _InMode(keras.layers.Layer):
 
 
 class _Reads(keras.StatelessScope):
-    """Notes the variables that code reads itself, but not what layers read that it calls."""
+    """Notes the variables that code uses itself, but not what layers use that it calls."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -154,6 +204,10 @@ class _Reads(keras.StatelessScope):
     def get_current_value(self, variable: Any) -> Any:
         self.variables.append(variable)
         return super().get_current_value(variable)
+
+    def add_update(self, update: Any) -> None:
+        self.variables.append(update[0])
+        super().add_update(update)
 
 
 def _new_input(layer: keras.layers.Layer, graph: Graph, tensor: int, batch: int | None) -> Any:
@@ -239,7 +293,7 @@ def _computation(model: keras.Model, own: set[int]) -> str:
             key = (type(layer), {name: config[name] for name in config if name != "name"})
         arguments = node.arguments({tensor: tensor for tensor in node.inputs})
         calls.append((key, without_training(arguments), node.outputs))
-    return repr(calls)
+    return in_full(calls)
 
 
 def _are_close(found: Sequence[Any], expected: Sequence[Any]) -> bool:

@@ -21,7 +21,13 @@ from dqmq_tf.graph.graph import Graph, Node, inline
 from dqmq_tf.graph.kernels import kernel_variables, variable_names
 from dqmq_tf.graph.rebuild import copy_model, rebuild
 from dqmq_tf.graph.splitting import Part, has_masks, makes_mask
-from dqmq_tf.graph.symbolic_calls import model_of_call, tensors_of, without_training
+from dqmq_tf.graph.symbolic_calls import (
+    in_full,
+    model_of_call,
+    shared_layers,
+    tensors_of,
+    without_training,
+)
 
 _PACKAGES = ("keras", "tf_keras", "dqmq_tf", "tensorflow_model_optimization")
 
@@ -37,6 +43,7 @@ def unfold_layers(
     - if it uses variables beside those of the layers inside,
     - if its `call` does not accept symbolic tensors, as with functions of TensorFlow,
     - if it does other things in training than its layers do,
+    - if a layer inside is also inside of another layer,
     - if the model has masks, or if the layer has quantizers of the user's own.
 
     Args:
@@ -175,8 +182,10 @@ def _models(graph: Graph, config: DQMQConfig, tried: set[int]) -> dict[int, kera
         tried: The ids of layers that were looked at before. Those of this graph are added.
     """
     calls: dict[int, list[tuple[Graph, Node]]] = {}
-    for part, node in _calls_in(graph):
-        if id(node.layer) not in tried and _may_unfold(node.layer):
+    nodes = list(_calls_in(graph))
+    whole = tried | shared_layers(node.layer for _, node in nodes)
+    for part, node in nodes:
+        if id(node.layer) not in whole and _may_unfold(node.layer):
             calls.setdefault(id(node.layer), []).append((part, node))
     tried.update(calls)
     models = {}
@@ -194,7 +203,7 @@ def _signature(graph: Graph, node: Node) -> str:
     """Returns what two calls of a layer have in common if one model can take the place of both."""
     tensors = dict.fromkeys(node.inputs)
     specs = {t: (i, graph.shapes[t], graph.dtypes[t]) for i, t in enumerate(tensors)}
-    return repr(without_training(node.arguments(specs)))
+    return in_full(without_training(node.arguments(specs)))
 
 
 @contextlib.contextmanager

@@ -77,6 +77,17 @@ def test_a_call_of_layers_and_functions_is_told(kind):
         assert np.abs(same[0] - expected).max() > 0.01
 
 
+HIDDEN = layers.Dense(6)
+TABLE = tf.Variable(np.full(6, 3.0, "float32"))
+
+
+def marked(training):
+    """A constant of which only a number in the middle depends on the mode."""
+    constant = np.zeros((2000, 6), "float32")
+    constant[1000, 3] = training
+    return constant
+
+
 OTHERS = {
     "a variable": lambda layer, x, training: layer.dense(x) * layer.scale,
     "the value of a variable": lambda layer, x, training: layer.dense(x) * layer.scale.value,
@@ -91,6 +102,13 @@ OTHERS = {
     "whether it is symbolic": lambda layer, x, training: (
         layer.dense(x) if keras.backend.is_keras_tensor(x) else 2.0 * layer.dense(x)
     ),
+    "a large constant": lambda layer, x, training: (
+        keras.ops.tile(layer.dense(x), (1, 500, 1)) + marked(training)
+    ),
+    "the update of a variable": lambda layer, x, training: (layer.scale.assign([1] * 6), x)[1],
+    "a variable of TensorFlow": lambda layer, x, training: layer.dense(x) * TABLE,
+    "a new layer with weights": lambda layer, x, training: layers.BatchNormalization()(x),
+    "a layer that is no attribute": lambda layer, x, training: HIDDEN(layer.dense(x)),
     "the batch as a factor": lambda layer, x, training: layer.dense(x) / float(x.shape[0] or 1),
 }
 
@@ -99,6 +117,21 @@ OTHERS = {
 def test_what_else_a_call_does_is_not_lost(kind):
     found, _ = told(OTHERS[kind])
     assert found is None
+
+
+def test_variables_that_keras_does_not_see_are_not_lost():
+    class Counting(Own):
+        def __init__(self, **kwargs):
+            super().__init__(None, **kwargs)
+            self.calls = tf.Variable(0)
+
+        def call(self, x):
+            self.calls.assign_add(1)
+            return self.dense(x)
+
+    inputs = keras.Input((4, 6))
+    graph = trace_nested(keras.Model(inputs, Counting()(inputs)))
+    assert model_of_call(graph, graph.nodes[-1]) is None
 
 
 def test_losses_of_a_call_are_not_lost():

@@ -150,6 +150,61 @@ def test_frozen_blocks_stay_frozen_and_shared_ones_shared():
     assert len(unfolded.trainable_weights) == 2 * len(model.trainable_weights)
 
 
+def test_a_class_that_is_built_frozen_trains_as_in_keras():
+    model = chain((6, 6, 3), Block(3, name="block", trainable=False))
+    unfolded, parts = unfold_layers(model, dqmq_tf.DQMQConfig())
+    assert parts and len(unfolded.trainable_weights) == len(model.trainable_weights) > 0
+
+
+class Tied(layers.Layer):
+    """A layer with a layer that it is given."""
+
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, x):
+        return keras.ops.relu(self.inner(x))
+
+    def get_config(self):
+        return {**super().get_config(), "inner": keras.saving.serialize_keras_object(self.inner)}
+
+
+def test_layers_inside_of_several_blocks_stay_in_them():
+    # Keras makes a layer for each model that has the layer, and then finds weights for one of them.
+    shared = layers.Dense(3, name="shared")
+    model = chain((3,), Tied(shared, name="one"), shared)
+    assert unfold_layers(model, dqmq_tf.DQMQConfig()) == (model, {})
+
+    class Both(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            inner = layers.Dense(3)
+            self.one, self.two = Tied(inner), Tied(inner)
+
+        def call(self, x):
+            return self.two(self.one(x))
+
+    model = chain((3,), Both())
+    assert unfold_layers(model, dqmq_tf.DQMQConfig()) == (model, {})
+    # Without variables there is nothing that could get lost.
+    relu = layers.ReLU()
+    model = chain((3,), Tied(relu, name="one"), Tied(relu, name="two"))
+    assert set(unfold_layers(model, dqmq_tf.DQMQConfig())[1]) == {"one", "two"}
+
+
+def test_calls_with_other_constants_are_not_taken_for_one():
+    class Scaled(layers.Layer):
+        def call(self, x, by=None):
+            return x * by
+
+    constants = np.ones((2, 500, 6), "float32")
+    constants[1, 250] = 3.0
+    layer, inputs = Scaled(), keras.Input((500, 6))
+    model = keras.Model(inputs, layer(layer(inputs, by=constants[0]), by=constants[1]))
+    assert unfold_layers(model, dqmq_tf.DQMQConfig()) == (model, {})
+
+
 def test_names_do_not_depend_on_what_was_built_before():
     found = []
     for _ in range(2):
