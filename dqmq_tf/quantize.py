@@ -14,6 +14,7 @@ from dqmq_tf.errors import check_quantized
 from dqmq_tf.graph import trace
 from dqmq_tf.graph.overrides import warn_of_training_methods
 from dqmq_tf.graph.resizing import with_input_shapes
+from dqmq_tf.graph.splitting import with_part_rules
 from dqmq_tf.graph.unfolding import functional_form
 from dqmq_tf.layers import QuantizeWrapper
 from dqmq_tf.model import DQMQModel
@@ -82,7 +83,8 @@ def quantize_model(
         )
     config, target = _checked_config(model, config, data), targets.get(target)
     warn_of_training_methods(model)
-    model = functional_form(model)
+    model, unfolded = functional_form(model, config)
+    config = with_part_rules(config, unfolded)
     if config.exposure == "auto" and not has_exposure(model):
         trial = try_exposure(model, data, validation_data)
         output_console().print(str(trial), markup=False, highlight=False)
@@ -100,7 +102,8 @@ def quantize_model(
         graph = trace(model)
         # A rule may also name a part of a layer that was split.
         nodes = (*graph.nodes, *parts.graph.nodes)
-        _warn_of_unmatched(config.rules, [*graph.input_names, *(node.path for node in nodes)])
+        paths = [*graph.input_names, *unfolded, *(node.path for node in nodes)]
+        _warn_of_unmatched(config.rules, paths)
     keeper = qmodel._training.keeper
     keeper.set_budget(budget)
     if keeper.refusal is not None:

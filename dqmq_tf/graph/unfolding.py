@@ -1,4 +1,4 @@
-"""Unfolds layers of the user's own into what they call: each layer and function gets its kernels.
+"""Unfolds layers of the user's own into the layers that they call, which get integer kernels each.
 
 A model says which layers it calls, but not what a class of the user's own does inside. Its `call`
 says so when it gets symbolic tensors: the layers and functions that it calls then form a model, which
@@ -40,7 +40,7 @@ def unfold_layers(
 
     A layer stays as it is
 
-    - if it uses variables beside those of the layers inside,
+    - if it has no layers inside, or uses variables beside those of the layers inside,
     - if its `call` does not accept symbolic tensors, as with functions of TensorFlow,
     - if it does other things in training than its layers do,
     - if a layer inside is also inside of another layer,
@@ -94,21 +94,24 @@ def unfold_layers(
 
 
 @deep_graphs()
-def functional_form(model: Any) -> Any:
+def functional_form(model: Any, config: DQMQConfig) -> tuple[Any, dict[str, tuple[Part, ...]]]:
     """Returns a functional copy of a subclassed model whose `call` is made of layers and functions.
 
     Args:
-        model: A model. It is not changed.
+        model: A model. It is not changed. A subclassed one has one input, in floating point: a
+            model that was called does not say which type it got.
+        config: The configuration, for its rules.
 
     Returns:
-        The copy. The model itself if it is not subclassed, or if its `call` does something else.
+        The copy, and the parts of its layers as of `unfold_layers`. The model itself and no parts if
+        it is not subclassed, or if its `call` does something else.
 
     Raises:
         ValueError: If a subclassed model has not been called yet.
     """
     is_subclassed = isinstance(model, keras.Model) and not isinstance(model, keras.Sequential)
     if not is_subclassed or getattr(model, "inputs", None):
-        return model
+        return model, {}
     if not model.built:
         raise ValueError(
             f"Model {model.name!r} is subclassed ({type(model).__name__}) and was not called yet, so "
@@ -116,15 +119,15 @@ def functional_form(model: Any) -> Any:
         )
     shape = (model.get_build_config() or {}).get("input_shape")
     if not isinstance(shape, (list, tuple)) or any(isinstance(n, (list, tuple)) for n in shape):
-        return model
+        return model, {}
     with _left_as_found([model]):
         inputs = keras.Input(tuple(shape[1:]), name=f"{model.name}_input")
         graph = trace_nested(keras.Model(inputs, model(inputs)))
         called = model_of_call(graph, graph.nodes[-1])
         if called is None:
-            return model
-        unfolded, _ = unfold_layers(called, DQMQConfig())
-        return copy_model(called) if unfolded is called else unfolded
+            return model, {}
+        unfolded, parts = unfold_layers(called, config)
+        return (copy_model(called) if unfolded is called else unfolded), parts
 
 
 def _call(
@@ -164,13 +167,14 @@ def _parts(
 
 
 def _may_unfold(layer: Any) -> bool:
-    """Whether a layer has a `call` of the user's own, and no mask and no loss beside it."""
+    """Whether a layer has a `call` of the user's own, layers inside, and no mask or loss beside."""
     if not isinstance(layer, keras.layers.Layer):
         return False
     owner = next(kind for kind in type(layer).__mro__ if "call" in vars(kind))
     if owner.__module__.partition(".")[0] in _PACKAGES:
         return False
-    return layer.activity_regularizer is None and not any(map(makes_mask, layers_inside(layer)))
+    inner = layers_inside(layer)[1:]
+    return bool(inner) and layer.activity_regularizer is None and not any(map(makes_mask, inner))
 
 
 def _models(graph: Graph, config: DQMQConfig, tried: set[int]) -> dict[int, keras.Model]:

@@ -1,5 +1,7 @@
 """Blocks that are classes of the user's own become models of the layers that they call."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from dqmq_tf import export, graph
 from dqmq_tf.graph.unfolding import functional_form, unfold_layers
 
 layers = keras.layers
+CONFIG = dqmq_tf.DQMQConfig()
 
 
 class Block(layers.Layer):
@@ -89,17 +92,18 @@ def test_blocks_run_on_integer_kernels(make, target, tmp_path):
     model = make()
     before = [(x.name, len(x._inbound_nodes)) for x in model._flatten_layers()]
     weights, expected = model.get_weights(), predicted(model, np.ones((2, 8, 8, 3), "float32"))
-    qmodel = freeze(functional_form(model), target=target)
+    data = np.random.default_rng(0).uniform(-1, 1, (64, 8, 8, 3)).astype("float32")
+    qmodel = freeze(model, target=target, data=data)
     assert quantized_paths(qmodel) == KERNELS
     # What the user has is as it was.
     assert [(x.name, len(x._inbound_nodes)) for x in model._flatten_layers()] == before
     for old, new in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    unfolded, _ = unfold_layers(functional_form(model), dqmq_tf.DQMQConfig())
+    unfolded, _ = unfold_layers(functional_form(model, CONFIG)[0], CONFIG)
     found = predicted(unfolded, np.ones((2, 8, 8, 3), "float32"))
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert_simulates(qmodel, images(qmodel, 32))
-    report = export.convert(qmodel, tmp_path / "model.tflite", data=images(qmodel))
+    assert_simulates(qmodel, data[:32])
+    report = export.convert(qmodel, tmp_path / "model.tflite", data=data)
     assert not report.float_layers and report.verification.different_numbers == 0
 
 
@@ -121,13 +125,16 @@ def test_blocks_train_as_classes_do_and_are_saved_without_them(make, tmp_path):
     np.testing.assert_array_equal(predicted(loaded, data), predicted(qmodel, data))
 
 
-def test_a_rule_for_a_block_holds_for_its_layers():
+@pytest.mark.parametrize("make", [network, subclassed])
+def test_a_rule_for_a_block_holds_for_its_layers(make):
     rules = (
         dqmq_tf.LayerRule(pattern="block", weight_bits=(3,), weights=("first/kernel",)),
         dqmq_tf.LayerRule(pattern="stage/block_1/.*", weight_bits=(5,)),
         dqmq_tf.LayerRule(pattern="stage", weight_bits=(7,)),
     )
-    qmodel = dqmq_tf.quantize_model(network(), config=dqmq_tf.DQMQConfig(rules=rules))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        qmodel = dqmq_tf.quantize_model(make(), config=dqmq_tf.DQMQConfig(rules=rules))
     bits = {point.path: tuple(point.bit_widths) for point in qmodel._parts.costs.weights}
     assert bits["block/first"] == (3,)
     assert not {"block/second_depthwise", "block/second_pointwise", "block/shortcut"} & {*bits}
@@ -140,7 +147,7 @@ def test_frozen_blocks_stay_frozen_and_shared_ones_shared():
     inputs = keras.Input((6, 6, 3))
     model = keras.Model(inputs, block(other(block(inputs))))
     other.trainable = False
-    unfolded, parts = unfold_layers(model, dqmq_tf.DQMQConfig())
+    unfolded, parts = unfold_layers(model, CONFIG)
     assert [part.path for part in parts["shared"]][:2] == ["shared/first", "shared/norm"]
     assert len(unfolded.trainable_weights) == len(model.trainable_weights) == len(block.weights) - 2
     assert len(unfolded.weights) == len(model.weights)
@@ -152,7 +159,7 @@ def test_frozen_blocks_stay_frozen_and_shared_ones_shared():
 
 def test_a_class_that_is_built_frozen_trains_as_in_keras():
     model = chain((6, 6, 3), Block(3, name="block", trainable=False))
-    unfolded, parts = unfold_layers(model, dqmq_tf.DQMQConfig())
+    unfolded, parts = unfold_layers(model, CONFIG)
     assert parts and len(unfolded.trainable_weights) == len(model.trainable_weights) > 0
 
 
@@ -174,7 +181,7 @@ def test_layers_inside_of_several_blocks_stay_in_them():
     # Keras makes a layer for each model that has the layer, and then finds weights for one of them.
     shared = layers.Dense(3, name="shared")
     model = chain((3,), Tied(shared, name="one"), shared)
-    assert unfold_layers(model, dqmq_tf.DQMQConfig()) == (model, {})
+    assert unfold_layers(model, CONFIG) == (model, {})
 
     class Both(layers.Layer):
         def __init__(self):
@@ -186,29 +193,33 @@ def test_layers_inside_of_several_blocks_stay_in_them():
             return self.two(self.one(x))
 
     model = chain((3,), Both())
-    assert unfold_layers(model, dqmq_tf.DQMQConfig()) == (model, {})
+    assert unfold_layers(model, CONFIG) == (model, {})
     # Without variables there is nothing that could get lost.
     relu = layers.ReLU()
     model = chain((3,), Tied(relu, name="one"), Tied(relu, name="two"))
-    assert set(unfold_layers(model, dqmq_tf.DQMQConfig())[1]) == {"one", "two"}
+    assert set(unfold_layers(model, CONFIG)[1]) == {"one", "two"}
 
 
 def test_calls_with_other_constants_are_not_taken_for_one():
     class Scaled(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.relu = layers.ReLU()
+
         def call(self, x, by=None):
-            return x * by
+            return self.relu(x) * by
 
     constants = np.ones((2, 500, 6), "float32")
     constants[1, 250] = 3.0
     layer, inputs = Scaled(), keras.Input((500, 6))
     model = keras.Model(inputs, layer(layer(inputs, by=constants[0]), by=constants[1]))
-    assert unfold_layers(model, dqmq_tf.DQMQConfig()) == (model, {})
+    assert unfold_layers(model, CONFIG) == (model, {})
 
 
 def test_names_do_not_depend_on_what_was_built_before():
     found = []
     for _ in range(2):
-        unfolded, _ = unfold_layers(network(), dqmq_tf.DQMQConfig())
+        unfolded, _ = unfold_layers(network(), CONFIG)
         found.append([n.path for n in graph.trace(unfolded).nodes if "pooling" not in n.path])
         keras.ops.relu(keras.Input((2,))) + 1.0
     # Layers without a name of their own are numbered by Keras.
@@ -221,13 +232,17 @@ def test_models_of_masks_are_left_alone():
     class Twice(layers.Layer):
         supports_masking = True
 
+        def __init__(self):
+            super().__init__()
+            self.relu = layers.ReLU()
+
         def call(self, x):
-            return 2.0 * x
+            return 2.0 * self.relu(x)
 
     inputs = keras.Input((5,), dtype="int32")
     x = Twice()(layers.Embedding(7, 3, mask_zero=True)(inputs))
     model = keras.Model(inputs, layers.LSTM(2)(x))
-    assert unfold_layers(model, dqmq_tf.DQMQConfig()) == (model, {})
+    assert unfold_layers(model, CONFIG) == (model, {})
 
 
 def test_a_subclassed_model_has_to_be_called_first():

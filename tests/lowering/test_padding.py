@@ -125,8 +125,8 @@ def test_padding_around_floating_point_is_an_operator(keep, tmp_path):
 
 def test_grouped_and_activated_convolutions_are_in_floating_point(tmp_path):
     # No integer kernel computes them, so nothing may pad for them.
-    grouped = layers.Conv2D(3, 3, groups=3, name="grouped")
-    qmodel = freeze(branches((8, 8, 3), [layers.Dense(3), layers.ZeroPadding2D(1), grouped]))
+    grouped = layers.Conv2D(6, 3, groups=3, name="grouped")
+    qmodel = freeze(branches((8, 8, 3), [layers.Dense(6), layers.ZeroPadding2D(1), grouped]))
     lowered = assert_simulates(qmodel)
     assert "grouped" in lowered.float_layers
     assert written(qmodel, tmp_path)[1].verification.different_numbers == 0
