@@ -155,15 +155,19 @@ def _config(functional: keras.Model) -> tuple[dict[str, Any], bool]:
             return stand_ins.get_config(), False
 
 
+def takes_mode(layer: keras.layers.Layer) -> bool:
+    """Returns whether the `call` of a layer takes the mode of training."""
+    return "training" in inspect.signature(layer.call).parameters
+
+
 def _taken(operation: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Returns arguments of a call without the mode of training, if the layer does not take it.
 
     Keras allows it in any call.
     """
-    if not isinstance(operation, keras.layers.Layer):
+    if not isinstance(operation, keras.layers.Layer) or takes_mode(operation):
         return kwargs
-    takes_mode = "training" in inspect.signature(operation.call).parameters
-    return {key: value for key, value in kwargs.items() if takes_mode or key != "training"}
+    return {key: value for key, value in kwargs.items() if key != "training"}
 
 
 class _StandIn(keras.Operation):

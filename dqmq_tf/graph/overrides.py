@@ -1,28 +1,30 @@
-"""Methods that the class of a model overrides. A copy of the model's graph does not have them."""
+"""Methods that the class of a model or layer overrides, which its graph does not show."""
 
 import warnings
 from collections.abc import Iterable
 
 import keras
 
+_PACKAGES = ("keras", "tf_keras", "dqmq_tf", "tensorflow_model_optimization")
 _TRAINING = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
 
-def overridden(model: keras.Model, methods: Iterable[str]) -> list[str]:
-    """Returns those of the methods that a class of neither Keras nor this package defines.
+def overridden(layer: keras.layers.Layer, methods: Iterable[str]) -> list[str]:
+    """Returns those of the methods that a class of the user's own defines.
 
     Args:
-        model: The model.
+        layer: A layer or model.
         methods: The names of methods.
     """
     owners = {
         name: kind
         for name in methods
-        for kind in reversed(type(model).__mro__)
+        for kind in reversed(type(layer).__mro__)
         if name in vars(kind)
     }
-    own = ("keras", "dqmq_tf")
-    return [name for name, kind in owners.items() if kind.__module__.partition(".")[0] not in own]
+    return [
+        name for name, kind in owners.items() if kind.__module__.partition(".")[0] not in _PACKAGES
+    ]
 
 
 def warn_of_training_methods(model: keras.Model) -> None:

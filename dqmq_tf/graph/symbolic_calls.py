@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import hashlib
-import inspect
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from dqmq_tf.graph.cloning import layers_inside
-from dqmq_tf.graph.from_keras import trace_nested
+from dqmq_tf.graph.from_keras import takes_mode, trace_nested
 from dqmq_tf.graph.graph import CallArguments, Graph, Node
 from dqmq_tf.graph.kernels import is_float
 from dqmq_tf.graph.plain_classes import keras_name
@@ -129,7 +128,7 @@ def _traced(graph: Graph, node: Node, training: bool, batch: int | None) -> kera
     layer = node.layer
     values = {tensor: _new_input(layer, graph, tensor, batch) for tensor in node.inputs}
     args, kwargs = without_training(node.arguments(values))
-    if "training" in inspect.signature(layer.call).parameters:
+    if takes_mode(layer):
         kwargs = {**kwargs, "training": training}
     with _Reads(collect_losses=True) as reads:
         outputs = _InMode(layer, args, kwargs).outputs(training)

@@ -19,6 +19,7 @@ from dqmq_tf.graph.deep_graphs import deep_graphs
 from dqmq_tf.graph.from_keras import trace_nested
 from dqmq_tf.graph.graph import Graph, Node, inline
 from dqmq_tf.graph.kernels import kernel_variables, variable_names
+from dqmq_tf.graph.overrides import overridden
 from dqmq_tf.graph.rebuild import copy_model, rebuild
 from dqmq_tf.graph.splitting import Part, has_masks, makes_mask
 from dqmq_tf.graph.symbolic_calls import (
@@ -28,8 +29,6 @@ from dqmq_tf.graph.symbolic_calls import (
     tensors_of,
     without_training,
 )
-
-_PACKAGES = ("keras", "tf_keras", "dqmq_tf", "tensorflow_model_optimization")
 
 
 @deep_graphs()
@@ -168,10 +167,7 @@ def _parts(
 
 def _may_unfold(layer: Any) -> bool:
     """Whether a layer has a `call` of the user's own, layers inside, and no mask or loss beside."""
-    if not isinstance(layer, keras.layers.Layer):
-        return False
-    owner = next(kind for kind in type(layer).__mro__ if "call" in vars(kind))
-    if owner.__module__.partition(".")[0] in _PACKAGES:
+    if not isinstance(layer, keras.layers.Layer) or not overridden(layer, ("call",)):
         return False
     inner = layers_inside(layer)[1:]
     return bool(inner) and layer.activity_regularizer is None and not any(map(makes_mask, inner))
