@@ -1,10 +1,13 @@
 """An activation that is computed together with the batch normalization in front of it."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from dqmq_tf.layers.graph_functions import one_node
 from dqmq_tf.layers.normalization import normalization_of
 from dqmq_tf.precision import KEEPS_PRECISION
 
@@ -15,8 +18,8 @@ _FUNCTIONS = (
     keras.activations.hard_sigmoid,
     keras.activations.tanh,
 )
-# The kernel of a sigmoid has integers from 0 to 255 of this step.
-_GATE_STEPS = 256.0
+# The kernel of a sigmoid has integers of 8 bits, with the step 1 / 256.
+_GATE_BITS, _LARGEST_GATE = 8, 255 / 256
 
 
 @keras.saving.register_keras_serializable(package="dqmq_tf")
@@ -47,10 +50,10 @@ class ChainedActivation(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         normalization = normalization_of(x)
-        function = _gated_silu if self.rounds_gate else self.layer.activation
         if normalization is not None:
+            function = _gated_silu if self.rounds_gate else self.layer.activation
             return normalization.then(function).output()
-        return function(x) if self.rounds_gate else self.layer(x)
+        return _silu_node(len(x.shape), x.dtype)(x) if self.rounds_gate else self.layer(x)
 
     def compute_output_spec(self, x: Any) -> keras.KerasTensor:
         return keras.KerasTensor(x.shape, dtype=x.dtype)
@@ -66,9 +69,15 @@ class ChainedActivation(keras.layers.Layer):
 
 def _gated_silu(x: tf.Tensor) -> tf.Tensor:
     """Returns `x * sigmoid(x)` with the sigmoid of int8 kernels, and the gradient of a silu."""
-    gate = tf.sigmoid(x)
-    rounded = tf.minimum(tf.round(gate * _GATE_STEPS), _GATE_STEPS - 1) / _GATE_STEPS
-    return x * (gate + tf.stop_gradient(rounded - gate))
+    gate = tf.cast(tf.sigmoid(x), tf.float32)
+    rounded = tf.quantization.fake_quant_with_min_max_args(gate, 0.0, _LARGEST_GATE, _GATE_BITS)
+    return x * tf.cast(rounded, x.dtype)
+
+
+@functools.cache
+def _silu_node(rank: int, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns `_gated_silu` as one node, whose gradient keeps the input alone."""
+    return one_node(_gated_silu, [tf.TensorSpec([None] * rank, dtype)])
 
 
 def is_chainable(layer: Any, dtype: str) -> bool:

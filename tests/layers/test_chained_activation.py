@@ -109,12 +109,30 @@ def test_the_gate_of_a_silu_is_rounded_as_int8_kernels_do():
         y, expected = layer(x), keras.ops.silu(x)
     gate = np.clip(np.round(256 * tf.sigmoid(x).numpy()), 0, 255) / 256
     np.testing.assert_array_equal(y, x * gate)
-    # The gradient is that of a silu, but for the rounding of the gate.
-    gradients = [tape.gradient(z, x) for z in (y, expected)]
+    # The gradient is that of a silu, but for the rounding of the gate, whose largest value is 255.
+    gradients = [tape.gradient(z, x).numpy() for z in (y, expected)]
+    is_clipped = tf.sigmoid(x).numpy() > 255 / 256
+    assert 0.01 < np.mean(is_clipped) < 0.2
+    gradients[1][is_clipped] = 255 / 256
     np.testing.assert_allclose(*gradients, atol=1 / 256 + 1e-5)
     assert np.abs(y - expected).max() > 0.005
     loaded = ChainedActivation.from_config(layer.get_config())
     np.testing.assert_array_equal(loaded(x), y)
+
+
+def test_the_gradient_of_a_rounded_silu_keeps_its_input_alone():
+    layer = ChainedActivation(keras.layers.Activation("silu", name="act"), rounds_gate=True)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 4])])
+    def run(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        return tape.gradient(y, x, output_gradients=x)
+
+    types = [op.type for op in needed_operations(run.get_concrete_function().graph)]
+    # One function of the input, which computes the sigmoid again. Nothing of the forward pass is kept.
+    assert len([t for t in types if "PartitionedCall" in t]) == 1 and "Sigmoid" not in types
 
 
 def test_only_plain_element_wise_activations_can_be_a_part_of_a_loop():
