@@ -65,10 +65,11 @@ def _kernel_and_gain(encoder: Any, inputs: np.ndarray) -> tuple[np.ndarray, np.n
     """
     scale = float(ops.convert_to_numpy(encoder.input_scale))
     shape = [n or -1 for n in quality_encoder.as_image_shape((None, *inputs.shape[1:]))[1:]]
-    images = np.asarray(inputs, "float32").reshape(-1, *shape)
+    # In float32, the sums of a convolution depend on the processor.
+    images = np.asarray(inputs, "float64").reshape(-1, *shape)
     taps = quality_encoder.pixel_taps(images.shape[-1])
     kernel = np.concatenate([ops.convert_to_numpy(encoder.kernel), taps], axis=-1) / scale
-    response = ops.conv(images, kernel.astype("float32"), strides=encoder.stride, padding="same")
+    response = ops.conv(images, kernel.astype("float64"), strides=encoder.stride, padding="same")
     response = np.abs(ops.convert_to_numpy(response)).reshape(-1, kernel.shape[-1])
     gain = np.percentile(response, _CLIPPED_PERCENT, axis=0)
     gain[encoder.filters :] = response[:, encoder.filters :].max()

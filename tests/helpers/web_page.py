@@ -83,9 +83,11 @@ def copy_with_runtime(folder: pathlib.Path) -> None:
     if packed.returncode:
         missing(f"npm cannot fetch LiteRT.js: {packed.stderr[-300:]}")
     names = {entry["name"]: entry["filename"] for entry in json.loads(packed.stdout)}
+    # Python before 3.11.4 has no filters.
+    safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     for name, package in PACKAGES.items():
         with tarfile.open(vendor / names[package]) as archive:
-            archive.extractall(vendor, filter="data")
+            archive.extractall(vendor, **safely)
         (vendor / "package").rename(vendor / name)
 
 
