@@ -68,7 +68,7 @@ class ChainedActivation(keras.layers.Layer):
 
 
 def _gated_silu(x: tf.Tensor) -> tf.Tensor:
-    """Returns `x * sigmoid(x)` with the sigmoid of int8 kernels, and the gradient of a silu."""
+    """Returns `x * sigmoid(x)` with the sigmoid of int8 kernels. Its rounding passes gradients."""
     gate = tf.cast(tf.sigmoid(x), tf.float32)
     rounded = tf.quantization.fake_quant_with_min_max_args(gate, 0.0, _LARGEST_GATE, _GATE_BITS)
     return x * tf.cast(rounded, x.dtype)

@@ -1,14 +1,16 @@
 """The numbers that the quality router takes from typical inputs."""
 
-import types
-
 import numpy as np
 
 from dqmq_tf.export.quality_router import _kernel_and_gain
+from dqmq_tf.policy.quality_encoder import QualityEncoder
 
 
 def gains(images, kernel):
-    encoder = types.SimpleNamespace(kernel=kernel, input_scale=60.0, stride=2, filters=6)
+    encoder = QualityEncoder(filters=6, stride=2)
+    encoder.build(images.shape)
+    encoder.kernel.assign(kernel)
+    encoder.input_scale.assign(60.0)
     return _kernel_and_gain(encoder, images)[1]
 
 
