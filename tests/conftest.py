@@ -8,6 +8,8 @@ import random
 # TensorFlow uses oneDNN by default on some processors only. With it on all, tests see the same kernels
 # and the same rounding everywhere. It has to be known before TensorFlow is imported.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# Tests run in several processes. With a thread in each, they do not wait for one another.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -63,9 +63,7 @@ def test_published_methods_use_moving_averages_as_batch_statistics(bench, ablati
     assert bool(trained._parts.norms) == averaged
 
 
-@pytest.mark.parametrize(
-    ("method", "ablation"), [("lsq", None), ("hawq", None), ("hawq", results.SAME_TRAINING)]
-)
+@pytest.mark.parametrize(("method", "ablation"), [("lsq", None), ("hawq", results.SAME_TRAINING)])
 def test_files_are_scored_in_litert(bench, method, ablation):
     record = executed(bench, method, kind="download_bytes", budget=6_500, ablation=ablation)
     assert record["download_bytes"] <= 6_500

@@ -1,4 +1,7 @@
-"""Weights of 2 to 8 bits of every layer type with a kernel, in the files of every target."""
+"""Weights of 2 to 8 bits of every layer type with a kernel, in the files of every target.
+
+Every type has every bit-width in a file of `android` or `ethos_u`, and in one of the two others.
+"""
 
 import keras
 import numpy as np
@@ -13,8 +16,8 @@ TARGETS = ("android", "android_small", "microcontroller", "ethos_u")
 BITS = tuple(range(2, 9))
 
 
-# Layers with a kernel, by the shape of a network's input. For each type, the network has a chain of
-# seven layers, one of each bit-width, and an output of its own.
+# Layers with a kernel, by the shape of a network's input. Each pair of types becomes a chain of seven
+# layers, one of each bit-width, in which the types take turns.
 KERNELS = {
     "signals": (
         SIGNAL,
@@ -46,17 +49,18 @@ KERNELS = {
 }
 
 
-def kernels(shape, types):
-    """A network with layers of each type and bit-width, and their bits by name."""
+def kernels(shape, types, turn):
+    """A network with layers of each type, and their bits by name."""
     inputs, outputs, bits = keras.Input(shape, name="entry"), [], {}
-    for kind, layer in types.items():
+    kinds = list(types)
+    for first in range(0, len(kinds), 2):
         x = inputs
         for width in BITS:
-            x = layer(f"{kind}_b{width}")(x)
-            bits[f"{kind}_b{width}.*"] = width
-        outputs.append(layers.Dense(3, name=f"{kind}_head")(layers.Flatten()(x)))
-        bits[f"{kind}_head"] = 8
-    return keras.Model(inputs, outputs), bits
+            name = f"{kinds[first + (width + turn) % 2]}_b{width}"
+            x = types[name.split("_")[0]](name)(x)
+            bits[f"{name}.*"] = width
+        outputs.append(layers.Dense(3, name=f"head{first}")(layers.Flatten()(x)))
+    return keras.Model(inputs, outputs), bits | {"head.*": 8}
 
 
 def embeddings():
@@ -83,7 +87,7 @@ def attentions():
 def test_integers_and_scales_of_every_bit_width(kind, target, tmp_path):
     keras.utils.set_random_seed(2)
     if kind in KERNELS:
-        model, bits = kernels(*KERNELS[kind])
+        model, bits = kernels(*KERNELS[kind], turn=TARGETS.index(target) // 2)
     else:
         model, bits = {"Embedding": embeddings, "MultiHeadAttention": attentions}[kind]()
     data = samples(model)

@@ -20,6 +20,7 @@ def parses(monkeypatch):
     return counted
 
 
+@pytest.mark.parametrize("every_bit_width", ["android", "microcontroller"], indirect=True)
 def test_a_conversion_parses_the_float_file_and_the_quantized_file_only(
     every_bit_width, parses, tmp_path
 ):

@@ -42,8 +42,9 @@ def test_weights_of_an_activation_are_no_kernels_of_its_layer(layer, tmp_path):
     assert report.verification.largest_quanta <= 2.01
 
 
-@pytest.mark.parametrize("kind", [layers.Add, layers.Multiply])
-@pytest.mark.parametrize("target", ["android", "microcontroller"])
+@pytest.mark.parametrize(
+    "kind, target", [(layers.Add, "android"), (layers.Multiply, "microcontroller")]
+)
 def test_sums_and_products_of_several_tensors_are_converted(kind, target, tmp_path):
     inputs = keras.Input((4, 6))
     few, many = kind(name="few"), kind(name="many")

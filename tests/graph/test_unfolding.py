@@ -86,8 +86,7 @@ def quantized_paths(qmodel):
     return [point.path for point in qmodel._parts.costs.weights]
 
 
-@pytest.mark.parametrize("target", ["android", "microcontroller"])
-@pytest.mark.parametrize("make", [network, subclassed])
+@pytest.mark.parametrize("make, target", [(network, "android"), (subclassed, "microcontroller")])
 def test_blocks_run_on_integer_kernels(make, target, tmp_path):
     model = make()
     before = [(x.name, len(x._inbound_nodes)) for x in model._flatten_layers()]
@@ -107,9 +106,8 @@ def test_blocks_run_on_integer_kernels(make, target, tmp_path):
     assert not report.float_layers and report.verification.different_numbers == 0
 
 
-@pytest.mark.parametrize("make", [network, subclassed])
-def test_blocks_train_as_classes_do_and_are_saved_without_them(make, tmp_path):
-    model = make()
+def test_blocks_train_as_classes_do_and_are_saved_without_them(tmp_path):
+    model = subclassed()
     data = np.random.default_rng(0).uniform(-1, 1, (32, 8, 8, 3)).astype("float32")
     qmodel = dqmq_tf.quantize_model(model)
     body = qmodel._parts.body

@@ -10,8 +10,9 @@ import dqmq_tf
 from dqmq_tf.training.bit_history import mean_bits
 
 
-@pytest.mark.parametrize("target", ["android", "simulation"])
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy, target", [("mixed_bfloat16", "simulation"), ("mixed_float16", "android")]
+)
 def test_bits_can_be_looked_at(policy, target):
     keras.config.set_dtype_policy(policy)
     try:

@@ -7,7 +7,7 @@ a file that runs by index. The seeds are those of small models that take seconds
 import pytest
 import random_examples
 
-SEEDS = (4, 6, 12, 24, 46, 73, 79, 96, 102, 104, 157, 164)
+SEEDS = (6, 12, 73, 102, 157, 164)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

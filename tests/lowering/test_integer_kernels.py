@@ -22,17 +22,22 @@ def kernel(model, name):
     return entered, left
 
 
-@pytest.mark.parametrize("io_dtype", ["float32", "int8"])
 @pytest.mark.parametrize(
-    "around",
+    "io_dtype, around",
     [
-        lambda leaky: (conv(), leaky, conv()),
-        lambda leaky: (conv(), leaky),
-        lambda leaky: (leaky, conv()),
-        lambda leaky: (conv(), layers.Activation("elu"), leaky, layers.Activation("elu"), conv()),
+        ("float32", lambda leaky: (conv(), leaky, conv())),
+        ("float32", lambda leaky: (conv(), leaky)),
+        ("int8", lambda leaky: (conv(), leaky)),
+        ("int8", lambda leaky: (leaky, conv())),
+        (
+            "int8",
+            lambda leaky: (
+                conv(), layers.Activation("elu"), leaky, layers.Activation("elu"), conv()
+            ),
+        ),
     ],
-    ids=["amid", "last", "first", "between floats"],
-)
+    ids=["amid", "last", "last of integers", "first", "between floats"],
+)  # fmt: skip
 def test_leaky_relu_is_an_integer_kernel(around, io_dtype, tmp_path):
     qmodel = frozen((6, 6, 3), *around(layers.LeakyReLU(0.2)))
     model, report = written(qmodel, tmp_path, io_dtype=io_dtype)

@@ -149,7 +149,7 @@ def step(qmodel, variables):
 
 @pytest.mark.parametrize(
     ("target", "quality_aware"),
-    [("android", True), ("simulation", True), ("simulation", False), ("microcontroller", True)],
+    [("android", True), ("simulation", True), ("simulation", False)],
 )
 def test_one_graph_does_what_a_graph_for_each_phase_does(target, quality_aware, monkeypatch):
     qmodel = quantized(target, quality_aware=quality_aware)
