@@ -20,6 +20,8 @@ FUSED_ACTIVATIONS = (
     keras.activations.relu,
     keras.activations.relu6,
 )
+# Layers of which each output depends on the last axis alone.
+_ON_THE_LAST_AXIS = (keras.layers.Dense, keras.layers.Activation, keras.layers.ReLU)
 
 
 def splits_activation(layer: Any) -> bool:
@@ -175,6 +177,51 @@ class SplitGroups:
             if self.depthwise.use_bias:
                 self.depthwise.bias.assign(self._whole.bias)
             self._whole = None
+        return outputs
+
+
+def is_same_for_all_steps(layer: Any) -> bool:
+    """Whether a `TimeDistributed` layer computes what a layer computes for all steps at once."""
+    if type(layer) is not keras.layers.TimeDistributed:
+        return False
+    return type(layer.layer) in (*_ON_THE_LAST_AXIS, keras.layers.Flatten, keras.layers.Reshape)
+
+
+class SplitSteps:
+    """A layer that is called for each time step as one for all steps, of the name of the wrapper.
+
+    Args:
+        layer: The wrapper (see `is_same_for_all_steps`).
+        name_part: `name_part(part)` returns the name of a part.
+    """
+
+    def __init__(self, layer: Any, name_part: Callable[[str], str]) -> None:
+        inner = layer.layer
+        self._whole: Any = layer
+        self._reshapes = not isinstance(inner, _ON_THE_LAST_AXIS)
+        self._call: Any = None
+        self.kernels: dict[str, dict[str, str]] = {}
+        if not self._reshapes:
+            self._call = part = clone_layer(inner, name=layer.name)
+            part.trainable = layer.trainable and inner.trainable
+            # Keras does not penalize what the inner layer puts out.
+            part.activity_regularizer = layer.activity_regularizer
+            if splits_activation(part):
+                self._call = SplitActivation(part, name_part)
+                self.kernels = self._call.kernels
+
+    def __call__(self, x: Any, training: bool | None = None, mask: None = None) -> Any:
+        if self._whole is None:
+            return self._call(x)
+        if self._reshapes:
+            shape = self._whole.compute_output_shape(x.shape)[1:]
+            shape = [-1 if size is None else size for size in shape]
+            self._call = keras.layers.Reshape(shape, name=self._whole.name, dtype=x.dtype)
+        outputs = self._call(x)
+        if not self._reshapes:
+            part = self._call.layer if self.kernels else self._call
+            copy_state(self._whole.layer, part)
+        self._whole = None
         return outputs
 
 

@@ -24,7 +24,9 @@ from dqmq_tf.graph.composites import (
     SplitMerge,
     SplitParts,
     SplitSeparable,
+    SplitSteps,
     is_depthwise,
+    is_same_for_all_steps,
     splits_activation,
 )
 from dqmq_tf.graph.from_keras import trace_nested
@@ -33,7 +35,13 @@ from dqmq_tf.graph.plain_classes import plain_class
 from dqmq_tf.graph.rebuild import copy_model, rebuild
 
 _Splitter = (
-    SplitActivation | SplitGroups | SplitSeparable | SplitMerge | SplitAttention | SplitParts
+    SplitActivation
+    | SplitAttention
+    | SplitGroups
+    | SplitMerge
+    | SplitParts
+    | SplitSeparable
+    | SplitSteps
 )
 _SPLIT_LAYER_BITS = 8
 # Arguments of attention that change what is computed.
@@ -77,6 +85,8 @@ def split_layers(
       it has one. With masks it is not split.
     - A convolution with as many groups as its input has channels becomes a depthwise convolution of
       its name.
+    - `TimeDistributed` of a `Dense`, `Activation`, `ReLU`, `Flatten` or `Reshape` layer, without masks,
+      becomes such a layer for all steps at once, of its name.
     - `Add` or `Multiply` of more than two tensors becomes `<name>_1` of the first two, and so on. The
       last of these layers keeps the name.
     - `dqmq_tf.layers.Exposure` becomes its parts, all at 8 bits.
@@ -85,8 +95,8 @@ def split_layers(
 
     Args:
         model: A built Sequential or functional model. It is not changed.
-        splits_all: Whether sums and products are split, and convolutions in groups made depthwise.
-            They are not in models that were saved by an earlier version.
+        splits_all: Whether sums, products and `TimeDistributed` are split, and convolutions in groups
+            made depthwise. They are not in models that were saved by an earlier version.
 
     Returns:
         The copy, and `{path: (Part, ...)}` of the layers that were split, by their path in
@@ -221,6 +231,8 @@ def _splitters(graph: Graph, splits_all: bool) -> dict[int, _Splitter]:
             continue
         if kind is SplitAttention and (is_masked or not all(map(_attends_plainly, layer_calls))):
             continue
+        if kind is SplitSteps and (is_masked or not _are_same_steps(inlined, layer_calls)):
+            continue
         scopes = [names[n.path[: len(n.path) - len(layer.name)]] for n in layer_calls]
         name_part = functools.partial(_part_name, layer, scopes)
         sizes: list[Any] = []
@@ -245,6 +257,8 @@ def _splitter_of(layer: Any, splits_all: bool) -> Callable[..., _Splitter] | Non
         return SplitMerge
     if splits_all and is_depthwise(layer):
         return SplitGroups
+    if splits_all and is_same_for_all_steps(layer):
+        return SplitSteps
     if type(layer) is keras.layers.MultiHeadAttention:
         return SplitAttention
     return SplitActivation if splits_activation(layer) else None
@@ -273,6 +287,14 @@ def _call_arguments(node: Node) -> dict[str, Any]:
     """Returns `{argument: value}` of a call, with the ids of tensors."""
     args, kwargs = node.arguments({tensor: tensor for tensor in node.inputs})
     return inspect.signature(node.layer.call).bind(*args, **kwargs).arguments
+
+
+def _are_same_steps(graph: Graph, nodes: Iterable[Node]) -> bool:
+    """Whether calls of `TimeDistributed` have no mask, and steps of one known shape."""
+    calls = [_call_arguments(node) for node in nodes]
+    shapes = {tuple(graph.shapes[call["inputs"]]) for call in calls}
+    is_known = len(shapes) == 1 and None not in next(iter(shapes))[2:]
+    return is_known and all(call.get("mask") is None for call in calls)
 
 
 def _attends_plainly(node: Node) -> bool:

@@ -110,3 +110,46 @@ def test_a_regularizer_of_the_users_own_gets_the_kernel_in_groups_as_it_is():
     model = keras.Sequential([keras.Input((8, 6)), conv])
     body, _ = split_layers(model)
     np.testing.assert_allclose(sum(body.losses), sum(model.losses), rtol=1e-6)
+
+
+def test_layers_for_each_step_run_on_integer_kernels(tmp_path):
+    inputs = keras.Input((6, 4, 2))
+    wrap = layers.TimeDistributed
+    x = wrap(layers.Flatten(), name="flat")(inputs)
+    dense = layers.Dense(6, activation="tanh", kernel_regularizer="l2", name="inner")
+    x = wrap(dense, name="dense")(x)
+    x = wrap(layers.Activation("relu"), name="relu")(wrap(layers.Reshape((3, 2)), name="two")(x))
+    frozen = wrap(layers.Dense(3), name="frozen")
+    outputs = layers.Dense(2)(layers.Flatten()(frozen(x)))
+    frozen.trainable = False
+    kept = wrap(layers.LayerNormalization(), name="kept")(inputs)
+    model = shaken(keras.Model(inputs, [outputs, kept]))
+    body, parts = split_layers(model)
+    kinds = {layer.name: type(layer).__name__ for layer in body.layers}
+    names = ("flat", "dense", "two", "relu", "frozen", "kept")
+    assert [kinds[name] for name in names] == [
+        "Reshape", "Dense", "Reshape", "Activation", "Dense", "TimeDistributed"
+    ]  # fmt: skip
+    assert [part.path for part in parts["dense"]] == ["dense_activation"] and len(parts) == 1
+    assert len(body.trainable_weights) == len(model.trainable_weights)
+    for found, expected in zip(
+        body.predict(images(model), verbose=0), model.predict(images(model), verbose=0)
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(sum(body.losses), sum(model.losses), rtol=1e-6)
+    assert type(split_layers(model, splits_all=False)[0].get_layer("relu")) is wrap
+    qmodel = freeze(model)
+    report = export.convert(qmodel, tmp_path / "model.tflite", data=images(qmodel))
+    assert set(report.float_layers) == {"kept"} and report.verification.different_numbers == 0
+
+
+def test_steps_that_differ_or_have_a_mask_are_not_computed_at_once():
+    words = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(7, 3, mask_zero=True)(words)
+    masked = keras.Model(words, layers.TimeDistributed(layers.Dense(2), name="it")(x))
+    flat = layers.TimeDistributed(layers.Flatten(), name="it")
+    one, two = keras.Input((4, 2, 3)), keras.Input((3, 2, 3))
+    several = keras.Model([one, two], [flat(one), flat(two)])
+    for model in (masked, several):
+        body, parts = split_layers(model)
+        assert type(body.get_layer("it")) is layers.TimeDistributed and not parts
