@@ -22,6 +22,7 @@ FUSED_ACTIVATIONS = (
 )
 # Layers of which each output depends on the last axis alone.
 _ON_THE_LAST_AXIS = (keras.layers.Dense, keras.layers.Activation, keras.layers.ReLU)
+_RESHAPING = (keras.layers.Flatten, keras.layers.Reshape)
 
 
 def splits_activation(layer: Any) -> bool:
@@ -184,7 +185,11 @@ def is_same_for_all_steps(layer: Any) -> bool:
     """Whether a `TimeDistributed` layer computes what a layer computes for all steps at once."""
     if type(layer) is not keras.layers.TimeDistributed:
         return False
-    return type(layer.layer) in (*_ON_THE_LAST_AXIS, keras.layers.Flatten, keras.layers.Reshape)
+    # For a function of the user's own, the first axis may be that of the features.
+    activation = getattr(layer.layer, "activation", keras.activations.linear)
+    is_known = inspect.isfunction(activation) and is_from_keras(activation)
+    is_known = is_known and getattr(layer.layer, "data_format", None) != "channels_first"
+    return is_known and type(layer.layer) in (*_ON_THE_LAST_AXIS, *_RESHAPING)
 
 
 class SplitSteps:
@@ -198,31 +203,26 @@ class SplitSteps:
     def __init__(self, layer: Any, name_part: Callable[[str], str]) -> None:
         inner = layer.layer
         self._whole: Any = layer
-        self._reshapes = not isinstance(inner, _ON_THE_LAST_AXIS)
-        self._call: Any = None
+        self._part: Any = None
         self.kernels: dict[str, dict[str, str]] = {}
-        if not self._reshapes:
-            self._call = part = clone_layer(inner, name=layer.name)
-            part.trainable = layer.trainable and inner.trainable
-            # Keras does not penalize what the inner layer puts out.
-            part.activity_regularizer = layer.activity_regularizer
-            if splits_activation(part):
-                self._call = SplitActivation(part, name_part)
-                self.kernels = self._call.kernels
+        if isinstance(inner, _RESHAPING):
+            return
+        part = clone_layer(inner, name=layer.name)
+        copy_state(inner, part)
+        part.trainable = layer.trainable and inner.trainable
+        # Keras does not penalize what the inner layer puts out.
+        part.activity_regularizer = layer.activity_regularizer
+        self._part = part
+        if splits_activation(part):
+            self._part = SplitActivation(part, name_part)
+            self.kernels = self._part.kernels
 
     def __call__(self, x: Any, training: bool | None = None, mask: None = None) -> Any:
-        if self._whole is None:
-            return self._call(x)
-        if self._reshapes:
-            shape = self._whole.compute_output_shape(x.shape)[1:]
-            shape = [-1 if size is None else size for size in shape]
-            self._call = keras.layers.Reshape(shape, name=self._whole.name, dtype=x.dtype)
-        outputs = self._call(x)
-        if not self._reshapes:
-            part = self._call.layer if self.kernels else self._call
-            copy_state(self._whole.layer, part)
-        self._whole = None
-        return outputs
+        if self._part is None:
+            steps, *shape = self._whole.compute_output_shape(x.shape)[1:]
+            shape = [-1 if steps is None else steps, *shape]
+            self._part = keras.layers.Reshape(shape, name=self._whole.name, dtype=x.dtype)
+        return self._part(x)
 
 
 class SplitSeparable:

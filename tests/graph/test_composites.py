@@ -143,13 +143,21 @@ def test_layers_for_each_step_run_on_integer_kernels(tmp_path):
     assert set(report.float_layers) == {"kept"} and report.verification.different_numbers == 0
 
 
-def test_steps_that_differ_or_have_a_mask_are_not_computed_at_once():
+def test_steps_that_differ_or_have_a_mask_or_axes_of_their_own_are_not_computed_at_once():
     words = keras.Input((5,), dtype="int32")
     x = layers.Embedding(7, 3, mask_zero=True)(words)
     masked = keras.Model(words, layers.TimeDistributed(layers.Dense(2), name="it")(x))
     flat = layers.TimeDistributed(layers.Flatten(), name="it")
     one, two = keras.Input((4, 2, 3)), keras.Input((3, 2, 3))
     several = keras.Model([one, two], [flat(one), flat(two)])
-    for model in (masked, several):
+    # The first axis behind that of the samples is the features' in a step, and that of the steps else.
+    functions = (lambda x: keras.ops.softmax(x, axis=1), prelu())
+    own = [
+        keras.Sequential([one, layers.TimeDistributed(layers.Dense(3, activation=f), name="it")])
+        for f in functions
+    ]
+    flat = layers.TimeDistributed(layers.Flatten(data_format="channels_first"), name="it")
+    own.append(keras.Sequential([one, flat]))
+    for model in (masked, several, *own):
         body, parts = split_layers(model)
         assert type(body.get_layer("it")) is layers.TimeDistributed and not parts
