@@ -126,7 +126,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             _check_quantize(arguments)
         except argparse.ArgumentTypeError as error:
             quantize.error(str(error))
+    _check_json(arguments, parser)
     return arguments
+
+
+def _check_json(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Ends with an error if the report would overwrite another file of the command."""
+    if arguments.json in (None, "-"):
+        return
+    report = pathlib.Path(arguments.json).resolve()
+    for name, path in vars(arguments).items():
+        if isinstance(path, pathlib.Path) and path.resolve() == report:
+            parser.error(f"argument --json: it would overwrite {path} ({name}): give another FILE")
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:

@@ -16,10 +16,12 @@ from dqmq_tf import export, quality
 from dqmq_tf.command_line import image_data
 from dqmq_tf.command_line.loading import loaded
 from dqmq_tf.config import BUDGET_KINDS, Budget, DQMQConfig
+from dqmq_tf.export.artifacts import check_artifacts
 from dqmq_tf.graph.resizing import with_input_shapes
 from dqmq_tf.model import DQMQModel
 from dqmq_tf.quantize import quantize_model
 from dqmq_tf.report.summary import Summary, summary
+from dqmq_tf.targets import TARGETS
 from dqmq_tf.terminal import Lines, as_json
 from dqmq_tf.training.callbacks import ProgressLine
 from dqmq_tf.training.exposure_trial import try_exposure
@@ -79,6 +81,7 @@ def quantize(arguments: argparse.Namespace) -> QuantizeReport:
         ValueError: If model and data do not fit each other, or if an image cannot be read.
         DQMQError: If the model cannot be converted, or if the file fails a check.
     """
+    check_artifacts(arguments.artifacts, arguments.output, TARGETS[arguments.target])
     # Keras prints its progress to standard output, which is for the report.
     with contextlib.redirect_stdout(sys.stderr):
         model = _load_float_model(arguments.model)

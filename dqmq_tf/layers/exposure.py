@@ -90,11 +90,15 @@ class Exposure(SplitLayer):
         low, high = map(float, value_range)
         if not 0 <= strength <= 1:
             raise ValueError(f"Exposure got strength={strength}: give a number from 0 to 1.")
-        if not low < high:
-            raise ValueError(f"Exposure got value_range={value_range}: give black below white.")
-        if knots < 2:
-            raise ValueError(f"Exposure got knots={knots}: give at least 2.")
-        if spread is not None and not spread > 0:
+        if not -np.inf < low < high < np.inf:
+            raise ValueError(
+                f"Exposure got value_range={value_range}: give finite numbers, black below white."
+            )
+        if knots < 2 or knots != int(knots):
+            raise ValueError(f"Exposure got knots={knots}: give a whole number, at least 2.")
+        if level is not None and not np.isfinite(level):
+            raise ValueError(f"Exposure got level={level}: give a finite number.")
+        if spread is not None and not 0 < spread < np.inf:
             raise ValueError(f"Exposure got spread={spread}: give a positive number.")
         self.strength, self.value_range, self.knots = float(strength), (low, high), int(knots)
         self.level = low + _LEVEL * (high - low) if level is None else float(level)
@@ -236,6 +240,10 @@ class Exposure(SplitLayer):
         """Refuses images that black and white do not suit."""
         low, high = self.value_range
         margin = _OVERSHOOT * (high - low)
+        if np.isnan(images).any():
+            raise ValueError(
+                f"Exposure {self.name!r} cannot adapt to images with NaN. Leave them out."
+            )
         if images.size and (images.min() < low - margin or images.max() > high + margin):
             raise ValueError(
                 f"Exposure {self.name!r} has value_range=({low:g}, {high:g}), the values of black and "

@@ -147,6 +147,11 @@ def try_exposure(
     held_back: list[_Batch] = []
     if validation_data is not None:
         held_back.extend(_labeled(validation_data, model, "validation_data"))
+        if _count(held_back) < _LEAST_SAMPLES:
+            raise ValueError(
+                f"Exposure cannot be tried on validation_data of {_count(held_back)} samples: give at "
+                f"least {_LEAST_SAMPLES}."
+            )
     hold_every = 0 if validation_data is not None else _HOLD_EVERY
     batches = itertools.islice(_to_train_on(first, stream, held_back, hold_every), steps)
     done = 0

@@ -163,6 +163,9 @@ def test_wrong_use_is_named_before_any_training(place, tmp_path, capsys):
         ((model, output, data, "--download_bytes=0"), "is not above 0"),
         ((model, output, data, "--target=simulation"), "--target: invalid choice"),
         ((model, output, data, f"--save={model}"), "would overwrite"),
+        ((model, output, data, f"--json={model}"), "--json: it would overwrite"),
+        ((model, output, data, f"--json={output}"), "--json: it would overwrite"),
+        ((model, output, data, f"--json={output.with_suffix('.keras')}"), "--json: it would"),
         ((model, output, data, "--value_range=1,0"), "lower number first"),
         ((model, output, data, "--data_dir=."), "--data_dir is for"),
         ((model, output, f"--data={tmp_path / 'empty'}"), "has no subfolders"),
@@ -173,6 +176,15 @@ def test_wrong_use_is_named_before_any_training(place, tmp_path, capsys):
         assert call("quantize", *words) == commands.WRONG_USE, words
         assert message in capsys.readouterr().err
     assert not output.exists() and not output.with_suffix(".keras").exists()
+
+
+def test_an_artifact_that_the_target_does_not_have_is_refused_before_any_training(
+    place, tmp_path, capsys
+):
+    words = (place / "float.keras", tmp_path / "x.tflite", f"--data={place / 'images'}")
+    assert call("quantize", *words, "--artifacts=c_array") == commands.FAILED
+    assert "'android' is not for" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_that_cannot_be_written_are_named_before_any_training(

@@ -180,7 +180,10 @@ def test_a_saved_model_is_the_same(tmp_path):
     [
         ({"strength": 1.5}, "strength=1.5"),
         ({"value_range": (1, 1)}, "value_range"),
+        ({"value_range": (0, np.inf)}, "value_range"),
+        ({"level": np.nan}, "level=nan"),
         ({"knots": 1}, "knots=1"),
+        ({"knots": 2.7}, "knots=2.7"),
         ({"spread": 0.0}, "spread=0.0"),
     ],
 )
@@ -198,5 +201,7 @@ def test_what_is_no_image_is_refused():
         Exposure().adapt(np.ones((2, 8, 8)))
     with pytest.raises(ValueError, match=r"range=\(0, 1\), .* from 20 to 240. Give it their range"):
         Exposure(value_range=(0, 1)).adapt(np.linspace(20, 240, 192).reshape(1, 8, 8, 3))
+    with pytest.raises(ValueError, match="images with NaN"):
+        Exposure().adapt(np.full((2, 8, 8, 3), np.nan))
     with pytest.raises(ValueError, match="without contrast"):
         Exposure().adapt(np.ones((2, 8, 8, 3)))

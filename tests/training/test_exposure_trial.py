@@ -107,6 +107,13 @@ def test_batches_are_read_once_and_sample_weights_count(trained, night):
     assert (trial.steps, trial.samples) == (3, 32) and trial.loss > 0
 
 
+def test_too_few_samples_to_compare_are_refused_before_the_first_step(trained, night, monkeypatch):
+    monkeypatch.setattr(keras.Model, "train_on_batch", None)
+    few = tuple(array[:20] for array in night)
+    with pytest.raises(ValueError, match="validation_data of 20 samples: give at least 30"):
+        dqmq_tf.try_exposure(trained, night, few, steps=3)
+
+
 def test_more_data_than_are_kept_do_not_shorten_the_trial(trained, night):
     more = tuple(np.concatenate([array, array]) for array in night)
     assert len(more[0]) > exposure_trial._ADAPT_IMAGES
