@@ -267,7 +267,7 @@ def test_wrong_use(trained, night):
         dqmq_tf.try_exposure(uncompiled, night)
     with pytest.raises(ValueError, match="`data` has no labels"):
         dqmq_tf.try_exposure(trained, x)
-    with pytest.raises(ValueError, match="200 batches to train on and 8 samples to compare"):
+    with pytest.raises(ValueError, match="validation_data of 8 samples: give at least 30"):
         dqmq_tf.try_exposure(trained, (x[:40], y[:40]), (x[:8], y[:8]))
     behind = compiled(keras.Sequential([keras.Input(SHAPE), Exposure(), trained]))
     with pytest.raises(ValueError, match=r"float32 .16, 16, 1. and an Exposure"):
